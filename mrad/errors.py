@@ -1,0 +1,123 @@
+"""Every error that the project raises on purpose. `code` is stable: clients may match on it."""
+
+from __future__ import annotations
+
+
+class MRADError(Exception):
+    """Root of the tree. The message says what is wrong and what to do about it."""
+
+    code = "mrad_error"
+
+
+class ImageError(MRADError):
+    """An input that is not a usable image."""
+
+    code = "invalid_image"
+
+
+class ImageTooLargeError(ImageError):
+    """More pixels than the configured limit; refused before decoding."""
+
+    code = "image_too_large"
+
+
+class MaskError(MRADError):
+    """A mask that does not belong to its image or holds no usable region."""
+
+    code = "invalid_mask"
+
+
+class EncoderError(MRADError):
+    """An encoder that cannot be built or cannot compute both paths of the method."""
+
+    code = "encoder_error"
+
+
+class WeightsNotFoundError(EncoderError):
+    """Weights that are neither on disk nor reachable."""
+
+    code = "weights_not_found"
+
+
+class UnsupportedEncoderError(EncoderError):
+    """A tower for which the V-V path is not defined."""
+
+    code = "unsupported_encoder"
+
+
+class BankError(MRADError):
+    """A memory bank that cannot be read, written or used."""
+
+    code = "bank_error"
+
+
+class BankNotFoundError(BankError):
+    """No bank at that path."""
+
+    code = "bank_not_found"
+
+
+class BankCorruptError(BankError):
+    """A file of the bank is missing, truncated or fails its digest."""
+
+    code = "bank_corrupt"
+
+
+class BankVersionError(BankError):
+    """A bank written by a newer version than this reader knows."""
+
+    code = "bank_version"
+
+
+class EncoderMismatchError(BankError):
+    """The bank was built by another encoder; the message names both."""
+
+    code = "encoder_mismatch"
+
+
+class EmptyLevelError(BankError):
+    """The image or the patch level holds no key."""
+
+    code = "empty_level"
+
+
+class OneClassError(BankError):
+    """A level holds keys of one class only: every probability would be 0 or 1."""
+
+    code = "one_class_memory"
+
+
+class DimensionError(BankError):
+    """Keys or queries of the wrong width."""
+
+    code = "dimension_mismatch"
+
+
+class NonFiniteError(MRADError):
+    """NaN or infinity in features, keys or scores."""
+
+    code = "non_finite"
+
+
+class HeadError(MRADError):
+    """A head that is unknown or cannot be built."""
+
+    code = "head_error"
+
+
+class CheckpointError(HeadError):
+    """A head's checkpoint is missing an entry, has a wrong shape, or belongs to another encoder."""
+
+    code = "invalid_checkpoint"
+
+
+class DataError(MRADError):
+    """A dataset folder or manifest that cannot be understood."""
+
+    code = "invalid_data"
+
+
+class CalibrationError(MRADError):
+    """A threshold or probability was asked for that the bank does not hold or cannot give."""
+
+    code = "calibration_error"

@@ -1,0 +1,88 @@
+"""Files that are either whole or absent, also after a power cut."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def fsync_folder(path: Path) -> None:
+    """Make the folder's own entries (new names, renames) durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_file(path: Path) -> None:
+    """Make a file's content durable."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` so that readers see the old file or the new one, never a part."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary sibling of `path`; on success fsync everything and rename it to `path`.
+
+    Raises `FileExistsError` when `path` is a non-empty folder and `replace` is false. With
+    `replace` the old folder is moved aside first and removed once the new one stands; a crash
+    between the two renames leaves the old one beside it, under `.<name>.old-*`.
+    """
+    path = path.absolute()
+    if path.exists() and not replace and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} exists and is not empty")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.new-"))
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            fsync_folder(file) if file.is_dir() else fsync_file(file)
+        fsync_folder(temporary)
+        temporary.chmod(0o755)
+        _swap(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _swap(temporary: Path, path: Path) -> None:
+    aside: Path | None = None
+    if path.exists():
+        aside = path.with_name(f".{path.name}.old-{temporary.name.rsplit('-', 1)[-1]}")
+        path.rename(aside)
+    try:
+        temporary.rename(path)
+    except BaseException:
+        if aside is not None:
+            aside.rename(path)
+        raise
+    fsync_folder(path.parent)
+    if aside is not None:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's content, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

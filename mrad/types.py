@@ -1,0 +1,70 @@
+"""The nouns that travel between the parts: what goes in, what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+FloatArray = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
+ImageInput = Image.Image | npt.NDArray[np.generic] | bytes | str | Path
+Level = Literal["image", "patch"]
+
+NORMAL, ANOMALOUS = 0, 1
+"""Labels, everywhere (DESIGN, "Fixed now")."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled image for the memory.
+
+    `mask` marks the anomalous pixels (> 0), at the image's own size. An anomalous sample without
+    a mask feeds the image level only: nobody knows which of its patches are defective.
+    """
+
+    image: ImageInput
+    anomalous: bool
+    mask: ImageInput | None = None
+    source: str = ""
+    """Where the image came from, for people: a path relative to the dataset's root."""
+    object_name: str = ""
+    defect: str = ""
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One retrieved key: why the image was judged as it was."""
+
+    level: Level
+    similarity: float
+    label: int
+    entry_id: str
+    source: str
+    region: str
+    """`image`, `normal` or `anomalous`: what of the source image the key describes."""
+    defect: str = ""
+    query_cell: tuple[int, int] | None = None
+    """Row and column of the querying patch on the encoder's grid; None at image level."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The judgement of one image. Scores and map values are raw probabilities in [0, 1]."""
+
+    score: float
+    """Fused: (1 - fusion) * mean of the largest map values + fusion * class_score."""
+    class_score: float
+    """Image-level retrieval alone."""
+    top_score: float
+    """Mean of the largest 1 % of map pixels."""
+    size: tuple[int, int]
+    """Width, height of the input image, after EXIF orientation, pixels."""
+    anomaly_map: FloatArray | None = None
+    """float32 [height, width] at the size of the input image."""
+    evidence: tuple[Evidence, ...] = field(default=())
