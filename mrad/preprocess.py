@@ -49,10 +49,24 @@ def load_image(image: ImageInput, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image
             raise ImageError(f"{name} is not an image in a known format {FORMATS}") from error
         except FileNotFoundError as error:
             raise ImageError(f"{name}: no such file") from error
-        except (OSError, ValueError, SyntaxError, EOFError, OverflowError, TypeError, KeyError,
-                IndexError, AttributeError, NotImplementedError, RuntimeError,
-                ArithmeticError, MemoryError) as error:  # whatever a broken file makes codecs do
-            raise ImageError(f"{name} cannot be decoded: {error or type(error).__name__}") from error
+        except (
+            OSError,
+            ValueError,
+            SyntaxError,
+            EOFError,
+            OverflowError,
+            TypeError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            NotImplementedError,
+            RuntimeError,
+            ArithmeticError,
+            MemoryError,
+        ) as error:  # whatever a broken file makes codecs do
+            raise ImageError(
+                f"{name} cannot be decoded: {error or type(error).__name__}"
+            ) from error
 
 
 def _open(image: bytes | str | Path) -> Image.Image:
@@ -126,7 +140,13 @@ def load_mask(mask: ImageInput, size: tuple[int, int]) -> BoolArray:
             opened = mask if isinstance(mask, Image.Image) else _open(mask)
             _check_size(opened.size, DEFAULT_MAX_PIXELS, "the mask")
             array = np.asarray(opened if opened.mode != "P" else opened.convert("RGB"))
-        except (ImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except (
+            ImageError,
+            OSError,
+            ValueError,
+            SyntaxError,
+            Image.DecompressionBombError,
+        ) as error:
             name = mask if isinstance(mask, str | Path) else "the mask"
             raise MaskError(f"{name} cannot be read: {error}") from error
     if array.ndim == 3:

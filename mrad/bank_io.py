@@ -1,0 +1,259 @@
+"""A bank as a folder on disk (DESIGN.md, Interfaces): written whole, verified before it is parsed.
+
+bank.json         format version, encoder, dims, counts, calibration, digests of every other file
+image.faiss       flat inner-product index of the image keys
+patch.faiss       flat inner-product index of the patch keys
+entries.parquet   a row per key: level, label, entry, region, size, source, added when and by whom
+thumbnails.parquet   optional: entry_id, JPEG
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+
+from mrad.encoder import EncoderIdentity
+from mrad.errors import BankCorruptError, BankError, BankNotFoundError, BankVersionError
+from mrad.files import atomic_folder, atomic_write_bytes, sha256_file
+from mrad.memory import Entry, LevelMemory, MemoryBank
+
+FORMAT_VERSION = 1
+MANIFEST = "bank.json"
+LEVELS = ("image", "patch")
+ENTRIES = "entries.parquet"
+THUMBNAILS = "thumbnails.parquet"
+
+
+def save_bank(bank: MemoryBank, path: Path, *, replace: bool = False) -> MemoryBank:
+    """Write `bank` to the folder `path`; see `MemoryBank.save`."""
+    try:
+        with atomic_folder(path, replace=replace) as folder:
+            for name in LEVELS:
+                _write_index(getattr(bank, name), folder / f"{name}.faiss")
+            pq.write_table(_entries_table(bank), folder / ENTRIES, compression="zstd")
+            if bank.thumbnails:
+                pq.write_table(_thumbnails_table(bank), folder / THUMBNAILS)
+            manifest = json.dumps(_manifest(bank, folder), indent=1).encode()
+            (folder / MANIFEST).write_bytes(manifest)
+    except FileExistsError as error:
+        raise BankError(
+            f"{path} exists and is not empty; choose another place or replace it"
+        ) from error
+    return _with_digest(bank, manifest)
+
+
+def save_calibration(bank: MemoryBank, path: Path) -> MemoryBank:
+    """Rewrite only `bank.json` of the bank at `path` with this bank's calibration and metadata.
+
+    Raises `BankError` when the folder holds other keys than `bank`.
+    """
+    manifest = _read_manifest(path)
+    if bank.digest is None and len(bank.entries) != manifest["counts"]["entries"]:
+        raise BankError(f"{path} holds another memory than the one calibrated")
+    manifest |= {"calibration": bank.calibration, "metadata": bank.metadata}
+    data = json.dumps(manifest, indent=1).encode()
+    atomic_write_bytes(path / MANIFEST, data)
+    return _with_digest(bank, data)
+
+
+def _with_digest(bank: MemoryBank, manifest: bytes) -> MemoryBank:
+    return replace(bank, digest=hashlib.sha256(manifest).hexdigest())
+
+
+def _manifest(bank: MemoryBank, folder: Path) -> dict[str, Any]:
+    files = {
+        file.name: {"sha256": sha256_file(file), "bytes": file.stat().st_size}
+        for file in sorted(folder.iterdir())
+    }
+    return {
+        "format_version": FORMAT_VERSION,
+        "encoder": asdict(bank.identity),
+        "dims": {name: getattr(bank, name).dim for name in LEVELS},
+        "counts": {"entries": len(bank.entries), **{n: _counts(getattr(bank, n)) for n in LEVELS}},
+        "calibration": bank.calibration,
+        "metadata": bank.metadata,
+        "files": files,
+    }
+
+
+def _counts(level: LevelMemory) -> dict[str, int]:
+    anomalous = int(level.labels.sum())
+    return {"keys": len(level), "normal": len(level) - anomalous, "anomalous": anomalous}
+
+
+def _write_index(level: LevelMemory, path: Path) -> None:
+    index = faiss.IndexFlatIP(level.dim)
+    index.add(np.ascontiguousarray(level.keys, dtype=np.float32))
+    faiss.write_index(index, str(path))
+
+
+def _entries_table(bank: MemoryBank) -> pa.Table:
+    """A row per key; entries without a key (none today) would get a row of level ''."""
+    columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
+    keyed: set[int] = set()
+    for name in LEVELS:
+        level: LevelMemory = getattr(bank, name)
+        for row, label, region, size in zip(level.entry, level.labels, level.region, level.size):
+            keyed.add(int(row))
+            _append(columns, bank.entries[row], int(row), name, int(label), str(region), int(size))
+    for row in sorted(set(range(len(bank.entries))) - keyed):
+        _append(columns, bank.entries[row], row, "", bank.entries[row].label, "", 0)
+    return pa.table(columns, schema=_SCHEMA)
+
+
+_SCHEMA = pa.schema(
+    [
+        ("level", pa.string()),
+        ("label", pa.uint8()),
+        ("region", pa.string()),
+        ("size", pa.int32()),
+        ("row", pa.int64()),
+        ("entry_id", pa.string()),
+        ("entry_label", pa.uint8()),
+        ("source", pa.string()),
+        ("object_name", pa.string()),
+        ("defect", pa.string()),
+        ("tags", pa.list_(pa.string())),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("added_at", pa.string()),
+        ("added_by", pa.string()),
+    ]
+)
+
+
+def _append(
+    columns: dict[str, list[Any]],
+    entry: Entry,
+    row: int,
+    level: str,
+    label: int,
+    region: str,
+    size: int,
+) -> None:
+    values = asdict(entry) | {"entry_label": entry.label, "tags": list(entry.tags)}
+    values |= {"level": level, "label": label, "region": region, "size": size, "row": row}
+    for name, column in columns.items():
+        column.append(values[name])
+
+
+def _thumbnails_table(bank: MemoryBank) -> pa.Table:
+    ids = list(bank.thumbnails)
+    return pa.table({"entry_id": ids, "jpeg": [bank.thumbnails[key] for key in ids]})
+
+
+def load_bank(path: Path, *, verify: bool = True) -> MemoryBank:
+    """Read the folder `path`; see `MemoryBank.load`."""
+    manifest = _read_manifest(path)
+    files = manifest["files"]
+    for name in (*(f"{level}.faiss" for level in LEVELS), ENTRIES):
+        if name not in files:
+            raise BankCorruptError(f"{path / MANIFEST} does not list {name}; restore the bank")
+    for name, facts in files.items():
+        _verify(path, name, facts, digest=verify)
+    try:
+        return _parse(path, manifest)
+    except (KeyError, TypeError, ValueError, RuntimeError, pa.ArrowException) as error:
+        raise BankCorruptError(f"{path} cannot be parsed: {error!r}; restore the bank") from error
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if not (path / MANIFEST).is_file():
+        hint = "half-written or not a bank" if path.is_dir() else "no such folder"
+        raise BankNotFoundError(f"no bank at {path} ({hint}: {MANIFEST} is missing)")
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        version = int(manifest["format_version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BankCorruptError(f"{path / MANIFEST} is not readable: {error!r}") from error
+    if version > FORMAT_VERSION:
+        raise BankVersionError(
+            f"{path} has format {version}, this release reads up to {FORMAT_VERSION}; upgrade mrad"
+        )
+    if not isinstance(manifest.get("files"), dict) or not isinstance(manifest.get("encoder"), dict):
+        raise BankCorruptError(f"{path / MANIFEST} lacks its files or its encoder")
+    return dict(manifest)
+
+
+def _verify(path: Path, name: str, facts: dict[str, Any], *, digest: bool) -> None:
+    file = path / name
+    if Path(name).name != name or not file.is_file():
+        raise BankCorruptError(f"{file} is missing; restore the bank from a copy")
+    if file.stat().st_size != facts["bytes"]:
+        raise BankCorruptError(
+            f"{file} has {file.stat().st_size} bytes, {facts['bytes']} were written"
+        )
+    if digest and sha256_file(file) != facts["sha256"]:
+        raise BankCorruptError(f"{file} fails its SHA-256; restore the bank from a copy")
+
+
+def _parse(path: Path, manifest: dict[str, Any]) -> MemoryBank:
+    table = pq.read_table(path / ENTRIES, schema=_SCHEMA)
+    thumbnails: dict[str, bytes] = {}
+    if THUMBNAILS in manifest["files"]:
+        jpegs = pq.read_table(path / THUMBNAILS)
+        thumbnails = dict(zip(jpegs["entry_id"].to_pylist(), jpegs["jpeg"].to_pylist()))
+    image, patch = (_read_level(path, name, table, manifest["dims"][name]) for name in LEVELS)
+    return MemoryBank(
+        identity=EncoderIdentity(**manifest["encoder"]),
+        entries=_read_entries(table),
+        image=image,
+        patch=patch,
+        metadata=manifest.get("metadata") or {},
+        calibration=manifest.get("calibration"),
+        thumbnails=thumbnails,
+        digest=hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest(),
+    )
+
+
+def _read_entries(table: pa.Table) -> tuple[Entry, ...]:
+    rows, first = np.unique(table["row"].to_numpy(), return_index=True)
+    if not np.array_equal(rows, np.arange(len(rows))):
+        raise ValueError(f"{ENTRIES} has gaps in its rows")
+    picked = table.take(pa.array(first)).to_pylist()
+    return tuple(
+        Entry(
+            label=row["entry_label"],
+            tags=tuple(row["tags"]),
+            **{name: row[name] for name in _PLAIN},
+        )
+        for row in picked
+    )
+
+
+_PLAIN = (
+    "entry_id",
+    "source",
+    "object_name",
+    "defect",
+    "width",
+    "height",
+    "added_at",
+    "added_by",
+)
+
+
+def _read_level(path: Path, name: str, table: pa.Table, dim: int) -> LevelMemory:
+    index = faiss.read_index(str(path / f"{name}.faiss"))
+    rows = table.filter(pa.compute.equal(table["level"], name))
+    if index.d != dim or index.ntotal != len(rows):
+        raise ValueError(
+            f"{name}.faiss holds {index.ntotal} x {index.d}, listed {len(rows)} x {dim}"
+        )
+    keys = index.reconstruct_n(0, index.ntotal) if index.ntotal else np.empty((0, dim), np.float32)
+    return LevelMemory(
+        keys,
+        rows["label"].to_numpy().astype(np.uint8),
+        rows["row"].to_numpy().astype(np.int64),
+        np.array(rows["region"].to_pylist(), dtype="U9"),
+        rows["size"].to_numpy().astype(np.int32),
+    )

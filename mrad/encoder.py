@@ -1,0 +1,224 @@
+"""Frozen CLIP image tower -> class, patch and joint patch features (METHOD.md, Encoder)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mrad.errors import EncoderError, NonFiniteError
+from mrad.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess, load_image
+from mrad.tower import Tower, neighbourhood_average
+from mrad.tower_parts import parts_of
+from mrad.types import ImageInput
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+LARGE_TOWER = 50_000_000
+"""Parameters above which `auto` takes bf16 on a CPU that has it; small towers gain nothing."""
+
+
+@dataclass(frozen=True)
+class EncoderIdentity:
+    """Which encoder made a feature: the same weights from any file are the same encoder."""
+
+    architecture: str
+    image_size: int
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.architecture} at {self.image_size} px (weights {self.digest[:12]})"
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of a batch of B images; N patches row by row; float32."""
+
+    class_feature: Tensor
+    """[B, E], not normalised."""
+    patch: Tensor
+    """[B, N, W], averaged over the neighbourhood, not normalised."""
+    patch_raw: Tensor | None = None
+    """[B, N, W] before the average, where asked for."""
+
+    def class_query(self) -> Tensor:
+        """[B, E], L2-normalised."""
+        return F.normalize(self.class_feature, dim=-1)
+
+    def patch_query(self) -> Tensor:
+        """[B, N, W], L2-normalised."""
+        return F.normalize(self.patch, dim=-1)
+
+    def __len__(self) -> int:
+        return int(self.class_feature.shape[0])
+
+    def __getitem__(self, index: slice) -> Features:
+        raw = None if self.patch_raw is None else self.patch_raw[index]
+        return Features(self.class_feature[index], self.patch[index], raw)
+
+    def to(self, device: torch.device | str) -> Features:
+        """The same features on another device."""
+        raw = None if self.patch_raw is None else self.patch_raw.to(device)
+        return Features(self.class_feature.to(device), self.patch.to(device), raw)
+
+    @staticmethod
+    def cat(parts: Sequence[Features]) -> Features:
+        """Join batches. `patch_raw` is kept only when every part has it."""
+        raws = [part.patch_raw for part in parts if part.patch_raw is not None]
+        return Features(
+            torch.cat([part.class_feature for part in parts]),
+            torch.cat([part.patch for part in parts]),
+            torch.cat(raws) if parts and len(raws) == len(parts) else None,
+        )
+
+
+class Encoder:
+    """A frozen CLIP at one input size, on one device, in one precision.
+
+    Build it with `Encoder.load` (by name, tag or checkpoint) or `Encoder.from_clip`.
+    """
+
+    def __init__(
+        self,
+        clip: nn.Module,
+        identity: EncoderIdentity,
+        preprocess: Preprocess,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.clip, self.identity, self.preprocess = clip, identity, preprocess
+        self.device, self.dtype = device, dtype
+        self.name, self.image_size = identity.architecture, identity.image_size
+        self.tower = Tower(parts_of(clip.visual), identity.image_size, dtype).to(device)
+        self.grid: int = self.tower.grid
+        self.width, self.embed_dim = map(int, self.tower.projection.shape)
+
+    @classmethod
+    def load(
+        cls,
+        name: str = "mrad-mini",
+        pretrained: str | Path | None = None,
+        *,
+        image_size: int | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> Encoder:
+        """Load by open_clip's name.
+
+        Args:
+            name: an open_clip model name, or `mrad-mini`, the small CLIP that is shipped inside.
+            pretrained: a tag of open_clip (`openai`, `laion2b_s32b_b82k`, ...) or a local checkpoint:
+                OpenAI's TorchScript archive, a state dict, or safetensors.
+            image_size: side of the square input; None: the paper's for its encoder, else native.
+            device: `auto` (a GPU if there is one), or a torch device.
+            precision: `auto` (bf16 on a GPU, and on CPUs with bf16 instructions for large towers),
+                `fp32` or `bf16`. Outputs are float32 in any case.
+
+        Raises `WeightsNotFoundError` (what was tried, and how to bring weights by hand),
+        `UnsupportedEncoderError`, `EncoderError`.
+        """
+        from mrad.weights import load_clip
+
+        clip, default_size = load_clip(name, pretrained)
+        return cls.from_clip(
+            clip, image_size or default_size, name=name, device=device, precision=precision
+        )
+
+    @classmethod
+    def from_clip(
+        cls,
+        clip_model: nn.Module,
+        image_size: int | None = None,
+        *,
+        name: str = "custom",
+        device: str = "auto",
+        precision: str = "fp32",
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+    ) -> Encoder:
+        """Wrap any open_clip model built by the caller; its weights are copied, never changed."""
+        visual: Any = clip_model.visual
+        size = image_size or int(_first(visual.image_size))
+        target = resolve_device(device)
+        identity = EncoderIdentity(name, size, digest_of(visual.state_dict()))
+        preprocess = Preprocess(
+            size,
+            tuple(mean or getattr(visual, "image_mean", None) or OPENAI_MEAN),
+            tuple(std or getattr(visual, "image_std", None) or OPENAI_STD),
+        )
+        dtype = resolve_precision(precision, target, visual)
+        return cls(clip_model.eval(), identity, preprocess, target, dtype)
+
+    def encode(self, images: Sequence[ImageInput], *, raw: bool = False) -> Features:
+        """Decode, preprocess and encode a batch. Raises `ImageError` for an unreadable image."""
+        if not images:
+            raise EncoderError("no images to encode")
+        pixels = torch.stack([self.preprocess(load_image(image)) for image in images])
+        return self.encode_pixels(pixels, raw=raw)
+
+    @torch.inference_mode()
+    def encode_pixels(self, pixels: Tensor, *, raw: bool = False) -> Features:
+        """Encode preprocessed `pixels`, float32 [B, 3, S, S]; features stay on the device.
+
+        Raises `EncoderError` on a wrong shape, `NonFiniteError` on NaN or infinity in the result.
+        """
+        side = self.image_size
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, side, side):
+            raise EncoderError(f"pixels must be [B, 3, {side}, {side}], not {list(pixels.shape)}")
+        class_feature, patch_raw = self.tower(pixels.to(self.device, non_blocking=True))
+        patch = neighbourhood_average(patch_raw, self.grid)
+        if not (torch.isfinite(class_feature).all() and torch.isfinite(patch).all()):
+            raise NonFiniteError(f"{self.identity} produced NaN or infinity; check its weights")
+        return Features(class_feature, patch, patch_raw if raw else None)
+
+    def project_patch(self, patch: Tensor) -> Tensor:
+        """Patch features [..., W] -> joint space [..., E]; linear, so it commutes with averaging."""
+        projected: Tensor = patch @ self.tower.projection.to(patch.device)
+        return projected
+
+
+def _first(size: Any) -> Any:
+    return size[0] if isinstance(size, tuple | list) else size
+
+
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a state dict: names sorted, shapes and float32 little-endian values (DESIGN.md)."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name}:{list(value.shape)};".encode())
+        digest.update(value.numpy().astype("<f4", copy=False).tobytes())
+    return digest.hexdigest()
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` -> the first GPU, else the CPU. Raises `EncoderError` for a device that is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise EncoderError(f"device {device!r} cannot be used here: {reason}") from error
+    return torch.device(device)
+
+
+def resolve_precision(precision: str, device: torch.device, visual: nn.Module) -> torch.dtype:
+    """`auto`, `fp32` or `bf16` -> the dtype of projections and attention."""
+    if precision == "auto":
+        large = sum(p.numel() for p in visual.parameters()) >= LARGE_TOWER
+        fast = device.type == "cuda" or (large and cpu_has_bf16())
+        return torch.bfloat16 if fast else torch.float32
+    if precision not in PRECISIONS:
+        raise EncoderError(f"precision {precision!r} is unknown; choose auto, fp32 or bf16")
+    return PRECISIONS[precision]
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 in hardware (AVX512-BF16 or AMX)."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

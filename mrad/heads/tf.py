@@ -1,0 +1,52 @@
+"""MRAD-TF: train-free; cosine similarity to every key of the memory (METHOD.md, Scores)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from mrad.errors import HeadError
+from mrad.heads import HeadOutput
+from mrad.retrieval import Retriever, make_retriever
+
+if TYPE_CHECKING:
+    from mrad.encoder import Encoder, Features
+    from mrad.memory import MemoryBank
+
+
+class TFConfig(BaseModel):
+    """TF has nothing to set: the temperature is 1."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class TFHead:
+    """Retrieval with the frozen features alone."""
+
+    name = "tf"
+    Config = TFConfig
+
+    def __init__(
+        self, encoder: Encoder, config: TFConfig, state: Mapping[str, Tensor] | None = None
+    ) -> None:
+        if state:
+            raise HeadError("tf is train-free: it takes no checkpoint")
+        self.encoder = encoder
+
+    def attach(self, bank: MemoryBank, mode: str = "exact") -> None:
+        """Index both levels; exact or approximate retrieval by `mode`."""
+        self.image: Retriever = make_retriever(bank.image, mode=mode, device=self.encoder.device)
+        self.patch: Retriever = make_retriever(bank.patch, mode=mode, device=self.encoder.device)
+
+    def __call__(self, features: Features, exclude: Tensor | None = None) -> HeadOutput:
+        """See `mrad.heads.Head`."""
+        query = features.patch_query()
+        batch, cells, width = query.shape
+        rows = None if exclude is None else exclude.repeat_interleave(cells)
+        patch = self.patch.probability(query.reshape(-1, width), rows)
+        return HeadOutput(
+            patch.view(batch, cells), self.image.probability(features.class_query(), exclude)
+        )

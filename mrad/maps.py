@@ -1,0 +1,143 @@
+"""Grid -> map -> what people look at: top score, overlay, regions (METHOD.md, Scores)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from scipy.ndimage import gaussian_filter1d
+from skimage import measure
+from torch import Tensor
+
+from mrad.errors import MRADError
+from mrad.types import BoolArray, FloatArray
+
+
+@lru_cache(maxsize=8)
+def map_operator(grid: int, image_size: int, sigma: float) -> Tensor:
+    """[S, g] matrix of one axis: bilinear upsampling (`align_corners=False`), then the Gaussian.
+
+    Both steps are linear and separable, so a map is `A G A^T`: two small products instead of an
+    interpolation and two convolutions. The Gaussian's rows are SciPy's (reflect, truncate 4).
+    """
+    eye = torch.eye(grid, dtype=torch.float64)[None]
+    up = F.interpolate(eye, size=image_size, mode="linear", align_corners=False)[0].T.numpy()
+    if sigma > 0:
+        up = gaussian_filter1d(up, sigma, axis=0, mode="reflect", truncate=4.0)
+    return torch.from_numpy(np.ascontiguousarray(up, dtype=np.float32))
+
+
+def anomaly_map(patch: Tensor, image_size: int, sigma: float = 4.0) -> Tensor:
+    """Patch probabilities [B, N] -> map float32 [B, S, S]: upsampled, then blurred."""
+    grid = round(patch.shape[1] ** 0.5)
+    if grid * grid != patch.shape[1]:
+        raise MRADError(f"{patch.shape[1]} patch probabilities do not fill a square grid")
+    operator = map_operator(grid, image_size, sigma).to(patch.device)
+    cells = patch.float().view(-1, grid, grid)
+    return operator @ cells @ operator.T
+
+
+def top_mean(maps: Tensor, fraction: float = 0.01) -> Tensor:
+    """Mean of the largest `fraction` of each map's pixels: [B, S, S] -> [B]."""
+    flat = maps.flatten(1)
+    count = max(1, int(flat.shape[1] * fraction))
+    return flat.topk(count, dim=1).values.mean(dim=1)
+
+
+def resize_map(values: Tensor, size: tuple[int, int]) -> FloatArray:
+    """Map [S, S] -> float32 [height, width] at `size` (width, height), bilinear."""
+    width, height = size
+    mode = {"mode": "bilinear", "align_corners": False}
+    shrinks = width < values.shape[1] or height < values.shape[0]
+    resized = F.interpolate(values[None, None], size=(height, width), antialias=shrinks, **mode)
+    out: FloatArray = resized[0, 0].cpu().numpy()
+    return out
+
+
+@dataclass(frozen=True)
+class Region:
+    """One connected region above a threshold, in pixels of the input image."""
+
+    box: tuple[int, int, int, int]
+    """[x_min, y_min, x_max, y_max), origin top left."""
+    area: int
+    peak: float
+    """Largest map value inside."""
+    peak_at: tuple[int, int]
+    """x, y of the peak."""
+    polygon: tuple[tuple[float, float], ...]
+    """Outline as x, y points, simplified to within a pixel."""
+
+
+def regions(values: FloatArray, threshold: float, *, min_area: int = 1) -> list[Region]:
+    """Connected regions (8 neighbours) of map [H, W] at or above `threshold`, strongest first."""
+    labelled = measure.label(values >= threshold, connectivity=2)
+    found = [
+        _region(part, values) for part in measure.regionprops(labelled) if part.area >= min_area
+    ]
+    return sorted(found, key=lambda region: -region.peak)
+
+
+def _region(part: measure._regionprops.RegionProperties, values: FloatArray) -> Region:
+    top, left, bottom, right = part.bbox
+    inside = np.where(part.image, values[top:bottom, left:right], -np.inf)
+    y, x = np.unravel_index(int(inside.argmax()), inside.shape)
+    return Region(
+        box=(left, top, right, bottom),
+        area=int(part.area),
+        peak=float(inside[y, x]),
+        peak_at=(left + int(x), top + int(y)),
+        polygon=_outline(part.image, left, top),
+    )
+
+
+def _outline(inside: BoolArray, left: int, top: int) -> tuple[tuple[float, float], ...]:
+    padded = np.pad(inside, 1).astype(np.float32)
+    longest = max(measure.find_contours(padded, 0.5), key=len)
+    points = measure.approximate_polygon(longest, tolerance=1.0)
+    return tuple((float(x) - 1 + left, float(y) - 1 + top) for y, x in points[:-1])
+
+
+def overlay(
+    image: Image.Image,
+    values: FloatArray,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    alpha: float = 0.5,
+) -> Image.Image:
+    """Heat map over the image, RGB, at the image's size.
+
+    `values` float32 [H, W]; `low` and `high` are the values of the coldest and hottest colour.
+    Left out, they are the map's own smallest and largest, which shows WHERE, not HOW MUCH: pass
+    fixed ones to compare images. Cold places stay transparent.
+    """
+    low = float(values.min()) if low is None else low
+    high = float(values.max()) if high is None else high
+    heat = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+    if heat.shape[::-1] != image.size:
+        raise MRADError(f"the map is {heat.shape[::-1]}, the image {image.size} (width, height)")
+    colours = _colours()[(heat * 255).astype(np.uint8)].astype(np.float32)
+    weight = (alpha * np.sqrt(heat))[..., None]
+    mixed = np.asarray(image.convert("RGB"), dtype=np.float32) * (1 - weight) + colours * weight
+    return Image.fromarray(np.round(mixed).astype(np.uint8))
+
+
+@lru_cache(maxsize=1)
+def _colours() -> FloatArray:
+    """256 RGB steps from dark blue over red to light yellow; brightness rises all the way."""
+    stops = [
+        (0, 0, 64),
+        (90, 0, 140),
+        (200, 30, 90),
+        (250, 110, 30),
+        (255, 200, 40),
+        (255, 255, 190),
+    ]
+    place = np.linspace(0, 255, len(stops))
+    channels = [np.interp(np.arange(256), place, [stop[c] for stop in stops]) for c in range(3)]
+    return np.stack(channels, axis=1).astype(np.float32)

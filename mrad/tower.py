@@ -1,0 +1,177 @@
+"""CLIP's image tower with the V-V path, computing only what the method reads (METHOD.md, Encoder).
+
+The ordinary path is the ViT as it is. The V-V path (CLIP Surgery, AnomalyCLIP) starts with the
+second block's input and adds, in every block from the second to the last, the block's output
+projection of softmax(v vT / sqrt(d)) v; no MLP is ever applied on it.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mrad.errors import EncoderError, UnsupportedEncoderError
+
+
+@dataclass(frozen=True)
+class TowerParts:
+    """What the two paths need of a ViT, whichever library built it."""
+
+    patch_weight: Tensor  # [W, 3, p, p]
+    patch_bias: Tensor | None
+    class_token: Tensor  # [W]
+    positions: Tensor  # [1 + grid**2, W], the class position first
+    norm_pre: nn.Module
+    blocks: list[dict[str, Any]]
+    norm_post: nn.Module
+    projection: Tensor  # [W, E]
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block that can run both paths from one set of projections.
+
+    The residual stream stays float32; projections and attention run in `dtype`.
+    """
+
+    def __init__(self, parts: dict[str, Any], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.heads: int = parts["heads"]
+        self.dtype = dtype
+        self.norm1, self.norm2 = copy.deepcopy(parts["norm1"]), copy.deepcopy(parts["norm2"])
+        self.scale1, self.scale2 = copy.deepcopy(parts["scale1"]), copy.deepcopy(parts["scale2"])
+        self.mlp = copy.deepcopy(parts["mlp"]).to(dtype)
+        for name in ("qkv_weight", "qkv_bias", "out_weight", "out_bias"):
+            value = parts[name]
+            self.register_buffer(name, None if value is None else value.detach().to(dtype).clone())
+
+    def ordinary(self, x: Tensor) -> Tensor:
+        """The block as it is: [B, T, W] -> [B, T, W]."""
+        q, k, v = self._qkv(self._normed(x))
+        return self._mlp(x + self._out(self._attend(q, k, v)))
+
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The ordinary output [B, T, W] and what the V-V path gains for each patch [B, N, W]."""
+        q, k, v = self._qkv(self._normed(x))
+        joined = torch.cat([self._attend(q, k, v), self._attend(v[:, :, 1:], v, v)], dim=1)
+        out = self._out(joined)
+        return self._mlp(x + out[:, : x.shape[1]]), out[:, x.shape[1] :]
+
+    def last(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As `both`, but of the ordinary path only the class token [B, W]: nothing else is read."""
+        h = self._normed(x)
+        width = h.shape[-1]
+        bias = self.qkv_bias
+        q = F.linear(h[:, :1], self.qkv_weight[:width], None if bias is None else bias[:width])
+        kv = F.linear(h, self.qkv_weight[width:], None if bias is None else bias[width:])
+        k, v = (self._split(part) for part in kv.chunk(2, dim=-1))
+        joined = torch.cat(
+            [self._attend(self._split(q), k, v), self._attend(v[:, :, 1:], v, v)], dim=1
+        )
+        out = self._out(joined)
+        return self._mlp(x[:, :1] + out[:, :1])[:, 0], out[:, 1:]
+
+    def _normed(self, x: Tensor) -> Tensor:
+        h: Tensor = self.norm1(x)
+        return h.to(self.dtype)
+
+    def _qkv(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = F.linear(h, self.qkv_weight, self.qkv_bias).chunk(3, dim=-1)
+        return self._split(q), self._split(k), self._split(v)
+
+    def _split(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        return x.view(batch, tokens, self.heads, width // self.heads).transpose(1, 2)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = F.scaled_dot_product_attention(q, k, v)
+        return out.transpose(1, 2).flatten(2)
+
+    def _out(self, attended: Tensor) -> Tensor:
+        out: Tensor = self.scale1(F.linear(attended, self.out_weight, self.out_bias).float())
+        return out
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        h: Tensor = self.mlp(self.norm2(x).to(self.dtype))
+        scaled: Tensor = self.scale2(h.float())
+        return x + scaled
+
+
+class Tower(nn.Module):
+    """Pixels -> class feature and V-V patch features, for one input size."""
+
+    def __init__(self, parts: TowerParts, image_size: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        if len(parts.blocks) < 2:
+            raise UnsupportedEncoderError("the V-V path starts at the second block; there is one")
+        patch = parts.patch_weight.shape[-1]
+        if image_size < patch or image_size % patch:
+            raise EncoderError(
+                f"image size {image_size} is not a multiple of the patch size {patch}"
+            )
+        self.patch_size, self.grid, self.dtype = patch, image_size // patch, dtype
+        self.register_buffer(
+            "patch_weight", parts.patch_weight.detach().flatten(1).to(dtype).clone()
+        )
+        bias = parts.patch_bias
+        self.register_buffer(
+            "patch_bias", None if bias is None else bias.detach().to(dtype).clone()
+        )
+        positions = interpolate_positions(parts.positions.detach().float(), self.grid)
+        self.register_buffer("class_start", parts.class_token.detach().float() + positions[0])
+        self.register_buffer("positions", positions[1:].clone())
+        self.register_buffer("projection", parts.projection.detach().float().clone())
+        self.norm_pre = copy.deepcopy(parts.norm_pre).float()
+        self.norm_post = copy.deepcopy(parts.norm_post).float()
+        self.blocks = nn.ModuleList(Block(part, dtype) for part in parts.blocks)
+        self.requires_grad_(False).eval()
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """`pixels` float32 [B, 3, S, S]. Returns class features [B, E] (the class token of the
+        ordinary path times the projection, without `ln_post`) and V-V patch features [B, N, W]
+        (after `ln_post`, not projected, not averaged), both float32.
+        """
+        x = self.blocks[0].ordinary(self.embed(pixels))
+        patches = x[:, 1:]
+        for block in self.blocks[1:-1]:
+            x, gain = block.both(x)
+            patches = patches + gain
+        class_token, gain = self.blocks[-1].last(x)
+        normed: Tensor = self.norm_post(patches + gain)
+        return class_token @ self.projection, normed
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Patches as one matrix product, class token and positions added: [B, 1 + N, W]."""
+        batch, grid, patch = pixels.shape[0], self.grid, self.patch_size
+        cells = pixels.to(self.dtype).view(batch, 3, grid, patch, grid, patch)
+        flat = cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, grid * grid, -1)
+        tokens = F.linear(flat, self.patch_weight, self.patch_bias).float() + self.positions
+        start = self.class_start.expand(batch, 1, -1)
+        embedded: Tensor = self.norm_pre(torch.cat([start, tokens], dim=1))
+        return embedded
+
+
+def interpolate_positions(positions: Tensor, grid: int) -> Tensor:
+    """Position table [1 + g0**2, W] -> [1 + grid**2, W]: bilinear, `align_corners=False`."""
+    own = round((positions.shape[0] - 1) ** 0.5)
+    if own * own + 1 != positions.shape[0]:
+        raise UnsupportedEncoderError(
+            f"{positions.shape[0]} positions are not a class and a square"
+        )
+    if own == grid:
+        return positions
+    table = positions[1:].view(1, own, own, -1).permute(0, 3, 1, 2)
+    table = F.interpolate(table, size=(grid, grid), mode="bilinear", align_corners=False)
+    return torch.cat([positions[:1], table.permute(0, 2, 3, 1).reshape(grid * grid, -1)])
+
+
+def neighbourhood_average(patch: Tensor, grid: int) -> Tensor:
+    """Mean of average pools of 1, 3 and 5, stride 1, zero padding counted: [B, N, W] -> same."""
+    batch, cells, width = patch.shape
+    image = patch.transpose(1, 2).reshape(batch, width, grid, grid)
+    pooled = image + F.avg_pool2d(image, 3, 1, 1) + F.avg_pool2d(image, 5, 1, 2)
+    return (pooled / 3).reshape(batch, width, cells).transpose(1, 2).contiguous()

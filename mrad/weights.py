@@ -1,0 +1,206 @@
+"""Where CLIP's weights come from: shipped, on disk, or a hub; and how to bring them by hand."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip import factory
+from platformdirs import user_cache_path
+from torch import nn
+
+from mrad import models
+from mrad.errors import EncoderError, WeightsNotFoundError
+from mrad.files import sha256_file
+
+PAPER_ENCODER = "ViT-L-14-336"
+PAPER_IMAGE_SIZE = 518
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """One file of weights found on this machine."""
+
+    name: str
+    pretrained: str
+    path: Path
+    size: int
+    shipped: bool = False
+
+
+def search_paths() -> list[Path]:
+    """Folders looked through for `<name>/<tag>.<suffix>`, first match wins."""
+    configured = os.environ.get("MRAD_WEIGHTS", "")
+    folders = [Path(part).expanduser() for part in configured.split(os.pathsep) if part]
+    return [*folders, user_cache_path("mrad") / "weights"]
+
+
+def locate(name: str, pretrained: str) -> Path | None:
+    """The file of `name` with tag `pretrained` in the search paths, or None."""
+    for folder in search_paths():
+        for suffix in SUFFIXES:
+            path = folder / _safe(name) / f"{_safe(pretrained)}{suffix}"
+            if path.is_file():
+                return path
+    return None
+
+
+def list_weights() -> list[WeightsFile]:
+    """Every file of weights that can be used now: shipped ones and those in the search paths."""
+    found = [
+        WeightsFile(name, "shipped", path, path.stat().st_size, shipped=True)
+        for name, path in models.shipped().items()
+    ]
+    for folder in search_paths():
+        for path in sorted(folder.glob("*/*")):
+            if path.suffix in SUFFIXES:
+                found.append(WeightsFile(path.parent.name, path.stem, path, path.stat().st_size))
+    return found
+
+
+def fetch(name: str, pretrained: str) -> Path:
+    """Download weights from open_clip's hub into the last search path.
+
+    Raises `WeightsNotFoundError` that says what was tried and how to bring the file by hand.
+    """
+    config = _pretrained_config(name, pretrained)
+    target = search_paths()[-1] / _safe(name)
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        source = Path(open_clip.download_pretrained(config, cache_dir=str(target / "download")))
+    except Exception as error:  # whatever a hub client raises without a network
+        raise WeightsNotFoundError(_not_found(name, pretrained, error)) from error
+    suffix = source.suffix if source.suffix in SUFFIXES else ".pt"
+    path = target / f"{_safe(pretrained)}{suffix}"
+    if path.exists():
+        return path
+    path.hardlink_to(source.resolve())
+    return path
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Read a file of weights without unpickling; report its digest, tensors and parameters.
+
+    Raises `EncoderError` when it is not a readable state dict.
+    """
+    state = read_state(path)
+    return {
+        "path": str(path),
+        "sha256": sha256_file(path),
+        "tensors": len(state),
+        "parameters": sum(value.numel() for value in state.values()),
+        "torchscript": _is_torchscript(path),
+    }
+
+
+def load_clip(name: str, pretrained: str | Path | None) -> tuple[nn.Module, int | None]:
+    """Build the CLIP `name` with its weights. Returns it and the method's image size (None: native).
+
+    Raises `WeightsNotFoundError`, `EncoderError`.
+    """
+    models.register()
+    path, quick_gelu = _resolve(name, pretrained)
+    try:
+        clip = factory.create_model(name, load_weights=False, force_quick_gelu=quick_gelu)
+    except RuntimeError as error:
+        raise EncoderError(
+            f"open_clip knows no model {name!r}; see open_clip.list_models()"
+        ) from error
+    _load_state(clip, path)
+    is_paper = name.removesuffix("-quickgelu") == PAPER_ENCODER
+    return clip.eval(), PAPER_IMAGE_SIZE if is_paper else None
+
+
+def _resolve(name: str, pretrained: str | Path | None) -> tuple[Path, bool]:
+    """Path of the weights, and whether they were trained with QuickGELU."""
+    if pretrained is None:
+        shipped = models.shipped()
+        if name not in shipped:
+            raise WeightsNotFoundError(
+                f"{name} is not shipped inside (shipped: {', '.join(shipped) or 'none'}): name a "
+                "pretrained tag or the path of a checkpoint"
+            )
+        return shipped[name], False
+    local = Path(pretrained).expanduser()
+    if local.is_file():
+        # Only OpenAI published TorchScript archives, and trained with QuickGELU.
+        return local, _is_torchscript(local)
+    if isinstance(pretrained, Path) or local.suffix in SUFFIXES or os.sep in str(pretrained):
+        raise WeightsNotFoundError(f"no checkpoint at {local}")
+    config = _pretrained_config(name, str(pretrained))
+    path = locate(name, str(pretrained)) or fetch(name, str(pretrained))
+    return path, bool(config.get("quick_gelu", False)) or _is_torchscript(path)
+
+
+def _pretrained_config(name: str, pretrained: str) -> dict[str, Any]:
+    config: dict[str, Any] = open_clip.get_pretrained_cfg(name, pretrained)
+    if not config:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        raise WeightsNotFoundError(
+            f"open_clip has no tag {pretrained!r} for {name} (it has: {', '.join(tags) or 'none'}), "
+            "and it is no path of a file"
+        )
+    return config
+
+
+def _not_found(name: str, pretrained: str, error: Exception) -> str:
+    places = "\n".join(
+        f"  {folder / _safe(name) / _safe(pretrained)}{{{','.join(SUFFIXES)}}}"
+        for folder in search_paths()
+    )
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return (
+        f"weights {pretrained!r} of {name} are not on this machine, and the hub did not give them "
+        f"({type(error).__name__}: {reason}).\nLooked for:\n{places}\nTo bring them by hand: on a "
+        f"machine with a network run `mrad weights fetch {name} {pretrained}`, copy the file to one "
+        "of these places (MRAD_WEIGHTS adds a folder), or pass its path as the pretrained argument."
+    )
+
+
+def read_state(path: Path) -> dict[str, torch.Tensor]:
+    """State dict of safetensors, a torch file (`weights_only`) or OpenAI's TorchScript archive."""
+    try:
+        if _is_torchscript(path):
+            state = torch.jit.load(str(path), map_location="cpu").state_dict()
+            for extra in ("input_resolution", "context_length", "vocab_size"):
+                state.pop(extra, None)
+        else:
+            state = factory.load_state_dict(str(path), device="cpu", weights_only=True)
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise EncoderError(f"{path} is not a readable checkpoint: {reason}") from error
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise EncoderError(f"{path} holds no state dict")
+    return {name: value.float() for name, value in state.items()}
+
+
+def _load_state(clip: nn.Module, path: Path) -> None:
+    state = read_state(path)
+    convert = factory.convert_state_dict
+    try:
+        state = convert(clip, state)
+        if "positional_embedding" in state and not hasattr(clip, "positional_embedding"):
+            state = factory.convert_to_custom_text_state_dict(state)
+        clip.load_state_dict(state, strict=True)
+    except (RuntimeError, KeyError) as error:
+        lines = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
+        raise EncoderError(f"{path} does not fit this model: {lines or error}") from error
+
+
+def _is_torchscript(path: Path) -> bool:
+    """TorchScript archives are zip files with a `code/` folder."""
+    import zipfile
+
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def _safe(part: str) -> str:
+    return part.replace("/", "-").replace(os.sep, "-")
