@@ -94,7 +94,8 @@ class Encoder:
         self.clip, self.identity, self.preprocess = clip, identity, preprocess
         self.device, self.dtype = device, dtype
         self.name, self.image_size = identity.architecture, identity.image_size
-        self.tower = Tower(parts_of(clip.visual), identity.image_size, dtype).to(device)
+        visual: Any = clip.visual
+        self.tower = Tower(parts_of(visual), identity.image_size, dtype).to(device)
         self.grid: int = self.tower.grid
         self.width, self.embed_dim = map(int, self.tower.projection.shape)
 

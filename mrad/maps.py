@@ -51,9 +51,14 @@ def top_mean(maps: Tensor, fraction: float = 0.01) -> Tensor:
 def resize_map(values: Tensor, size: tuple[int, int]) -> FloatArray:
     """Map [S, S] -> float32 [height, width] at `size` (width, height), bilinear."""
     width, height = size
-    mode = {"mode": "bilinear", "align_corners": False}
     shrinks = width < values.shape[1] or height < values.shape[0]
-    resized = F.interpolate(values[None, None], size=(height, width), antialias=shrinks, **mode)
+    resized = F.interpolate(
+        values[None, None],
+        size=(height, width),
+        mode="bilinear",
+        align_corners=False,
+        antialias=shrinks,
+    )
     out: FloatArray = resized[0, 0].cpu().numpy()
     return out
 

@@ -153,7 +153,7 @@ def load_mask(mask: ImageInput, size: tuple[int, int]) -> BoolArray:
         array = array[..., :3].max(axis=2)  # an alpha channel marks nothing
     if array.ndim != 2 or array.shape[::-1] != tuple(size):
         raise MaskError(f"the mask is {array.shape[::-1]} but its image is {tuple(size)} (w, h)")
-    return np.asarray(array > 0)
+    return np.asarray(array.astype(np.float64) > 0)
 
 
 @dataclass(frozen=True)

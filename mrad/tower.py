@@ -38,6 +38,11 @@ class Block(nn.Module):
     The residual stream stays float32; projections and attention run in `dtype`.
     """
 
+    qkv_weight: Tensor
+    qkv_bias: Tensor | None
+    out_weight: Tensor
+    out_bias: Tensor | None
+
     def __init__(self, parts: dict[str, Any], dtype: torch.dtype) -> None:
         super().__init__()
         self.heads: int = parts["heads"]
@@ -104,6 +109,12 @@ class Block(nn.Module):
 class Tower(nn.Module):
     """Pixels -> class feature and V-V patch features, for one input size."""
 
+    patch_weight: Tensor
+    patch_bias: Tensor | None
+    class_start: Tensor
+    positions: Tensor
+    projection: Tensor
+
     def __init__(self, parts: TowerParts, image_size: int, dtype: torch.dtype) -> None:
         super().__init__()
         if len(parts.blocks) < 2:
@@ -127,7 +138,8 @@ class Tower(nn.Module):
         self.register_buffer("projection", parts.projection.detach().float().clone())
         self.norm_pre = copy.deepcopy(parts.norm_pre).float()
         self.norm_post = copy.deepcopy(parts.norm_post).float()
-        self.blocks = nn.ModuleList(Block(part, dtype) for part in parts.blocks)
+        first, *middle, last = (Block(part, dtype) for part in parts.blocks)
+        self.first, self.middle, self.last = first, nn.ModuleList(middle), last
         self.requires_grad_(False).eval()
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,12 +147,13 @@ class Tower(nn.Module):
         ordinary path times the projection, without `ln_post`) and V-V patch features [B, N, W]
         (after `ln_post`, not projected, not averaged), both float32.
         """
-        x = self.blocks[0].ordinary(self.embed(pixels))
+        x = self.first.ordinary(self.embed(pixels))
         patches = x[:, 1:]
-        for block in self.blocks[1:-1]:
+        for block in self.middle:
+            assert isinstance(block, Block)
             x, gain = block.both(x)
             patches = patches + gain
-        class_token, gain = self.blocks[-1].last(x)
+        class_token, gain = self.last.last(x)
         normed: Tensor = self.norm_post(patches + gain)
         return class_token @ self.projection, normed
 

@@ -77,7 +77,7 @@ def _open_clip_parts(visual: VisionTransformer) -> TowerParts:
 def _timm_parts(visual: nn.Module, trunk: nn.Module) -> TowerParts:
     _refuse_timm(visual, trunk)
     model: Any = trunk
-    projection = getattr(visual.head, "proj", None)
+    projection: Any = getattr(visual.head, "proj", None)
     embed = model.patch_embed.proj
     return TowerParts(
         patch_weight=embed.weight,

@@ -1,0 +1,65 @@
+# What people type. `make help` lists it.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# One thread for each test worker: two workers with two threads each only fight.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: help setup demo test nightly lint format serve bench mini docs constraints audit clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+setup: $(STAMP)  ## a virtual environment with everything, from the constraints file
+
+$(STAMP): pyproject.toml constraints.txt clients/python/pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt \
+		-e '.[dev]' -e 'clients/python[batch]'
+	touch $@
+
+demo: setup  ## build a memory from bundled images, score others, write heat maps; offline
+	$(BIN)/mrad demo --out demo-output
+
+test: setup  ## the whole suite, in under 15 minutes on 2 cores
+	$(PYTEST) -n 2 -m "not nightly"
+
+nightly: setup  ## what takes longer: 200 kills, 100,000 mutated images, fresh wheels
+	$(PYTEST) -m nightly
+
+lint: setup  ## ruff, mypy (strict on mrad), import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup  ## ruff's fixes and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+serve: setup  ## the server on the demo's memory: http://127.0.0.1:8000
+	test -f demo-output/bank/bank.json || $(BIN)/mrad demo --out demo-output
+	$(BIN)/mrad serve --bank demo-output/bank
+
+bench: setup  ## every table of docs/performance.md
+	$(BIN)/python -m benchmarks
+
+mini: setup  ## train the shipped small CLIP anew (about two hours on 2 cores)
+	$(BIN)/python -m pretraining --out runs/mini
+
+docs: setup  ## the documentation, strictly
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+constraints:  ## resolve constraints.txt anew, without URLs
+	uv pip compile pyproject.toml clients/python/pyproject.toml --all-extras --no-header \
+		--no-emit-index-url --no-annotate --python-version 3.11 --universal -q -o constraints.txt
+
+audit: setup  ## known vulnerabilities in what is installed; needs a network
+	$(BIN)/uv pip install --quiet --python $(BIN)/python pip-audit
+	$(BIN)/pip-audit --skip-editable
+
+clean:  ## caches and outputs, not the environment
+	rm -rf demo-output site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
