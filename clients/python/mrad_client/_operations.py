@@ -1,0 +1,137 @@
+"""Every call of the API, built here once for both clients."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Literal, TypedDict
+from urllib.parse import quote
+
+import httpx
+
+from mrad_client._call import Call
+from mrad_client.images import ImageInput, upload, uploads
+from mrad_client.types import Bank, Entry, EntryPage, MapFormat, Result, Scores
+
+Label = Literal["normal", "anomalous"]
+
+
+class ScoreOptions(TypedDict, total=False):
+    """What may be said about a scoring request."""
+
+    threshold: float | None
+    """Raw score from which an image is anomalous."""
+    target_fpr: float | None
+    """Instead of `threshold`: share of good parts that may be stopped (needs a calibration)."""
+    map: MapFormat
+    """How maps come back: none, png16, npy, overlay, rle or polygons."""
+    evidence: int
+    """Number of nearest memory regions to name, for each level."""
+    fields: Sequence[str] | None
+    """Ask for these parts of a result only."""
+
+
+class EntryOptions(TypedDict, total=False):
+    """What may be said about a new entry of the memory."""
+
+    mask: ImageInput | None
+    """Marks the defect (> 0), at the image's size."""
+    source: str
+    """Where the image came from, for people; its file name when not given."""
+    object_name: str
+    defect: str
+    tags: Sequence[str]
+    idempotency_key: str
+    """The same key never adds twice. Without one, a new key protects the retries of this call."""
+
+
+def score(images: Iterable[ImageInput], options: ScoreOptions) -> Call[Scores]:
+    """`POST /v1/score`."""
+    if isinstance(images, str | bytes):
+        raise TypeError("score takes a list of images; for one image use score_image")
+    files = uploads(images)
+    if not files:
+        raise ValueError("no image to score")
+
+    def parse(response: httpx.Response) -> Scores:
+        scores = Scores.model_validate(response.json())
+        if len(scores) != len(files):
+            raise ValueError(f"{len(files)} images were sent, {len(scores)} results came")
+        return scores
+
+    fields = options.get("fields")
+    given = {**options, "fields": ",".join(fields) if fields else None}
+    data = {name: value for name, value in given.items() if value is not None}
+    return Call("POST", "/v1/score", parse, data=data, files=[("images", file) for file in files])
+
+
+def only(scores: Scores) -> Result:
+    """The one result of a request with one image; raises its error."""
+    return scores[0].raise_for_error()
+
+
+def bank() -> Call[Bank]:
+    """`GET /v1/bank`."""
+    return Call("GET", "/v1/bank", lambda response: Bank.model_validate(response.json()))
+
+
+def activate_bank(name: str) -> Call[Bank]:
+    """`POST /v1/banks/{name}/activate`."""
+    return Call(
+        "POST",
+        f"/v1/banks/{_segment(name)}/activate",
+        lambda response: Bank.model_validate(response.json()),
+    )
+
+
+def add_entry(image: ImageInput, label: Label, options: EntryOptions) -> Call[Entry]:
+    """`POST /v1/memory/entries`."""
+    if label not in ("normal", "anomalous"):
+        raise ValueError(f"label is 'normal' or 'anomalous', not {label!r}")
+    file = upload(image)
+    files = [("image", file)]
+    mask = options.get("mask")
+    if mask is not None:
+        files.append(("mask", upload(mask, "mask.png")))
+    data = {
+        "label": label,
+        "source": options.get("source", file[0]),
+        "object_name": options.get("object_name"),
+        "defect": options.get("defect"),
+        "tags": ",".join(options.get("tags", ())),
+    }
+    return Call(
+        "POST",
+        "/v1/memory/entries",
+        lambda response: Entry.model_validate(response.json()),
+        data={name: value for name, value in data.items() if value},
+        files=files,
+        headers={"Idempotency-Key": options.get("idempotency_key") or str(uuid.uuid4())},
+    )
+
+
+def remove_entry(entry_id: str) -> Call[None]:
+    """`DELETE /v1/memory/entries/{id}`."""
+    return Call(
+        "DELETE",
+        f"/v1/memory/entries/{_segment(entry_id)}",
+        lambda response: None,
+        missing_is_done=True,
+    )
+
+
+def entries(cursor: str | None = None, limit: int = 100) -> Call[EntryPage]:
+    """`GET /v1/memory/entries`, one page."""
+    return Call(
+        "GET",
+        "/v1/memory/entries",
+        lambda response: EntryPage.model_validate(response.json()),
+        params={"limit": limit} | ({"cursor": cursor} if cursor else {}),
+    )
+
+
+def _segment(name: str) -> str:
+    """A name as one path segment, whatever stands in it."""
+    if not name:
+        raise ValueError("an empty name")
+    return quote(name, safe="")

@@ -1,0 +1,125 @@
+"""The client for ordinary code. `async_client` is its twin; what they share stands elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Self, TypeVar, Unpack
+
+import httpx
+
+from mrad_client import _operations as operations
+from mrad_client._call import Call
+from mrad_client._operations import EntryOptions, Label, ScoreOptions
+from mrad_client._settings import http_arguments
+from mrad_client.images import ImageInput
+from mrad_client.retry import Attempts, Retry
+from mrad_client.types import Bank, Entry, EntryPage, Result, Scores
+
+T = TypeVar("T")
+
+
+class Client:
+    """A server, from here. Keep one for the life of a program: it reuses connections.
+
+    Safe to share between threads. Use as a context manager, or `close()` it.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float | httpx.Timeout | None = None,
+        retry: Retry | None = None,
+        max_connections: int = 32,
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """`base_url` and `api_key` default to MRAD_URL and MRAD_API_KEY; timeout in seconds."""
+        arguments = http_arguments(base_url, api_key, timeout, max_connections)
+        self._http = httpx.Client(**arguments, transport=transport)
+        self._retry = retry or Retry()
+        self._sleep = sleep
+
+    def score(self, images: Iterable[ImageInput], **options: Unpack[ScoreOptions]) -> Scores:
+        """Judge images; one result for each, in order. A bad image spoils its own result only.
+
+        Options: `threshold` (a raw score) or `target_fpr` (share of good parts that may be
+        stopped) for the verdict; `map` for how maps come back; `evidence` for the number of nearest
+        memory regions named at each level; `fields` to ask for less.
+        """
+        return self._send(operations.score(images, options))
+
+    def score_image(self, image: ImageInput, **options: Unpack[ScoreOptions]) -> Result:
+        """Judge one image; raises what is wrong with it. Options as for `score`."""
+        return operations.only(self.score([image], **options))
+
+    def bank(self) -> Bank:
+        """The memory in use."""
+        return self._send(operations.bank())
+
+    def activate_bank(self, name: str) -> Bank:
+        """Switch to another bank of the server; requests in flight finish on the old one."""
+        return self._send(operations.activate_bank(name))
+
+    def add_entry(self, image: ImageInput, label: Label, **options: Unpack[EntryOptions]) -> Entry:
+        """Teach the memory one labelled image; durable and in force when this returns.
+
+        Options: `mask` marks the defect (> 0), at the image's size; `source`, `object_name`,
+        `defect`, `tags` are for people. Retries reuse the idempotency key, so nothing is added
+        twice; give `idempotency_key` to be safe across restarts of your program too.
+        """
+        return self._send(operations.add_entry(image, label, options))
+
+    def remove_entry(self, entry_id: str) -> None:
+        """Take an entry out of the memory."""
+        self._send(operations.remove_entry(entry_id))
+
+    def entry_page(self, cursor: str | None = None, limit: int = 100) -> EntryPage:
+        """One page of the memory's entries."""
+        return self._send(operations.entries(cursor, limit))
+
+    def entries(self, page_size: int = 100) -> Iterator[Entry]:
+        """All entries of the memory, fetched page by page."""
+        page = self.entry_page(limit=page_size)
+        yield from page.entries
+        while page.next_cursor:
+            page = self.entry_page(page.next_cursor, page_size)
+            yield from page.entries
+
+    def ready(self) -> bool:
+        """Whether the server takes work. Raises when there is no server at all."""
+        outcome = self._http.get("/health/ready")
+        return outcome.is_success
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _send(self, call: Call[T]) -> T:
+        attempts = Attempts(self._retry)
+        while True:
+            outcome = self._try(call)
+            wait = attempts.wait(outcome)
+            if wait is None:
+                return call.conclude(outcome, attempts.made)
+            self._sleep(wait)
+
+    def _try(self, call: Call[T]) -> httpx.Response | httpx.TransportError:
+        try:
+            return self._http.request(**call.arguments())
+        except httpx.TransportError as error:
+            return error

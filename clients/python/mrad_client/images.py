@@ -1,0 +1,86 @@
+"""Whatever a caller calls an image, as a file to upload."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from mrad_client.errors import InputError
+
+ImageInput = str | Path | bytes | Image.Image | npt.NDArray[np.generic]
+"""A path, an encoded file's bytes, a PIL image, or an array.
+
+Arrays: uint8 or uint16 [H, W], uint8 [H, W, 3] RGB or [H, W, 4] RGBA, bool [H, W] for masks.
+"""
+Upload = tuple[str, bytes, str]
+"""File name, bytes, content type: what httpx takes."""
+
+PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
+
+
+def upload(image: ImageInput, default_name: str = "image.png") -> Upload:
+    """One input as an upload. Files and bytes travel as they are; the rest as lossless PNG.
+
+    Raises `InputError`.
+    """
+    if isinstance(image, str | Path):
+        path = Path(image)
+        try:
+            return path.name, path.read_bytes(), "application/octet-stream"
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    if isinstance(image, bytes):
+        return default_name, image, "application/octet-stream"
+    if isinstance(image, np.ndarray):
+        image = from_array(image)
+    if isinstance(image, Image.Image):
+        return default_name, encode_png(image), "image/png"
+    raise InputError(
+        f"{type(image).__name__} is not an image: give a path, the bytes of an image file, a PIL "
+        "image or a numpy array"
+    )
+
+
+def uploads(images: Iterable[ImageInput]) -> list[Upload]:
+    """Many inputs, in order."""
+    return [upload(image, f"image-{index}.png") for index, image in enumerate(images)]
+
+
+def from_array(array: npt.NDArray[np.generic]) -> Image.Image:
+    """An array of one of the kinds named at `ImageInput`. Raises `InputError`.
+
+    Floats are refused: nobody can tell [0, 1] from [0, 255] by looking.
+    """
+    shape, kind = array.shape, array.dtype
+    if array.size == 0:
+        raise InputError(f"the array is empty: {shape}")
+    if kind == np.bool_ and array.ndim == 2:
+        return Image.fromarray(array.astype(np.uint8) * 255)
+    grey = array.ndim == 2 and kind in (np.uint8, np.uint16)
+    colour = array.ndim == 3 and shape[2] in (3, 4) and kind == np.uint8
+    if not (grey or colour):
+        raise InputError(
+            f"an array of {kind} {list(shape)} is not an image: give uint8 [H, W, 3] (RGB), "
+            "uint8 or uint16 [H, W], or bool [H, W] for a mask"
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """PNG at the fastest compression, EXIF orientation applied, as the server does for files."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode not in PNG_MODES:
+        if image.mode in ("F", "I"):
+            raise InputError(
+                f"a PIL image of mode {image.mode} has no defined white: convert it to L, I;16 "
+                "or RGB first"
+            )
+        image = image.convert("RGB")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1, exif=b"")
+    return buffer.getvalue()

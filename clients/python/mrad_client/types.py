@@ -1,0 +1,186 @@
+"""What comes back: typed, immutable, open to fields that newer servers add."""
+
+from __future__ import annotations
+
+import base64
+import io
+from datetime import datetime
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pydantic
+from PIL import Image
+
+from mrad_client.errors import APIError, UnexpectedResponseError, api_error
+
+FloatArray = npt.NDArray[np.float32]
+MapFormat = Literal["none", "png16", "npy", "overlay", "rle", "polygons"]
+
+
+class Model(pydantic.BaseModel):
+    """Base of all: fields that this client does not know are kept, not refused."""
+
+    model_config = pydantic.ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+
+
+class Region(Model):
+    """A connected part of the map above the threshold; pixels of the input image."""
+
+    box: tuple[int, int, int, int]
+    """[x_min, y_min, x_max, y_max)."""
+    area: int
+    peak: float
+    polygon: list[tuple[float, float]] = []
+
+
+class Evidence(Model):
+    """A remembered region that the image resembles: why it was judged so."""
+
+    level: Literal["image", "patch"]
+    similarity: float
+    label: int | str
+    entry_id: str
+    source: str = ""
+    region: str = ""
+    defect: str = ""
+    thumbnail: str | None = None
+    """JPEG, base64."""
+
+    def image(self) -> Image.Image | None:
+        """The thumbnail, decoded; None when the server sent none."""
+        return None if self.thumbnail is None else _image(base64.b64decode(self.thumbnail))
+
+
+class Map(Model):
+    """An anomaly map as it travelled; decoded when asked for."""
+
+    format: MapFormat
+    data: Any = None
+
+    def bytes(self) -> bytes:
+        """The file behind png16, npy and overlay."""
+        try:
+            return base64.b64decode(self.data, validate=True)
+        except (TypeError, ValueError) as error:
+            raise UnexpectedResponseError(f"the {self.format} map is not base64") from error
+
+    def array(self) -> FloatArray:
+        """Raw probabilities, float32 [height, width]; from png16 (steps of 1/65535) and npy."""
+        if self.format == "npy":
+            values = np.load(io.BytesIO(self.bytes()), allow_pickle=False)
+            return np.asarray(values, dtype=np.float32)
+        if self.format == "png16":
+            steps = np.asarray(_image(self.bytes()), dtype=np.float32)
+            return np.divide(steps, np.float32(65535), dtype=np.float32)
+        raise ValueError(f"a map asked for as {self.format} holds no values; ask for png16 or npy")
+
+
+class Result(Model):
+    """The judgement of one image, or why there is none. Scores are raw probabilities."""
+
+    index: int
+    """Position in the request."""
+    name: str = ""
+    status: Literal["ok", "error"]
+    score: float | None = None
+    class_score: float | None = None
+    verdict: str | None = None
+    """`normal` or `anomalous` at the threshold in force; None where there is none."""
+    threshold: float | None = None
+    probability: float | None = None
+    """Calibrated, when the bank has a calibration."""
+    map: Map | None = None
+    regions: list[Region] | None = None
+    evidence: list[Evidence] | None = None
+    problem: dict[str, Any] | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the image was judged."""
+        return self.status == "ok"
+
+    @property
+    def error(self) -> APIError | None:
+        """The exception that this image's problem stands for; None when it was judged."""
+        return None if self.ok else api_error(self.problem or {"code": "unknown"})
+
+    def raise_for_error(self) -> Result:
+        """Itself when judged; raises `error` otherwise."""
+        if self.error is not None:
+            raise self.error
+        return self
+
+    @cached_property
+    def anomaly_map(self) -> FloatArray:
+        """float32 [height, width], at the size of the input image; decoded once, on first use.
+
+        Raises `ValueError` when no png16 or npy map was asked for.
+        """
+        if self.map is None:
+            raise ValueError('this result has no map: ask for one with score(..., map="png16")')
+        return self.map.array()
+
+    @cached_property
+    def overlay(self) -> Image.Image:
+        """The heat map over the image, from `map="overlay"`."""
+        if self.map is None or self.map.format != "overlay":
+            raise ValueError(
+                'this result has no overlay: ask for it with score(..., map="overlay")'
+            )
+        return _image(self.map.bytes())
+
+
+class Scores(Model):
+    """The answer to one request: a result for each image, in the order sent."""
+
+    results: list[Result]
+
+    def __iter__(self) -> Any:
+        return iter(self.results)
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __getitem__(self, index: int) -> Result:
+        return self.results[index]
+
+
+class Entry(Model):
+    """One labelled image of the memory."""
+
+    entry_id: str
+    label: int | str
+    source: str = ""
+    object_name: str = ""
+    defect: str = ""
+    tags: list[str] = []
+    width: int | None = None
+    height: int | None = None
+    added_at: datetime | None = None
+    added_by: str = ""
+
+
+class EntryPage(Model):
+    """Part of the listing; `next_cursor` leads to the following part."""
+
+    entries: list[Entry]
+    next_cursor: str | None = None
+    total: int | None = None
+
+
+class Bank(Model):
+    """The memory in use."""
+
+    name: str = ""
+    digest: str | None = None
+
+
+def _image(data: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except (OSError, SyntaxError) as error:
+        raise UnexpectedResponseError(f"the server's picture cannot be decoded: {error}") from error
+    return image
