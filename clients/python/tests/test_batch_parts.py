@@ -1,0 +1,179 @@
+"""Pace, journal, sources, tables, summary: each on its own."""
+
+from __future__ import annotations
+
+import csv
+import heapq
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from mrad_client import InputError
+from mrad_client.batch import Journal, JournalError, Pace, find_items
+from mrad_client.batch.outputs import check_suffix, write_table
+from mrad_client.batch.pictures import overlay
+from mrad_client.batch.summary import Summary
+from PIL import Image
+
+
+def simulate(pace: Pace, workers: int, queue: int | None, seconds: float = 200.0) -> list[int]:
+    """A server with so many workers of 0.1 s a request, refusing over `queue`; slots over time."""
+    rng = np.random.default_rng(0)
+    now, slots = 0.0, []
+    free = [0.0] * workers
+    events: list[tuple[float, float]] = []
+    while now < seconds:
+        while len(events) < pace.slots:
+            start = max(now, heapq.heappop(free))
+            end = start + 0.1 * rng.uniform(0.9, 1.1)
+            heapq.heappush(free, end)
+            heapq.heappush(events, (end, now))
+            if queue is not None and len(events) > queue:
+                pace.refused(now, now)
+                break
+        now, _ = heapq.heappop(events)
+        pace.done(1, now)
+        slots.append(pace.slots)
+    return slots[len(slots) // 2 :]
+
+
+@pytest.mark.parametrize("workers", [1, 4, 16])
+def test_pace_finds_what_the_server_can_do(workers: int) -> None:
+    later = simulate(Pace(most=64), workers, queue=None)
+    assert workers * 0.75 <= np.median(later) <= workers * 2 + 1
+
+
+def test_pace_gives_way_to_refusals() -> None:
+    later = simulate(Pace(most=64), workers=16, queue=6)
+    assert np.median(later) <= 7
+    assert min(later) >= 1
+
+
+def test_one_wave_of_refusals_counts_once() -> None:
+    pace = Pace(limit=10.0)
+    for _ in range(10):
+        pace.refused(sent=1.0, now=2.0)
+    assert pace.limit == pytest.approx(7.0)
+    pace.refused(sent=3.0, now=4.0)
+    assert pace.limit == pytest.approx(4.9)
+
+
+def row(name: str, score: float | None = 0.5, stamp: str = "1:1") -> dict:
+    if score is None:
+        return {"name": name, "stamp": stamp, "status": "error", "code": "c", "error": "<b>e</b>"}
+    return {"name": name, "stamp": stamp, "status": "ok", "score": score, "verdict": "normal"}
+
+
+def test_journal_remembers_and_the_latest_row_counts(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    with Journal(path, {"a": 1}) as journal:
+        journal.append([row("x", 0.1), row("y", 0.2)])
+    with Journal(path, {"a": 1}) as journal:
+        assert journal.has("x", "1:1")
+        assert not journal.has("x", "2:2")  # the file changed since
+        journal.append([row("x", 0.9, "2:2")])
+        assert [(r["name"], r["score"]) for r in journal.rows()] == [("x", 0.9), ("y", 0.2)]
+
+
+def test_every_torn_tail_is_cut_and_nothing_whole_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    with Journal(path, {}) as journal:
+        journal.append([row("x"), row("ÿ")])
+    data = path.read_bytes()
+    first = data.index(b"\n") + 1
+    for length in range(len(data) + 1):
+        path.write_bytes(data[:length])
+        with Journal(path, {}) as journal:
+            journal.append([row("z")])
+        with Journal(path, {}) as journal:
+            whole = max(0, data[:length].count(b"\n") - (length >= first))
+            assert len(journal) == whole + 1
+
+
+def test_another_runs_journal_is_not_mixed_in(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j", {"threshold": 0.5}):
+        pass
+    with pytest.raises(JournalError, match=r"threshold 0.5 → 0.6.*--restart"):
+        Journal(tmp_path / "j", {"threshold": 0.6})
+
+
+def test_two_runs_cannot_share_a_journal(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j", {}), pytest.raises(JournalError, match="in use"):
+        Journal(tmp_path / "j", {})
+
+
+def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    path.write_text("my notes\n")
+    with pytest.raises(JournalError, match="not a journal"):
+        Journal(path, {})
+    assert path.read_text() == "my notes\n"
+
+
+def test_sources(tmp_path: Path) -> None:
+    for name in ("b.png", "sub/a.JPG", "sub/notes.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "m.csv").write_text("id,image\n1,b.png\n2,gone.png\n")
+    (tmp_path / "m.jsonl").write_text('{"image": "sub/a.JPG"}\n\n')
+    (tmp_path / "m.txt").write_text("b.png\n")
+    assert [i.name for i in find_items(str(tmp_path))] == ["b.png", "sub/a.JPG"]
+    assert [i.name for i in find_items(str(tmp_path / "m.csv"))] == ["b.png", "gone.png"]
+    assert find_items(str(tmp_path / "m.jsonl"))[0].path == tmp_path / "sub/a.JPG"
+    assert [i.name for i in find_items(str(tmp_path / "m.txt"))] == ["b.png"]
+    assert len(find_items(str(tmp_path / "**/*.JPG"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [("m.csv", "file\na", "no column"), ("m.jsonl", "{}\n", "line 1"), ("m.txt", "", "no image")],
+)
+def test_sources_that_cannot_be_read(tmp_path: Path, name: str, text: str, said: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=said):
+        find_items(str(tmp_path / name))
+
+
+def test_tables_hold_the_same_rows(tmp_path: Path) -> None:
+    rows = [row("a", 0.25), row('quo"te,d\nname', None)]
+    for suffix in ("parquet", "csv", "jsonl"):
+        write_table(rows, tmp_path / f"t.{suffix}")
+    table = pq.read_table(tmp_path / "t.parquet").to_pylist()
+    with (tmp_path / "t.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    objects = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    names = ["a", 'quo"te,d\nname']
+    for kind in (table, lines, objects):
+        assert [r["name"] for r in kind] == names
+    assert table[0]["score"] == 0.25
+    assert float(lines[0]["score"]) == 0.25
+    assert table[1]["score"] is None
+    assert objects[1]["error"] == "<b>e</b>"
+    with pytest.raises(InputError, match="suffix"):
+        check_suffix(tmp_path / "t.xlsx")
+
+
+def test_the_summary_counts_and_escapes(tmp_path: Path) -> None:
+    many = [row(f"{i}", i / 200) for i in range(100)]
+    page = Summary.of([*many, row("<script>", 1.0), row("bad", None)])
+    html = page.html(tmp_path)
+    assert page.total == 102
+    assert page.bins[-1] == 1
+    assert len(page.worst) == 50
+    assert "&lt;script&gt;" in html
+    assert "<script>" not in html
+    assert "&lt;b&gt;e&lt;/b&gt;" in html
+    assert html.index("&lt;script&gt;") < html.index("<td>99<")
+
+
+def test_overlay_is_hot_where_the_map_is() -> None:
+    values = np.full((20, 30), 0.4, dtype=np.float32)
+    values[5:10, 5:10] = 0.6
+    picture = np.asarray(overlay(Image.new("RGB", (30, 20), "white"), values), dtype=int)
+    assert picture.shape == (20, 30, 3)
+    assert picture[7, 7, 0] > picture[15, 20, 0] + 50  # red
+    assert picture[15, 20, 2] > picture[7, 7, 2]  # blue
+    flat = overlay(Image.new("RGB", (30, 20)), np.zeros((20, 30), np.float32))
+    assert len(set(flat.getdata())) == 1
