@@ -1,0 +1,54 @@
+"""The promise of the bank format: what an older release wrote is read for ever.
+
+`bank_v1` was written by 0.1.0. Never rewrite it: when the format changes, add `bank_v2` beside it
+and its line in EXPECTED.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mrad import MemoryBank
+from mrad.bank_io import FORMAT_VERSION
+from mrad.errors import BankVersionError
+
+HERE = Path(__file__).parent
+EXPECTED = {1: {"entries": 6, "image": 6, "patch": 9, "sum": 1.0155210494995117}}
+
+
+@pytest.mark.parametrize("version", EXPECTED)
+def test_a_bank_of_every_version_is_read(version: int) -> None:
+    bank = MemoryBank.load(HERE / f"bank_v{version}")
+    facts = EXPECTED[version]
+    assert len(bank.entries) == facts["entries"]
+    assert (len(bank.image.keys), len(bank.patch.keys)) == (facts["image"], facts["patch"])
+    total = float(np.abs(bank.patch.keys[0]).sum() - np.abs(bank.image.keys[0]).sum())
+    assert total == pytest.approx(facts["sum"], rel=1e-6)
+    assert {entry.label for entry in bank.entries} == {0, 1}
+
+
+def test_reading_leaves_the_old_folder_as_it_was(tmp_path: Path) -> None:
+    shutil.copytree(HERE / "bank_v1", tmp_path / "bank")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "bank").iterdir()}
+    MemoryBank.load(tmp_path / "bank").save(tmp_path / "new")
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "bank").iterdir()}
+    manifest = json.loads((tmp_path / "new" / "bank.json").read_text())
+    assert manifest["format_version"] == FORMAT_VERSION
+
+
+def test_every_version_has_its_witness() -> None:
+    assert set(EXPECTED) == set(range(1, FORMAT_VERSION + 1))
+
+
+def test_a_newer_bank_is_refused_by_name(tmp_path: Path) -> None:
+    shutil.copytree(HERE / "bank_v1", tmp_path / "bank")
+    path = tmp_path / "bank" / "bank.json"
+    manifest = json.loads(path.read_text()) | {"format_version": FORMAT_VERSION + 1}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(BankVersionError, match=str(FORMAT_VERSION + 1)):
+        MemoryBank.load(tmp_path / "bank")

@@ -1,0 +1,127 @@
+"""Both wheels: what is in them, and that they run where they are installed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CLIENT = ROOT / "clients" / "python"
+PACKAGES = {
+    "mrad": (ROOT, ["mrad", "indexer", "service"]),
+    "mrad-client": (CLIENT, ["mrad_client"]),
+}
+IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "dist")
+
+
+def run(*command: str | Path, **options: object) -> str:
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, **options
+    )  # type: ignore[call-overload]
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def uv() -> str:
+    beside = Path(sys.executable).with_name("uv")
+    found = str(beside) if beside.exists() else shutil.which("uv")
+    if not found:
+        pytest.skip("uv is not installed")
+    return found
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Both wheels, built from copies so that no stale build folder gets in."""
+    built = {}
+    for name, (source, packages) in PACKAGES.items():
+        copy = tmp_path_factory.mktemp(name)
+        for package in packages:
+            shutil.copytree(source / package, copy / package, ignore=IGNORED)
+        for file in ("pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(source / file, copy / file)
+        out = copy / "out"
+        options = ["--wheel", "--no-build-isolation", "--python", sys.executable]
+        run(uv(), "build", *options, "--out-dir", out, copy)
+        built[name] = next(out.glob("*.whl"))
+    return built
+
+
+def version_of(name: str) -> str:
+    return tomllib.loads((PACKAGES[name][0] / "pyproject.toml").read_text())["project"]["version"]
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_wheel_holds_every_file_of_its_packages(name: str, wheels: dict[str, Path]) -> None:
+    source, packages = PACKAGES[name]
+    tracked = subprocess.run(
+        ["git", "ls-files", *packages], cwd=source, capture_output=True, text=True
+    ).stdout.splitlines()
+    if not tracked:
+        pytest.skip("not a git checkout: nobody knows which files belong to it")
+    inside = set(zipfile.ZipFile(wheels[name]).namelist())
+    missing = {path for path in tracked if (source / path).exists()} - inside
+    assert not missing
+    strangers = {path.split("/")[0] for path in inside} - set(packages)
+    assert all(path.endswith(".dist-info") for path in strangers), strangers
+
+
+def test_versions_agree_with_each_other_and_the_changelog() -> None:
+    version = version_of("mrad")
+    assert version == version_of("mrad-client")
+    assert re.fullmatch(r"\d+\.\d+\.\d+", version)
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_client_needs_four_packages_and_never_torch() -> None:
+    project = tomllib.loads((CLIENT / "pyproject.toml").read_text())["project"]
+    names = {re.match(r"[\w-]+", need).group() for need in project["dependencies"]}  # type: ignore[union-attr]
+    assert names == {"httpx", "numpy", "pillow", "pydantic"}
+
+
+@pytest.mark.parametrize(("name", "module"), [("mrad", "mrad"), ("mrad-client", "mrad_client")])
+def test_an_installed_wheel_imports_from_where_it_is(
+    name: str, module: str, wheels: dict[str, Path], tmp_path: Path
+) -> None:
+    """Quick: only the wheel is installed, its dependencies are this environment's."""
+    run(uv(), "pip", "install", "-q", "--no-deps", "--target", tmp_path, "--python", sys.executable, wheels[name])  # fmt: skip
+    heavy = "{'torch', 'pyarrow', 'typer', 'mrad'}"  # rich: httpx itself loads it where it is
+    code = f"import sys, {module}; print({module}.__file__, sorted({heavy} & set(sys.modules)))"
+    said = run(sys.executable, "-c", code, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
+    assert said.startswith(str(tmp_path))
+    if name == "mrad-client":
+        assert said.endswith(" []\n"), "importing the client must not load what it does not need"
+
+
+def fresh(folder: Path, *requirements: str) -> Path:
+    """The bin folder of a new environment with these, downloaded."""
+    run(uv(), "venv", "-q", "--python", sys.executable, folder)
+    run(uv(), "pip", "install", "-q", "--python", folder / "bin" / "python", *requirements)
+    return folder / "bin"
+
+
+@pytest.mark.nightly
+def test_the_client_in_a_fresh_environment(wheels: dict[str, Path], tmp_path: Path) -> None:
+    wheel = wheels["mrad-client"]
+    bare = fresh(tmp_path / "bare", str(wheel))
+    code = "import mrad_client; c = mrad_client.Client('http://127.0.0.1:9'); print(c.__class__)"
+    run(bare / "python", "-c", code, cwd=tmp_path)
+    done = subprocess.run([bare / "mrad-client"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "mrad-client[batch]" in done.stderr
+    full = fresh(tmp_path / "full", f"mrad-client[batch] @ {wheel.as_uri()}")
+    assert "--overlays" in run(full / "mrad-client", "score", "--help", cwd=tmp_path)
+
+
+@pytest.mark.nightly
+def test_the_server_in_a_fresh_environment(wheels: dict[str, Path], tmp_path: Path) -> None:
+    bin_ = fresh(tmp_path / "venv", f"mrad[cpu,service] @ {wheels['mrad'].as_uri()}")
+    run(bin_ / "mrad", "demo", "--out", tmp_path / "demo", cwd=tmp_path)
+    assert (tmp_path / "demo" / "bank" / "bank.json").exists()
