@@ -1,0 +1,1 @@
+"""Metrics, the run over a dataset, and the report."""
