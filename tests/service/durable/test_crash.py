@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -183,16 +184,16 @@ def test_repair_of_a_damaged_header_and_of_nothing(taught) -> None:
     assert learnt(base) == states(ids)[6]
 
 
-def _hold(path: str, ready, done) -> None:
+def _hold(path: str, ready) -> None:
     with DurableMemory.open(path):
         ready.set()
-        done.wait(30)
+        time.sleep(60)
 
 
 def test_a_second_process_is_told_who_writes(base: Path) -> None:
     context = multiprocessing.get_context("fork")
-    ready, done = context.Event(), context.Event()
-    holder = context.Process(target=_hold, args=(str(base), ready, done))
+    ready = context.Event()
+    holder = context.Process(target=_hold, args=(str(base), ready))
     holder.start()
     try:
         assert ready.wait(60)
@@ -203,7 +204,7 @@ def test_a_second_process_is_told_who_writes(base: Path) -> None:
         holder.join()
         DurableMemory.open(base).close()
     finally:
-        done.set()
+        holder.kill()
         holder.join()
 
 
