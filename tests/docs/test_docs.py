@@ -49,7 +49,7 @@ class Answers(BaseHTTPRequestHandler):
             results = [{"index": i} | RESULT | self.map(body) for i in range(count)]
             self.answer(200, {"results": results})
         else:
-            self.answer(201, {"entry_id": "e", "label": "normal"})
+            self.answer(201, {"entry": {"entry_id": "e", "label": "normal"}})
 
     def do_DELETE(self) -> None:
         self.answer(200, {})

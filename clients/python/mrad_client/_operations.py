@@ -103,7 +103,7 @@ def add_entry(image: ImageInput, label: Label, options: EntryOptions) -> Call[En
     return Call(
         "POST",
         "/v1/memory/entries",
-        lambda response: Entry.model_validate(response.json()),
+        lambda response: Entry.model_validate(response.json()["entry"]),
         data={name: value for name, value in data.items() if value},
         files=files,
         headers={"Idempotency-Key": options.get("idempotency_key") or str(uuid.uuid4())},

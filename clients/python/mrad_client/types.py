@@ -151,7 +151,7 @@ class Entry(Model):
     """One labelled image of the memory."""
 
     entry_id: str
-    label: int | str
+    label: Literal["normal", "anomalous"]
     source: str = ""
     object_name: str = ""
     defect: str = ""
@@ -160,6 +160,8 @@ class Entry(Model):
     height: int | None = None
     added_at: datetime | None = None
     added_by: str = ""
+    thumbnail: str | None = None
+    """Where its thumbnail can be had, on the server."""
 
 
 class EntryPage(Model):

@@ -110,7 +110,10 @@ def test_timeouts_are_told_apart() -> None:
 
 
 def test_a_retried_write_keeps_its_key_and_the_next_gets_another() -> None:
-    entry = httpx.Response(201, json={"entry_id": "e1", "label": "anomalous"})
+    entry = httpx.Response(
+        201,
+        json={"entry": {"entry_id": "e1", "label": "anomalous"}, "repeated": False, "entries": 7},
+    )
     server = Script(httpx.ReadError("cut"), entry)
     client = server.client()
     added = client.add_entry(b"img", "anomalous", mask=np.ones((2, 2), bool), tags=["a", "b"])
@@ -219,7 +222,9 @@ def test_the_async_twin_does_the_same(backend: str) -> None:
         transport = httpx.MockTransport(server)
         async with AsyncClient("http://s", transport=transport, sleep=sleep) as client:
             assert (await client.score([b"\xff"]))[0].score == 1.0
-            server.answers = [httpx.Response(200, json={"entry_id": "e", "label": 1})]
+            server.answers = [
+                httpx.Response(200, json={"entry": {"entry_id": "e", "label": "anomalous"}})
+            ]
             assert (await client.add_entry(b"x", "anomalous")).entry_id == "e"
             server.answers = [httpx.ConnectError("gone")]
             with pytest.raises(mrad_client.ConnectionFailedError):
