@@ -130,6 +130,11 @@ def entries(cursor: str | None = None, limit: int = 100) -> Call[EntryPage]:
     )
 
 
+def ready() -> Call[bool]:
+    """`GET /health/ready`, asked once: a 503 is the answer, not a fault."""
+    return Call("GET", "/health/ready", lambda response: True)
+
+
 def _segment(name: str) -> str:
     """A name as one path segment, whatever stands in it."""
     if not name:

@@ -99,8 +99,10 @@ class AsyncClient:
 
     async def ready(self) -> bool:
         """Whether the server takes work. Raises when there is no server at all."""
-        outcome = await self._http.get("/health/ready")
-        return outcome.is_success
+        call = operations.ready()
+        outcome = await self._try(call)
+        not_yet = isinstance(outcome, httpx.Response) and outcome.status_code == 503
+        return False if not_yet else call.conclude(outcome, tries=1)
 
     async def close(self) -> None:
         """Close the connections."""

@@ -91,8 +91,10 @@ class Client:
 
     def ready(self) -> bool:
         """Whether the server takes work. Raises when there is no server at all."""
-        outcome = self._http.get("/health/ready")
-        return outcome.is_success
+        call = operations.ready()
+        outcome = self._try(call)
+        not_yet = isinstance(outcome, httpx.Response) and outcome.status_code == 503
+        return False if not_yet else call.conclude(outcome, tries=1)
 
     def close(self) -> None:
         """Close the connections."""

@@ -245,3 +245,12 @@ def test_no_retry_means_none() -> None:
     with pytest.raises(mrad_client.UnavailableError):
         server.client(retry=Retry(attempts=1)).bank()
     assert len(server.requests) == 1
+
+
+def test_readiness_is_an_answer_and_no_server_is_an_error() -> None:
+    assert Script(httpx.Response(200, json={})).client().ready()
+    starting = Script(problem(503, "starting"))
+    assert not starting.client().ready()
+    assert len(starting.requests) == 1
+    with pytest.raises(mrad_client.ConnectionFailedError):
+        Script(httpx.ConnectError("refused")).client().ready()
