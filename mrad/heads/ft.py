@@ -1,0 +1,101 @@
+"""MRAD-FT: retrieval with learned projections of queries and keys (METHOD.md, Scores)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from mrad.errors import HeadError
+from mrad.heads import HeadOutput
+from mrad.heads.checkpoint import fill
+from mrad.memory import LevelMemory
+from mrad.retrieval import Retriever, make_retriever
+
+if TYPE_CHECKING:
+    from mrad.encoder import Encoder, Features
+    from mrad.memory import MemoryBank
+
+
+class FTConfig(BaseModel):
+    """FT has nothing to set: its sharpness lies in its weights."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class FTWeights(nn.Module):
+    """q' = A q + a, k' = B k + b at both levels, under the names of the paper's checkpoints."""
+
+    def __init__(self, embed_dim: int, width: int) -> None:
+        """`embed_dim` E of the class feature and the projected space, `width` W of a patch."""
+        super().__init__()
+        self.image_proj = nn.ModuleDict(
+            {name: nn.Linear(embed_dim, embed_dim) for name in ("mlp1", "mlp2")}
+        )
+        pair = nn.ModuleList([nn.Linear(width, embed_dim) for _ in range(2)])
+        self.patch_proj = nn.ModuleDict({"fc": pair})
+
+    def image_query(self, query: Tensor) -> Tensor:
+        """[..., E] -> [..., E]."""
+        return cast(Tensor, self.image_proj["mlp1"](query))
+
+    def image_key(self, keys: Tensor) -> Tensor:
+        """[n, E] -> [n, E]."""
+        return cast(Tensor, self.image_proj["mlp2"](keys))
+
+    def patch_query(self, query: Tensor) -> Tensor:
+        """[..., W] -> [..., E]."""
+        return cast(Tensor, cast(nn.ModuleList, self.patch_proj["fc"])[0](query))
+
+    def patch_key(self, keys: Tensor) -> Tensor:
+        """[n, W] -> [n, E]."""
+        return cast(Tensor, cast(nn.ModuleList, self.patch_proj["fc"])[1](keys))
+
+
+class FTHead:
+    """Plain dot product of projected queries and keys; the keys are projected once, in `attach`."""
+
+    name = "ft"
+    Config: type[BaseModel] = FTConfig
+
+    def __init__(
+        self, encoder: Encoder, config: BaseModel, state: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Raises `HeadError` without a checkpoint, `CheckpointError` naming an entry that is wrong."""
+        if state is None:
+            raise HeadError(f"{self.name} needs a checkpoint: train one by `mrad train {self.name}`")
+        self.encoder = encoder
+        self.weights = self.build_weights(state)
+        fill(self.weights, state)
+        self.weights.requires_grad_(False).eval().to(encoder.device)
+
+    def build_weights(self, state: Mapping[str, Tensor]) -> FTWeights:
+        """Empty weights of the encoder's geometry."""
+        return FTWeights(self.encoder.embed_dim, self.encoder.width)
+
+    @torch.inference_mode()
+    def attach(self, bank: MemoryBank, mode: str = "exact") -> None:
+        """Project the memory's keys and index them."""
+        device = self.encoder.device
+        image = self.weights.image_key(torch.from_numpy(bank.image.keys).to(device))
+        patch = self.weights.patch_key(torch.from_numpy(bank.patch.keys).to(device))
+        self.image = self._retriever(bank.image, image, mode)
+        self.patch = self._retriever(bank.patch, patch, mode)
+
+    def _retriever(self, level: LevelMemory, projected: Tensor, mode: str) -> Retriever:
+        keys = projected.cpu().numpy()
+        return make_retriever(replace(level, keys=keys), mode=mode, device=self.encoder.device)
+
+    @torch.inference_mode()
+    def __call__(self, features: Features, exclude: Tensor | None = None) -> HeadOutput:
+        """See `mrad.heads.Head`."""
+        query = self.weights.patch_query(features.patch_query())
+        batch, cells, width = query.shape
+        rows = None if exclude is None else exclude.repeat_interleave(cells)
+        patch = self.patch.probability(query.view(-1, width), rows)
+        image = self.weights.image_query(features.class_query())
+        return HeadOutput(patch.view(batch, cells), self.image.probability(image, exclude))
