@@ -57,7 +57,9 @@ class MemoryPage(BaseModel):
     """A page of entries, newest first."""
 
     entries: list[MemoryEntry]
-    next_cursor: str | None = Field(description="pass as `cursor` for the next page; null at the end")
+    next_cursor: str | None = Field(
+        description="pass as `cursor` for the next page; null at the end"
+    )
     total: int
 
 
