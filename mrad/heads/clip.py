@@ -135,10 +135,14 @@ class CLIPHead(FTHead):
     @torch.inference_mode()
     def __call__(self, features: Features, exclude: Tensor | None = None) -> HeadOutput:
         """See `mrad.heads.Head`."""
-        found = super().__call__(features, exclude)
+        found = self.retrieve(features, exclude)
         joint = F.normalize(self.encoder.project_patch(features.patch), dim=-1)
         text = self.text_features(self.priors(joint, found.patch))
         return HeadOutput(prompt_probability(joint, text, self.config.temperature), found.image)
+
+    def retrieve(self, features: Features, exclude: Tensor | None = None) -> HeadOutput:
+        """What FT says: the image probability, and the patches that the priors rest on."""
+        return super().__call__(features, exclude)
 
     def priors(self, joint: Tensor, patch: Tensor) -> Tensor:
         """Prior tokens [B, 2, E] from joint features [B, N, E] and FT's probabilities [B, N]."""
