@@ -98,7 +98,7 @@ def add_entry(image: ImageInput, label: Label, options: EntryOptions) -> Call[En
         "source": options.get("source", file[0]),
         "object_name": options.get("object_name"),
         "defect": options.get("defect"),
-        "tags": ",".join(options.get("tags", ())),
+        "tags": list(options.get("tags", ())),
     }
     return Call(
         "POST",
