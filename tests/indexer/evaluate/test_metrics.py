@@ -46,7 +46,7 @@ def pro_by_definition(maps, masks, limit=0.3):
     return np.trapezoid(np.interp(grid, fpr, pro), grid) / limit
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.495, 0.505), (0.9999, 1.0)])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.495, 0.505), (0.99, 1.0)])
 def test_streamed_pixels_equal_sklearn_and_the_definition(low, high):
     pairs = list(maps_and_masks(0, low=low, high=high))
     scores = PixelScores()
@@ -55,14 +55,14 @@ def test_streamed_pixels_equal_sklearn_and_the_definition(low, high):
     flat = np.concatenate([v.ravel() for v, _ in pairs])
     truth = np.concatenate([m.ravel() for _, m in pairs])
     got = scores.metrics()
-    tight = 1e-2 if low > 0.99 else 1e-4  # the last is 100 bins wide: float32 itself ends there
+    tight = 5e-4
     assert got.auroc == pytest.approx(roc_auc_score(truth, flat), abs=got.binning_error + 1e-9)
     assert got.binning_error < tight
     assert got.ap == pytest.approx(average_precision_score(truth, flat), abs=tight)
     best, _ = f1_max(flat.astype(np.float64), truth)
     assert got.f1_max == pytest.approx(best, abs=tight)
     maps, masks = zip(*pairs)
-    assert got.aupro == pytest.approx(pro_by_definition(maps, masks), abs=max(1e-3, tight))
+    assert got.aupro == pytest.approx(pro_by_definition(maps, masks), abs=1e-3)
 
 
 def test_the_f1_threshold_reproduces_its_f1():
@@ -115,7 +115,7 @@ def test_memory_stays_small_where_probabilities_crowd():
     scores = PixelScores()
     for values, mask in maps_and_masks(0, low=0.48, high=0.52):
         scores.add(values, mask)
-    assert len(scores.normal) < 100_000
+    assert len(scores.normal) < 200_000
 
 
 def test_one_class_gives_none_and_bad_maps_are_refused():

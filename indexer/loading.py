@@ -1,0 +1,53 @@
+"""A bank's folder and a head's name -> a detector, on the encoder that the bank names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mrad.detector import Detector
+from mrad.encoder import Encoder
+from mrad.memory import MemoryBank
+
+
+@dataclass(frozen=True)
+class HeadChoice:
+    """`tf`, or `ft:path/to/ft.safetensors`."""
+
+    name: str
+    checkpoint: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> HeadChoice:
+        """From the command line."""
+        name, _, checkpoint = text.partition(":")
+        return cls(name, Path(checkpoint) if checkpoint else None)
+
+
+def encoder_of(
+    bank: MemoryBank,
+    *,
+    pretrained: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+) -> Encoder:
+    """The encoder that built a bank. Raises `WeightsNotFoundError`, `EncoderMismatchError`.
+
+    `pretrained`: tag or file of its weights; None: what the bank's metadata says, else the default.
+    """
+    identity = bank.identity
+    encoder = Encoder.load(
+        identity.architecture,
+        pretrained or bank.metadata.get("pretrained"),
+        image_size=identity.image_size,
+        device=device,
+        precision=precision,
+    )
+    bank.check(encoder)
+    return encoder
+
+
+def detector_of(encoder: Encoder, bank: MemoryBank, head: HeadChoice, **options: Any) -> Detector:
+    """A detector; `options` are `Detector`'s."""
+    return Detector(encoder, bank, head.name, checkpoint=head.checkpoint, **options)

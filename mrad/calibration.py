@@ -1,0 +1,250 @@
+"""Thresholds and calibrated probabilities: kept beside the raw scores, never baked into them.
+
+A bank stores one calibration for each head (`bank.calibration = {"tf": {...}}`); it holds for the
+settings that it names. A value at or above a threshold is anomalous.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mrad.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from mrad.memory import MemoryBank
+
+Rule = Literal["f1", "fpr"]
+MAX_KEPT = 2_000
+"""Scores of good images kept one by one; more are thinned, the largest ones kept whole."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class Threshold(_Part):
+    """A cut, how it was chosen, and what it did on the images it was chosen on."""
+
+    value: float
+    low: float
+    high: float
+    """95 % bootstrap interval of `value`, images drawn anew."""
+    rule: Rule
+    target_fpr: float | None = None
+    precision: float
+    recall: float
+    f1: float
+    fpr: float
+
+
+class Tail(_Part):
+    """Values of normal things, thinned: of `total`, `rank[i]` are at or above `value[i]`."""
+
+    total: int = Field(ge=1)
+    value: list[float] = Field(min_length=1)
+    """Falling."""
+    rank: list[int]
+    """Rising."""
+
+    @classmethod
+    def of(
+        cls,
+        values: npt.NDArray[np.floating[Any]],
+        weights: npt.NDArray[np.integer[Any]] | None = None,
+    ) -> Tail:
+        """From values, each standing for `weights` things. Raises `CalibrationError` when empty."""
+        if not len(values):
+            raise CalibrationError("there is no normal value to take a threshold from")
+        counts = np.ones(len(values), np.int64) if weights is None else weights.astype(np.int64)
+        order = np.argsort(-values, kind="stable")
+        value, rank = values[order], np.cumsum(counts[order])
+        last = np.append(np.flatnonzero(np.diff(value)), len(value) - 1)  # ties: their last rank
+        value, rank = value[last], rank[last]
+        if len(value) > MAX_KEPT:
+            tail = MAX_KEPT // 2
+            rest = np.geomspace(tail, len(value) - 1, MAX_KEPT - tail).astype(int)
+            chosen = np.unique(np.concatenate([np.arange(tail), rest]))
+            value, rank = value[chosen], rank[chosen]
+        return cls(total=int(rank[-1]), value=value.tolist(), rank=rank.tolist())
+
+    def threshold_at(self, target_fpr: float) -> float:
+        """A kept value at or above which lie at most `target_fpr` of the normal things.
+
+        Where not even one may be flagged, just above the highest.
+        """
+        if not 0 <= target_fpr <= 1:
+            raise CalibrationError(f"a false-alarm rate lies in [0, 1], not {target_fpr}")
+        allowed = int(np.searchsorted(self.rank, target_fpr * self.total + 1e-9, side="right"))
+        return self.value[allowed - 1] if allowed else above(self.value[0])
+
+    def fpr_at(self, threshold: float) -> float:
+        """Share of normal things at or above a threshold."""
+        above_it = int(np.searchsorted(-np.asarray(self.value), -threshold, side="right"))
+        return self.rank[above_it - 1] / self.total if above_it else 0.0
+
+
+class Platt(_Part):
+    """p = 1 / (1 + exp(-(slope * (score - centre) / scale + offset)))."""
+
+    method: Literal["platt"] = "platt"
+    slope: float = Field(gt=0)
+    offset: float
+    centre: float
+    scale: float = Field(gt=0)
+
+    def __call__(self, score: float) -> float:
+        """Calibrated probability of one raw score."""
+        return _sigmoid(self.slope * (score - self.centre) / self.scale + self.offset)
+
+
+class Isotonic(_Part):
+    """A rising piecewise-linear function, flat outside its first and last point."""
+
+    method: Literal["isotonic"] = "isotonic"
+    x: list[float] = Field(min_length=1)
+    y: list[float]
+
+    def __call__(self, score: float) -> float:
+        """Calibrated probability of one raw score."""
+        return float(np.interp(score, self.x, self.y))
+
+
+class Summary(_Part):
+    """A distribution to compare later ones with (drift)."""
+
+    count: int
+    mean: float
+    std: float
+    quantiles: list[float]
+    """At 0, 5, 10, ..., 100 %."""
+
+    @classmethod
+    def of(cls, values: npt.NDArray[np.floating[Any]]) -> Summary:
+        """Of at least one value."""
+        if not len(values):
+            raise CalibrationError("there is nothing to summarise")
+        quantiles = np.quantile(values, np.linspace(0, 1, 21)).tolist()
+        return cls(
+            count=len(values),
+            mean=float(values.mean()),
+            std=float(values.std()),
+            quantiles=quantiles,
+        )
+
+
+class Reliability(_Part):
+    """Predicted against observed, on images that the fitted function had not seen (5 folds)."""
+
+    predicted: list[float]
+    observed: list[float]
+    count: list[int]
+    brier: float
+    expected_error: float
+    """Mean distance of predicted from observed, weighted by count."""
+
+
+class Calibration(_Part):
+    """One head's thresholds and probabilities on one bank."""
+
+    format_version: Literal[1] = 1
+    head: str
+    settings: dict[str, Any]
+    """What the scores depend on: fusion, sigma, top, retrieval, checkpoint."""
+    scored: Literal["leave-one-out", "held-out", "mixed"]
+    made_at: str
+    """RFC 3339, UTC."""
+    source: str = ""
+    normal: int
+    anomalous: int
+    image: Threshold
+    pixel: Threshold | None = None
+    normal_scores: Tail
+    normal_pixels: Tail | None = None
+    model: Platt | Isotonic = Field(discriminator="method")
+    prevalence: float = Field(gt=0, lt=1)
+    """Share of anomalous images among those calibrated on; probabilities presume it."""
+    reliability: Reliability
+    scores_normal: Summary
+    scores_anomalous: Summary
+    similarity_image: Summary
+    """Cosine of each image to its nearest image key."""
+    similarity_patch: Summary
+    """Cosine of each image's most anomalous patch to its nearest patch key."""
+
+    @property
+    def image_threshold(self) -> float:
+        """Cut of `Prediction.score`."""
+        return self.image.value
+
+    @property
+    def pixel_threshold(self) -> float:
+        """Cut of map values. Raises `CalibrationError` when no mask was there to choose one."""
+        if self.pixel is None:
+            raise CalibrationError(
+                "the calibration had no masks, so there is no pixel threshold; calibrate on images "
+                "with masks, by a false-alarm rate, or pass a threshold"
+            )
+        return self.pixel.value
+
+    def threshold_at(self, target_fpr: float, level: Literal["image", "pixel"] = "image") -> float:
+        """Threshold that flags at most `target_fpr` of the good images (or good pixels).
+
+        Rates below 1 / (number of goods) give a threshold just above the highest good score: no
+        sample can promise less. Raises `CalibrationError`.
+        """
+        tail = self.normal_scores if level == "image" else self.normal_pixels
+        if tail is None:
+            raise CalibrationError("the calibration holds no pixel values")
+        return tail.threshold_at(target_fpr)
+
+    def probability(self, score: float, *, prevalence: float | None = None) -> float:
+        """Probability that an image of this raw score is anomalous.
+
+        `prevalence`: the share of anomalous images where it is used, in (0, 1), when it is not
+        that of the calibration: odds are scaled by the ratio of prior odds.
+        """
+        probability = self.model(score)
+        if prevalence is None:
+            return probability
+        if not 0 < prevalence < 1:
+            raise CalibrationError(f"a prevalence lies between 0 and 1, not {prevalence}")
+        ratio = (prevalence / (1 - prevalence)) / (self.prevalence / (1 - self.prevalence))
+        return probability * ratio / (probability * ratio + 1 - probability)
+
+    @classmethod
+    def of(cls, bank: MemoryBank, head: str) -> Calibration:
+        """The bank's calibration for a head. Raises `CalibrationError` when it has none."""
+        stored = (bank.calibration or {}).get(head)
+        if stored is None:
+            known = ", ".join(sorted(bank.calibration or {})) or "none"
+            raise CalibrationError(
+                f"the bank holds no calibration for head {head!r} (it has: {known}); "
+                "run mrad calibrate, or pass a threshold"
+            )
+        try:
+            return cls.model_validate(stored)
+        except ValidationError as error:
+            raise CalibrationError(
+                f"the bank's calibration for {head!r} cannot be used: {error}"
+            ) from error
+
+    def into(self, bank: MemoryBank) -> MemoryBank:
+        """The bank with this calibration beside those of other heads."""
+        others = bank.calibration or {}
+        return bank.with_calibration({**others, self.head: self.model_dump(mode="json")})
+
+
+def above(value: float) -> float:
+    """The next float32: maps are float32, and comparisons round the threshold to theirs."""
+    return float(np.nextafter(np.float32(value), np.float32(np.inf)))
+
+
+def _sigmoid(value: float) -> float:
+    if value >= 0:
+        return 1 / (1 + math.exp(-value))
+    return math.exp(value) / (1 + math.exp(value))

@@ -1,0 +1,150 @@
+"""Calibration from scores, and the scores themselves: an image never retrieves itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from indexer.calibrate import Points, Scored, calibrate, fit_isotonic, fit_platt, score_without_self
+from indexer.data import read_dataset
+from mrad import Detector, MemoryBank
+from mrad.errors import CalibrationError
+
+
+def fake_scores(goods=200, bads=60, gap=0.004, seed=0) -> Scored:
+    rng = np.random.default_rng(seed)
+    scored = Scored()
+    for i in range(goods + bads):
+        bad = i >= goods
+        scored.score.append(float(np.float32(0.5 + bad * gap + rng.normal(0, 0.001))))
+        scored.anomalous.append(bad)
+        scored.own_row.append(-1)
+        scored.similarity_image.append(0.9)
+        scored.similarity_patch.append(0.8)
+        for truth in (False, True) if bad else (False,):
+            scored.pixels.append(rng.normal(0.5 + 0.01 * truth, 0.002, 100))
+            scored.pixel_image.append(i)
+            scored.pixel_truth.append(truth)
+            scored.pixel_weight.append(20.0 if not truth else 1.0)
+    return scored
+
+
+@pytest.fixture(scope="module")
+def surface(tmp_path_factory, make_image):
+    root = tmp_path_factory.mktemp("surface")
+    for seed in range(8):
+        bad = seed % 2 == 1
+        image, mask = make_image(seed, (80, 64), defect=bad)
+        for name in ("good", "defect", "masks"):
+            (root / name).mkdir(exist_ok=True)
+        image.save(root / ("defect" if bad else "good") / f"{seed}.png")
+        if mask:
+            mask.save(root / "masks" / f"{seed}.png")
+    return read_dataset(root)
+
+
+def bank_without(encoder, dataset, left_out):
+    records = [r for i, r in enumerate(dataset.records) if i != left_out]
+    return MemoryBank.from_samples(encoder, [r.sample() for r in records])
+
+
+def test_leave_one_out_equals_a_bank_built_without_the_image(tiny_encoder, surface):
+    bank = MemoryBank.from_samples(tiny_encoder, [r.sample() for r in surface.records])
+    scored = score_without_self(Detector(tiny_encoder, bank), surface, batch_size=3)
+    for i in (0, 5):
+        other = Detector(tiny_encoder, bank_without(tiny_encoder, surface, i))
+        alone = other.predict([surface.records[i].image])[0].score
+        assert scored.score[i] == pytest.approx(alone, abs=1e-6)
+        itself = Detector(tiny_encoder, bank).predict([surface.records[i].image])[0].score
+        assert abs(itself - alone) > 1e-5
+    assert scored.own_row == list(range(len(surface)))
+
+
+def test_an_image_known_under_another_name_is_still_itself(tiny_encoder, surface):
+    samples = [r.sample() for r in surface.records]
+    renamed = [type(s)(s.image, s.anomalous, s.mask, source=f"x{i}") for i, s in enumerate(samples)]
+    bank = MemoryBank.from_samples(tiny_encoder, renamed)
+    scored = score_without_self(Detector(tiny_encoder, bank), surface)
+    assert scored.own_row == list(range(len(surface)))
+    half = MemoryBank.from_samples(tiny_encoder, renamed[2:])
+    scored = score_without_self(Detector(tiny_encoder, half), surface)
+    assert scored.own_row == [-1, -1, 0, 1, 2, 3, 4, 5]
+
+
+def test_thresholds_sit_between_the_classes_with_an_interval(tiny_detector):
+    got = calibrate(tiny_detector, fake_scores(gap=0.02), draws=50)
+    assert 0.503 < got.image_threshold < 0.517
+    assert got.image.low <= got.image.value <= got.image.high
+    assert got.image.f1 == got.image.recall == 1
+    assert 0.504 < got.pixel_threshold < 0.512
+    assert got.scored == "held-out"
+    assert got.normal_pixels.total == 20 * 100 * 260
+
+
+def test_a_wanted_false_alarm_rate(tiny_detector):
+    scored = fake_scores(gap=0.001)
+    got = calibrate(tiny_detector, scored, rule="fpr", target_fpr=0.05, draws=50)
+    goods = np.array(scored.score)[:200]
+    assert (goods >= got.image_threshold).mean() <= 0.05
+    assert (goods >= got.image_threshold).mean() == pytest.approx(got.image.fpr)
+    assert got.image.fpr >= 0.04
+    assert (goods >= got.threshold_at(0.1)).mean() == pytest.approx(0.1)
+    none = calibrate(tiny_detector, scored, rule="fpr", target_fpr=0.0, draws=10)
+    assert (goods.astype(np.float32) >= none.image_threshold).sum() == 0
+
+
+@pytest.mark.parametrize("method", ["platt", "isotonic"])
+def test_probabilities_are_calibrated_on_unseen_images(tiny_detector, method):
+    got = calibrate(tiny_detector, fake_scores(2000, 1000, gap=0.002), method=method, draws=5)
+    assert got.reliability.expected_error < 0.04
+    assert sum(got.reliability.count) == 3000
+    fresh = fake_scores(2000, 1000, gap=0.002, seed=9)
+    predicted = np.array([got.probability(value) for value in fresh.score])
+    high = (predicted > 0.6) & (predicted < 0.9)
+    assert np.mean(np.array(fresh.anomalous)[high]) == pytest.approx(
+        predicted[high].mean(), abs=0.06
+    )
+
+
+def test_separable_classes_do_not_give_certainty():
+    score = np.array([0.1] * 10 + [0.9] * 10)
+    truth = score > 0.5
+    assert fit_platt(score, truth)(0.9) < 0.99
+    assert fit_isotonic(score, truth)(0.9) < 0.99
+
+
+def test_the_bootstrap_narrows_with_more_images(tiny_detector):
+    few = calibrate(tiny_detector, fake_scores(30, 10), draws=100).image
+    many = calibrate(tiny_detector, fake_scores(1500, 500), draws=100).image
+    assert many.high - many.low < few.high - few.low
+
+
+def test_equal_values_are_never_parted():
+    points = Points.of(
+        np.array([0.5, 0.5, 0.5, 0.4]),
+        np.array([True, False, True, False]),
+        np.arange(4),
+        np.ones(4),
+    )
+    chosen = points.choose("f1", 0.0, np.ones(4))
+    assert 0.4 < chosen["value"] <= 0.5
+    assert chosen["fpr"] == 0.5
+
+
+def test_refusals(tiny_detector):
+    with pytest.raises(CalibrationError, match="at least two"):
+        calibrate(tiny_detector, fake_scores(10, 1))
+    with pytest.raises(CalibrationError, match="do not score higher"):
+        calibrate(tiny_detector, fake_scores(50, 50, gap=-0.01))
+    with pytest.raises(CalibrationError, match="unknown"):
+        calibrate(tiny_detector, fake_scores(10, 10), method="magic")
+
+
+def test_nothing_raw_changes(tiny_encoder, tiny_bank, make_image):
+    image, _ = make_image(40, defect=True)
+    before = Detector(tiny_encoder, tiny_bank).predict([image])[0]
+    calibration = calibrate(Detector(tiny_encoder, tiny_bank), fake_scores(), draws=5)
+    after = Detector(tiny_encoder, calibration.into(tiny_bank)).predict([image])[0]
+    assert before.score == after.score
+    assert torch.equal(torch.from_numpy(before.anomaly_map), torch.from_numpy(after.anomaly_map))
