@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from indexer.data import Dataset
 from mrad.detector import Detector
 from mrad.encoder import Encoder
+from mrad.errors import DataError
 from mrad.memory import MemoryBank
 
 
@@ -51,3 +54,19 @@ def encoder_of(
 def detector_of(encoder: Encoder, bank: MemoryBank, head: HeadChoice, **options: Any) -> Detector:
     """A detector; `options` are `Detector`'s."""
     return Detector(encoder, bank, head.name, checkpoint=head.checkpoint, **options)
+
+
+def choose(dataset: Dataset, split: str = "auto", objects: Sequence[str] | None = None) -> Dataset:
+    """One split and some objects. `auto`: `test` where there is one, else everything.
+
+    Raises `DataError` when nothing is left.
+    """
+    if split == "auto":
+        split = "test" if any(r.split == "test" for r in dataset.records) else "all"
+    chosen = dataset if split == "all" else dataset.select(split=split)
+    if not objects:
+        return chosen
+    unknown = sorted(set(objects) - set(chosen.objects))
+    if unknown:
+        raise DataError(f"{dataset.root} has no object {unknown}; it has {list(chosen.objects)}")
+    return replace(chosen, records=tuple(r for r in chosen.records if r.object_name in objects))
