@@ -67,7 +67,9 @@ class FTHead:
     ) -> None:
         """Raises `HeadError` without a checkpoint, `CheckpointError` naming an entry that is wrong."""
         if state is None:
-            raise HeadError(f"{self.name} needs a checkpoint: train one by `mrad train {self.name}`")
+            raise HeadError(
+                f"{self.name} needs a checkpoint: train one by `mrad train {self.name}`"
+            )
         self.encoder = encoder
         self.weights = self.build_weights(state)
         fill(self.weights, state)

@@ -1,0 +1,202 @@
+"""`mrad train ft|clip`: heads trained over features that are computed once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from platformdirs import user_cache_path
+from pydantic import BaseModel, ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mrad.errors import HeadError, MRADError
+
+app = typer.Typer(help="Train a head on labelled images.", no_args_is_help=True)
+console = Console(stderr=True)
+Recipe = TypeVar("Recipe", bound=BaseModel)
+
+Data = Annotated[Path, typer.Argument(help="a dataset in any layout that `mrad data check` knows")]
+Out = Annotated[Path, typer.Option("--out", help="the checkpoint, NAME.safetensors")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="a value of the recipe, NAME=VALUE; again for more"),
+]
+ClipSettings = Annotated[
+    list[str] | None,
+    typer.Option("--set-ft", help="a value of the FT stage's recipe, NAME=VALUE"),
+]
+Split = Annotated[str | None, typer.Option(help="train, test, or all that there is")]
+Layout = Annotated[str, typer.Option(help="name of a reader, or auto")]
+BankPath = Annotated[
+    Path | None, typer.Option("--bank", help="retrieve from this memory, not from these images")
+]
+SaveBank = Annotated[
+    Path | None, typer.Option("--save-bank", help="keep the memory built of these images here")
+]
+EncoderName = Annotated[str, typer.Option("--encoder", help="an open_clip name, or mrad-mini")]
+Pretrained = Annotated[str | None, typer.Option(help="tag or file of the encoder's weights")]
+ImageSize = Annotated[int | None, typer.Option(help="side of the encoder's input")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+CachePath = Annotated[
+    Path | None, typer.Option("--cache", help="where features are kept between runs")
+]
+StartFrom = Annotated[
+    Path | None, typer.Option("--start-from", help="an FT checkpoint; else FT is trained first")
+]
+
+
+@app.command("ft")
+def ft_command(
+    data: Data,
+    out: Out,
+    settings: Settings = None,
+    split: Split = None,
+    layout: Layout = "auto",
+    bank: BankPath = None,
+    save_bank: SaveBank = None,
+    encoder: EncoderName = "mrad-mini",
+    pretrained: Pretrained = None,
+    image_size: ImageSize = None,
+    device: Device = "auto",
+    cache: CachePath = None,
+) -> None:
+    """Learn projections of queries and keys; writes OUT, its loss curves .csv and .png."""
+    from indexer.train.recipe import FTRecipe
+
+    with _errors():
+        _run(
+            "ft",
+            (data, split, layout),
+            out,
+            (encoder, pretrained, image_size, device),
+            bank_path=bank,
+            save_bank=save_bank,
+            cache=cache,
+            ft=recipe_of(FTRecipe, settings),
+        )
+
+
+@app.command("clip")
+def clip_command(
+    data: Data,
+    out: Out,
+    settings: Settings = None,
+    settings_ft: ClipSettings = None,
+    start_from: StartFrom = None,
+    split: Split = None,
+    layout: Layout = "auto",
+    bank: BankPath = None,
+    save_bank: SaveBank = None,
+    encoder: EncoderName = "mrad-mini",
+    pretrained: Pretrained = None,
+    image_size: ImageSize = None,
+    device: Device = "auto",
+    cache: CachePath = None,
+) -> None:
+    """Learn prompts on top of FT; writes OUT, its loss curves .csv and .png."""
+    from indexer.train.recipe import CLIPRecipe, FTRecipe
+
+    with _errors():
+        _run(
+            "clip",
+            (data, split, layout),
+            out,
+            (encoder, pretrained, image_size, device),
+            bank_path=bank,
+            save_bank=save_bank,
+            cache=cache,
+            ft=recipe_of(FTRecipe, settings_ft),
+            clip=recipe_of(CLIPRecipe, settings),
+            start_from=start_from,
+        )
+
+
+def _run(
+    head: str,
+    data: tuple[Path, str | None, str],
+    out: Path,
+    encoder_options: tuple[str, str | None, int | None, str],
+    *,
+    bank_path: Path | None,
+    save_bank: Path | None,
+    cache: Path | None,
+    **recipes: Any,
+) -> None:
+    from indexer.data import read_dataset
+    from indexer.train.run import train
+    from mrad import Encoder, MemoryBank
+
+    name, pretrained, image_size, device = encoder_options
+    encoder = Encoder.load(name, pretrained, image_size=image_size, device=device)
+    path, split, layout = data
+    records = read_dataset(path, split=split, layout=layout).records
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, done: int, of: int, note: str = "") -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=of)
+            bar.update(tasks[stage], completed=done, description=f"{stage} {note}")
+
+        result = train(
+            head,
+            encoder,
+            records,
+            out,
+            cache or user_cache_path("mrad") / "features",
+            bank=None if bank_path is None else MemoryBank.load(bank_path, encoder=encoder),
+            bank_path=save_bank,
+            metadata={"pretrained": pretrained} if pretrained else {},
+            encoding=lambda done, of: show("encode", done, of),
+            progress=lambda stage, done, of, loss: show(stage, done, of, f"loss {loss:.3f}"),
+            **recipes,
+        )
+    typer.echo(f"{out} ({len(records)} images, {result.encoded} encoded now)")
+    for stage, seconds in result.history.seconds.items():
+        epochs = result.history.epochs[stage]
+        last = result.history.epoch_mean(stage, epochs)
+        typer.echo(f"{stage}: {epochs} epochs in {seconds:.1f} s, last mean loss {last:.4f}")
+    if result.history.epochs:
+        typer.echo(
+            f"an epoch took {result.epoch_seconds():.2f} s over cached features; encoding anew "
+            f"would add {result.encode_seconds:.1f} s to each ({result.speedup():.0f} times slower)"
+        )
+
+
+def recipe_of(cls: type[Recipe], settings: list[str] | None) -> Recipe:
+    """`NAME=VALUE` texts -> a recipe. Raises `HeadError` naming the option that is wrong."""
+    values: dict[str, Any] = {}
+    for text in settings or []:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise HeadError(f"{text!r} is not NAME=VALUE")
+        values[name.strip()] = _value(value.strip())
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        known = ", ".join(cls.model_fields)
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise HeadError(f"{wrong} (the recipe has: {known})") from error
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """The project's errors as one line and exit status 1, not as a traceback."""
+    try:
+        yield
+    except MRADError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error

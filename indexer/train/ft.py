@@ -1,0 +1,124 @@
+"""Training of MRAD-FT's projections (METHOD.md, Training)."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from indexer.train.data import TrainingSet
+from indexer.train.loop import History, Progress, optimise
+from indexer.train.losses import dice_loss, focal_loss, image_loss, upsampled
+from indexer.train.masking import masked_probability, thresholds
+from indexer.train.recipe import FTRecipe, Stage
+from mrad.encoder import Encoder, Features
+from mrad.heads.ft import FTWeights
+from mrad.types import ANOMALOUS
+
+
+class Memory:
+    """The keys of both levels on one device, and the thresholds that mask a query's own ones."""
+
+    def __init__(self, data: TrainingSet, recipe: Stage, device: torch.device) -> None:
+        self.data, self.recipe = data, recipe
+        image, patch = data.bank.image, data.bank.patch
+        self.image_keys = torch.from_numpy(image.keys).to(device)
+        self.patch_keys = torch.from_numpy(patch.keys).to(device)
+        self.image_anomalous = torch.from_numpy(image.labels == ANOMALOUS).to(device)
+        self.patch_anomalous = torch.from_numpy(patch.labels == ANOMALOUS).to(device)
+        self._thresholds: dict[int, Tensor] = {}
+
+    def image_probability(self, weights: FTWeights, features: Features) -> Tensor:
+        """[B], over the keys that are not masked out."""
+        query = features.class_query()
+        similarity = weights.image_query(query) @ weights.image_key(self.image_keys).T
+        limit = thresholds(query, self.image_keys, self.recipe.image_quantile)
+        cosine = query @ self.image_keys.T
+        return masked_probability(similarity, cosine, limit, self.image_anomalous)
+
+    def patch_probability(self, weights: FTWeights, features: Features, rows: list[int]) -> Tensor:
+        """[B, N], over the keys that are not masked out. `rows` of the images in the set."""
+        query = features.patch_query()
+        keys = weights.patch_key(self.patch_keys).T
+        found = []
+        for image, row in zip(query, rows):  # one image at a time: its products fit in the cache
+            similarity = weights.patch_query(image) @ keys
+            limit = self._limit(image, row)
+            cosine = image @ self.patch_keys.T
+            found.append(masked_probability(similarity, cosine, limit, self.patch_anomalous))
+        return torch.stack(found)
+
+    def _limit(self, query: Tensor, row: int) -> Tensor:
+        """The unprojected features never change, so neither do the thresholds."""
+        if row not in self._thresholds:
+            self._thresholds[row] = thresholds(query, self.patch_keys, self.recipe.patch_quantile)
+        return self._thresholds[row]
+
+
+def train_ft(
+    encoder: Encoder,
+    data: TrainingSet,
+    recipe: FTRecipe,
+    history: History,
+    progress: Progress | None = None,
+) -> FTWeights:
+    """Train projections of `encoder`'s geometry; losses and times go into `history`.
+
+    Raises `NonFiniteError`.
+    """
+    weights = start(encoder, recipe).to(encoder.device)
+    memory = Memory(data, recipe, encoder.device)
+
+    def losses(rows: list[int]) -> dict[str, Tensor]:
+        features = data.features.batch(rows, encoder.device)
+        image = memory.image_probability(weights, features)
+        labels = data.labels[rows].to(encoder.device)
+        terms = {"image": recipe.image_weight * image_loss(image, labels, recipe.image_temperature)}
+        known = data.masked[rows].nonzero().flatten()
+        if len(known):
+            chosen = [rows[i] for i in known.tolist()]
+            part = Features(features.class_feature[known], features.patch[known])
+            patch = memory.patch_probability(weights, part, chosen)
+            terms |= map_losses(patch, data.masks(chosen).to(patch.device), recipe)
+        return terms
+
+    optimise("ft", recipe, len(data), weights.parameters(), losses, history, progress)
+    return weights.requires_grad_(False).eval()
+
+
+def map_losses(patch: Tensor, mask: Tensor, recipe: Stage) -> dict[str, Tensor]:
+    """Focal and Dice terms of patch probabilities [B, N] against masks [B, S, S]."""
+    predicted = upsampled(patch, mask.shape[-1])
+    return {
+        "focal": recipe.focal_weight * focal_loss(predicted, mask, recipe.focal_gamma),
+        "dice": recipe.dice_weight * dice_loss(predicted, mask),
+    }
+
+
+def start(encoder: Encoder, recipe: FTRecipe) -> FTWeights:
+    """Weights before the first step, by the recipe's seed; no global random state is touched."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    weights = FTWeights(encoder.embed_dim, encoder.width)
+    image, patch = weights.image_proj, cast(nn.ModuleList, weights.patch_proj["fc"])
+    pairs = (
+        (cast(nn.Linear, image["mlp1"]), cast(nn.Linear, image["mlp2"])),
+        (cast(nn.Linear, patch[0]), cast(nn.Linear, patch[1])),
+    )
+    for query, key in pairs:
+        if recipe.start == "linear":
+            linear_start(query, generator)
+            linear_start(key, generator)
+        else:
+            nn.init.orthogonal_(query.weight, math.sqrt(recipe.sharpness), generator)
+            nn.init.zeros_(query.bias)
+            key.load_state_dict(query.state_dict())
+    return weights
+
+
+def linear_start(layer: nn.Linear, generator: torch.Generator) -> None:
+    """torch's own start of a linear layer, with a generator."""
+    bound = layer.in_features**-0.5
+    nn.init.uniform_(layer.weight, -bound, bound, generator)
+    nn.init.uniform_(layer.bias, -bound, bound, generator)

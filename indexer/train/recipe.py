@@ -1,0 +1,54 @@
+"""How a head is trained: METHOD.md's recipe as defaults, every value an option."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Stage(BaseModel):
+    """What both stages share: Adam with a cosine."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    epochs: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=8, ge=1)
+    learning_rate: float = Field(default=4e-4, gt=0)
+    final_learning_rate: float = Field(default=1e-6, ge=0)
+    beta1: float = Field(default=0.5, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    image_quantile: float = Field(default=0.95, gt=0, le=1)
+    """Keys of larger unprojected cosine are masked out; 1 masks none."""
+    patch_quantile: float = Field(default=0.8, gt=0, le=1)
+    focal_gamma: float = Field(default=2.0, ge=0)
+    focal_weight: float = Field(default=1.0, ge=0)
+    dice_weight: float = Field(default=1.0, ge=0)
+    image_weight: float = Field(default=1.0, ge=0)
+    image_temperature: float = Field(default=0.07, gt=0)
+    seed: int = 0
+
+
+class FTRecipe(Stage):
+    """One epoch on both pairs of projections."""
+
+    start: Literal["linear", "isometry"] = "linear"
+    """`linear`: torch's own start of a linear layer; `isometry`: queries and keys share a map that
+    keeps cosines where the widths allow, so that the untrained head ranks as TF does."""
+    sharpness: float = Field(default=1.0, gt=0)
+    """Of q'.k' at an `isometry` start; TF is 1."""
+
+
+class CLIPRecipe(Stage):
+    """Five epochs on context, deep prompts and `prompt_proj`, on top of a trained FT."""
+
+    epochs: int = Field(default=5, ge=1)
+    n_ctx: int = Field(default=12, ge=1)
+    """Learned context tokens of each prompt."""
+    depth: int = Field(default=9, ge=1)
+    """Text blocks with deep prompts, the first counted though it has none; at most all blocks."""
+    n_deep: int = Field(default=4, ge=1)
+    """Tokens of each deep prompt."""
+    normal_dice_weight: float = Field(default=1.0, ge=0)
+    prompt_std: float = Field(default=0.02, gt=0)
+    """Standard deviation of the prompts' start."""
