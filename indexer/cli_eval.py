@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeRemainingColumn
 from rich.table import Table
@@ -130,20 +131,22 @@ def show(evaluation: Evaluation) -> None:
     from indexer.evaluate.report import HEADINGS, notes, table
     from indexer.evaluate.runner import METRICS
 
-    shown = Table(title="percent", title_justify="right", header_style="bold")
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold", expand=False)
     for name in ("object", "detector"):
         shown.add_column(name, overflow="fold")
-    shown.add_column("good + bad", justify="right")
+    shown.add_column("good\n+ bad", justify="right", no_wrap=True)
     for level, metric in METRICS:
-        shown.add_column(f"{level}\n{HEADINGS[level, metric]}", justify="right")
+        heading = HEADINGS[level, metric].replace("F1-max", "F1")
+        shown.add_column(f"{level}\n{heading}", justify="right", no_wrap=True)
     last = None
     for row in table(evaluation):
         if last is not None and row.name != last:
             shown.add_section()
         last = row.name
         cells = [f"[bold]{cell.text}[/bold]" if cell.best else cell.text for cell in row.cells]
-        shown.add_row(row.name, row.candidate, row.images, *cells)
+        shown.add_row(row.name, row.candidate, row.images.replace(" ", ""), *cells)
     console.print(shown)
+    console.print("percent; F1: the best over all thresholds", style="dim")
     for note in notes(evaluation):
         console.print(f"[yellow]note[/yellow] {note}", highlight=False)
 

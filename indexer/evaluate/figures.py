@@ -18,6 +18,7 @@ from indexer.evaluate.runner import ObjectResult
 from mrad.calibration import Calibration
 
 COLOURS = ("#1f5fa8", "#d1662b", "#2f8f5b", "#8a4fa3", "#b02a4c", "#6b6b6b")
+DASHES = ("-", "--", "-.", ":")
 GOOD, BAD = "#6d8fb5", "#d1662b"
 STYLE = {
     "font.family": "sans-serif",
@@ -43,10 +44,11 @@ def curves_figure(results: Mapping[str, ObjectResult]) -> str:
     if not panels:
         return ""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2.9 * len(panels), 2.9), layout="constrained")
+        figure = Figure(figsize=(2.4 * len(panels), 2.6), layout="constrained")
         for axes, (title, labels, limit, lines) in zip(_axes(figure, len(panels)), panels):
-            for colour, (name, (x, y)) in zip(_cycle(len(lines)), lines.items()):
-                axes.plot(x, y, color=colour, label=name, linewidth=1.6)
+            for place, (name, (x, y)) in enumerate(lines.items()):
+                colour, dash = COLOURS[place % len(COLOURS)], DASHES[place % len(DASHES)]
+                axes.plot(x, y, color=colour, linestyle=dash, label=name, linewidth=1.6)
             axes.set(title=title, xlabel=labels[0], ylabel=labels[1])
             axes.set(xlim=(0, limit), ylim=(0, 1.02))
         if len(results) > 1:
@@ -86,12 +88,13 @@ def histograms_figure(results: Mapping[str, ObjectResult]) -> str:
     with matplotlib.rc_context(STYLE):
         columns = min(3, len(results))
         rows = -(-len(results) // columns)
-        figure = Figure(figsize=(4.8 * columns, 2.6 * rows), layout="constrained")
+        figure = Figure(figsize=(4.0 * columns, 2.4 * rows + 0.3), layout="constrained")
         for place, (name, result) in enumerate(results.items(), start=1):
             axes = figure.add_subplot(rows, columns, place)
             _histogram(axes, result)
             axes.set_title(name)
-        figure.axes[0].legend(loc="upper right")
+        handles, names = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper left", ncols=len(names))
         return to_svg(figure)
 
 
@@ -139,10 +142,6 @@ def reliability_figure(calibration: Calibration) -> bytes:
 
 def _axes(figure: Figure, count: int) -> Sequence[Any]:
     return [figure.add_subplot(1, count, place + 1) for place in range(count)]
-
-
-def _cycle(count: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]
 
 
 def to_svg(figure: Figure) -> str:

@@ -122,8 +122,8 @@ def _rows(block: Sequence[tuple[str, str, str, list[float | None], bool]]) -> li
     rows = []
     for name, candidate, images, values, mean in block:
         cells = tuple(
-            Cell(percent(value), len(block) > 1 and value is not None and value == top)
-            for value, top in zip(values, best)
+            Cell(percent(value), value is not None and value == top and len(set(column)) > 1)
+            for value, top, column in zip(values, best, columns)
         )
         rows.append(Row(name, candidate, images, cells, mean))
     return rows
@@ -140,8 +140,8 @@ def notes(evaluation: Evaluation) -> list[str]:
     for item in evaluation.candidates:
         if item.in_memory:
             found.append(
-                f"{item.in_memory} of the images evaluated lie in the memory of {item.name}: each "
-                "retrieves itself, so its figures flatter."
+                f"Of the images evaluated, {item.in_memory} lie in the memory of {item.name} (or "
+                "equal one that does) and retrieve themselves: these figures flatter."
             )
     first = evaluation.candidates[0]
     for result in first.objects:

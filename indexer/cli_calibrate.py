@@ -1,0 +1,157 @@
+"""`mrad calibrate`: thresholds and probabilities of a bank, from labelled images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from mrad.errors import MRADError
+
+if TYPE_CHECKING:
+    from mrad.calibration import Calibration, Rule, Threshold
+
+console = Console()
+errors = Console(stderr=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the `mrad` app."""
+    app.command("calibrate")(calibrate_command)
+
+
+def calibrate_command(
+    bank: Annotated[Path, typer.Argument(help="the bank's folder; its bank.json is rewritten")],
+    data: Annotated[Path, typer.Argument(help="the bank's own images, or held-out ones")],
+    head: Annotated[str, typer.Option(help="tf, or NAME:CHECKPOINT")] = "tf",
+    rule: Annotated[str, typer.Option(help="f1, or fpr for a wanted false-alarm rate")] = "f1",
+    fpr: Annotated[float, typer.Option(help="the wanted rate on good images", min=0, max=1)] = 0.01,
+    method: Annotated[str, typer.Option(help="of probabilities: platt, isotonic")] = "platt",
+    layout: Annotated[str, typer.Option(help="of the data")] = "auto",
+    split: Annotated[str, typer.Option(help="train, test, all")] = "all",
+    only: Annotated[list[str] | None, typer.Option(help="only this object; repeat")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="where to write the reliability plot, PNG")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="print, do not write into the bank")] = False,
+    fusion: Annotated[float, typer.Option(help="weight of the image probability")] = 0.7,
+    sigma: Annotated[float, typer.Option(help="of the map's Gaussian, pixels")] = 4.0,
+    retrieval: Annotated[str, typer.Option(help="exact, approximate, auto")] = "exact",
+    draws: Annotated[int, typer.Option(help="of the bootstrap", min=1)] = 500,
+    seed: Annotated[int, typer.Option()] = 0,
+    pretrained: Annotated[
+        str | None, typer.Option(help="tag or file of the encoder's weights")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16")] = "auto",
+) -> None:
+    """Choose thresholds and fit probabilities. An image of the bank never retrieves itself.
+
+    Raw scores stay as they are; the calibration is stored in the bank for this head.
+    """
+    from indexer.calibrate import calibrate, score_without_self
+    from indexer.data import read_dataset
+    from indexer.loading import HeadChoice, choose, detector_of, encoder_of
+    from mrad.bank_io import save_calibration
+    from mrad.memory import MemoryBank
+
+    if rule not in ("f1", "fpr"):
+        raise typer.BadParameter("choose f1 or fpr", param_hint="--rule")
+    try:
+        dataset = choose(read_dataset(data, layout=layout), split, only)
+        memory = MemoryBank.load(bank)
+        choice = HeadChoice.parse(head)
+        detector = detector_of(
+            encoder_of(memory, pretrained=pretrained, device=device, precision=precision),
+            memory,
+            choice,
+            fusion=fusion,
+            sigma=sigma,
+            retrieval=retrieval,
+        )
+        with Progress(console=errors, transient=True) as bar:
+            task = bar.add_task("images", total=len(dataset))
+            scored = score_without_self(
+                detector,
+                dataset,
+                batch_size=batch_size,
+                seed=seed,
+                progress=lambda done: bar.update(task, completed=done),
+            )
+        calibration = calibrate(
+            detector,
+            scored,
+            rule=cast("Rule", rule),
+            target_fpr=fpr,
+            method=method,
+            draws=draws,
+            seed=seed,
+            source=dataset.root.name,
+            checkpoint=choice.checkpoint.name if choice.checkpoint else "",
+        )
+        show(calibration)
+        if plot is not None:
+            _write_plot(calibration, plot)
+        if not dry_run:
+            save_calibration(calibration.into(memory), bank)
+            console.print(f"written into {bank / 'bank.json'}")
+    except MRADError as error:
+        errors.print(f"[red]{error.code}[/red] {error}", highlight=False)
+        raise typer.Exit(2) from error
+
+
+def show(calibration: Calibration) -> None:
+    """Thresholds with their intervals, and what they do."""
+    console.print(
+        f"[bold]{calibration.head}[/bold]: {calibration.normal} good and {calibration.anomalous} "
+        f"defective images, scores {calibration.scored}"
+    )
+    shown = Table(box=box.SIMPLE_HEAD)
+    for name in (
+        "threshold",
+        "value",
+        "95 % interval",
+        "precision",
+        "recall",
+        "F1",
+        "false alarms",
+    ):
+        shown.add_column(name, justify="left" if name == "threshold" else "right")
+    shown.add_row("image", *_cells(calibration.image))
+    if calibration.pixel is not None:
+        shown.add_row("pixel", *_cells(calibration.pixel))
+    console.print(shown)
+    part = calibration.reliability
+    console.print(
+        f"probabilities ({calibration.model.method}), on images not fitted on: Brier "
+        f"{part.brier:.3f}, mean error {part.expected_error:.3f}"
+    )
+    if calibration.pixel is None:
+        console.print("[yellow]note[/yellow] no masks, so no pixel threshold")
+    target = calibration.image.target_fpr
+    if target is not None and target * calibration.normal < 1:
+        console.print(
+            f"[yellow]note[/yellow] {calibration.normal} good images cannot vouch for a rate of "
+            f"{target:g}: the threshold lies just above the highest of them"
+        )
+
+
+def _cells(cut: Threshold) -> list[str]:
+    interval = f"{cut.low:.5f} to {cut.high:.5f}"
+    figures = [f"{100 * value:.1f} %" for value in (cut.precision, cut.recall, cut.f1, cut.fpr)]
+    return [f"{cut.value:.5f}", interval, *figures]
+
+
+def _write_plot(calibration: Calibration, path: Path) -> None:
+    from indexer.evaluate.figures import reliability_figure
+    from mrad.files import atomic_write_bytes
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(path, reliability_figure(calibration))
+    console.print(f"reliability plot: {path}")
