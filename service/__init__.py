@@ -1,0 +1,1 @@
+"""The HTTP service: scoring, living memories, swapping, the Open Inference Protocol."""

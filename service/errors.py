@@ -1,0 +1,123 @@
+"""What only a server can get wrong. Codes are stable."""
+
+from __future__ import annotations
+
+from mrad.errors import MRADError
+
+
+class ServiceError(MRADError):
+    """Root of the service's own errors."""
+
+    code = "service_error"
+
+
+class InvalidRequestError(ServiceError):
+    """A request that makes no sense; the message says which part."""
+
+    code = "invalid_request"
+
+
+class UnsupportedMediaError(ServiceError):
+    """A body of a kind that is not read here."""
+
+    code = "unsupported_media_type"
+
+
+class BodyTooLargeError(ServiceError):
+    """More bytes than the limit for a request or a file."""
+
+    code = "body_too_large"
+
+
+class TooManyImagesError(ServiceError):
+    """More images than the limit for a request."""
+
+    code = "too_many_images"
+
+
+class ResponseTooLargeError(ServiceError):
+    """The maps of one answer would exceed the limit."""
+
+    code = "response_too_large"
+
+
+class UploadTimeoutError(ServiceError):
+    """The body did not arrive in time."""
+
+    code = "upload_timeout"
+
+
+class AuthenticationError(ServiceError):
+    """No key, or one that is not known."""
+
+    code = "unauthenticated"
+
+
+class ForbiddenError(ServiceError):
+    """A known key without the scope."""
+
+    code = "forbidden"
+
+
+class CrossOriginError(ServiceError):
+    """A page of another origin asked."""
+
+    code = "cross_origin"
+
+
+class QueueFullError(ServiceError):
+    """More work than can be done in time; `retry_after` seconds from now there is likely room."""
+
+    code = "queue_full"
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineError(ServiceError):
+    """The request was not done by its deadline; what was left of it was dropped."""
+
+    code = "deadline_exceeded"
+
+
+class ClientGoneError(ServiceError):
+    """The client left; nobody reads this."""
+
+    code = "client_gone"
+
+
+class DrainingError(ServiceError):
+    """The server is stopping."""
+
+    code = "draining"
+
+
+class DeviceMemoryError(ServiceError):
+    """The device has no memory for even one image."""
+
+    code = "device_out_of_memory"
+
+
+class DeviceError(ServiceError):
+    """The device or the head failed; the log has the cause."""
+
+    code = "device_failed"
+
+
+class UnknownBankError(ServiceError):
+    """No bank of that name is configured."""
+
+    code = "unknown_bank"
+
+
+class BankNotLoadedError(ServiceError):
+    """The bank is configured but not in memory: activate it."""
+
+    code = "bank_not_loaded"
+
+
+class ReadOnlyError(ServiceError):
+    """This server does not learn."""
+
+    code = "read_only"

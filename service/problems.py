@@ -1,0 +1,166 @@
+"""Errors as RFC 9457 problem documents: one table from `code` to status and title."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from mrad.errors import MRADError
+
+log = structlog.get_logger(__name__)
+MEDIA_TYPE = "application/problem+json"
+CLIENT_CLOSED = 499
+
+STATUS: dict[str, int] = {
+    # what the caller sent
+    "invalid_image": 422,
+    "image_too_large": 413,
+    "invalid_mask": 422,
+    "calibration_error": 422,
+    "invalid_request": 422,
+    "unsupported_media_type": 415,
+    "body_too_large": 413,
+    "too_many_images": 413,
+    "response_too_large": 413,
+    "upload_timeout": 408,
+    "unauthenticated": 401,
+    "forbidden": 403,
+    "cross_origin": 403,
+    "read_only": 403,
+    # names
+    "entry_not_found": 404,
+    "unknown_bank": 404,
+    # the state of things
+    "entry_exists": 409,
+    "idempotency_conflict": 409,
+    "one_class_memory": 409,
+    "empty_level": 409,
+    "bank_rebuilt": 409,
+    "bank_not_loaded": 409,
+    "bank_not_found": 409,
+    "bank_corrupt": 409,
+    "bank_version": 409,
+    "bank_error": 409,
+    "log_corrupt": 409,
+    "encoder_mismatch": 409,
+    "weights_not_found": 409,
+    "unsupported_encoder": 409,
+    "invalid_checkpoint": 409,
+    "head_error": 409,
+    "bank_locked": 423,
+    # load and failure
+    "queue_full": 429,
+    "client_gone": CLIENT_CLOSED,
+    "deadline_exceeded": 504,
+    "draining": 503,
+    "device_out_of_memory": 503,
+    "log_unwritable": 503,
+    "memory_closed": 503,
+}
+"""Codes that are not here are 500: an error nobody expected to reach a client."""
+
+RETRY_AFTER = {"draining": 5, "device_out_of_memory": 2, "memory_closed": 5}
+"""Seconds, where trying again helps; `queue_full` brings its own."""
+
+
+class Problem(BaseModel):
+    """A problem document (RFC 9457)."""
+
+    type: str = Field(examples=["urn:mrad:problem:invalid_image"])
+    title: str = Field(examples=["Unprocessable Content"])
+    status: int = Field(examples=[422])
+    code: str = Field(examples=["invalid_image"], description="stable: match on this")
+    detail: str = Field(examples=["the image is not an image in a known format"])
+    request_id: str | None = None
+    errors: list[dict[str, Any]] | None = Field(None, description="where the request is wrong")
+
+
+def status_of(error: MRADError) -> int:
+    """HTTP status of an error; the nearest ancestor with a code of its own decides."""
+    return STATUS.get(error.code, 500)
+
+
+def describe(
+    status: int, code: str, detail: str, request_id: str | None = None, **more: Any
+) -> dict[str, Any]:
+    """A problem document as a dict."""
+    title = "Client Closed Request" if status == CLIENT_CLOSED else HTTPStatus(status).phrase
+    problem = Problem(
+        type=f"urn:mrad:problem:{code}",
+        title=title,
+        status=status,
+        code=code,
+        detail=detail,
+        request_id=request_id,
+        **more,
+    )
+    return problem.model_dump(exclude_none=True)
+
+
+def problem_of(error: MRADError, request_id: str | None = None) -> dict[str, Any]:
+    """The problem document of an error. What is 500 keeps its text to the log."""
+    status = status_of(error)
+    detail = str(error) if status != 500 else "the server failed; its log has this request's id"
+    return describe(status, error.code, detail, request_id)
+
+
+def headers_of(error: MRADError) -> dict[str, str]:
+    """Retry-After and WWW-Authenticate, where they help."""
+    headers = {}
+    wait = getattr(error, "retry_after", RETRY_AFTER.get(error.code))
+    if wait is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(wait)))
+    if error.code == "unauthenticated":
+        headers["WWW-Authenticate"] = 'Bearer realm="mrad"'
+    return headers
+
+
+def respond(error: MRADError, request_id: str | None = None) -> JSONResponse:
+    """The whole answer for an error."""
+    return _answer(problem_of(error, request_id), headers_of(error))
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of the application a problem document."""
+
+    @app.exception_handler(MRADError)
+    async def known(request: Request, error: MRADError) -> Response:
+        if status_of(error) == 500:
+            log.error("failed", code=error.code, detail=str(error), exc_info=error)
+        return respond(error, _id(request))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        errors = [
+            {"where": ".".join(map(str, e["loc"])), "what": e["msg"]} for e in error.errors()
+        ]
+        detail = "; ".join(f"{e['where']}: {e['what']}" for e in errors) or "invalid request"
+        return _answer(describe(422, "invalid_request", detail, _id(request), errors=errors))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_").replace("-", "_")
+        body = describe(error.status_code, code, str(error.detail), _id(request))
+        return _answer(body, error.headers)
+
+    @app.exception_handler(Exception)
+    async def unknown(request: Request, error: Exception) -> Response:
+        detail = "the server failed; its log has this request's id"
+        return _answer(describe(500, "internal_error", detail, _id(request)))
+
+
+def _answer(body: dict[str, Any], headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(body, body["status"], headers=dict(headers or {}), media_type=MEDIA_TYPE)
+
+
+def _id(request: Request) -> str | None:
+    return request.scope.get("state", {}).get("request_id")
