@@ -18,8 +18,8 @@ DEFAULT_MAX_PIXELS = 100_000_000
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
-# Raster formats only: Pillow would hand EPS to Ghostscript, and fetches nothing else either.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
+# Raster formats only: Pillow would hand EPS to Ghostscript. MPO is read as JPEG, by one opener.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
 
 
 def load_image(image: ImageInput, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
