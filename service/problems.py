@@ -140,14 +140,14 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        errors = [
-            {"where": ".".join(map(str, e["loc"])), "what": e["msg"]} for e in error.errors()
-        ]
+        errors = [{"where": ".".join(map(str, e["loc"])), "what": e["msg"]} for e in error.errors()]
         detail = "; ".join(f"{e['where']}: {e['what']}" for e in errors) or "invalid request"
         return _answer(describe(422, "invalid_request", detail, _id(request), errors=errors))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
+        if isinstance(error.__cause__, MRADError):  # raised while a form was read
+            return respond(error.__cause__, _id(request))
         code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_").replace("-", "_")
         body = describe(error.status_code, code, str(error.detail), _id(request))
         return _answer(body, error.headers)

@@ -68,7 +68,9 @@ class Settings(BaseSettings):
         10.0, gt=0, description="Expected wait, from the measured rate, above which 429 is said."
     )
     request_seconds: float = Field(
-        60.0, gt=0, description="Longest time for one request; `X-Request-Timeout` may ask for less."
+        60.0,
+        gt=0,
+        description="Longest time for one request; `X-Request-Timeout` may ask for less.",
     )
     upload_seconds: float = Field(60.0, gt=0, description="Longest time for a body to arrive.")
     drain_seconds: float = Field(

@@ -1,0 +1,390 @@
+"""The house: a bounded queue, threads that decode, one that encodes for each device, threads that
+finish. A device never waits for JPEGs while another image is ready."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import structlog
+from PIL import Image
+
+from mrad.encoder import Features
+from mrad.errors import MRADError
+from service.errors import DrainingError, QueueFullError
+from service.halving import in_halves
+from service.jobs import Arrivals, FairQueue, Item, Job, Outcome, Rate
+
+log = structlog.get_logger(__name__)
+BLANK = Image.new("RGB", (1, 1))
+AHEAD = 2
+"""Decoded images kept ready, and encoded batches kept waiting, for each device: in batches."""
+
+
+class Observer(Protocol):
+    """Who is told what happens (metrics, tracing)."""
+
+    def stage(self, name: str, seconds: float) -> None:
+        """`decode` of an image, `encode` and `retrieve` of a batch, `render` of an image."""
+        ...
+
+    def batch(self, size: int) -> None:
+        """A batch went to a device."""
+        ...
+
+    def waiting(self, images: int) -> None:
+        """So many images are in the house."""
+        ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """See `Settings`."""
+
+    max_batch: int = 8
+    batch_wait: float = 0.02
+    decode_threads: int = 2
+    finish_threads: int = 2
+    queue_images: int = 256
+    queue_seconds: float = 10.0
+    max_pixels: int = 50_000_000
+    nearest_every: int = 0
+    """Of so many finished groups, one finds its nearest keys unasked (drift); 0: none."""
+
+
+@dataclass(eq=False)
+class Group:
+    """Encoded items of one model that want the same."""
+
+    device: int
+    items: Sequence[Item]
+    features: Features
+
+
+class Batcher:
+    """Takes jobs, settles them. Thread-safe."""
+
+    def __init__(self, devices: int, limits: Limits, observer: Observer) -> None:
+        self.limits, self._observer, self._devices = limits, observer, devices
+        self._changed = threading.Condition()
+        self._queue = FairQueue()
+        self._decoding = 0
+        self._ready: deque[Item] = deque()
+        self._encoded: deque[Group] = deque()
+        self._inside = 0
+        self._rate, self._arrivals = Rate(), Arrivals()
+        self._largest = [limits.max_batch] * devices
+        self._clean = [0] * devices
+        self._groups = 0
+        self._draining = self._closed = False
+        loops: list[tuple[str, Callable[[], None]]] = [
+            *((f"decode-{i}", self._decode_loop) for i in range(limits.decode_threads)),
+            *((f"device-{i}", lambda i=i: self._device_loop(i)) for i in range(devices)),
+            *((f"finish-{i}", self._finish_loop) for i in range(limits.finish_threads)),
+        ]
+        self._threads = [
+            threading.Thread(target=loop, name=name, daemon=True) for name, loop in loops
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    # -- from the outside ---------------------------------------------------------------------
+
+    def submit(self, job: Job) -> None:
+        """Queue it. Raises `QueueFullError` (with when to come back), `DrainingError`."""
+        with self._changed:
+            if self._draining:
+                raise DrainingError("the server is stopping; ask another one")
+            self._admit(job.waiting)
+            now = time.monotonic()
+            if not self._inside:
+                self._rate.start(now)
+            if job.waiting:
+                self._arrivals.came(now, job.waiting)
+            self._count(job.waiting)
+            self._queue.push(job)
+            self._changed.notify_all()
+
+    def drop(self, job: Job, error: MRADError) -> None:
+        """Nobody waits for it any more."""
+        with self._changed:
+            self._count(-job.drop(error))
+            self._changed.notify_all()
+
+    @property
+    def inside(self) -> int:
+        """Images in the house."""
+        return self._inside
+
+    @property
+    def rate(self) -> float | None:
+        """Images a second while busy; None before anything was measured."""
+        return self._rate()
+
+    def drain(self, seconds: float) -> bool:
+        """Take nothing new, finish what is inside; whether all of it was done in time."""
+        end = time.monotonic() + seconds
+        with self._changed:
+            self._draining = True
+            while self._inside and time.monotonic() < end:
+                self._changed.wait(min(0.2, end - time.monotonic()))
+            return not self._inside
+
+    def close(self) -> None:
+        """Stop every thread; whoever still waits is told."""
+        with self._changed:
+            self._draining = self._closed = True
+            error = DrainingError("the server stopped before this was done")
+            for item in self._ready:
+                item.job.drop(error)
+            while (item := self._queue.pop()) is not None:
+                item.job.drop(error)
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(timeout=10)
+
+    def _admit(self, images: int) -> None:
+        """Called with the lock. An empty house takes any job: the count limit bounds it."""
+        rate = self._rate()
+        over = self._inside + images - self.limits.queue_images
+        if self._inside and over > 0:
+            raise QueueFullError(
+                f"{self._inside} images are waiting and {images} more do not fit "
+                f"({self.limits.queue_images} at most)",
+                retry_after=over / rate if rate else 1.0,
+            )
+        ahead = self._queue.ahead_of(images)
+        if rate and ahead / rate > self.limits.queue_seconds:
+            raise QueueFullError(
+                f"{ahead} images come first, about {ahead / rate:.1f} s of work "
+                f"({self.limits.queue_seconds:g} s at most)",
+                retry_after=ahead / rate - self.limits.queue_seconds,
+            )
+
+    def _count(self, change: int) -> None:
+        self._inside += change
+        self._observer.waiting(self._inside)
+
+    def _settle(self, item: Item, outcome: Outcome) -> None:
+        item.decoded = None
+        with self._changed:
+            self._rate.done(time.monotonic())
+            self._count(-1)
+            self._changed.notify_all()
+        item.job.settle(item.index, outcome)
+
+    def _alive(self, item: Item) -> bool:
+        """Whether someone still waits for it; settles it otherwise."""
+        error = item.job.is_over()
+        if error is None:
+            return True
+        self._settle(item, error)
+        with self._changed:
+            self._count(-item.job.drop(error))
+        return False
+
+    # -- decoding -----------------------------------------------------------------------------
+
+    def _decode_loop(self) -> None:
+        while (item := self._next_to_decode()) is not None:
+            if self._alive(item):
+                self._decode(item)
+            with self._changed:
+                self._decoding -= 1
+                self._changed.notify_all()
+
+    def _next_to_decode(self) -> Item | None:
+        room = AHEAD * self.limits.max_batch * self._devices
+        with self._changed:
+            while not self._closed:
+                if len(self._ready) + self._decoding < room:
+                    item = self._queue.pop()
+                    if item is not None:
+                        self._decoding += 1
+                        return item
+                self._changed.wait()
+        return None
+
+    def _decode(self, item: Item) -> None:
+        began = time.perf_counter()
+        try:
+            detector = item.job.model.detectors[0]
+            decoded = detector.decode(item.data, self.limits.max_pixels)
+        except MRADError as error:
+            self._settle(item, error)
+            return
+        except Exception as error:
+            log.exception("an image could not be decoded")
+            self._settle(item, MRADError(f"the image could not be decoded: {error!r}"))
+            return
+        item.data = b""
+        item.decoded = decoded if item.job.wanted.image else replace(decoded, image=BLANK)
+        self._observer.stage("decode", time.perf_counter() - began)
+        with self._changed:
+            self._ready.append(item)
+            self._changed.notify_all()
+
+    # -- the device ---------------------------------------------------------------------------
+
+    def _device_loop(self, device: int) -> None:
+        while (batch := self._next_batch(device)) is not None:
+            alive = [item for item in batch if self._alive(item)]
+            # Those that want the same side by side: each group is a slice of the features.
+            alive.sort(key=lambda item: (id(item.job.model), item.job.wanted.maps))
+            if alive:
+                self._encode(device, alive)
+
+    def _next_batch(self, device: int) -> list[Item] | None:
+        with self._changed:
+            while not self._closed:
+                if self._ready and len(self._encoded) < AHEAD * self._devices:
+                    batch = self._gather(device)
+                    if batch:
+                        return batch
+                    continue
+                self._changed.wait()
+        return None
+
+    def _gather(self, device: int) -> list[Item]:
+        """A batch, full or closed by its wait. Called with the lock, which waiting lets go."""
+        closes = time.monotonic() + self.limits.batch_wait
+        while True:
+            largest = self._largest[device]
+            batch = self._same_encoder(device)[:largest]
+            wait = self._worth_waiting(closes) if len(batch) < largest else 0.0
+            if not batch or wait <= 0 or self._closed:
+                break
+            self._changed.wait(wait)
+        chosen = set(map(id, batch))
+        self._ready = deque(item for item in self._ready if id(item) not in chosen)
+        self._changed.notify_all()
+        return batch
+
+    def _same_encoder(self, device: int) -> list[Item]:
+        if not self._ready:
+            return []
+        first = self._ready[0].job.model.detectors[device].encoder
+        return [item for item in self._ready if item.job.model.detectors[device].encoder is first]
+
+    def _worth_waiting(self, closes: float) -> float:
+        """Seconds for which an idle device should wait for more: short, and only under load."""
+        now = time.monotonic()
+        if self._decoding or self._queue:
+            return closes - now
+        # Nothing is inside. Two usual gaps without an arrival: the burst is over.
+        return min(closes, self._arrivals.last + 2 * self._arrivals.gap) - now
+
+    def _encode(self, device: int, batch: list[Item]) -> None:
+        began = time.perf_counter()
+        self._observer.batch(len(batch))
+
+        def run(items: Sequence[Item]) -> Features:
+            detector = items[0].job.model.detectors[device]
+            return detector.encode([item.decoded for item in items if item.decoded])
+
+        for items, result in in_halves(batch, run):
+            if len(items) < len(batch) and not isinstance(result, MRADError):
+                self._largest[device], self._clean[device] = max(1, len(items)), 0
+            if isinstance(result, MRADError):
+                for item in items:
+                    self._settle(item, result)
+                continue
+            groups = [Group(device, *part) for part in _split(items, result)]
+            with self._changed:
+                self._encoded.extend(groups)
+                self._changed.notify_all()
+        self._recover(device)
+        self._observer.stage("encode", time.perf_counter() - began)
+
+    def _recover(self, device: int) -> None:
+        """After fifty batches without trouble, larger ones are tried again."""
+        self._clean[device] += 1
+        if self._clean[device] >= 50 and self._largest[device] < self.limits.max_batch:
+            self._largest[device] = min(self.limits.max_batch, 2 * self._largest[device])
+            self._clean[device] = 0
+
+    # -- finishing ----------------------------------------------------------------------------
+
+    def _finish_loop(self) -> None:
+        while (group := self._next_to_finish()) is not None:
+            self._finish(group)
+
+    def _next_to_finish(self) -> Group | None:
+        with self._changed:
+            while not self._closed:
+                if self._encoded:
+                    self._changed.notify_all()
+                    return self._encoded.popleft()
+                self._changed.wait()
+        return None
+
+    def _finish(self, group: Group) -> None:
+        alive = [row for row, item in enumerate(group.items) if self._alive(item)]
+        if not alive:
+            return
+        items = [group.items[row] for row in alive]
+        first = items[0].job
+        detector = first.model.detectors[group.device]
+        every = self.limits.nearest_every
+        self._groups += 1
+        asked = max(item.job.wanted.evidence for item in items)
+        evidence = asked or int(every > 0 and self._groups % every == 0)
+        features = group.features
+        if len(alive) < len(group.items):
+            features = Features.cat([features[row : row + 1] for row in alive])
+        rows = {id(item): row for row, item in enumerate(items)}
+
+        def run(part: Sequence[Item]) -> list[object]:
+            start = rows[id(part[0])]
+            sizes = [item.decoded.size for item in part if item.decoded]
+            found = detector.finish(
+                features[start : start + len(part)],
+                sizes,
+                maps=first.wanted.maps,
+                evidence=evidence,
+            )
+            return list(found)
+
+        began = time.perf_counter()
+        for part, result in in_halves(items, run):
+            self._observer.stage("retrieve", time.perf_counter() - began)
+            for row, item in enumerate(part):
+                self._render(item, result if isinstance(result, MRADError) else result[row])
+            began = time.perf_counter()
+
+    def _render(self, item: Item, prediction: object) -> None:
+        if isinstance(prediction, MRADError):
+            self._settle(item, prediction)
+            return
+        if not self._alive(item):
+            return
+        began = time.perf_counter()
+        try:
+            image = item.decoded.image if item.decoded else BLANK
+            outcome = item.job.finish(item.index, prediction, image)  # type: ignore[arg-type]
+        except MRADError as error:
+            outcome = error
+        except Exception as error:
+            log.exception("a result could not be written")
+            outcome = MRADError(f"the result could not be written: {error!r}")
+        self._observer.stage("render", time.perf_counter() - began)
+        self._settle(item, outcome)
+
+
+def _split(items: Sequence[Item], features: Features) -> list[tuple[Sequence[Item], Features]]:
+    """Runs of neighbours with the same model that all want maps, or none of them."""
+    parts, start = [], 0
+    for end in range(1, len(items) + 1):
+        if end == len(items) or not _alike(items[start], items[end]):
+            parts.append((items[start:end], features[start:end]))
+            start = end
+    return parts
+
+
+def _alike(one: Item, other: Item) -> bool:
+    same = one.job.model is other.job.model
+    return same and one.job.wanted.maps == other.job.wanted.maps

@@ -1,0 +1,142 @@
+"""What lives as long as the server: banks, batcher, metrics. `app.state.runtime`."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import structlog
+from starlette.requests import Request
+
+from mrad.detector import Detector
+from service.banks import Banks
+from service.batcher import Batcher, Limits
+from service.durable import DurableMemory
+from service.errors import ClientGoneError, DeadlineError, DrainingError
+from service.jobs import Job, Outcome
+from service.loading import EncoderOf, Encoders, Model, devices_of
+from service.metrics import Metrics
+from service.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+class Runtime:
+    """Built once for an application; `start` and `stop` are its lifespan."""
+
+    def __init__(self, settings: Settings, encoder_of: EncoderOf | None = None) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.banks = Banks(settings, Encoders(settings, encoder_of))
+        self.batcher = Batcher(
+            len(devices_of(settings)),
+            Limits(
+                max_batch=settings.max_batch,
+                batch_wait=settings.batch_wait,
+                decode_threads=settings.decode_threads,
+                finish_threads=settings.finish_threads,
+                queue_images=settings.queue_images,
+                queue_seconds=settings.queue_seconds,
+                max_pixels=settings.max_pixels,
+                nearest_every=settings.drift_every,
+            ),
+            self.metrics,
+        )
+        self._draining = threading.Event()
+
+    def start(self) -> None:
+        """Load the first bank. Raises what keeps it from being served."""
+        began = time.perf_counter()
+        model = self.banks.activate(self.banks.first())
+        self.metrics.serves(model)
+        log.info("ready", bank=model.name, seconds=round(time.perf_counter() - began, 2))
+
+    def announce_stop(self) -> None:
+        """Readiness goes off; work still comes in."""
+        self._draining.set()
+
+    def stop(self) -> None:
+        """Finish what is inside, within the limit, then let everything go."""
+        self.announce_stop()
+        if not self.batcher.drain(self.settings.drain_seconds):
+            log.warning("stopped with work left", images=self.batcher.inside)
+        self.batcher.close()
+        self.banks.close()
+
+    def why_not_ready(self) -> str:
+        """Empty when requests are welcome."""
+        if self._draining.is_set():
+            return "the server is stopping"
+        return "" if self.banks.active is not None else "no bank is loaded yet"
+
+    def model(self, bank: str | None = None) -> Model:
+        """What judges now. Raises `UnknownBankError`, `BankNotLoadedError`."""
+        return self.banks.get(bank).model
+
+    def memory(self, bank: str | None = None) -> DurableMemory:
+        """The living memory of a bank. Raises `ReadOnlyError` too."""
+        return self.banks.memory(bank)
+
+    def detector(self, bank: str | None = None) -> Detector:
+        """The detector of a bank on the first device."""
+        return self.model(bank).detectors[0]
+
+    def activate(self, name: str) -> Model:
+        """Switch; see `Banks.activate`."""
+        if self._draining.is_set():
+            raise DrainingError("the server is stopping; nothing is switched any more")
+        model = self.banks.activate(name)
+        self.metrics.serves(model)
+        return model
+
+    def deadline(self, request: Request) -> float:
+        """On `time.monotonic`'s clock: the setting's, or what `X-Request-Timeout` asks for."""
+        seconds = self.settings.request_seconds
+        asked = request.headers.get("x-request-timeout")
+        if asked is not None:
+            seconds = min(seconds, _seconds(asked))
+        return time.monotonic() + seconds
+
+    async def run(self, job: Job, request: Request) -> list[Outcome]:
+        """Queue a job, wait for it; drop it when its time is over or its client leaves.
+
+        Raises `QueueFullError`, `DrainingError`, `DeadlineError`, `ClientGoneError`.
+        """
+        self.batcher.submit(job)
+        done = asyncio.wrap_future(job.future)
+        gone = asyncio.ensure_future(_left(request))
+        try:
+            await asyncio.wait(
+                {done, gone},
+                timeout=max(0.0, job.deadline - time.monotonic()),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if done.done():
+                return done.result()
+            if gone.done():
+                raise ClientGoneError("the client left")
+            raise DeadlineError("the request was not done in time; what was left is dropped")
+        finally:
+            gone.cancel()
+            if not done.done():
+                done.cancel()
+                self.batcher.drop(job, ClientGoneError("nobody waits for this any more"))
+
+
+async def _left(request: Request) -> None:
+    """Returns when the client closes its connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _seconds(text: str) -> float:
+    from service.errors import InvalidRequestError
+
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise InvalidRequestError(f"X-Request-Timeout is a number of seconds, not {text!r}")
+    return seconds
