@@ -41,7 +41,7 @@ format: setup  ## ruff's fixes and formatting
 
 serve: setup  ## the server on the demo's memory: http://127.0.0.1:8000
 	test -f demo-output/bank/bank.json || $(BIN)/mrad demo --out demo-output
-	$(BIN)/mrad serve --bank demo-output/bank
+	$(BIN)/mrad serve --bank demo-output/bank --no-auth
 
 bench: setup  ## every table of docs/performance.md
 	$(BIN)/python -m benchmarks
