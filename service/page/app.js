@@ -1,0 +1,225 @@
+/** The page: wires images, picture, judgement and teaching together. */
+
+import { alive, bank as askBank, key } from "./api.js";
+import { $, announce, count, digits, show } from "./dom.js";
+import { rangeOf } from "./heat.js";
+import { listen } from "./intake.js";
+import { showRow } from "./list.js";
+import { showEvidence, showVerdict } from "./panels.js";
+import { Queue, sharedRange } from "./queue.js";
+import { Teacher } from "./teach.js";
+import { View } from "./view.js";
+
+const queue = new Queue();
+const view = new View();
+let bank = null;
+let current = null;
+let opened = null; // the item whose picture is in the view
+let thresholdTouched = false;
+
+const teacher = new Teacher({
+  view,
+  queue,
+  current: () => current,
+  refresh: (item) => refresh(item),
+  learnt: () => learnt(),
+});
+
+async function connect() {
+  try {
+    bank = await askBank();
+    hideBanner();
+    $("bank").textContent = `${bank.name} · ${count(bank.entries, "image")} in the memory`;
+    teacher.allow(bank.writable);
+    queue.resume();
+    if (current) await refresh(current);
+  } catch (problem) {
+    stopped(problem);
+  }
+}
+
+/** Nothing goes on until a person has done something. */
+function stopped(problem) {
+  if (problem.status === 401) {
+    hideBanner();
+    $("bank").textContent = "A key is needed";
+    askKey(key.get() ? "The server does not know that key." : null);
+    return;
+  }
+  const words = {
+    away: "The server cannot be reached. Your images are kept: go on when it is back.",
+    forbidden: "This key may not judge images: it needs the scope “score”.",
+    draining: "The server is stopping. Your images are kept: go on when it is back.",
+  };
+  if (problem.code === "away") {
+    $("bank").textContent = "Server away";
+    setTimeout(comeBack, 3000);
+  }
+  banner(words[problem.code] ?? `${problem.message} (${problem.code})`);
+}
+
+/** Look now and then whether the server is back, as long as the banner says that it is away. */
+async function comeBack() {
+  if ($("banner").hidden) return;
+  if (await alive()) await connect();
+  else setTimeout(comeBack, 3000);
+}
+
+function banner(text, act = true) {
+  $("banner-text").textContent = text;
+  show($("banner-act"), act);
+  show($("banner"), true);
+}
+
+function hideBanner() {
+  show($("banner"), false);
+}
+
+function askKey(why) {
+  if (why) $("key-why").textContent = why;
+  $("key").value = key.get();
+  if (!$("key-dialog").open) $("key-dialog").showModal();
+}
+
+function take(files) {
+  if (!files.length) {
+    banner("There was no image in that.", false);
+    return;
+  }
+  $("main").classList.remove("empty");
+  const added = queue.add(files);
+  announce(`${count(added.length, "image")} added`);
+  open(added[0]);
+}
+
+async function open(item) {
+  teacher.cancel();
+  show($("changed"), false);
+  const before = current;
+  current = item;
+  show($("stage"), true);
+  show($("judgement"), true);
+  if (before) showRow(before, false, open);
+  showRow(item, true, open);
+  if (item.state === "done" && !item.png) queue.again([item]); // its map was let go
+  await refresh(item);
+}
+
+/** Draw everything about an item, if it is the one looked at. */
+async function refresh(item) {
+  if (item !== current) return;
+  const field = await item.field();
+  if (item !== current) return;
+  if (opened !== item) {
+    const shown = await view.open(item.file, field);
+    if (item !== current) return;
+    opened = item;
+    show($("unseen-format"), !shown && item.state !== "failed");
+  } else view.setField(field);
+  $("stage-title").textContent = item.name;
+  setRange(item);
+  view.draw(item.name);
+  showVerdict(item, bank, queue.items);
+  showEvidence(item, view.bitmap);
+  teacher.open(item);
+}
+
+/** Colours and the threshold slider span what was seen: raw values lie close together. */
+function setRange(item) {
+  const own = view.field ? rangeOf(view.field) : null;
+  const range = ($("shared").checked ? sharedRange(queue.items) : own) ?? [0, 1];
+  view.range = range;
+  const slider = $("threshold");
+  if (!thresholdTouched && item.result) view.threshold = startThreshold(range);
+  slider.min = Math.min(range[0], view.threshold);
+  slider.max = Math.max(range[1], view.threshold);
+  slider.value = view.threshold;
+  sayThreshold();
+}
+
+function startThreshold([low, high]) {
+  return bank?.pixel_threshold ?? low + 0.7 * (high - low);
+}
+
+function sayThreshold() {
+  const calibrated = bank?.pixel_threshold;
+  const own = calibrated != null && Math.abs(view.threshold - calibrated) < 1e-9;
+  $("threshold-out").textContent = digits(view.threshold) + (own ? " (calibrated)" : "");
+}
+
+/** The memory has changed: what was judged before may be judged otherwise now. */
+async function learnt() {
+  for (const item of queue.items) {
+    if (item.state !== "done" || item === current) continue;
+    item.stale = true;
+    showRow(item, false, open);
+  }
+  show($("score-again"), queue.items.some((item) => item.stale));
+  bank = await askBank().catch(() => bank);
+  $("bank").textContent = `${bank.name} · ${count(bank.entries, "image")} in the memory`;
+}
+
+function showProgress() {
+  const left = queue.left;
+  const total = queue.items.length;
+  const done = total - left;
+  show($("progress-box"), left > 0 && total > 1);
+  $("progress").max = total;
+  $("progress").value = done;
+  $("progress-text").textContent = `${done} of ${total} judged`;
+  if (left === 0 && total) announce(summary());
+}
+
+function summary() {
+  const anomalous = queue.items.filter((item) => item.result?.verdict === "anomalous").length;
+  const failed = queue.items.filter((item) => item.state === "failed").length;
+  const parts = [`${count(queue.items.length, "image")} judged`, `${anomalous} anomalous`];
+  if (failed) parts.push(`${failed} could not be judged`);
+  return parts.join(", ");
+}
+
+function listenToControls() {
+  $("opacity").addEventListener("input", (event) => {
+    view.opacity = event.target.value / 100;
+    $("opacity-out").textContent = `${event.target.value} %`;
+    if (current) view.draw(current.name);
+  });
+  $("threshold").addEventListener("input", (event) => {
+    thresholdTouched = true;
+    view.threshold = Number(event.target.value);
+    sayThreshold();
+    if (current) view.draw(current.name);
+  });
+  $("outlines").addEventListener("change", (event) => {
+    view.outlines = event.target.checked;
+    if (current) view.draw(current.name);
+  });
+  $("shared").addEventListener("change", () => current && refresh(current));
+  $("score-again").addEventListener("click", () => {
+    queue.again(queue.items.filter((item) => item.stale));
+    show($("score-again"), false);
+  });
+  $("banner-act").addEventListener("click", () => connect());
+  $("key-open").addEventListener("click", () => askKey(null));
+  $("key-dialog").addEventListener("close", () => {
+    if ($("key-dialog").returnValue !== "save") return;
+    key.set($("key").value.trim());
+    connect();
+  });
+}
+
+queue.addEventListener("change", ({ detail: item }) => {
+  showRow(item, item === current, open);
+  showProgress();
+  if (item.state !== "running") refresh(item);
+});
+queue.addEventListener("blocked", ({ detail }) => stopped(detail));
+queue.addEventListener("busy", ({ detail: seconds }) => {
+  const text = `The server is busy; trying again in ${Math.ceil(seconds)} s.`;
+  banner(text, false);
+  setTimeout(() => $("banner-text").textContent === text && hideBanner(), seconds * 1000);
+});
+
+listen(take);
+listenToControls();
+connect();

@@ -1,0 +1,31 @@
+/** Small helpers around the document. */
+
+/** @param {string} id @returns {HTMLElement} */
+export const $ = (id) => document.getElementById(id);
+
+/** An element: `el("p", {className: "hint"}, "text", other)`. Text is never read as HTML. */
+export function el(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.startsWith("aria-") || name === "role") element.setAttribute(name, value);
+    else element[name] = value;
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+/** Show or hide. */
+export const show = (element, on) => {
+  element.hidden = !on;
+};
+
+/** Say something to those who cannot see it happen. */
+export function announce(text) {
+  $("announce").textContent = text;
+}
+
+/** A raw score. Four digits: scores of an untrained head differ in the third. */
+export const digits = (value) => value.toFixed(4);
+
+/** "1 image", "2 images". */
+export const count = (n, noun) => `${n.toLocaleString()} ${noun}${n === 1 ? "" : "s"}`;

@@ -1,0 +1,213 @@
+/** What stands beside the picture: verdict, evidence, lessons, and what a lesson changed. */
+
+import { $, digits, el } from "./dom.js";
+
+const VERDICTS = { normal: "Normal", anomalous: "Anomalous" };
+/** What the memory calls an image. */
+const LABELS = { normal: "Good", anomalous: "Defect" };
+const SIGNS = { normal: "✓", anomalous: "!", none: "?" };
+
+/** @param {import("./queue.js").Item} item @param {object} bank @param {Item[]} items */
+export function showVerdict(item, bank, items) {
+  const card = $("verdict");
+  const result = item.result;
+  if (!result) {
+    card.replaceChildren(...unjudged(item));
+    card.dataset.verdict = "none";
+    return;
+  }
+  const verdict = result.verdict ?? "none";
+  card.dataset.verdict = verdict;
+  const parts = [
+    el("h3", { className: "headline" }, sign(verdict), VERDICTS[verdict] ?? "No verdict"),
+    scale(result, bank, items),
+    el("dl", { className: "facts" }, ...facts(result)),
+  ];
+  if (verdict === "none") {
+    parts.push(el("p", { className: "hint" }, whyNone(bank)));
+  }
+  if (item.stale) {
+    parts.push(el("p", { className: "hint" }, "Judged before the last lesson."));
+  }
+  card.replaceChildren(...parts);
+}
+
+function whyNone(bank) {
+  const why = bank?.calibration ?? "";
+  if (why && !why.startsWith("the bank holds no calibration")) return `No threshold: ${why}.`;
+  return "This memory has no threshold yet: scores have an order, but no verdict. “mrad calibrate” chooses one.";
+}
+
+function unjudged(item) {
+  if (item.state === "failed") {
+    return [
+      el("h3", { className: "headline" }, sign("none"), "Not judged"),
+      el("p", {}, item.problem.message),
+      el("p", { className: "hint" }, advice(item.problem)),
+    ];
+  }
+  return [el("h3", { className: "headline" }, "Judging…"), el("div", { className: "shimmer" })];
+}
+
+/** What to do about an image's problem. */
+export function advice(problem) {
+  const known = {
+    invalid_image: "Open it in an image viewer to see whether it is whole, and save it again as PNG or JPEG.",
+    image_too_large: "Scale it down; the map is coarser than the image anyway.",
+    body_too_large: "Scale the image down, or save it as JPEG.",
+    cut: "Scale the image down, or save it as JPEG.",
+  };
+  return known[problem.code] ?? `Code: ${problem.code}`;
+}
+
+function sign(verdict) {
+  return el("span", { className: "sign", "aria-hidden": "true" }, SIGNS[verdict]);
+}
+
+function facts(result) {
+  const rows = [["Score", digits(result.score)]];
+  if (result.threshold !== null && result.threshold !== undefined) {
+    rows.push(["Calibrated threshold", digits(result.threshold)]);
+  }
+  if (result.probability !== null && result.probability !== undefined) {
+    rows.push(["Probability of a defect", `${Math.round(100 * result.probability)} %`]);
+  }
+  rows.push(["Whole image alone", digits(result.class_score)]);
+  return rows.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)));
+}
+
+/** The score between the lowest and the highest seen, with the threshold. */
+function scale(result, bank, items) {
+  const values = [result.score, ...(bank?.score_range ?? [])];
+  for (const other of items) if (other.result) values.push(other.result.score);
+  if (result.threshold != null) values.push(result.threshold);
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  const margin = Math.max((high - low) * 0.06, 1e-6);
+  const place = (value) => `${(100 * (value - low + margin)) / (high - low + 2 * margin)}%`;
+  const bar = el("div", { className: "scale", "aria-hidden": "true" });
+  if (result.threshold != null) {
+    const over = el("span", { className: "over" });
+    over.style.left = place(result.threshold);
+    bar.append(over);
+  }
+  const dot = el("span", { className: "dot" });
+  dot.style.left = place(result.score);
+  bar.append(dot);
+  return bar;
+}
+
+/** The nearest memory images beside what of the image asked for them. */
+export function showEvidence(item, bitmap) {
+  const box = $("evidence");
+  const found = item.result?.evidence ?? [];
+  if (!found.length) {
+    box.replaceChildren(el("p", { className: "hint" }, item.result ? "None." : "…"));
+    return;
+  }
+  const groups = [
+    ["The whole image", found.filter((one) => one.level === "image")],
+    ["Its most suspicious spot", found.filter((one) => one.level === "patch")],
+  ];
+  box.replaceChildren(
+    ...groups
+      .filter(([, ones]) => ones.length)
+      .map(([title, ones]) =>
+        el(
+          "section",
+          { "aria-label": title },
+          el("h4", {}, title),
+          el(
+            "ul",
+            { className: "side" },
+            el("li", { className: "own" }, crop(bitmap, ones[0].query_box), el("span", {}, "This image")),
+            ...ones.map(remembered),
+          ),
+        ),
+      ),
+  );
+}
+
+function remembered(one) {
+  const name = one.defect || one.source || "without a name";
+  const of = { normal: "its good part", anomalous: "its defect" }[one.region];
+  const label = LABELS[one.label] ?? one.label;
+  const picture = one.thumbnail
+    ? el("img", { src: `data:image/jpeg;base64,${one.thumbnail}`, alt: `Memory image ${name}` })
+    : el("span", { className: "missing" }, "no picture");
+  const match = `${(100 * one.similarity).toFixed(1)} %`;
+  const badge = el("b", { className: `badge ${one.label}` }, label);
+  const place = of ? el("span", { className: "faint" }, of) : null;
+  const title = el("span", { className: "name", title: one.source }, name);
+  return el("li", {}, picture, badge, el("span", {}, `${match} alike`), title, place);
+}
+
+/** A square of the image: all of it, or the surroundings of the box (in full pixels). */
+function crop(bitmap, box) {
+  const side = 144;
+  const canvas = el("canvas", { width: side, height: side, role: "img" });
+  canvas.setAttribute("aria-label", box ? "The most suspicious spot" : "The image itself");
+  if (!bitmap) return canvas;
+  const context = canvas.getContext("2d");
+  let [x, y, w, h] = [0, 0, bitmap.width, bitmap.height];
+  if (box) {
+    const reach = Math.min(3 * Math.max(box[2] - box[0], box[3] - box[1]), w, h);
+    x = Math.min(Math.max(0, (box[0] + box[2] - reach) / 2), w - reach);
+    y = Math.min(Math.max(0, (box[1] + box[3] - reach) / 2), h - reach);
+    [w, h] = [reach, reach];
+  }
+  const scale = Math.min(side / w, side / h);
+  const [width, height] = [w * scale, h * scale];
+  const [left, top] = [(side - width) / 2, (side - height) / 2];
+  context.drawImage(bitmap, x, y, w, h, left, top, width, height);
+  if (box) {
+    context.strokeStyle = "#5ff2ff";
+    context.lineWidth = 2;
+    const corner = [left + (box[0] - x) * scale, top + (box[1] - y) * scale];
+    context.strokeRect(...corner, (box[2] - box[0]) * scale, (box[3] - box[1]) * scale);
+  }
+  return canvas;
+}
+
+/** What was taught here, newest first. `undo(lesson)` forgets it. */
+export function showLessons(lessons, undo) {
+  $("lessons-box").hidden = !lessons.length;
+  $("lessons").replaceChildren(
+    ...lessons.map((lesson) => {
+      const name = lesson.item.name.split("/").pop();
+      const what = lesson.defect ? `${LABELS[lesson.label]}: ${lesson.defect}` : LABELS[lesson.label];
+      const button = el("button", { type: "button", disabled: lesson.busy }, "Undo");
+      button.setAttribute("aria-label", `Undo: forget ${name}, taught as ${lesson.label}`);
+      button.addEventListener("click", () => undo(lesson));
+      const text = el("span", { className: "name", title: lesson.item.name }, name);
+      return el("li", {}, el("b", { className: `badge ${lesson.label}` }, what), text, button);
+    }),
+  );
+}
+
+/** Before and after, side by side, in the same colours. */
+export function showChange({ title, before, after, pictures }) {
+  const box = $("changed");
+  box.hidden = false;
+  const difference = after.score - before.score;
+  const way = Math.abs(difference) < 5e-5 ? "unchanged" : difference > 0 ? "higher" : "lower";
+  const sides = [["Before", before], ["Now", after]].map(([name, result], i) =>
+    el(
+      "figure",
+      {},
+      pictures[i] ?? null,
+      el("figcaption", {}, `${name}: `, el("b", {}, digits(result.score)), " ", verdictWord(result)),
+    ),
+  );
+  const close = el("button", { type: "button", className: "quiet close" }, "Close");
+  close.addEventListener("click", () => {
+    box.hidden = true;
+    $("stage").focus();
+  });
+  const by = way === "unchanged" ? "" : ` by ${Math.abs(difference).toFixed(4)}`;
+  const line = el("p", {}, `The score is ${way}${by}.`);
+  box.replaceChildren(el("h3", {}, title), el("div", { className: "pair" }, ...sides), line, close);
+}
+
+function verdictWord(result) {
+  return result.verdict ? el("span", { className: `badge ${result.verdict}` }, VERDICTS[result.verdict]) : "";
+}

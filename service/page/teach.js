@@ -1,0 +1,158 @@
+/** "This is fine", "this is a defect": teaching, seeing what it changed, and undoing it. */
+
+import { Problem, forget, newAttempt, teach } from "./api.js";
+import { Brush } from "./brush.js";
+import { $, announce, show } from "./dom.js";
+import { showChange, showLessons } from "./panels.js";
+import { small } from "./view.js";
+
+const WORDS = {
+  forbidden: "This key may look but not teach: it needs the scope “write”.",
+  unauthenticated: "The server wants a key: use the button “API key”.",
+  read_only: "This server does not learn: it is a read-only copy.",
+  one_class_memory: "That is the memory's last image of its kind, so it has to stay.",
+  away: "The server cannot be reached. Nothing was taught; try again.",
+};
+
+/** The teaching card. `page` gives view, queue, current(), refresh(item), learnt(). */
+export class Teacher {
+  #lessons = [];
+  #page;
+  #brush;
+  #attempt = null; // kept over retries of one lesson, so that it is learnt once
+
+  constructor(page) {
+    this.#page = page;
+    this.#brush = new Brush(() => this.#hint());
+    $("fine").addEventListener("click", () => this.#send("normal"));
+    $("defect").addEventListener("click", () => this.#mark());
+    $("cancel").addEventListener("click", () => {
+      this.cancel();
+      $("defect").focus();
+    });
+    $("teach-mark").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#send("anomalous");
+    });
+    $("unpaint").addEventListener("click", () => this.#brush.undo());
+    $("wipe").addEventListener("click", () => this.#brush.clear());
+    $("from-regions").addEventListener("click", () => {
+      const { field, threshold, regions } = page.view;
+      if (!regions.length) this.#say("No region is outlined: lower the map threshold first.");
+      else this.#brush.addRegions(field, threshold);
+    });
+  }
+
+  /** Whether the server learns at all. */
+  allow(writable) {
+    show($("teach-ask"), writable);
+    if (!writable) this.#say(WORDS.read_only);
+  }
+
+  /** An item has come into view, or has changed. */
+  open(item) {
+    const ready = item.state === "done";
+    $("fine").disabled = $("defect").disabled = !ready;
+    $("defect").setAttribute("aria-expanded", String(!$("teach-mark").hidden));
+  }
+
+  /** Leave the painting. */
+  cancel() {
+    this.#brush.close();
+    show($("teach-mark"), false);
+    show($("teach-ask"), true);
+    this.#attempt = null;
+    this.#say("");
+  }
+
+  #mark() {
+    show($("teach-mark"), true);
+    show($("teach-ask"), false);
+    this.#brush.open(this.#page.view.size);
+    announce("Mark the defect");
+  }
+
+  #hint() {
+    $("mark-hint").textContent = this.#brush.empty
+      ? "Nothing is marked yet. Taught so, only the image as a whole is learnt, not the place."
+      : "Marked places are learnt as a defect, the rest of the image as good.";
+  }
+
+  #say(text) {
+    $("teach-note").textContent = text;
+  }
+
+  async #send(label) {
+    const item = this.#page.current();
+    const defect = label === "anomalous" ? $("kind").value.trim() : "";
+    this.#attempt ??= newAttempt();
+    this.#busy(true);
+    this.#say("Teaching…");
+    try {
+      const mask = label === "anomalous" ? await this.#mask(item) : null;
+      const options = { mask, defect, attempt: this.#attempt };
+      const { entry } = await teach(item.file, label, options);
+      this.#lessons.unshift({ item, label, defect, entryId: entry.entry_id, busy: false });
+      this.cancel();
+      await this.#compare(item, label === "normal" ? "Learnt as fine" : "Learnt as a defect");
+    } catch (problem) {
+      this.#failed(problem);
+    } finally {
+      this.#busy(false);
+    }
+  }
+
+  /** The mask has the upright image's own size, which the map shares. */
+  async #mask(item) {
+    const field = await item.field();
+    return this.#brush.png(...(field?.full ?? this.#page.view.size));
+  }
+
+  async #undo(lesson) {
+    lesson.busy = true;
+    this.#list();
+    try {
+      await forget(lesson.entryId);
+      this.#lessons = this.#lessons.filter((other) => other !== lesson);
+      await this.#compare(lesson.item, "Forgotten");
+    } catch (problem) {
+      this.#failed(problem);
+    }
+    lesson.busy = false;
+    this.#list();
+  }
+
+  /** Judge again, and show before beside after if the image is still looked at. */
+  async #compare(item, title) {
+    const { view, queue, current, refresh, learnt } = this.#page;
+    const before = item.result;
+    const fieldBefore = await item.field();
+    this.#list();
+    await queue.now(item);
+    await learnt();
+    if (item !== current() || item.state !== "done") return;
+    await refresh(item);
+    const fields = [fieldBefore, view.field];
+    const pictures = fields.map(
+      (field) => field && small(view.bitmap, field, view.range, view.opacity),
+    );
+    showChange({ title, before, after: item.result, pictures: pictures.filter(Boolean) });
+    this.#say(title + ".");
+  }
+
+  #list() {
+    showLessons(this.#lessons, (lesson) => this.#undo(lesson));
+  }
+
+  #busy(on) {
+    for (const id of ["fine", "defect", "cancel"]) $(id).disabled = on;
+    $("teach-mark").querySelector("[type=submit]").disabled = on;
+  }
+
+  #failed(problem) {
+    if (!(problem instanceof Problem)) console.error(problem);
+    if (problem.status === 429) {
+      this.#say(`The server is busy. Try again in ${Math.ceil(problem.retryAfter ?? 2)} s.`);
+    } else this.#say(WORDS[problem.code] ?? problem.message);
+  }
+}
