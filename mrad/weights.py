@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +109,8 @@ def load_clip(name: str, pretrained: str | Path | None) -> tuple[nn.Module, int 
     models.register()
     path, quick_gelu = _resolve(name, pretrained)
     try:
-        clip = factory.create_model(name, load_weights=False, force_quick_gelu=quick_gelu)
+        with _unalarmed():
+            clip = factory.create_model(name, load_weights=False, force_quick_gelu=quick_gelu)
     except RuntimeError as error:
         raise EncoderError(
             f"open_clip knows no model {name!r}; see open_clip.list_models()"
@@ -114,6 +118,21 @@ def load_clip(name: str, pretrained: str | Path | None) -> tuple[nn.Module, int 
     _load_state(clip, path)
     is_paper = name.removesuffix("-quickgelu") == PAPER_ENCODER
     return clip.eval(), PAPER_IMAGE_SIZE if is_paper else None
+
+
+@contextlib.contextmanager
+def _unalarmed() -> Iterator[None]:
+    """Without open_clip's warning that the model is random: its weights are loaded right after."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "No pretrained weights loaded" not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(other)
+    try:
+        yield
+    finally:
+        root.removeFilter(other)
 
 
 def _resolve(name: str, pretrained: str | Path | None) -> tuple[Path, bool]:

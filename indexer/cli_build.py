@@ -1,0 +1,142 @@
+"""`mrad build`: labelled images -> a memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from indexer.console import console, errors, progress, warn
+from mrad.errors import MRADError
+
+if TYPE_CHECKING:
+    from indexer.build import Built
+    from indexer.data import Dataset
+    from indexer.encode import Skipped
+    from mrad.encoder import Encoder
+
+SHOWN = 10
+
+
+def register(main: typer.Typer) -> None:
+    """Add the command to the `mrad` app."""
+    main.command("build")(build_command)
+
+
+def build_command(
+    data: Annotated[Path, typer.Argument(help="a dataset's folder, a .csv or .jsonl list")],
+    out: Annotated[Path, typer.Option(help="the bank's folder, to be written")],
+    encoder: Annotated[
+        str, typer.Option(help="mrad-mini, or an open_clip name as ViT-L-14-336")
+    ] = "mrad-mini",
+    pretrained: Annotated[
+        str | None, typer.Option(help="tag or file of the encoder's weights  [shipped ones]")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="side of the encoder's input  [the paper's, or native]")
+    ] = None,
+    layout: Annotated[str, typer.Option(help="of the data; see mrad data layouts")] = "auto",
+    split: Annotated[str, typer.Option(help="train, test, all")] = "all",
+    only: Annotated[
+        list[str] | None, typer.Option("--object", help="only this object; repeat")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16")] = "auto",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="stop at an image that cannot be used")
+    ] = False,
+    thumbnails: Annotated[bool, typer.Option(help="keep small copies, shown as evidence")] = True,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="take the place of the bank at OUT")
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="forget an earlier run's progress")
+    ] = False,
+) -> None:
+    """Build a memory from labelled images, with masks of the defects where there are any.
+
+    Stop it, kill it, run the same command again: it goes on, and the keys are the same to the last
+    bit. Images that cannot be used are skipped and listed.
+    """
+    from indexer.build import BuildOptions, build
+    from indexer.data import read_dataset
+    from indexer.loading import choose
+    from mrad.encoder import Encoder
+
+    dataset = choose(read_dataset(data, layout=layout), split, only)
+    say_what_is_missing(dataset)
+    loaded = Encoder.load(
+        encoder, pretrained, image_size=image_size, device=device, precision=precision
+    )
+    errors.print(f"{len(dataset)} images, {loaded.identity} on {loaded.device}", style="dim")
+    if pretrained is not None and Path(pretrained).is_file():
+        pretrained = str(Path(pretrained).absolute())
+    options = BuildOptions(batch_size, thumbnails, strict, pretrained, added_by="mrad build")
+    with progress() as bar:
+        task = bar.add_task("images", total=len(dataset), note="")
+        skipped = resumed = 0
+
+        def report(done: int, left_out: int, old: bool) -> None:
+            nonlocal skipped, resumed
+            skipped, resumed = skipped + left_out, resumed + done * old
+            if old:  # the rate is of images encoded now
+                bar.reset(task, completed=resumed, total=len(dataset))
+            else:
+                bar.advance(task, done)
+            bar.update(task, note=f"{skipped} skipped" if skipped else "")
+
+        built = build(
+            loaded, dataset, out, options, replace=replace, restart=restart, progress=report
+        )
+        bar.update(task, completed=len(dataset))
+    summarise(built, dataset, loaded, out)
+
+
+def say_what_is_missing(dataset: Dataset) -> None:
+    """Before an hour of encoding, not after it."""
+    counts = dataset.counts
+    for name, what in (("normal", "good"), ("anomalous", "defective")):
+        if not counts[name]:
+            warn(f"{dataset.root} has no {what} image; a memory of one class cannot score")
+    if counts["anomalous"] and not counts["masks"]:
+        warn("no defective image has a mask, so no patch of the memory will be anomalous")
+
+
+def summarise(built: Built, dataset: Dataset, encoder: Encoder, out: Path) -> None:
+    """What the memory holds, what was left out, and whether it can be used."""
+    bank = built.bank
+    if built.already:
+        console.print(f"{out} stands already, from the same images and settings")
+    elif built.resumed:
+        console.print(f"{built.resumed} images were encoded before, {built.encoded} now")
+    labels = Counter(entry.label for entry in bank.entries)
+    console.print(
+        f"[bold]{escape(str(out))}[/bold]: {labels[0]} good and {labels[1]} defective images, "
+        f"{len(bank.image)} image keys, {len(bank.patch)} patch keys "
+        f"({int(bank.patch.labels.sum())} anomalous)",
+        soft_wrap=True,
+        highlight=False,
+    )
+    list_skipped(built.skipped)
+    unmasked = dataset.counts["unmasked"]
+    if unmasked:
+        console.print(f"{unmasked} defective images have no mask: they feed the image level only")
+    try:
+        bank.check(encoder)
+    except MRADError as error:
+        warn(f"this memory cannot score yet: {error}")
+
+
+def list_skipped(skipped: tuple[Skipped, ...]) -> None:
+    """The images left out, the first few by name."""
+    if not skipped:
+        return
+    console.print(f"[yellow]{len(skipped)} images skipped[/yellow]")
+    for item in skipped[:SHOWN]:
+        console.print(f"  {escape(item.source)}: {escape(item.reason)}", highlight=False)
+    if len(skipped) > SHOWN:
+        console.print("  and others: mrad bank inspect lists all")

@@ -1,0 +1,182 @@
+"""`mrad build`: what it makes, what it leaves out, and what a kill does to it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+
+import faiss
+import numpy as np
+import pytest
+
+from indexer.build import BuildOptions, Plan, build, work_folder
+from indexer.data import read_dataset
+from indexer.encode import decode_record, encode_shard, from_bytes, to_bytes
+from indexer.journal import Journal, JournalError
+from mrad import Encoder, MemoryBank
+from mrad.errors import BankCorruptError, BankError, DataError, ImageError
+
+OPTIONS = BuildOptions(batch_size=3, shard=6)
+
+
+def same_keys(one, two):
+    """Whether two banks' indexes are equal byte for byte."""
+    names = ("image.faiss", "patch.faiss")
+    return all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
+
+
+def test_the_bank_is_the_one_built_in_memory(tmp_path, boards, tiny_encoder):
+    dataset = read_dataset(boards)
+    built = build(tiny_encoder, dataset, tmp_path / "bank", OPTIONS)
+    records = [r for r in dataset.records if r.image.stem != "broken"]
+    direct = MemoryBank.from_samples(tiny_encoder, [r.sample() for r in records])
+    loaded = MemoryBank.load(tmp_path / "bank", encoder=tiny_encoder)
+    for level in ("image", "patch"):
+        mine, theirs = getattr(loaded, level), getattr(direct, level)
+        np.testing.assert_allclose(mine.keys, theirs.keys, atol=1e-5)
+        assert mine.labels.tolist() == theirs.labels.tolist()
+        assert mine.size.tolist() == theirs.size.tolist()
+    assert [e.source for e in loaded.entries] == [r.source for r in records]
+    assert [item.source for item in built.skipped] == ["good/broken.png"]
+    assert set(loaded.thumbnails) == {entry.entry_id for entry in loaded.entries}
+    assert not work_folder(tmp_path / "bank").exists()
+
+
+def test_shards_do_not_depend_on_each_other(boards, tiny_encoder):
+    records = read_dataset(boards).records
+    decoded = [decode_record(r, tiny_encoder.preprocess, thumbnails=True) for r in records]
+    shard = encode_shard(tiny_encoder, decoded[6:12], batch_size=3)
+    copy = from_bytes(to_bytes(shard))
+    assert copy.entries == shard.entries
+    assert copy.thumbnails == shard.thumbnails
+    assert len(copy.keys) == len(shard.keys)
+    by_level = sorted(shard.keys, key=lambda key: key.level)
+    for one, two in zip(sorted(copy.keys, key=lambda key: key.level), by_level):
+        assert (one.label, one.entry_id, one.region, one.size) == (
+            two.label, two.entry_id, two.region, two.size,
+        )  # fmt: skip
+        assert one.vector.tobytes() == two.vector.tobytes()
+    with pytest.raises(BankCorruptError):
+        from_bytes(to_bytes(shard)[:100])
+
+
+def test_strict_stops_and_keeps_what_was_done(tmp_path, boards, tiny_encoder):
+    dataset = read_dataset(boards)
+    with pytest.raises(ImageError, match=r"broken\.png"):
+        build(tiny_encoder, dataset, tmp_path / "b", BuildOptions(3, strict=True, shard=6))
+    assert not (tmp_path / "b").exists()
+    assert build(tiny_encoder, dataset, tmp_path / "b", OPTIONS).resumed > 0
+
+
+def test_other_settings_or_images_are_not_mixed_in(tmp_path, boards, tiny_clip, tiny_encoder):
+    dataset = read_dataset(boards)
+    out = tmp_path / "b"
+    with pytest.raises(ImageError):
+        build(tiny_encoder, dataset, out, BuildOptions(3, strict=True, shard=6))
+    with pytest.raises(JournalError, match=r"batch_size 3 → 4.*--restart"):
+        build(tiny_encoder, dataset, out, BuildOptions(4, shard=6))
+    part = dataset.select(split="")
+    fewer = type(part)(part.name, part.root, part.records[:-1])
+    with pytest.raises(JournalError, match="images 17 → 16"):
+        build(tiny_encoder, fewer, out, OPTIONS)
+    other = Encoder.from_clip(tiny_clip, image_size=64, name="tiny", device="cpu")
+    with pytest.raises(JournalError, match="tiny at 96 px"):
+        build(other, dataset, out, OPTIONS)
+    assert build(other, dataset, out, OPTIONS, restart=True).resumed == 0
+
+
+def test_a_standing_bank_is_kept(tmp_path, boards, tiny_encoder):
+    dataset, out = read_dataset(boards), tmp_path / "b"
+    first = build(tiny_encoder, dataset, out, OPTIONS)
+    again = build(tiny_encoder, dataset, out, OPTIONS)
+    assert again.already
+    assert again.bank.digest == first.bank.digest
+    with pytest.raises(BankError, match="another bank"):
+        build(tiny_encoder, dataset, out, BuildOptions(4))
+    build(tiny_encoder, dataset, out, BuildOptions(4), replace=True)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.txt").write_text("mine")
+    with pytest.raises(BankError, match="no bank"):
+        build(tiny_encoder, dataset, tmp_path / "photos", OPTIONS, replace=True)
+    assert (tmp_path / "photos/a.txt").read_text() == "mine"
+
+
+def test_a_damaged_shard_is_encoded_again(tmp_path, boards, tiny_encoder):
+    dataset, out = read_dataset(boards), tmp_path / "b"
+    build(tiny_encoder, dataset, tmp_path / "whole", OPTIONS)
+    with pytest.raises(ImageError):
+        build(tiny_encoder, dataset, out, BuildOptions(3, strict=True, shard=6))
+    shard = next(work_folder(out).glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    build(tiny_encoder, dataset, out, OPTIONS)
+    assert same_keys(out, tmp_path / "whole")
+
+
+def test_nothing_usable_is_an_error(tmp_path, tiny_encoder):
+    (tmp_path / "data/good").mkdir(parents=True)
+    (tmp_path / "data/good/a.png").write_bytes(b"no")
+    with pytest.raises(DataError, match="no image that can be used"):
+        build(tiny_encoder, read_dataset(tmp_path / "data"), tmp_path / "b")
+
+
+def test_killed_at_60_percent_and_resumed(tmp_path, make_image, tiny_options, spawn, mrad):
+    """The real command, SIGKILL, the real command again: the same keys, byte for byte."""
+    data = tmp_path / "data"
+    for seed in range(200):
+        image, mask = make_image(seed, (40, 32), defect=seed % 4 == 0)
+        for kind, picture in (("defect" if mask else "good", image), ("masks", mask)):
+            if picture is not None:
+                (data / kind).mkdir(parents=True, exist_ok=True)
+                picture.save(data / kind / f"{seed:03}.png")
+    command = ["build", data, *tiny_options, "--batch-size", "8", "--out"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    journal = work_folder(killed) / "journal.jsonl"
+
+    running = spawn(*command, killed, slow=0.05)
+    deadline = time.monotonic() + 120
+    while not (journal.is_file() and journal.read_text().count('"stamp"') >= 2):
+        assert running.poll() is None, running.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
+    assert not killed.exists()
+
+    done = spawn(*command, killed)
+    stdout, stderr = done.communicate(timeout=300)
+    assert done.returncode == 0, stderr
+    assert "images were encoded before" in stdout
+    assert mrad(*command, whole).exit_code == 0
+    assert same_keys(whole, killed)
+    assert not work_folder(killed).exists()
+    one, two = MemoryBank.load(whole), MemoryBank.load(killed)
+    assert [e.source for e in one.entries] == [e.source for e in two.entries]
+    assert len({e.entry_id for e in two.entries}) == 200
+    assert one.patch.region.tolist() == two.patch.region.tolist()
+    assert faiss.read_index(str(whole / "image.faiss")).ntotal == 200
+
+
+def test_two_builds_of_one_bank_do_not_meet(tmp_path, boards, tiny_encoder):
+    dataset, out = read_dataset(boards), tmp_path / "b"
+    asked = Plan.of(tiny_encoder, dataset, OPTIONS).asked
+    with (
+        Journal(work_folder(out) / "journal.jsonl", asked),
+        pytest.raises(JournalError, match="in use by another process"),
+    ):
+        build(tiny_encoder, dataset, out, OPTIONS)
+
+
+def test_the_command_says_what_it_did(tmp_path, mrad, boards, tiny_options):
+    done = mrad("build", boards, "--out", tmp_path / "b", *tiny_options)
+    assert done.exit_code == 0, done.output
+    assert "8 good and 8 defective images" in done.stdout
+    assert "good/broken.png" in done.stdout
+    assert "1 defective images have no mask" in done.stdout
+    metadata = json.loads((tmp_path / "b/bank.json").read_text())["metadata"]
+    assert metadata["pretrained"].endswith("tiny.safetensors")
+    assert [row["source"] for row in metadata["build"]["skipped"]] == ["good/broken.png"]
+    again = mrad("build", boards, "--out", tmp_path / "b", *tiny_options)
+    assert "stands already" in again.stdout
+    good = mrad("build", boards / "..", "--out", tmp_path / "g", *tiny_options, "--object", "x")
+    assert good.exit_code == 2
