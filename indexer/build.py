@@ -101,6 +101,11 @@ class Plan:
         return hashlib.sha256(json.dumps(self.asked, sort_keys=True).encode()).hexdigest()
 
 
+Progress = Callable[[int, int, bool], None]
+Engine = Callable[[Encoder, Plan, BuildOptions, Path, Journal, set[int], Progress], int]
+"""See `encode_missing`."""
+
+
 def _data_fingerprint(records: Sequence[Record]) -> str:
     digest = hashlib.sha256()
     for record in records:
@@ -137,7 +142,8 @@ def build(
     *,
     replace: bool = False,
     restart: bool = False,
-    progress: Callable[[int, int, bool], None] | None = None,
+    progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> Built:
     """Encode a dataset and write the bank to `out`; goes on where an earlier run was cut off.
 
@@ -145,6 +151,7 @@ def build(
         replace: take the place of another bank that stands at `out`.
         restart: forget the shards of an earlier run.
         progress: called with images done, images skipped, and whether they come from an earlier run.
+        engine: what encodes the missing shards; None: this process.
 
     Raises `BankError` (`out` is taken), `JournalError` (another build is under way there, or was
     begun with other images or settings), `DataError`, `NonFiniteError`; with `strict` also
@@ -168,7 +175,8 @@ def build(
         for number in ready:
             row = journal.row(str(number))
             report(row["images"] + row["skipped"], row["skipped"], True)
-        encoded = _encode_missing(encoder, plan, options, work, journal, set(ready), report)
+        encode = engine or encode_missing
+        encoded = encode(encoder, plan, options, work, journal, set(ready), report)
         bank, skipped = finish(encoder, plan, options, work, out, replace=replace)
     shutil.rmtree(work)
     return Built(bank, tuple(skipped), encoded, len(bank.entries) + len(skipped) - encoded)
@@ -203,16 +211,20 @@ def is_ready(work: Path, journal: Journal, number: int) -> bool:
     return path.is_file() and journal.has(str(number), sha256_file(path))
 
 
-def _encode_missing(
+def encode_missing(
     encoder: Encoder,
     plan: Plan,
     options: BuildOptions,
     work: Path,
     journal: Journal,
     ready: set[int],
-    report: Callable[[int, int, bool], None],
+    report: Progress,
 ) -> int:
-    """Encode the shards that are not ready; decoding runs ahead across their borders."""
+    """Encode the shards that are not ready; decoding runs ahead across their borders.
+
+    Keeps each with `keep_shard`, tells `report`, and gives the number of images looked at. An engine
+    does the same elsewhere (`indexer.ray_build`).
+    """
     missing = [n for n in range(len(plan.shards)) if n not in ready]
     records = [record for n in missing for record in plan.shards[n]]
     decode = partial(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +15,7 @@ from indexer.console import console, errors, progress, warn
 from mrad.errors import MRADError
 
 if TYPE_CHECKING:
-    from indexer.build import Built
+    from indexer.build import Built, Engine
     from indexer.data import Dataset
     from indexer.encode import Skipped
     from mrad.encoder import Encoder
@@ -56,6 +58,12 @@ def build_command(
     restart: Annotated[
         bool, typer.Option("--restart", help="forget an earlier run's progress")
     ] = False,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: the cluster of RAY_ADDRESS, else all CPUs here")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="processes on ray  [one a GPU, else one a CPU]")
+    ] = None,
 ) -> None:
     """Build a memory from labelled images, with masks of the defects where there are any.
 
@@ -65,13 +73,12 @@ def build_command(
     from indexer.build import BuildOptions, build
     from indexer.data import read_dataset
     from indexer.loading import choose
-    from mrad.encoder import Encoder
+    from mrad.encoder import Encoder, precision_of
 
     dataset = choose(read_dataset(data, layout=layout), split, only)
     say_what_is_missing(dataset)
-    loaded = Encoder.load(
-        encoder, pretrained, image_size=image_size, device=device, precision=precision
-    )
+    load = partial(Encoder.load, encoder, pretrained, image_size=image_size, device=device)
+    loaded = load(precision=precision)
     errors.print(f"{len(dataset)} images, {loaded.identity} on {loaded.device}", style="dim")
     if pretrained is not None and Path(pretrained).is_file():
         pretrained = str(Path(pretrained).absolute())
@@ -90,10 +97,28 @@ def build_command(
             bar.update(task, note=f"{skipped} skipped" if skipped else "")
 
         built = build(
-            loaded, dataset, out, options, replace=replace, restart=restart, progress=report
+            loaded,
+            dataset,
+            out,
+            options,
+            replace=replace,
+            restart=restart,
+            progress=report,
+            engine=engine_of(engine, partial(load, precision=precision_of(loaded)), workers),
         )
         bar.update(task, completed=len(dataset))
     summarise(built, dataset, loaded, out)
+
+
+def engine_of(name: str, load: Callable[[], Encoder], workers: int | None) -> Engine | None:
+    """What encodes: None for this process. `load` makes the encoder of a worker elsewhere."""
+    if name == "local" and workers is None:
+        return None
+    if name != "ray":
+        raise typer.BadParameter("--engine is local or ray; --workers goes with ray")
+    from indexer.ray_build import RayEngine
+
+    return RayEngine(load, workers)
 
 
 def say_what_is_missing(dataset: Dataset) -> None:

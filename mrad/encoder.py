@@ -220,6 +220,11 @@ def resolve_precision(precision: str, device: torch.device, visual: nn.Module) -
     return PRECISIONS[precision]
 
 
+def precision_of(encoder: Encoder) -> str:
+    """`fp32` or `bf16`: what `auto` came to, for another process to do the same."""
+    return next(name for name, dtype in PRECISIONS.items() if dtype is encoder.dtype)
+
+
 def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bf16 in hardware (AVX512-BF16 or AMX)."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

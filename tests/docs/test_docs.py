@@ -1,158 +1,133 @@
-"""What the pages tell people to type: programs run, commands parse, options exist, links resolve.
-
-Programs here talk to a small server of the standard library that answers as the API does; the real
-server is tested with the same client in tests/clients.
-"""
+"""What the pages tell people to type: it runs, its options exist, its links and names resolve."""
 
 from __future__ import annotations
 
-import base64
-import io
-import json
+import importlib
 import re
-import shlex
-import shutil
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-ROOT = Path(__file__).parents[2]
-OWN = ["quickstart", "batch", "concepts", "faq", "gpu-host", "index", "migrating", "offline"]
-PAGES = [ROOT / "docs" / f"{name}.md" for name in OWN] + [ROOT / "clients/python/README.md"]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-RESULT = {"name": "", "status": "ok", "score": 0.5, "class_score": 0.5, "verdict": "normal"}
+sys.path.insert(0, str(Path(__file__).parent))  # for `pages`, under any import mode
+import pages
 
-
-def blocks(language: str) -> list[pytest.ParameterSet]:
-    """Every fenced block of that language, named by page and position."""
-    found = []
-    for page in PAGES:
-        matches = [text for kind, text in FENCE.findall(page.read_text()) if kind == language]
-        found += [pytest.param(text, id=f"{page.stem}-{i}") for i, text in enumerate(matches)]
-    return found
+ROOT = pages.ROOT
+RUN = Path(__file__).with_name("run_page.py")
+RUNNABLE = [
+    page
+    for page in pages.PAGES
+    if any(step.kind in ("python", "sh") and not step.why_not for step in pages.steps(page))
+]
 
 
-class Answers(BaseHTTPRequestHandler):
-    """One result for each image, one entry for each write."""
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        if self.path == "/v1/score":
-            count = body.count(b'name="images"')
-            results = [{"index": i} | RESULT | self.map(body) for i in range(count)]
-            self.answer(200, {"results": results})
-        else:
-            self.answer(201, {"entry": {"entry_id": "e", "label": "normal"}})
-
-    def do_DELETE(self) -> None:
-        self.answer(200, {})
-
-    def do_GET(self) -> None:
-        self.answer(200, {"name": "bank"})
-
-    def map(self, body: bytes) -> dict[str, object]:
-        if b"png16" not in body:
-            return {}
-        buffer = io.BytesIO()
-        Image.fromarray(np.zeros((4, 6), np.uint16)).save(buffer, "PNG")
-        return {"map": {"format": "png16", "data": base64.b64encode(buffer.getvalue()).decode()}}
-
-    def answer(self, status: int, body: dict[str, object]) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args: object) -> None:
-        pass
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-
-
-@pytest.fixture
-def desk(tmp_path: Path) -> Path:
-    """A folder with the files that the pages speak of."""
-    for name in ("board.jpg", "other.jpg", "photos/a.jpg", "photos/b.jpg"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        Image.new("RGB", (6, 4)).save(path)
-    return tmp_path
-
-
-def environment(url: str) -> dict[str, str]:
-    return {"MRAD_URL": url, "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
-
-
-@pytest.mark.parametrize("text", blocks("python"))
-def test_every_program_runs(text: str, url: str, desk: Path) -> None:
-    program = text.replace("http://127.0.0.1:8000", url)
+@pytest.mark.parametrize("page", RUNNABLE, ids=name_of)
+def test_every_block_runs_in_the_order_of_the_page(
+    page: Path, desk: Path, environment: dict[str, str], url: str
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=desk, env=environment(url), capture_output=True,
-        text=True, timeout=60,
+        [sys.executable, RUN, page, url], cwd=desk, env=environment, capture_output=True, text=True,
+        timeout=600,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
 
 
-@pytest.mark.parametrize("text", blocks("sh"))
-def test_every_command_parses(text: str) -> None:
-    done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-def commands(program: str) -> list[list[str]]:
-    """Every call of that program in the pages' shell blocks."""
-    text = "\n".join(
-        block
-        for page in PAGES
-        for kind, block in FENCE.findall(page.read_text())
-        if kind != "python"
+def test_steps_are_found_hidden_left_out_and_indented(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "<!-- setup\na = 1\n-->\n```python\nb = a\n```\n<!-- not run: slow -->\n```sh\nsleep 9\n```\n"
+        '!!! note\n    ```sh\n    echo "x" \\\n      y\n    ```\n```text\nno\n```\n'
     )
-    lines = text.replace("\\\n", " ").splitlines()
-    return [shlex.split(line) for line in lines if line.split()[:1] == [program]]
+    found = [(step.kind, step.text, step.why_not) for step in pages.steps(page)]
+    assert found == [
+        ("python", "a = 1\n", ""),
+        ("python", "b = a\n", ""),
+        ("sh", "sleep 9\n", "slow"),
+        ("sh", 'echo "x" \\\n  y\n', ""),
+        ("text", "no\n", ""),
+    ]
+    assert pages.shell_lines(found[3][1]) == ['echo "x"    y']
 
 
-@pytest.mark.parametrize("command", commands("mrad-client"), ids=" ".join)
-def test_every_client_command_runs(command: list[str], url: str, desk: Path) -> None:
-    done = subprocess.run(
-        command, cwd=desk, env=environment(url), capture_output=True, text=True, timeout=60
+@pytest.mark.parametrize(
+    ("page", "line", "command"), pages.commands("mrad"), ids=lambda value: str(value)[-60:]
+)
+def test_every_mrad_command_exists_with_its_options(
+    page: Path, line: int, command: list[str]
+) -> None:
+    import click
+    import typer.main
+
+    from indexer.cli import app
+
+    group: click.Command = typer.main.get_command(app)
+    context, rest = click.Context(group, info_name="mrad"), command[1:]
+    while isinstance(group, click.Group) and rest and not rest[0].startswith("-"):
+        found = group.get_command(context, rest[0])
+        assert found is not None, f"{page.name}:{line}: no command {' '.join(command)}"
+        group, rest = found, rest[1:]
+        context = click.Context(group, info_name=group.name, parent=context)
+    group.make_parser(context).parse_args(list(rest))
+
+
+@pytest.mark.parametrize("program", ["make"])
+def test_every_make_target_exists(program: str) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page, line, command in pages.commands(program):
+        assert set(command[1:]) <= targets, f"{page.name}:{line}"
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=name_of)
+def test_shell_blocks_parse(page: Path) -> None:
+    for step in pages.steps(page):
+        if step.kind in ("sh", "bash"):
+            done = subprocess.run(["bash", "-n"], input=step.text, capture_output=True, text=True)
+            assert done.returncode == 0, f"line {step.line}: {done.stderr}"
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=name_of)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text()
+    ours = r"\b(?:docker|docs|tests|benchmarks|mrad|indexer|service|clients)/[\w./-]*\.(?:py|md|ya?ml|json|sh|png|svg)\b"
+    named = set(re.findall(ours, text)) | set(
+        re.findall(r"\b(?:docker|docs|tests)/\w[\w/]*/", text)
     )
-    assert done.returncode == 0, done.stderr
-    assert (desk / command[command.index("--out") + 1]).exists()
+    missing = {path for path in named if not (ROOT / path).exists()}
+    links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text)
+    missing |= {link for link in links if not (page.parent / link).exists()}
+    assert not missing
 
 
-@pytest.mark.parametrize("command", commands("make"), ids=" ".join)
-def test_every_make_target_exists(command: list[str]) -> None:
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert set(command[1:]) <= set(targets)
-
-
-def test_pages_name_only_files_that_exist() -> None:
-    for page in PAGES:
-        for path in re.findall(r"\b(?:docker|docs|tests)/[\w./-]*\w", page.read_text()):
-            assert (ROOT / path).exists() or path in ("docker/server.env",), f"{page.name}: {path}"
+@pytest.mark.parametrize("page", pages.PAGES, ids=name_of)
+def test_python_names_that_a_page_names_exist(page: Path) -> None:
+    for name in set(
+        re.findall(r"`((?:mrad|indexer|service|mrad_client)(?:\.\w+)+)`", page.read_text())
+    ):
+        parts = name.split(".")
+        if parts[-1] in ("json", "yaml", "yml", "png", "heads", "commands") and len(parts) == 2:
+            continue  # a file, or an entry-point group
+        for length in range(len(parts), 0, -1):
+            try:
+                value = importlib.import_module(".".join(parts[:length]))
+                break
+            except ModuleNotFoundError:
+                continue
+        for part in parts[length:]:
+            value = getattr(value, part)
 
 
 def test_the_site_builds_strictly(tmp_path: Path) -> None:
-    beside = Path(sys.executable).with_name("mkdocs")
-    mkdocs = str(beside) if beside.exists() else shutil.which("mkdocs")
-    if not mkdocs:
+    mkdocs = Path(sys.executable).with_name("mkdocs")
+    if not mkdocs.exists():
         pytest.skip("mkdocs is not installed: pip install -e '.[docs]'")
     done = subprocess.run(
-        [mkdocs, "build", "--strict", "--site-dir", str(tmp_path)], cwd=ROOT, capture_output=True,
+        [mkdocs, "build", "--strict", "--site-dir", tmp_path], cwd=ROOT, capture_output=True,
         text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "mrad build" in (tmp_path / "cli" / "index.html").read_text()
