@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from mrad import __version__
 from service import problems
+from service.audit import Audit
 from service.bodies import Bodies
 from service.front import Front
 from service.guard import Guard, require
@@ -18,7 +19,7 @@ from service.loading import EncoderOf
 from service.problems import Problem
 from service.routes.banks import banks_router
 from service.routes.health import health_router
-from service.routes.memory import memory_router
+from service.routes.memory import Teaching, memory_router
 from service.routes.page import page_router
 from service.routes.score import score_router
 from service.runtime import Runtime
@@ -73,7 +74,8 @@ def create_app(settings: Settings, *, encoder_of: EncoderOf | None = None) -> Fa
     problems.install(app)
     app.include_router(score_router(require))
     app.include_router(banks_router(require))
-    app.include_router(memory_router(require))
+    teaching = Teaching(settings.max_file_bytes, settings.max_pixels, runtime.encode)
+    app.include_router(memory_router(require, teaching))
     app.include_router(health_router(metrics=settings.metrics))
     app.include_router(page_router())
     # The last one added is the outermost.
@@ -87,5 +89,5 @@ def create_app(settings: Settings, *, encoder_of: EncoderOf | None = None) -> Fa
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-Timeout"],
             expose_headers=["Retry-After", "X-Request-ID", "X-MRAD-API-Version"],
         )
-    app.add_middleware(Front, metrics=runtime.metrics)
+    app.add_middleware(Front, metrics=runtime.metrics, audit=Audit(settings.audit_file))
     return app

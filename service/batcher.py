@@ -7,62 +7,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
 import structlog
 from PIL import Image
 
 from mrad.encoder import Features
 from mrad.errors import MRADError
+from service.batches import Group, Limits, Observer, split
 from service.errors import DrainingError, QueueFullError
 from service.halving import in_halves
-from service.jobs import Arrivals, FairQueue, Item, Job, Outcome, Rate
+from service.jobs import FairQueue, Item, Job, Outcome, Patience, Rate
 
 log = structlog.get_logger(__name__)
 BLANK = Image.new("RGB", (1, 1))
 AHEAD = 2
 """Decoded images kept ready, and encoded batches kept waiting, for each device: in batches."""
-
-
-class Observer(Protocol):
-    """Who is told what happens (metrics, tracing)."""
-
-    def stage(self, name: str, seconds: float) -> None:
-        """`decode` of an image, `encode` and `retrieve` of a batch, `render` of an image."""
-        ...
-
-    def batch(self, size: int) -> None:
-        """A batch went to a device."""
-        ...
-
-    def waiting(self, images: int) -> None:
-        """So many images are in the house."""
-        ...
-
-
-@dataclass(frozen=True)
-class Limits:
-    """See `Settings`."""
-
-    max_batch: int = 8
-    batch_wait: float = 0.02
-    decode_threads: int = 2
-    finish_threads: int = 2
-    queue_images: int = 256
-    queue_seconds: float = 10.0
-    max_pixels: int = 50_000_000
-    nearest_every: int = 0
-    """Of so many finished groups, one finds its nearest keys unasked (drift); 0: none."""
-
-
-@dataclass(eq=False)
-class Group:
-    """Encoded items of one model that want the same."""
-
-    device: int
-    items: Sequence[Item]
-    features: Features
 
 
 class Batcher:
@@ -72,11 +32,14 @@ class Batcher:
         self.limits, self._observer, self._devices = limits, observer, devices
         self._changed = threading.Condition()
         self._queue = FairQueue()
+        self._jobs: set[Job] = set()
         self._decoding = 0
         self._ready: deque[Item] = deque()
         self._encoded: deque[Group] = deque()
         self._inside = 0
-        self._rate, self._arrivals = Rate(), Arrivals()
+        self._rate = Rate()
+        self._came = 0.0
+        self._patience = [Patience(limits.batch_wait) for _ in range(devices)]
         self._largest = [limits.max_batch] * devices
         self._clean = [0] * devices
         self._groups = 0
@@ -103,11 +66,12 @@ class Batcher:
             now = time.monotonic()
             if not self._inside:
                 self._rate.start(now)
-            if job.waiting:
-                self._arrivals.came(now, job.waiting)
+            self._came = now
             self._count(job.waiting)
+            self._jobs.add(job)
             self._queue.push(job)
             self._changed.notify_all()
+        job.future.add_done_callback(lambda _: self._jobs.discard(job))
 
     def drop(self, job: Job, error: MRADError) -> None:
         """Nobody waits for it any more."""
@@ -139,10 +103,8 @@ class Batcher:
         with self._changed:
             self._draining = self._closed = True
             error = DrainingError("the server stopped before this was done")
-            for item in self._ready:
-                item.job.drop(error)
-            while (item := self._queue.pop()) is not None:
-                item.job.drop(error)
+            for job in list(self._jobs):
+                job.drop(error)
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(timeout=10)
@@ -172,7 +134,8 @@ class Batcher:
     def _settle(self, item: Item, outcome: Outcome) -> None:
         item.decoded = None
         with self._changed:
-            self._rate.done(time.monotonic())
+            if item.job.dropped is None:
+                self._rate.done(time.monotonic())
             self._count(-1)
             self._changed.notify_all()
         item.job.settle(item.index, outcome)
@@ -223,7 +186,7 @@ class Batcher:
             return
         item.data = b""
         item.decoded = decoded if item.job.wanted.image else replace(decoded, image=BLANK)
-        self._observer.stage("decode", time.perf_counter() - began)
+        self._observer.stage("decode", time.perf_counter() - began, [item])
         with self._changed:
             self._ready.append(item)
             self._changed.notify_all()
@@ -251,14 +214,24 @@ class Batcher:
 
     def _gather(self, device: int) -> list[Item]:
         """A batch, full or closed by its wait. Called with the lock, which waiting lets go."""
-        closes = time.monotonic() + self.limits.batch_wait
+        last = time.monotonic()
+        closes = last + self.limits.batch_wait
+        patience, widest, hoped = self._patience[device], None, False
         while True:
-            largest = self._largest[device]
-            batch = self._same_encoder(device)[:largest]
-            wait = self._worth_waiting(closes) if len(batch) < largest else 0.0
-            if not batch or wait <= 0 or self._closed:
+            batch = self._same_encoder(device)[: self._largest[device]]
+            if not batch or len(batch) == self._largest[device] or self._closed:
                 break
-            self._changed.wait(wait)
+            if self._came > last:
+                widest, last = max(widest or 0.0, self._came - last), self._came
+            coming = self._decoding or self._queue
+            hoped = hoped or not coming
+            ends = closes if coming else min(closes, last + patience.seconds)
+            left = ends - time.monotonic()
+            if left <= 0:
+                break
+            self._changed.wait(left)
+        if hoped:
+            patience.learn(widest)
         chosen = set(map(id, batch))
         self._ready = deque(item for item in self._ready if id(item) not in chosen)
         self._changed.notify_all()
@@ -269,14 +242,6 @@ class Batcher:
             return []
         first = self._ready[0].job.model.detectors[device].encoder
         return [item for item in self._ready if item.job.model.detectors[device].encoder is first]
-
-    def _worth_waiting(self, closes: float) -> float:
-        """Seconds for which an idle device should wait for more: short, and only under load."""
-        now = time.monotonic()
-        if self._decoding or self._queue:
-            return closes - now
-        # Nothing is inside. Two usual gaps without an arrival: the burst is over.
-        return min(closes, self._arrivals.last + 2 * self._arrivals.gap) - now
 
     def _encode(self, device: int, batch: list[Item]) -> None:
         began = time.perf_counter()
@@ -293,12 +258,12 @@ class Batcher:
                 for item in items:
                     self._settle(item, result)
                 continue
-            groups = [Group(device, *part) for part in _split(items, result)]
+            groups = [Group(device, *part) for part in split(items, result)]
             with self._changed:
                 self._encoded.extend(groups)
                 self._changed.notify_all()
         self._recover(device)
-        self._observer.stage("encode", time.perf_counter() - began)
+        self._observer.stage("encode", time.perf_counter() - began, batch)
 
     def _recover(self, device: int) -> None:
         """After fifty batches without trouble, larger ones are tried again."""
@@ -351,7 +316,7 @@ class Batcher:
 
         began = time.perf_counter()
         for part, result in in_halves(items, run):
-            self._observer.stage("retrieve", time.perf_counter() - began)
+            self._observer.stage("retrieve", time.perf_counter() - began, part)
             for row, item in enumerate(part):
                 self._render(item, result if isinstance(result, MRADError) else result[row])
             began = time.perf_counter()
@@ -371,20 +336,5 @@ class Batcher:
         except Exception as error:
             log.exception("a result could not be written")
             outcome = MRADError(f"the result could not be written: {error!r}")
-        self._observer.stage("render", time.perf_counter() - began)
+        self._observer.stage("render", time.perf_counter() - began, [item])
         self._settle(item, outcome)
-
-
-def _split(items: Sequence[Item], features: Features) -> list[tuple[Sequence[Item], Features]]:
-    """Runs of neighbours with the same model that all want maps, or none of them."""
-    parts, start = [], 0
-    for end in range(1, len(items) + 1):
-        if end == len(items) or not _alike(items[start], items[end]):
-            parts.append((items[start:end], features[start:end]))
-            start = end
-    return parts
-
-
-def _alike(one: Item, other: Item) -> bool:
-    same = one.job.model is other.job.model
-    return same and one.job.wanted.maps == other.job.wanted.maps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mrad.errors import MRADError
@@ -28,16 +28,24 @@ class Bodies:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        headers = Headers(scope=scope)
         body = _Body(self, receive, self._limit(scope["path"]), self._settings.upload_seconds)
         try:
-            body.announce(Headers(scope=scope).get("content-length"))
+            body.announce(headers.get("content-length"), "transfer-encoding" in headers)
         except MRADError as error:
-            answer = respond(error, scope["state"].get("request_id"))
-            answer.headers["Connection"] = "close"
-            await answer(scope, receive, send)
+            refusal = respond(error, scope["state"].get("request_id"))
+            refusal.headers["Connection"] = "close"
+            await refusal(scope, receive, send)
             return
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start" and not body.complete:
+                # Nobody reads the rest: without this it would be taken in and thrown away.
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
         try:
-            await self.app(scope, body.receive, send)
+            await self.app(scope, body.receive, answer)
         finally:
             self._held -= body.count
 
@@ -59,17 +67,18 @@ class _Body:
     def __init__(self, house: Bodies, receive: Receive, limit: int, seconds: float) -> None:
         self._house, self._receive, self._limit = house, receive, limit
         self._until = time.monotonic() + seconds
-        self._complete = False
+        self.complete = False
         self.count = 0
 
-    def announce(self, length: str | None) -> None:
+    def announce(self, length: str | None, chunked: bool) -> None:
         """Refuse by the header alone, before a byte is read."""
+        self.complete = not chunked and length in (None, "0")
         if length is not None and length.isdigit() and int(length) > self._limit:
             raise self._too_large()
 
     async def receive(self) -> Message:
         """As ASGI's. Raises `BodyTooLargeError`, `UploadTimeoutError`, `QueueFullError`."""
-        if self._complete:
+        if self.complete:
             return await self._receive()
         try:
             left = max(0.0, self._until - time.monotonic())
@@ -77,7 +86,7 @@ class _Body:
         except TimeoutError:
             raise UploadTimeoutError("the body did not arrive in time") from None
         size = len(message.get("body", b""))
-        self._complete = not message.get("more_body", False)
+        self.complete = not message.get("more_body", False)
         self.count += size
         self._house.hold(size)
         if self.count > self._limit:

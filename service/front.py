@@ -12,6 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.audit import Audit
 from service.metrics import Metrics
 from service.problems import MEDIA_TYPE, describe
 
@@ -38,8 +39,8 @@ HEADERS = {
 class Front:
     """The outermost ASGI middleware: whatever fails inside, a problem document comes out."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app, self._metrics = app, metrics
+    def __init__(self, app: ASGIApp, metrics: Metrics, audit: Audit) -> None:
+        self.app, self._metrics, self._audit = app, metrics, audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -81,6 +82,7 @@ class Front:
         route: Any = scope.get("route")
         path = getattr(route, "path", None) or "unmatched"
         self._metrics.request(path, status or 499, seconds)
+        self._audit.note(scope, status or 499)
         if scope["path"] in QUIET and status == 200:
             return
         log.info(

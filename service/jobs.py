@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -89,8 +90,7 @@ class Job:
         self.dropped = self.dropped or error
         left = len(self._waiting)
         self._waiting.clear()
-        if not self.future.done():
-            self.future.set_exception(error)
+        self._conclude()
         return left
 
     def is_over(self) -> MRADError | None:
@@ -107,7 +107,12 @@ class Job:
             self._outcomes[index] = outcome
             self._unsettled -= 1
             last = self._unsettled == 0
-        if last and not self.future.done():
+        if last:
+            self._conclude()
+
+    def _conclude(self) -> None:
+        """The first to come decides; whoever waits may have cancelled."""
+        with contextlib.suppress(InvalidStateError):
             if self.dropped is not None:
                 self.future.set_exception(self.dropped)
             else:
@@ -182,15 +187,16 @@ class Rate:
         return self._count / self._busy if self._count and self._busy > 0 else None
 
 
-class Arrivals:
-    """The usual gap between arriving images, seconds."""
+class Patience:
+    """How long an idle device waits for one more image: as long as that lately paid."""
 
-    def __init__(self) -> None:
-        self.gap = math.inf
-        self.last = -math.inf
+    def __init__(self, longest: float) -> None:
+        self._longest = longest
+        self.seconds = longest / 4
 
-    def came(self, now: float, images: int) -> None:
-        """A request of so many images came."""
-        gap = (now - self.last) / images
-        self.gap = gap if math.isinf(self.gap) else 0.8 * self.gap + 0.2 * gap
-        self.last = now
+    def learn(self, gap: float | None) -> None:
+        """After a wait: the widest gap after which an image still came, None when none did."""
+        if gap is None:
+            self.seconds = max(self._longest / 32, self.seconds / 2)
+        else:
+            self.seconds = min(self._longest, 0.7 * self.seconds + 0.3 * 2 * gap)

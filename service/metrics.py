@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from mrad.types import Prediction
+from service.jobs import Item
 from service.loading import Model
 from service.results import Judge
 
@@ -71,7 +72,7 @@ class Metrics:
 
         return finish
 
-    def stage(self, name: str, seconds: float) -> None:
+    def stage(self, name: str, seconds: float, items: Sequence[Item]) -> None:
         """See `service.batcher.Observer`."""
         self.stages.labels(name).observe(seconds)
 

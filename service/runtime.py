@@ -9,11 +9,21 @@ import time
 import structlog
 from starlette.requests import Request
 
-from mrad.detector import Detector
+from mrad.detector import Decoded, Detector
+from mrad.encoder import Features
+from mrad.errors import MRADError
 from service.banks import Banks
-from service.batcher import Batcher, Limits
+from service.batcher import Batcher
+from service.batches import Limits
 from service.durable import DurableMemory
-from service.errors import ClientGoneError, DeadlineError, DrainingError
+from service.errors import (
+    ClientGoneError,
+    DeadlineError,
+    DeviceError,
+    DrainingError,
+    InvalidRequestError,
+)
+from service.halving import in_halves
 from service.jobs import Job, Outcome
 from service.loading import EncoderOf, Encoders, Model, devices_of
 from service.metrics import Metrics
@@ -44,6 +54,7 @@ class Runtime:
             self.metrics,
         )
         self._draining = threading.Event()
+        self._teaching = threading.Lock()
 
     def start(self) -> None:
         """Load the first bank. Raises what keeps it from being served."""
@@ -81,6 +92,16 @@ class Runtime:
     def detector(self, bank: str | None = None) -> Detector:
         """The detector of a bank on the first device."""
         return self.model(bank).detectors[0]
+
+    def encode(self, detector: Detector, image: Decoded) -> Features:
+        """Features of one image, beside the batches: one at a time, so that lessons do not crowd
+        the device. Raises `DeviceMemoryError`, `DeviceError`."""
+        with self._teaching:
+            for _, features in in_halves([image], detector.encode):
+                if isinstance(features, MRADError):
+                    raise features
+                return features
+        raise DeviceError("nothing was encoded")
 
     def activate(self, name: str) -> Model:
         """Switch; see `Banks.activate`."""
@@ -131,8 +152,6 @@ async def _left(request: Request) -> None:
 
 
 def _seconds(text: str) -> float:
-    from service.errors import InvalidRequestError
-
     try:
         seconds = float(text)
     except ValueError:

@@ -7,6 +7,7 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol, cast
 
@@ -15,12 +16,14 @@ from fastapi.responses import FileResponse
 from PIL import Image
 from starlette.background import BackgroundTask
 
-from mrad.detector import Detector
+from mrad.detector import Decoded, Detector
+from mrad.encoder import Features
 from mrad.keys import keys_of
 from mrad.memory import Entry
-from mrad.preprocess import load_mask
+from mrad.preprocess import DEFAULT_MAX_PIXELS, load_mask
 from mrad.types import ANOMALOUS, NORMAL, Sample
 from service.durable import DurableMemory, EntryNotFoundError
+from service.errors import BodyTooLargeError
 from service.schemas_memory import Label, MemoryAdded, MemoryEntry, MemoryPage
 
 THUMBNAIL = 192
@@ -50,19 +53,42 @@ def runtime_of(request: Request) -> MemoryRuntime:
     return cast(MemoryRuntime, request.app.state.runtime)
 
 
-def memory_router(require: Callable[[str], Callable[..., Any]]) -> APIRouter:
+@dataclass(frozen=True)
+class Teaching:
+    """What an addition may cost, and who encodes it."""
+
+    max_file_bytes: int = 32 << 20
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    encode: Callable[[Detector, Decoded], Features] = lambda detector, image: detector.encode(
+        [image]
+    )
+
+
+def memory_router(
+    require: Callable[[str], Callable[..., Any]], teaching: Teaching | None = None
+) -> APIRouter:
     """The routes; `require(scope)` is the dependency that checks the API key."""
     router = APIRouter(prefix="/v1/memory", tags=["memory"])
     read, write = [Depends(require("score"))], [Depends(require("write"))]
     admin = [Depends(require("admin"))]
     entry = "/entries/{entry_id}"
-    router.post("/entries", dependencies=write, status_code=201)(add_entry)
+    limits = [*write, Depends(teach_with(teaching or Teaching()))]
+    router.post("/entries", dependencies=limits, status_code=201)(add_entry)
     router.get("/entries", dependencies=read)(list_entries)
     router.get(entry, dependencies=read)(get_entry)
     router.get(f"{entry}/thumbnail", dependencies=read, response_class=Response)(get_thumbnail)
     router.delete(entry, dependencies=write, status_code=204)(remove_entry)
     router.get("/export", dependencies=admin, response_class=FileResponse)(export_memory)
     return router
+
+
+def teach_with(teaching: Teaching) -> Callable[[Request], None]:
+    """The dependency that tells the route its limits."""
+
+    def tell(request: Request) -> None:
+        request.state.teaching = teaching
+
+    return tell
 
 
 def add_entry(
@@ -85,17 +111,19 @@ def add_entry(
     """
     memory = runtime_of(request).memory(bank)
     detector = runtime_of(request).detector(bank)
-    decoded = detector.decode(image.file.read())
+    teaching: Teaching = request.state.teaching
+    decoded = detector.decode(_read(image, teaching), teaching.max_pixels)
     anomalous = label == "anomalous"
-    region = load_mask(mask.file.read(), decoded.size) if mask is not None else None
+    region = load_mask(_read(mask, teaching), decoded.size) if mask is not None else None
     sample = Sample(
         decoded.image, anomalous, None, source or image.filename or "", object_name, defect,
         tuple(tags or ()),
     )  # fmt: skip
     entry = Entry.of(sample, decoded.size, getattr(request.state, "key_name", ""))
-    keys = keys_of(detector.encoder, detector.encode([decoded]), 0, entry, region)
+    keys = keys_of(detector.encoder, teaching.encode(detector, decoded), 0, entry, region)
     standing = memory.add(entry, keys, thumbnail_of(decoded.image), idempotency_key)
     repeated = standing.entry_id != entry.entry_id
+    request.state.audit = {"entry_id": standing.entry_id, "label": label, "repeated": repeated}
     response.status_code = 200 if repeated else 201
     return MemoryAdded(
         entry=_described(request, memory, standing), repeated=repeated, entries=len(memory)
@@ -157,6 +185,12 @@ def export_memory(request: Request, bank: BankName = None) -> FileResponse:
         filename=f"{name}.tar",
         background=BackgroundTask(shutil.rmtree, folder, ignore_errors=True),
     )
+
+
+def _read(file: UploadFile, teaching: Teaching) -> bytes:
+    if (file.size or 0) > teaching.max_file_bytes:
+        raise BodyTooLargeError(f"the file has more than {teaching.max_file_bytes} bytes")
+    return file.file.read()
 
 
 def thumbnail_of(image: Image.Image) -> bytes:
