@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mrad.errors import EncoderError, NonFiniteError
+from mrad.errors import EncoderError, NonFiniteError, UnsupportedEncoderError
 from mrad.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess, load_image
 from mrad.tower import Tower, neighbourhood_average
 from mrad.tower_parts import parts_of
@@ -95,7 +95,7 @@ class Encoder:
         self.device, self.dtype = device, dtype
         self.name, self.image_size = identity.architecture, identity.image_size
         visual: Any = clip.visual
-        self.tower = Tower(parts_of(visual), identity.image_size, dtype).to(device)
+        self.tower = Tower(parts_of(visual), identity.image_size, dtype).to(device).pack()
         self.grid: int = self.tower.grid
         self.width, self.embed_dim = map(int, self.tower.projection.shape)
 
@@ -125,9 +125,15 @@ class Encoder:
         """
         from mrad.weights import load_clip
 
-        clip, default_size = load_clip(name, pretrained)
+        loaded = load_clip(name, pretrained)
         return cls.from_clip(
-            clip, image_size or default_size, name=name, device=device, precision=precision
+            loaded.clip,
+            image_size or loaded.image_size,
+            name=loaded.architecture,
+            device=device,
+            precision=precision,
+            mean=loaded.mean,
+            std=loaded.std,
         )
 
     @classmethod
@@ -143,8 +149,10 @@ class Encoder:
         std: tuple[float, ...] | None = None,
     ) -> Encoder:
         """Wrap any open_clip model built by the caller; its weights are copied, never changed."""
-        visual: Any = clip_model.visual
-        size = image_size or int(_first(visual.image_size))
+        visual: Any = getattr(clip_model, "visual", None)
+        if visual is None:
+            raise EncoderError(f"{type(clip_model).__name__} is no CLIP: it has no image tower")
+        size = image_size or _side(visual.image_size)
         target = resolve_device(device)
         identity = EncoderIdentity(name, size, digest_of(visual.state_dict()))
         preprocess = Preprocess(
@@ -183,8 +191,11 @@ class Encoder:
         return projected
 
 
-def _first(size: Any) -> Any:
-    return size[0] if isinstance(size, tuple | list) else size
+def _side(size: Any) -> int:
+    sides = set(size) if isinstance(size, tuple | list) else {size}
+    if len(sides) > 1:
+        raise UnsupportedEncoderError(f"this tower's input is {size}, the method's is square")
+    return int(sides.pop())
 
 
 def digest_of(state: Mapping[str, Tensor]) -> str:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrad.errors import EncoderError, UnsupportedEncoderError
+from mrad.tower_kernels import Linear, attend, frozen_mlp
 
 
 @dataclass(frozen=True)
@@ -38,66 +39,48 @@ class Block(nn.Module):
     The residual stream stays float32; projections and attention run in `dtype`.
     """
 
-    qkv_weight: Tensor
-    qkv_bias: Tensor | None
-    out_weight: Tensor
-    out_bias: Tensor | None
-
     def __init__(self, parts: dict[str, Any], dtype: torch.dtype) -> None:
         super().__init__()
         self.heads: int = parts["heads"]
         self.dtype = dtype
         self.norm1, self.norm2 = copy.deepcopy(parts["norm1"]), copy.deepcopy(parts["norm2"])
         self.scale1, self.scale2 = copy.deepcopy(parts["scale1"]), copy.deepcopy(parts["scale2"])
-        self.mlp = copy.deepcopy(parts["mlp"]).to(dtype)
-        for name in ("qkv_weight", "qkv_bias", "out_weight", "out_bias"):
-            value = parts[name]
-            self.register_buffer(name, None if value is None else value.detach().to(dtype).clone())
+        self.mlp = frozen_mlp(parts["mlp"], dtype)
+        self.out = Linear(parts["out_weight"], parts["out_bias"], dtype)
+        self._project(parts["qkv_weight"], parts["qkv_bias"])
+
+    def _project(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.qkv = Linear(weight, bias, self.dtype)
 
     def ordinary(self, x: Tensor) -> Tensor:
         """The block as it is: [B, T, W] -> [B, T, W]."""
         q, k, v = self._qkv(self._normed(x))
-        return self._mlp(x + self._out(self._attend(q, k, v)))
+        return self._mlp(x + self._out(attend(q, k, v)))
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The ordinary output [B, T, W] and what the V-V path gains for each patch [B, N, W]."""
         q, k, v = self._qkv(self._normed(x))
-        joined = torch.cat([self._attend(q, k, v), self._attend(v[:, :, 1:], v, v)], dim=1)
-        out = self._out(joined)
+        out = self._out(torch.cat([attend(q, k, v), attend(v[:, :, 1:], v, v)], dim=1))
         return self._mlp(x + out[:, : x.shape[1]]), out[:, x.shape[1] :]
-
-    def last(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As `both`, but of the ordinary path only the class token [B, W]: nothing else is read."""
-        h = self._normed(x)
-        width = h.shape[-1]
-        bias = self.qkv_bias
-        q = F.linear(h[:, :1], self.qkv_weight[:width], None if bias is None else bias[:width])
-        kv = F.linear(h, self.qkv_weight[width:], None if bias is None else bias[width:])
-        k, v = (self._split(part) for part in kv.chunk(2, dim=-1))
-        joined = torch.cat(
-            [self._attend(self._split(q), k, v), self._attend(v[:, :, 1:], v, v)], dim=1
-        )
-        out = self._out(joined)
-        return self._mlp(x[:, :1] + out[:, :1])[:, 0], out[:, 1:]
 
     def _normed(self, x: Tensor) -> Tensor:
         h: Tensor = self.norm1(x)
         return h.to(self.dtype)
 
     def _qkv(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = F.linear(h, self.qkv_weight, self.qkv_bias).chunk(3, dim=-1)
-        return self._split(q), self._split(k), self._split(v)
+        q, k, v = self._split(self.qkv(h), 3)
+        return q, k, v
 
-    def _split(self, x: Tensor) -> Tensor:
+    def _split(self, x: Tensor, parts: int) -> Tensor:
+        """[B, T, parts * W] -> [parts, B, heads, T, d]."""
         batch, tokens, width = x.shape
-        return x.view(batch, tokens, self.heads, width // self.heads).transpose(1, 2)
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = F.scaled_dot_product_attention(q, k, v)
-        return out.transpose(1, 2).flatten(2)
+        shape = (batch, tokens, parts, self.heads, width // parts // self.heads)
+        split = x.view(shape).permute(2, 0, 3, 1, 4)
+        # The CPU's fused float32 kernel reads rows that lie together an eighth faster.
+        return split.contiguous() if x.device.type == "cpu" and x.dtype != torch.bfloat16 else split
 
     def _out(self, attended: Tensor) -> Tensor:
-        out: Tensor = self.scale1(F.linear(attended, self.out_weight, self.out_bias).float())
+        out: Tensor = self.scale1(self.out(attended).float())
         return out
 
     def _mlp(self, x: Tensor) -> Tensor:
@@ -106,11 +89,27 @@ class Block(nn.Module):
         return x + scaled
 
 
+class LastBlock(Block):
+    """The last block: of the ordinary path only the class token is read."""
+
+    def _project(self, weight: Tensor, bias: Tensor | None) -> None:
+        width = weight.shape[1]
+        halves = (None, None) if bias is None else (bias[:width], bias[width:])
+        self.query = Linear(weight[:width], halves[0], self.dtype)
+        self.key_value = Linear(weight[width:], halves[1], self.dtype)
+
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The class token's ordinary output [B, W], and what the V-V path gains [B, N, W]."""
+        h = self._normed(x)
+        (q,) = self._split(self.query(h[:, :1]), 1)
+        k, v = self._split(self.key_value(h), 2)
+        out = self._out(torch.cat([attend(q, k, v), attend(v[:, :, 1:], v, v)], dim=1))
+        return self._mlp(x[:, :1] + out[:, :1])[:, 0], out[:, 1:]
+
+
 class Tower(nn.Module):
     """Pixels -> class feature and V-V patch features, for one input size."""
 
-    patch_weight: Tensor
-    patch_bias: Tensor | None
     class_start: Tensor
     positions: Tensor
     projection: Tensor
@@ -125,22 +124,24 @@ class Tower(nn.Module):
                 f"image size {image_size} is not a multiple of the patch size {patch}"
             )
         self.patch_size, self.grid, self.dtype = patch, image_size // patch, dtype
-        self.register_buffer(
-            "patch_weight", parts.patch_weight.detach().flatten(1).to(dtype).clone()
-        )
-        bias = parts.patch_bias
-        self.register_buffer(
-            "patch_bias", None if bias is None else bias.detach().to(dtype).clone()
-        )
+        self.patches = Linear(parts.patch_weight.flatten(1), parts.patch_bias, dtype)
         positions = interpolate_positions(parts.positions.detach().float(), self.grid)
         self.register_buffer("class_start", parts.class_token.detach().float() + positions[0])
         self.register_buffer("positions", positions[1:].clone())
         self.register_buffer("projection", parts.projection.detach().float().clone())
         self.norm_pre = copy.deepcopy(parts.norm_pre).float()
         self.norm_post = copy.deepcopy(parts.norm_post).float()
-        first, *middle, last = (Block(part, dtype) for part in parts.blocks)
-        self.first, self.middle, self.last = first, nn.ModuleList(middle), last
+        first, *middle, last = parts.blocks
+        self.first, self.last = Block(first, dtype), LastBlock(last, dtype)
+        self.middle = nn.ModuleList(Block(part, dtype) for part in middle)
         self.requires_grad_(False).eval()
+
+    def pack(self) -> Tower:
+        """Lay the weights out for the device that they are on, for good. Returns itself."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.pack()
+        return self
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """`pixels` float32 [B, 3, S, S]. Returns class features [B, E] (the class token of the
@@ -153,7 +154,7 @@ class Tower(nn.Module):
             assert isinstance(block, Block)
             x, gain = block.both(x)
             patches = patches + gain
-        class_token, gain = self.last.last(x)
+        class_token, gain = self.last.both(x)
         normed: Tensor = self.norm_post(patches + gain)
         return class_token @ self.projection, normed
 
@@ -162,7 +163,7 @@ class Tower(nn.Module):
         batch, grid, patch = pixels.shape[0], self.grid, self.patch_size
         cells = pixels.to(self.dtype).view(batch, 3, grid, patch, grid, patch)
         flat = cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, grid * grid, -1)
-        tokens = F.linear(flat, self.patch_weight, self.patch_bias).float() + self.positions
+        tokens = self.patches(flat).float() + self.positions
         start = self.class_start.expand(batch, 1, -1)
         embedded: Tensor = self.norm_pre(torch.cat([start, tokens], dim=1))
         return embedded

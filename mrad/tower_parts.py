@@ -5,7 +5,8 @@ VisionTransformer behind open_clip with a class token, learned absolute position
 and a linear head. Refused, for the V-V path or the class feature is not defined there: towers
 without a class token (SigLIP, average or attention pooling, CoCa), with rotary or relative
 positions (EVA-02, PE), with query/key norms or scaled-cosine attention, with register tokens,
-and convolutional towers (ResNet, ConvNeXt, hybrids).
+with convolutions before the patches (hybrids, MobileCLIP), and convolutional towers (ResNet,
+ConvNeXt). docs/encoders.md lists them by name.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ def _timm_parts(visual: nn.Module, trunk: nn.Module) -> TowerParts:
 
 
 def _refuse_timm(visual: nn.Module, trunk: nn.Module) -> None:
+    from timm.layers.patch_embed import PatchEmbed
     from timm.models.vision_transformer import VisionTransformer as TimmViT
 
     name = type(trunk).__name__
@@ -107,6 +109,13 @@ def _refuse_timm(visual: nn.Module, trunk: nn.Module) -> None:
         )
     if trunk.num_prefix_tokens != 1 or trunk.pos_embed is None:
         raise UnsupportedEncoderError(f"timm's {name} has register tokens or no position table")
+    embed = trunk.patch_embed
+    plain = type(embed) is PatchEmbed and isinstance(embed.norm, nn.Identity)
+    if not plain or embed.proj.kernel_size != embed.proj.stride:
+        raise UnsupportedEncoderError(
+            f"timm's {name} does not cut its input into plain patches (a convolutional stem, a "
+            "hybrid, or a norm behind the patches)"
+        )
     projection = getattr(visual.head, "proj", None)
     if not isinstance(projection, nn.Linear) or projection.bias is not None:
         raise UnsupportedEncoderError(f"timm's {name} has no plain linear head to the joint space")

@@ -22,6 +22,7 @@ from mrad.files import sha256_file
 
 PAPER_ENCODER = "ViT-L-14-336"
 PAPER_IMAGE_SIZE = 518
+QUICK = "-quickgelu"
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
@@ -101,23 +102,45 @@ def verify(path: Path) -> dict[str, Any]:
     }
 
 
-def load_clip(name: str, pretrained: str | Path | None) -> tuple[nn.Module, int | None]:
-    """Build the CLIP `name` with its weights. Returns it and the method's image size (None: native).
+@dataclass(frozen=True)
+class LoadedCLIP:
+    """A CLIP with its weights."""
 
-    Raises `WeightsNotFoundError`, `EncoderError`.
-    """
+    clip: nn.Module
+    architecture: str
+    """open_clip's name of exactly this model: OpenAI's weights make `NAME` a `NAME-quickgelu`."""
+    image_size: int | None
+    """The method's input size for it; None: the model's own."""
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    """Of the pixels that the weights were trained on; None: OpenAI's."""
+
+
+def load_clip(name: str, pretrained: str | Path | None) -> LoadedCLIP:
+    """Build the CLIP `name` with its weights. Raises `WeightsNotFoundError`, `EncoderError`."""
     models.register()
-    path, quick_gelu = _resolve(name, pretrained)
+    path, config = _resolve(name, pretrained)
+    quick = bool(config.get("quick_gelu", False))
     try:
-        with _unalarmed():
-            clip = factory.create_model(name, load_weights=False, force_quick_gelu=quick_gelu)
+        clip = factory.create_model(name, load_weights=False, force_quick_gelu=quick)
     except RuntimeError as error:
         raise EncoderError(
             f"open_clip knows no model {name!r}; see open_clip.list_models()"
         ) from error
     _load_state(clip, path)
-    is_paper = name.removesuffix("-quickgelu") == PAPER_ENCODER
-    return clip.eval(), PAPER_IMAGE_SIZE if is_paper else None
+    base = name.removesuffix(QUICK)
+    return LoadedCLIP(
+        clip.eval(),
+        f"{name}{QUICK}" if quick and not _config_is_quick(name) else name,
+        PAPER_IMAGE_SIZE if base == PAPER_ENCODER else None,
+        config.get("mean"),
+        config.get("std"),
+    )
+
+
+def _config_is_quick(name: str) -> bool:
+    config: dict[str, Any] = open_clip.get_model_config(name) or {}
+    return bool(config.get("quick_gelu", False))
 
 
 @contextlib.contextmanager
@@ -135,8 +158,8 @@ def _unalarmed() -> Iterator[None]:
         root.removeFilter(other)
 
 
-def _resolve(name: str, pretrained: str | Path | None) -> tuple[Path, bool]:
-    """Path of the weights, and whether they were trained with QuickGELU."""
+def _resolve(name: str, pretrained: str | Path | None) -> tuple[Path, dict[str, Any]]:
+    """Path of the weights, and what open_clip says of how they were trained."""
     if pretrained is None:
         shipped = models.shipped()
         if name not in shipped:
@@ -144,16 +167,33 @@ def _resolve(name: str, pretrained: str | Path | None) -> tuple[Path, bool]:
                 f"{name} is not shipped inside (shipped: {', '.join(shipped) or 'none'}): name a "
                 "pretrained tag or the path of a checkpoint"
             )
-        return shipped[name], False
+        return shipped[name], {}
     local = Path(pretrained).expanduser()
     if local.is_file():
-        # Only OpenAI published TorchScript archives, and trained with QuickGELU.
-        return local, _is_torchscript(local)
+        return local, _config_of_file(name, local)
     if isinstance(pretrained, Path) or local.suffix in SUFFIXES or os.sep in str(pretrained):
         raise WeightsNotFoundError(f"no checkpoint at {local}")
     config = _pretrained_config(name, str(pretrained))
-    path = locate(name, str(pretrained)) or fetch(name, str(pretrained))
-    return path, bool(config.get("quick_gelu", False)) or _is_torchscript(path)
+    return locate(name, str(pretrained)) or fetch(name, str(pretrained)), config
+
+
+def _config_of_file(name: str, path: Path) -> dict[str, Any]:
+    """How a file's weights were trained, which no file of weights says.
+
+    Only OpenAI published TorchScript archives. A file may be named after a published tag; otherwise
+    what is said of all weights published for the model holds: for the paper's, QuickGELU.
+    """
+    if _is_torchscript(path):
+        return {"quick_gelu": True}
+    base = name.removesuffix(QUICK)
+    published = {
+        tag: open_clip.get_pretrained_cfg(base, tag)
+        for tag in open_clip.list_pretrained_tags_by_model(base)
+    }
+    if path.stem in published:
+        return dict(published[path.stem])
+    quick = all(config.get("quick_gelu", False) for config in published.values())
+    return {"quick_gelu": bool(published) and quick}
 
 
 def _pretrained_config(name: str, pretrained: str) -> dict[str, Any]:
