@@ -11,7 +11,8 @@ FOLDER = Path(__file__).parent
 
 def register() -> None:
     """Make the shipped configs known to open_clip, so that `open_clip.create_model` finds them."""
-    if not set(shipped()) <= set(open_clip.list_models()):
+    configs = {path.stem for path in FOLDER.glob("*.json")}
+    if not configs <= set(open_clip.list_models()):
         open_clip.add_model_config(FOLDER)
 
 

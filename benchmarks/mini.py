@@ -1,0 +1,241 @@
+"""The shipped small CLIP on real images: MRAD-TF, a linear probe, and a hand-made baseline.
+
+`python -m benchmarks.mini` prints them for magnetic_tile and deep_pcb (../shared/data), each set
+split in half by a seed: the memory (or the probe's training set) is one half, the test the other;
+and across: memory of one set, test on the other. Pictures are judged at the encoder's size.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from benchmarks.tables import Table, main
+from indexer.data import read_dataset
+from indexer.evaluate.metrics import PixelScores, image_metrics
+from mrad.detector import fuse
+from mrad.encoder import Encoder
+from mrad.keys import region_grid
+from mrad.maps import anomaly_map, top_mean
+from mrad.preprocess import load_image
+from mrad.retrieval import ExactRetriever
+
+NAME = "mini"
+DATA = Path(__file__).parents[2] / "shared" / "data"
+SETS = ("magnetic_tile", "deep_pcb")
+FUSION = 0.7
+NORMAL_CELLS = 60
+"""Of each picture, for the probes: neighbours say the same again."""
+SCALES = (1.0, 2.0, 4.0)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """n pictures of one set: features, hand-made statistics, and what is true of them."""
+
+    image: torch.Tensor  # [n, E], normalised
+    patch: torch.Tensor  # [n, N, W], averaged
+    statistics: np.ndarray  # [n, N, D]
+    normal: torch.Tensor  # [n, N] bool
+    anomalous: torch.Tensor  # [n, N] bool
+    masks: np.ndarray  # [n, S, S] bool
+    labels: np.ndarray  # [n] bool
+
+    def of(self, chosen: np.ndarray) -> Encoded:
+        """Some of the pictures."""
+        rows = torch.from_numpy(chosen)
+        return Encoded(
+            self.image[rows], self.patch[rows], self.statistics[chosen], self.normal[rows],
+            self.anomalous[rows], self.masks[chosen], self.labels[chosen],
+        )  # fmt: skip
+
+
+Judge = Callable[[Encoded, Encoded, int], tuple[torch.Tensor, torch.Tensor | None]]
+"""memory, test, grid -> patch probabilities [n, N] and image probabilities [n] (None: no such)."""
+
+
+def encode_set(encoder: Encoder, root: Path, limit: int | None) -> tuple[Encoded, float]:
+    """Every picture of a set, and the median seconds of one through decode and encode."""
+    records = read_dataset(root).records
+    records = records if limit is None else records[:: max(1, len(records) // limit)]
+    images, patches, statistics, regions, masks, times = [], [], [], [], [], []
+    for record in records:
+        picture = load_image(record.image)
+        start = time.perf_counter()
+        pixels = encoder.preprocess(picture)
+        features = encoder.encode_pixels(pixels[None])
+        times.append(time.perf_counter() - start)
+        mask = record.read_mask(picture.size)
+        mask = np.zeros(picture.size[::-1], bool) if mask is None else mask
+        images.append(features.class_query()[0])
+        patches.append(features.patch[0])
+        statistics.append(local_statistics(pixels.mean(dim=0).numpy(), encoder.grid))
+        regions.append(region_grid(mask, record.anomalous, encoder.image_size, encoder.grid))
+        masks.append(_resized(mask, encoder.image_size))
+    encoded = Encoded(
+        torch.stack(images), torch.stack(patches), np.stack(statistics),
+        torch.stack([normal for normal, _ in regions]), torch.stack([bad for _, bad in regions]),
+        np.stack(masks), np.array([record.anomalous for record in records]),
+    )  # fmt: skip
+    return encoded, float(np.median(times))
+
+
+def _resized(mask: np.ndarray, side: int) -> np.ndarray:
+    cover = torch.from_numpy(mask.astype(np.float32))[None, None]
+    small = F.interpolate(cover, size=(side, side), mode="area")[0, 0].numpy()
+    return np.asarray(small >= min(0.5, small.max()) if mask.any() else small > 1)
+
+
+def local_statistics(grey: np.ndarray, grid: int) -> np.ndarray:
+    """The hand-made baseline's features [N, D]: level, spread, gradients and blobs at three scales,
+    of a cell and of its neighbourhood, and against the picture's own mean."""
+    planes = [grey]
+    for scale in SCALES:
+        smooth = ndimage.gaussian_filter(grey, scale)
+        gy, gx = np.gradient(smooth)
+        planes += [
+            np.abs(gx),
+            np.abs(gy),
+            np.abs(smooth - ndimage.gaussian_filter(grey, 2 * scale)),
+        ]
+        planes.append(np.sqrt(np.maximum(ndimage.gaussian_filter(grey**2, scale) - smooth**2, 0)))
+    stack = torch.from_numpy(np.stack(planes)).float()[None]
+    cells = F.adaptive_avg_pool2d(stack, grid)
+    peaks = F.adaptive_max_pool2d(stack, grid)
+    around = F.avg_pool2d(cells, 5, 1, 2, count_include_pad=False)
+    own = torch.cat([cells, peaks, cells - around, cells - cells.mean(dim=(2, 3), keepdim=True)], 1)
+    return own[0].flatten(1).T.numpy()
+
+
+def tf(memory: Encoded, test: Encoded, grid: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """MRAD-TF, exactly as the product computes it."""
+    keys, labels = [], []
+    for label, region in enumerate((memory.normal, memory.anomalous)):
+        for patch, cells in zip(memory.patch, region):
+            if cells.any():
+                keys.append(F.normalize(patch[cells].mean(dim=0), dim=-1))
+                labels.append(label)
+    local = ExactRetriever(torch.stack(keys), np.array(labels, np.uint8))
+    whole = ExactRetriever(memory.image, memory.labels.astype(np.uint8))
+    queries = F.normalize(test.patch, dim=-1)
+    patch = local.probability(queries.flatten(0, 1)).view(len(queries), -1)
+    return patch, whole.probability(test.image)
+
+
+def probe_on(features: Callable[[Encoded], np.ndarray], model: str) -> Judge:
+    """A classifier of single cells, trained on the memory's: what a head can hope for."""
+
+    def judge(
+        memory: Encoded, test: Encoded, grid: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        x, y = _cells(features(memory), memory)
+        classifier = _classifier(model).fit(x, y)
+        values = features(test)
+        flat = classifier.predict_proba(values.reshape(-1, values.shape[-1]))[:, 1]
+        return torch.from_numpy(flat.reshape(values.shape[:2])).float(), None
+
+    return judge
+
+
+def _cells(values: np.ndarray, memory: Encoded) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    chosen, labels = [], []
+    for row in range(len(values)):
+        good = np.flatnonzero(memory.normal[row].numpy())
+        good = rng.permutation(good)[:NORMAL_CELLS]
+        bad = np.flatnonzero(memory.anomalous[row].numpy())
+        chosen += [values[row, good], values[row, bad]]
+        labels += [np.zeros(len(good)), np.ones(len(bad))]
+    return np.concatenate(chosen), np.concatenate(labels)
+
+
+def _classifier(model: str) -> object:
+    if model == "trees":
+        return HistGradientBoostingClassifier(class_weight="balanced", random_state=0)
+    regression = LogisticRegression(C=0.1, class_weight="balanced", max_iter=300)
+    return make_pipeline(StandardScaler(), regression)
+
+
+METHODS: dict[str, Judge] = {
+    "TF": tf,
+    "linear probe": probe_on(lambda e: F.normalize(e.patch, dim=-1).numpy(), "linear"),
+    "hand-made, linear": probe_on(lambda e: e.statistics, "linear"),
+    "hand-made, trees": probe_on(lambda e: e.statistics, "trees"),
+}
+
+
+def measure(
+    judge: Judge, memory: Encoded, test: Encoded, encoder: Encoder
+) -> tuple[float, float, float]:
+    """Image AUROC, pixel AUROC and AUPRO."""
+    patch, image = judge(memory, test, encoder.grid)
+    pixels, scores = PixelScores(), []
+    for row in range(len(patch)):
+        values = anomaly_map(patch[row : row + 1], encoder.image_size)
+        top = top_mean(values)
+        scores.append(float(top if image is None else fuse(top, image[row : row + 1], FUSION)))
+        pixels.add(values[0].clamp(0, 1).numpy(), test.masks[row])
+    found, images = pixels.metrics(), image_metrics(scores, list(test.labels))
+    return images.auroc or 0.0, found.auroc or 0.0, found.aupro or 0.0
+
+
+def halves(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Half of the defective and half of the flawless pictures, by a seed; and the rest."""
+    rng = np.random.default_rng(seed)
+    first = []
+    for label in (False, True):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        first.append(rows[: len(rows) // 2])
+    memory = np.sort(np.concatenate(first))
+    return memory, np.setdiff1d(np.arange(len(labels)), memory)
+
+
+def run(quick: bool) -> list[Table]:
+    """Every table of the model card."""
+    encoder = Encoder.load("mrad-mini", device="cpu", precision="fp32")
+    found = {
+        name: encode_set(encoder, DATA / name, 24 if quick else None)
+        for name in SETS
+        if (DATA / name).is_dir()
+    }
+    sets = {name: encoded for name, (encoded, _) in found.items()}
+    rows = []
+    for method, judge in METHODS.items():
+        for memory in sets:
+            for test in sets:
+                rows.append(
+                    [method, memory, test, *_row(judge, sets, memory, test, encoder, quick)]
+                )
+    notes = [f"an image through preprocessing and encoder, {n}: {1e3 * t:.0f} ms (median)"
+             for n, (_, t) in found.items()]  # fmt: skip
+    columns = ["method", "memory of", "tested on", "image AUROC", "pixel AUROC", "AUPRO"]
+    title = "mrad-mini: five seeds, mean and spread (largest - smallest)"
+    return [Table(title, columns, rows, notes)]
+
+
+def _row(
+    judge: Judge, sets: dict[str, Encoded], memory: str, test: str, encoder: Encoder, quick: bool
+) -> list[str]:
+    figures = []
+    for seed in range(1 if quick else 5):
+        keep, held = halves(sets[memory].labels, seed)
+        if memory != test:
+            held = halves(sets[test].labels, seed)[1]
+        figures.append(measure(judge, sets[memory].of(keep), sets[test].of(held), encoder))
+    values = np.array(figures)
+    return [f"{v.mean():.3f} ({v.max() - v.min():.3f})" for v in values.T]
+
+
+if __name__ == "__main__":
+    main(run)

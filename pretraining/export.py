@@ -1,0 +1,44 @@
+"""A trained CLIP -> half-precision safetensors; its log -> a picture of the curves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from pretraining.model import NAME
+
+
+def export(clip: nn.Module, out: Path) -> Path:
+    """Write `mrad-mini.safetensors` into the folder `out`; returns its path."""
+    state = {
+        name: value.detach().to("cpu", torch.float16).contiguous()
+        for name, value in clip.state_dict().items()
+        if value.is_floating_point() and name != "attn_mask"
+    }
+    path = out / f"{NAME}.safetensors"
+    save_file(state, path, metadata={"format": "pt", "model": NAME})
+    return path
+
+
+def curves(log: Path, picture: Path) -> None:
+    """Losses and readings against steps, smoothed over 25."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    names = [name for name in records[0] if name != "step"]
+    figure, axes = plt.subplots(3, 3, figsize=(12, 8), constrained_layout=True)
+    for name, axis in zip(names, axes.flat):
+        values = np.array([record[name] for record in records])
+        window = min(25, len(values))
+        axis.plot(np.convolve(values, np.ones(window) / window, mode="valid"), linewidth=1)
+        axis.set_title(name, fontsize=9)
+    figure.savefig(picture, dpi=80)
+    plt.close(figure)
