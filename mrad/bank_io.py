@@ -256,4 +256,5 @@ def _read_level(path: Path, name: str, table: pa.Table, dim: int) -> LevelMemory
         rows["row"].to_numpy().astype(np.int64),
         np.array(rows["region"].to_pylist(), dtype="U9"),
         rows["size"].to_numpy().astype(np.int32),
+        path,
     )

@@ -96,6 +96,8 @@ class LevelMemory:
     """[n]: `image`, `normal` or `anomalous`."""
     size: npt.NDArray[np.int32]
     """[n], grid cells averaged."""
+    home: Path | None = None
+    """The bank's folder, in whose `derived/` indexes of these keys may be kept."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -129,6 +131,7 @@ class LevelMemory:
             np.concatenate([self.entry, other.entry]),
             np.concatenate([self.region, other.region]),
             np.concatenate([self.size, other.size]),
+            self.home,
         )
 
     def without_row(self, row: int) -> LevelMemory:
@@ -141,6 +144,7 @@ class LevelMemory:
             entry - (entry > row),
             self.region[keep],
             self.size[keep],
+            self.home,
         )
 
     def check(self, level: Level, width: int) -> None:

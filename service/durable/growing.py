@@ -22,7 +22,7 @@ class GrowingLevel:
     """One level; see the module."""
 
     def __init__(self, level: LevelMemory) -> None:
-        self._dim = level.dim
+        self._dim, self._home = level.dim, level.home
         self._count = len(level)
         self._arrays = {name: getattr(level, name) for name in FIELDS}
 
@@ -39,7 +39,8 @@ class GrowingLevel:
 
     def view(self) -> LevelMemory:
         """The level as it is now; stays so."""
-        return LevelMemory(**{name: array[: self._count] for name, array in self._arrays.items()})
+        arrays = {name: array[: self._count] for name, array in self._arrays.items()}
+        return LevelMemory(**arrays, home=self._home)
 
     def keep(self, rows: npt.NDArray[np.bool_]) -> None:
         """Forget the keys of entries whose row is not kept; rows move up."""
