@@ -19,6 +19,7 @@ export class Teacher {
   #lessons = [];
   #page;
   #brush;
+  #writable = true;
   #attempt = null; // kept over retries of one lesson, so that it is learnt once
 
   constructor(page) {
@@ -45,8 +46,9 @@ export class Teacher {
 
   /** Whether the server learns at all. */
   allow(writable) {
-    show($("teach-ask"), writable);
-    if (!writable) this.#say(WORDS.read_only);
+    if (writable === this.#writable) return;
+    this.#writable = writable;
+    this.cancel();
   }
 
   /** An item has come into view, or has changed. */
@@ -60,9 +62,9 @@ export class Teacher {
   cancel() {
     this.#brush.close();
     show($("teach-mark"), false);
-    show($("teach-ask"), true);
+    show($("teach-ask"), this.#writable);
     this.#attempt = null;
-    this.#say("");
+    this.#say(this.#writable ? "" : WORDS.read_only);
   }
 
   #mark() {
@@ -136,7 +138,7 @@ export class Teacher {
     const pictures = fields.map(
       (field) => field && small(view.bitmap, field, view.range, view.opacity),
     );
-    showChange({ title, before, after: item.result, pictures: pictures.filter(Boolean) });
+    showChange({ title, before, after: item.result, pictures });
     this.#say(title + ".");
   }
 
