@@ -53,8 +53,9 @@ class Memory:
 class PaperLoop:
     """MRAD-TF, one image at a time, from an open_clip model's own modules."""
 
-    def __init__(self, clip: nn.Module, image_size: int, memory: Memory) -> None:
-        self.visual: Any = clip.visual
+    def __init__(self, visual: nn.Module, image_size: int, memory: Memory) -> None:
+        """`visual`: open_clip's own VisionTransformer."""
+        self.visual: Any = visual
         self.size, self.memory = image_size, memory
         self.preprocess = Preprocess(image_size)
 
@@ -76,23 +77,25 @@ class PaperLoop:
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor, int]:
         """Pixels [1, 3, S, S] -> class feature [1, E], averaged patch features [1, N, W], grid."""
+        class_feature, patches = self.paths(pixels)
+        grid = round(patches.shape[1] ** 0.5)
+        return class_feature, average(patches, grid), grid
+
+    def paths(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Class feature of the ordinary path, and the V-V path's patch features [1, N, W]."""
         visual = self.visual
         embedded = visual.conv1(pixels)
-        grid = embedded.shape[-1]
         tokens = embedded.flatten(2).transpose(1, 2)
         tokens = torch.cat([visual.class_embedding.view(1, 1, -1), tokens], dim=1)
-        ordinary = visual.ln_pre(tokens + self.positions(grid))
+        ordinary = visual.ln_pre(tokens + self.positions(embedded.shape[-1]))
         surgery = None
         for number, block in enumerate(visual.transformer.resblocks):
             plain, value_value = attention_of_both(block, ordinary)
             if number > 0:
-                surgery = (ordinary if surgery is None else surgery) + value_value
+                surgery = (ordinary if surgery is None else surgery) + block.ls_1(value_value)
             ordinary = ordinary + block.ls_1(plain)
             ordinary = ordinary + block.ls_2(block.mlp(block.ln_2(ordinary)))
-        patches = visual.ln_post(surgery)[:, 1:]
-        joint = visual.ln_post(surgery) @ visual.proj  # the release projects every token
-        assert joint.shape[1] == patches.shape[1] + 1
-        return (ordinary @ visual.proj)[:, 0], average(patches, grid), grid
+        return (ordinary @ visual.proj)[:, 0], visual.ln_post(surgery)[:, 1:]
 
     def positions(self, grid: int) -> Tensor:
         """The position table, interpolated anew for every image."""
@@ -137,7 +140,7 @@ def run(quick: bool) -> list[Table]:
     geometry = Geometry.tiny() if quick else Geometry.paper()
     clip = geometry.build()
     memory = Memory.random(geometry.embed_dim, geometry.width, 2_162, 3_360)
-    loop = PaperLoop(clip, geometry.size, memory)
+    loop = PaperLoop(clip.visual, geometry.size, memory)
     image = surface(640, 480)
     times = timed(lambda: loop(image), 1 if quick else 3)
     row = [geometry.name, geometry.size, middle(times), f"{RELEASED_SECONDS} s"]
