@@ -99,7 +99,9 @@ def retrieval_loss(patch: Tensor, cells: Tensor) -> Tensor:
     known = cells.flatten() >= 0
     queries = F.normalize(patch.flatten(0, 1)[known], dim=-1)
     log_odds = retrieval_log_odds(queries, owner[known], keys, labels, owners)
-    return balanced(log_odds, cells.flatten()[known])
+    target = cells.flatten()[known]
+    asked = log_odds.detach().isfinite()  # not where the others show no defect at all
+    return balanced(log_odds[asked], target[asked])
 
 
 def image_retrieval_loss(images: Tensor) -> Tensor:

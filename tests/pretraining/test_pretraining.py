@@ -1,0 +1,151 @@
+"""The training of the shipped CLIP: its pictures, its two paths, and its resuming."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mrad.encoder import Encoder
+from pretraining.captions import pair
+from pretraining.defects import CIRCUIT_DEFECTS, DEFECTS, Scene, spoil_circuit
+from pretraining.model import NAME, build, image_features, text_features
+from pretraining.scenes import KINDS, Tiles, make_pair
+from pretraining.surfaces import SURFACES, tracks
+from pretraining.train import Batches, Recipe, Training
+
+SMALL = Recipe(steps=4, pairs=2, large_pairs=2, tiles=3, large_from=0.75)
+
+
+@pytest.fixture(scope="module")
+def untrained() -> Any:
+    """An untrained mrad-mini."""
+    return build(0, torch.randn(2, 3, 132, 132)).eval()
+
+
+def test_training_computes_what_the_encoder_computes(untrained: Any) -> None:
+    encoder = Encoder.from_clip(untrained, name=NAME, device="cpu")
+    pixels = torch.randn(2, 3, encoder.image_size, encoder.image_size)
+    with torch.no_grad():
+        image, patch, grid = image_features(untrained.visual, pixels, (0, 0))
+    features = encoder.encode_pixels(pixels)
+    assert grid == encoder.grid
+    torch.testing.assert_close(image, features.class_feature, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(patch, features.patch, atol=1e-4, rtol=1e-4)
+
+
+def test_short_captions_give_open_clips_text_features(untrained: Any) -> None:
+    tokens = open_clip.get_tokenizer(NAME)(["a photo of a flawless stone.", "a damaged gear."])
+    with torch.no_grad():
+        ours = text_features(untrained, tokens)
+        theirs = untrained.encode_text(tokens, normalize=True)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_a_batch_is_a_function_of_seed_and_number() -> None:
+    first, second = Batches(SMALL), Batches(SMALL, first=1)
+    first[0]
+    again, resumed = first[1], second[0]
+    assert again["captions"] == resumed["captions"]
+    np.testing.assert_array_equal(again["pictures"], resumed["pictures"])
+    np.testing.assert_array_equal(again["cells"], resumed["cells"])
+    assert (again["pictures"] != first[2]["pictures"]).any()
+
+
+def test_pairs_differ_where_the_mask_says_and_nowhere_else() -> None:
+    rng = np.random.default_rng(0)
+    tiles = Tiles(rng, 4, 200)
+    for _ in range(12):
+        made = make_pair(rng, tiles, 96)
+        assert made.good.shape == made.bad.shape == (96, 96, 3)
+        changed = np.abs(made.good - made.bad).mean(axis=2)
+        assert changed[made.mask > 0].mean() > changed[made.mask == 0].mean()
+        assert 0 < made.mask.mean() <= 0.5
+        assert KINDS[made.kind] != "flawless"
+
+
+@pytest.mark.parametrize("name", sorted(DEFECTS))
+def test_every_defect_changes_the_picture(name: str) -> None:
+    rng = np.random.default_rng(3)
+    side = 96
+    image, other = (Tiles(rng, 1, 120).crop(rng, side)[1] for _ in range(2))
+    changed, cover = DEFECTS[name](rng, Scene(image, np.ones((side, side), np.float32), other))
+    assert changed.shape == image.shape
+    assert cover.shape == (side, side)
+    assert np.isfinite(changed).all()
+    assert -1e-4 <= cover.min()
+    assert cover.max() <= 1.0001
+    assert np.abs(changed - image)[cover > 0.2].max() > 0.01
+
+
+@pytest.mark.parametrize("name", CIRCUIT_DEFECTS)
+def test_circuit_defects_add_or_take_copper(name: str) -> None:
+    rng = np.random.default_rng(1)
+    copper = tracks(rng, 96)
+    spoilt, cover = spoil_circuit(rng, copper, name)
+    change = float((spoilt - copper).sum())
+    adds = name in ("a short", "a spur", "spurious copper")
+    assert change > 0 if adds else change < 0
+    assert cover.max() > 0.3
+
+
+@pytest.mark.parametrize("maker", sorted(set(SURFACES.values()), key=lambda m: m.__name__))
+def test_every_surface_is_a_picture(maker: Any) -> None:
+    tile = maker(np.random.default_rng(0), 96)
+    assert tile.shape == (96, 96, 3)
+    assert np.isfinite(tile).all()
+    assert tile.std() > 1e-3
+
+
+def test_captions_say_flawless_and_damaged_of_the_same_thing() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        good, bad = pair(rng, "metal nut", "a thin scratch")
+        assert ("nut" in good) == ("nut" in bad)
+        assert any(word in bad for word in ("damaged", "defective", "flawed", "broken"))
+        assert " a i" not in bad
+        assert " a u" not in good
+
+
+def test_a_cut_off_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    whole = Training(SMALL, _folder(tmp_path, "whole"), torch.device("cpu"))
+    whole.run(workers=0)
+    cut = Training(SMALL, _folder(tmp_path, "cut"), torch.device("cpu"))
+    for step in range(2):
+        cut._advance(Batches(SMALL)[step])
+    cut._save()
+    resumed = Training(SMALL, tmp_path / "cut", torch.device("cpu"))
+    assert resumed.step == 2
+    resumed.run(workers=0)
+    for (name, value), other in zip(
+        whole.clip.state_dict().items(), resumed.clip.state_dict().values()
+    ):
+        torch.testing.assert_close(value, other, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_another_recipe_does_not_go_on(tmp_path: Path) -> None:
+    training = Training(SMALL, tmp_path, torch.device("cpu"))
+    training._save()
+    with pytest.raises(ValueError, match="another recipe"):
+        Training(Recipe(seed=7), tmp_path, torch.device("cpu"))
+
+
+def test_the_shipped_clip_is_open_clips_too() -> None:
+    """`open_clip.create_model` and `Encoder.load` build the same tower from the shipped weights."""
+    from mrad import models
+
+    clip = open_clip.create_model(NAME, pretrained=str(models.path_of(NAME)))
+    encoder = Encoder.load(NAME, device="cpu", precision="fp32")
+    assert Encoder.from_clip(clip, name=NAME, device="cpu").identity == encoder.identity
+    texts = clip.encode_text(open_clip.get_tokenizer(NAME)(["a flawless object."]))
+    assert F.normalize(texts, dim=-1).shape == (1, encoder.embed_dim)
+
+
+def _folder(root: Path, name: str) -> Path:
+    (root / name).mkdir()
+    return root / name
