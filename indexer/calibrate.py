@@ -26,13 +26,14 @@ from mrad.calibration import (
     Threshold,
     above,
 )
-from mrad.detector import Detector
+from mrad.detector import Decoded, Detector
 from mrad.encoder import Features
-from mrad.errors import CalibrationError
-from mrad.types import Prediction
+from mrad.errors import CalibrationError, ImageError, MaskError
+from mrad.types import BoolArray, Prediction
 
 Values = npt.NDArray[np.float64]
 Truth = npt.NDArray[np.bool_]
+Opened = tuple[Record, Decoded, BoolArray | None]
 
 SAME_IMAGE = 0.99999
 """Cosine of class features from which an image is taken for the bank's own copy of it."""
@@ -56,6 +57,8 @@ class Scored:
     pixel_truth: list[bool] = field(default_factory=list)
     pixel_weight: list[float] = field(default_factory=list)
     """Pixels that one sampled value stands for."""
+    skipped: list[str] = field(default_factory=list)
+    """Why images were left out: they, or their masks, cannot be read."""
 
 
 def score_without_self(
@@ -68,24 +71,47 @@ def score_without_self(
 ) -> Scored:
     """Score every image; one that the bank holds does not retrieve its own keys.
 
-    An image is the bank's own when an entry has its source and object, or its class feature.
-    Raises `ImageError`, `MaskError`.
+    An image is the bank's own when an entry has its source and object, or its class feature. What
+    cannot be read is left out, as it was from the bank.
     """
     scored, rng = Scored(), np.random.default_rng(seed)
     rows = {(e.source, e.object_name): row for row, e in enumerate(detector.bank.entries)}
     records = dataset.records
     for start in range(0, len(records), batch_size):
         chunk = records[start : start + batch_size]
-        decoded = [detector.decode(record.image) for record in chunk]
-        features = detector.encode(decoded)
-        own = _own_rows(detector, features, chunk, rows)
-        sizes = [item.size for item in decoded]
-        predictions = detector.finish(features, sizes, exclude=own, evidence=1)
-        for record, prediction, row in zip(chunk, predictions, own.tolist()):
-            _keep(scored, record, prediction, row, rng)
+        if opened := _open(detector, chunk, scored):
+            _score_batch(detector, opened, rows, scored, rng)
         if progress is not None:
             progress(start + len(chunk))
     return scored
+
+
+def _open(detector: Detector, records: Sequence[Record], scored: Scored) -> list[Opened]:
+    """Those of the images that can be read, with their masks."""
+    opened = []
+    for record in records:
+        try:
+            decoded = detector.decode(record.image)
+            opened.append((record, decoded, record.read_mask(decoded.size)))
+        except (ImageError, MaskError) as error:
+            scored.skipped.append(f"{record.source}: {error}")
+    return opened
+
+
+def _score_batch(
+    detector: Detector,
+    opened: Sequence[Opened],
+    rows: dict[tuple[str, str], int],
+    scored: Scored,
+    rng: np.random.Generator,
+) -> None:
+    decoded = [item for _, item, _ in opened]
+    features = detector.encode(decoded)
+    own = _own_rows(detector, features, [record for record, _, _ in opened], rows)
+    sizes = [item.size for item in decoded]
+    predictions = detector.finish(features, sizes, exclude=own, evidence=1)
+    for (record, _, mask), prediction, row in zip(opened, predictions, own.tolist()):
+        _keep(scored, record, mask, prediction, row, rng)
 
 
 def _own_rows(
@@ -106,7 +132,12 @@ def _own_rows(
 
 
 def _keep(
-    scored: Scored, record: Record, prediction: Prediction, row: int, rng: np.random.Generator
+    scored: Scored,
+    record: Record,
+    mask: BoolArray | None,
+    prediction: Prediction,
+    row: int,
+    rng: np.random.Generator,
 ) -> None:
     image = len(scored.score)
     scored.score.append(prediction.score)
@@ -115,7 +146,6 @@ def _keep(
     for evidence in prediction.evidence:
         kept = scored.similarity_image if evidence.level == "image" else scored.similarity_patch
         kept.append(evidence.similarity)
-    mask = record.read_mask(prediction.size)
     if mask is None or prediction.anomaly_map is None:
         return
     for truth in (False, True):

@@ -13,10 +13,13 @@ from indexer import (
     cli_build,
     cli_calibrate,
     cli_data,
+    cli_demo,
     cli_eval,
     cli_heads,
     cli_import,
+    cli_score,
     cli_train,
+    cli_watch,
     cli_weights,
 )
 from indexer.console import MRADGroup
@@ -27,7 +30,7 @@ GROUP = "mrad.commands"
 app = typer.Typer(
     cls=MRADGroup,
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -47,13 +50,21 @@ def about(
 ) -> None:
     """Visual anomaly detection by a memory of labelled images (MRAD).
 
-    First steps: [bold]mrad demo[/bold] shows it on bundled images; [bold]mrad build[/bold] makes a
-    memory of yours; [bold]mrad calibrate[/bold] chooses a threshold; [bold]mrad score[/bold] judges
-    new images.
+    First steps: `mrad demo` shows it on bundled images; `mrad build` makes a memory of yours;
+    `mrad calibrate` chooses a threshold; `mrad score` judges new images.
     """
 
 
-for module in (cli_build, cli_calibrate, cli_bank, cli_data, cli_eval):
+for module in (
+    cli_demo,
+    cli_build,
+    cli_calibrate,
+    cli_score,
+    cli_watch,
+    cli_bank,
+    cli_data,
+    cli_eval,
+):
     module.register(app)
 app.add_typer(cli_train.app, name="train")
 app.add_typer(cli_import.app, name="import")

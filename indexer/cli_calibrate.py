@@ -7,17 +7,13 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich import box
-from rich.console import Console
-from rich.progress import Progress
+from rich.markup import escape
 from rich.table import Table
 
-from mrad.errors import MRADError
+from indexer.console import console, progress
 
 if TYPE_CHECKING:
     from mrad.calibration import Calibration, Rule, Threshold
-
-console = Console()
-errors = Console(stderr=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -63,47 +59,45 @@ def calibrate_command(
 
     if rule not in ("f1", "fpr"):
         raise typer.BadParameter("choose f1 or fpr", param_hint="--rule")
-    try:
-        dataset = choose(read_dataset(data, layout=layout), split, only)
-        memory = MemoryBank.load(bank)
-        choice = HeadChoice.parse(head)
-        detector = detector_of(
-            encoder_of(memory, pretrained=pretrained, device=device, precision=precision),
-            memory,
-            choice,
-            fusion=fusion,
-            sigma=sigma,
-            retrieval=retrieval,
-        )
-        with Progress(console=errors, transient=True) as bar:
-            task = bar.add_task("images", total=len(dataset))
-            scored = score_without_self(
-                detector,
-                dataset,
-                batch_size=batch_size,
-                seed=seed,
-                progress=lambda done: bar.update(task, completed=done),
-            )
-        calibration = calibrate(
+    dataset = choose(read_dataset(data, layout=layout), split, only)
+    memory = MemoryBank.load(bank)
+    choice = HeadChoice.parse(head)
+    detector = detector_of(
+        encoder_of(memory, pretrained=pretrained, device=device, precision=precision),
+        memory,
+        choice,
+        fusion=fusion,
+        sigma=sigma,
+        retrieval=retrieval,
+    )
+    with progress() as bar:
+        task = bar.add_task("images", total=len(dataset), note="")
+        scored = score_without_self(
             detector,
-            scored,
-            rule=cast("Rule", rule),
-            target_fpr=fpr,
-            method=method,
-            draws=draws,
+            dataset,
+            batch_size=batch_size,
             seed=seed,
-            source=dataset.root.name,
-            checkpoint=choice.checkpoint.name if choice.checkpoint else "",
+            progress=lambda done: bar.update(task, completed=done),
         )
-        show(calibration)
-        if plot is not None:
-            _write_plot(calibration, plot)
-        if not dry_run:
-            save_calibration(calibration.into(memory), bank)
-            console.print(f"written into {bank / 'bank.json'}")
-    except MRADError as error:
-        errors.print(f"[red]{error.code}[/red] {error}", highlight=False)
-        raise typer.Exit(2) from error
+    calibration = calibrate(
+        detector,
+        scored,
+        rule=cast("Rule", rule),
+        target_fpr=fpr,
+        method=method,
+        draws=draws,
+        seed=seed,
+        source=dataset.root.name,
+        checkpoint=choice.checkpoint.name if choice.checkpoint else "",
+    )
+    for reason in scored.skipped:
+        console.print(f"[yellow]skipped[/yellow] {escape(reason)}", highlight=False)
+    show(calibration)
+    if plot is not None:
+        _write_plot(calibration, plot)
+    if not dry_run:
+        save_calibration(calibration.into(memory), bank)
+        console.print(f"written into {bank / 'bank.json'}")
 
 
 def show(calibration: Calibration) -> None:

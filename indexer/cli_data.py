@@ -8,15 +8,12 @@ from typing import Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mrad.errors import MRADError
+from indexer.console import MRADGroup, console
 
-app = typer.Typer(help="Datasets: recognise, count, check.", no_args_is_help=True)
-console = Console()
-errors = Console(stderr=True)
+app = typer.Typer(cls=MRADGroup, help="Datasets: recognise, count, check.", no_args_is_help=True)
 
 
 def register(main: typer.Typer) -> None:
@@ -46,13 +43,9 @@ def check_command(
     from indexer.data import read_dataset
     from indexer.data.check import check
 
-    try:
-        dataset = read_dataset(path, layout=layout)
-        with console.status(f"{len(dataset)} images"):
-            findings = check(dataset)
-    except MRADError as error:
-        errors.print(f"[red]{error.code}[/red] {escape(str(error))}", highlight=False)
-        raise typer.Exit(2) from error
+    dataset = read_dataset(path, layout=layout)
+    with console.status(f"{len(dataset)} images"):
+        findings = check(dataset)
     console.print(f"[bold]{dataset.name}[/bold] layout, {len(dataset)} images in {path}")
     shown = Table(box=box.SIMPLE_HEAD)
     for name in ("object", "split", "good", "defective", "masks", "defects"):

@@ -8,19 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mrad.errors import MRADError
+from indexer.console import console, errors
 
 if TYPE_CHECKING:
     from indexer.data import Dataset
     from indexer.evaluate.runner import Evaluation
     from mrad.detector import Detector
-
-console = Console()
-errors = Console(stderr=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -63,37 +59,33 @@ def eval_command(
     from indexer.loading import HeadChoice, choose, detector_of, encoder_of
     from mrad.memory import MemoryBank
 
-    try:
-        dataset = choose(read_dataset(data, layout=layout), split, only)
-        banks = {path: MemoryBank.load(path) for path in bank}
-        encoder = encoder_of(
-            next(iter(banks.values())), pretrained=pretrained, device=device, precision=precision
-        )
-        detectors: dict[str, Detector] = {}
-        configs: dict[str, dict[str, object]] = {}
-        for text in head or ["tf"]:
-            choice = HeadChoice.parse(text)
-            for path, memory in banks.items():
-                name = _unique(choice.name, path, len(banks) > 1, detectors)
-                detectors[name] = detector_of(
-                    encoder, memory, choice, fusion=fusion, sigma=sigma, retrieval=retrieval
-                )
-                configs[name] = describe(detectors[name], path, choice.checkpoint)
-        with _progress() as progress:
-            task = progress.add_task("images", total=len(dataset))
-            evaluation = evaluate(
-                detectors,
-                dataset,
-                batch_size=batch_size,
-                resolution=resolution,
-                configs=configs,
-                progress=lambda done: progress.update(task, completed=done),
+    dataset = choose(read_dataset(data, layout=layout), split, only)
+    banks = {path: MemoryBank.load(path) for path in bank}
+    encoder = encoder_of(
+        next(iter(banks.values())), pretrained=pretrained, device=device, precision=precision
+    )
+    detectors: dict[str, Detector] = {}
+    configs: dict[str, dict[str, object]] = {}
+    for text in head or ["tf"]:
+        choice = HeadChoice.parse(text)
+        for path, memory in banks.items():
+            name = _unique(choice.name, path, len(banks) > 1, detectors)
+            detectors[name] = detector_of(
+                encoder, memory, choice, fusion=fusion, sigma=sigma, retrieval=retrieval
             )
-        show(evaluation)
-        write(evaluation, detectors, dataset, out, title=title, cards=cards)
-    except MRADError as error:
-        errors.print(f"[red]{error.code}[/red] {error}", highlight=False)
-        raise typer.Exit(2) from error
+            configs[name] = describe(detectors[name], path, choice.checkpoint)
+    with _progress() as progress:
+        task = progress.add_task("images", total=len(dataset))
+        evaluation = evaluate(
+            detectors,
+            dataset,
+            batch_size=batch_size,
+            resolution=resolution,
+            configs=configs,
+            progress=lambda done: progress.update(task, completed=done),
+        )
+    show(evaluation)
+    write(evaluation, detectors, dataset, out, title=title, cards=cards)
 
 
 def _unique(head: str, path: Path, several: bool, taken: dict[str, Detector]) -> str:

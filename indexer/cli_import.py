@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
-from mrad.errors import MRADError
+from indexer.console import MRADGroup
 
-app = typer.Typer(help="Bring the paper's checkpoints and memories.", no_args_is_help=True)
+app = typer.Typer(
+    cls=MRADGroup, help="Bring the paper's checkpoints and memories.", no_args_is_help=True
+)
 
 Out = Annotated[Path, typer.Option("--out", help="where to write")]
 EncoderName = Annotated[str, typer.Option("--encoder", help="the encoder they were made with")]
@@ -28,15 +30,11 @@ def checkpoint_command(
     image_size: ImageSize = None,
 ) -> None:
     """image_proj, patch_proj (+ prompt_proj, prompt_learner) -> OUT.safetensors."""
-    try:
-        from mrad.encoder import Encoder
-        from mrad.released import convert_checkpoint
+    from mrad.encoder import Encoder
+    from mrad.released import convert_checkpoint
 
-        loaded = Encoder.load(encoder, pretrained, image_size=image_size)
-        name = convert_checkpoint(source, out, loaded, head)
-    except MRADError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
+    loaded = Encoder.load(encoder, pretrained, image_size=image_size)
+    name = convert_checkpoint(source, out, loaded, head)
     typer.echo(f"{out}: head {name} for {loaded.identity}")
 
 
@@ -50,15 +48,11 @@ def memory_command(
     image_size: ImageSize = None,
 ) -> None:
     """The two memory caches, each keys and values -> a bank's folder."""
-    try:
-        from mrad.encoder import Encoder
-        from mrad.released import convert_memory
+    from mrad.encoder import Encoder
+    from mrad.released import convert_memory
 
-        loaded = Encoder.load(encoder, pretrained, image_size=image_size)
-        bank = convert_memory(image, patch, loaded)
-        bank.check(loaded)
-        replace(bank, metadata=bank.metadata | {"pretrained": pretrained}).save(out)
-    except MRADError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
+    loaded = Encoder.load(encoder, pretrained, image_size=image_size)
+    bank = convert_memory(image, patch, loaded)
+    bank.check(loaded)
+    replace(bank, metadata=bank.metadata | {"pretrained": pretrained}).save(out)
     typer.echo(f"{out}: {len(bank.image)} image keys, {len(bank.patch)} patch keys")

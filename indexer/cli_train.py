@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 from platformdirs import user_cache_path
 from pydantic import BaseModel, ValidationError
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mrad.errors import HeadError, MRADError
+from indexer.console import MRADGroup, errors
+from mrad.errors import HeadError
 
-app = typer.Typer(help="Train a head on labelled images.", no_args_is_help=True)
-console = Console(stderr=True)
+app = typer.Typer(cls=MRADGroup, help="Train a head on labelled images.", no_args_is_help=True)
 Recipe = TypeVar("Recipe", bound=BaseModel)
 
 Data = Annotated[Path, typer.Argument(help="a dataset in any layout that `mrad data check` knows")]
@@ -68,17 +65,16 @@ def ft_command(
     """Learn projections of queries and keys; writes OUT, its loss curves .csv and .png."""
     from indexer.train.recipe import FTRecipe
 
-    with _errors():
-        _run(
-            "ft",
-            (data, split, layout),
-            out,
-            (encoder, pretrained, image_size, device),
-            bank_path=bank,
-            save_bank=save_bank,
-            cache=cache,
-            ft=recipe_of(FTRecipe, settings),
-        )
+    _run(
+        "ft",
+        (data, split, layout),
+        out,
+        (encoder, pretrained, image_size, device),
+        bank_path=bank,
+        save_bank=save_bank,
+        cache=cache,
+        ft=recipe_of(FTRecipe, settings),
+    )
 
 
 @app.command("clip")
@@ -101,19 +97,18 @@ def clip_command(
     """Learn prompts on top of FT; writes OUT, its loss curves .csv and .png."""
     from indexer.train.recipe import CLIPRecipe, FTRecipe
 
-    with _errors():
-        _run(
-            "clip",
-            (data, split, layout),
-            out,
-            (encoder, pretrained, image_size, device),
-            bank_path=bank,
-            save_bank=save_bank,
-            cache=cache,
-            ft=recipe_of(FTRecipe, settings_ft),
-            clip=recipe_of(CLIPRecipe, settings),
-            start_from=start_from,
-        )
+    _run(
+        "clip",
+        (data, split, layout),
+        out,
+        (encoder, pretrained, image_size, device),
+        bank_path=bank,
+        save_bank=save_bank,
+        cache=cache,
+        ft=recipe_of(FTRecipe, settings_ft),
+        clip=recipe_of(CLIPRecipe, settings),
+        start_from=start_from,
+    )
 
 
 def _run(
@@ -136,7 +131,7 @@ def _run(
     path, split, layout = data
     records = read_dataset(path, split=split, layout=layout).records
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=errors) as bar:
         tasks: dict[str, Any] = {}
 
         def show(stage: str, done: int, of: int, note: str = "") -> None:
@@ -190,13 +185,3 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
-
-
-@contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    """The project's errors as one line and exit status 1, not as a traceback."""
-    try:
-        yield
-    except MRADError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error

@@ -57,7 +57,7 @@ def test_train_ft(tmp_path, dataset, tiny_encoder):
 def test_a_wrong_setting_is_one_line(tmp_path, dataset, setting, message):
     out = tmp_path / "ft.safetensors"
     done = runner.invoke(cli_train.app, ["ft", str(dataset), "--out", str(out), "--set", setting])
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert message in done.stderr
     assert "Traceback" not in done.output
     assert not out.exists()
@@ -96,5 +96,5 @@ def test_import(tmp_path, tiny_encoder):
     assert done.exit_code == 0, done.output
     load_head("ft", tiny_encoder, checkpoint=out).attach(MemoryBank.load(tmp_path / "bank"))
     done = runner.invoke(cli_import.app, ["memory", *files[::-1], "--out", str(tmp_path / "b")])
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "needs [n, 48]" in done.stderr

@@ -1,0 +1,1 @@
+"""Scoring any number of files without a server: resumable, every error collected."""
