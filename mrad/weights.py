@@ -122,7 +122,8 @@ def load_clip(name: str, pretrained: str | Path | None) -> LoadedCLIP:
     path, config = _resolve(name, pretrained)
     quick = bool(config.get("quick_gelu", False))
     try:
-        clip = factory.create_model(name, load_weights=False, force_quick_gelu=quick)
+        with _unalarmed():
+            clip = factory.create_model(name, load_weights=False, force_quick_gelu=quick)
     except RuntimeError as error:
         raise EncoderError(
             f"open_clip knows no model {name!r}; see open_clip.list_models()"
