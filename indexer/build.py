@@ -52,6 +52,8 @@ class BuildOptions:
     pretrained: str | None = None
     """Tag or file of the encoder's weights, kept in the bank so that it finds them again."""
     added_by: str = ""
+    origin: dict[str, Any] | None = None
+    """Where the images were read from (path, layout, split, objects), kept for `mrad calibrate`."""
     shard: int = SHARD
 
 
@@ -290,6 +292,7 @@ def finish(
             "fingerprint": plan.fingerprint,
             "data": plan.dataset.root.name,
             "layout": plan.dataset.name,
+            "origin": options.origin,
             "precision": plan.asked["precision"],
             "made_at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
             "mrad": version("mrad"),

@@ -82,7 +82,19 @@ def build_command(
     errors.print(f"{len(dataset)} images, {loaded.identity} on {loaded.device}", style="dim")
     if pretrained is not None and Path(pretrained).is_file():
         pretrained = str(Path(pretrained).absolute())
-    options = BuildOptions(batch_size, thumbnails, strict, pretrained, added_by="mrad build")
+    options = BuildOptions(
+        batch_size,
+        thumbnails,
+        strict,
+        pretrained,
+        added_by="mrad build",
+        origin={
+            "path": str(data.absolute()),
+            "layout": layout,
+            "split": split,
+            "objects": only or [],
+        },
+    )
     with progress() as bar:
         task = bar.add_task("images", total=len(dataset), note="")
         skipped = resumed = 0

@@ -23,7 +23,9 @@ def register(app: typer.Typer) -> None:
 
 def calibrate_command(
     bank: Annotated[Path, typer.Argument(help="the bank's folder; its bank.json is rewritten")],
-    data: Annotated[Path, typer.Argument(help="the bank's own images, or held-out ones")],
+    data: Annotated[
+        Path | None, typer.Argument(help="labelled images  [those that the bank was built of]")
+    ] = None,
     head: Annotated[str, typer.Option(help="tf, or NAME:CHECKPOINT")] = "tf",
     rule: Annotated[str, typer.Option(help="f1, or fpr for a wanted false-alarm rate")] = "f1",
     fpr: Annotated[float, typer.Option(help="the wanted rate on good images", min=0, max=1)] = 0.01,
@@ -53,14 +55,17 @@ def calibrate_command(
     """
     from indexer.calibrate import calibrate, score_without_self
     from indexer.data import read_dataset
-    from indexer.loading import HeadChoice, choose, detector_of, encoder_of
+    from indexer.loading import HeadChoice, choose, detector_of, encoder_of, own_images
     from mrad.bank_io import save_calibration
     from mrad.memory import MemoryBank
 
     if rule not in ("f1", "fpr"):
         raise typer.BadParameter("choose f1 or fpr", param_hint="--rule")
-    dataset = choose(read_dataset(data, layout=layout), split, only)
     memory = MemoryBank.load(bank)
+    if data is None:
+        dataset = choose(own_images(memory), split, only)
+    else:
+        dataset = choose(read_dataset(data, layout=layout), split, only)
     choice = HeadChoice.parse(head)
     detector = detector_of(
         encoder_of(memory, pretrained=pretrained, device=device, precision=precision),

@@ -43,9 +43,10 @@ def demo_command(
     table = Table("board", "is", "score", "verdict", box=box.SIMPLE_HEAD)
     for item in sorted(shown, key=lambda item: -item.prediction.score):
         truth = "defective" if item.record.anomalous else "good"
-        right = (item.verdict == "anomalous") == item.record.anomalous
-        colour = "green" if right else "red"
-        verdict = f"[{colour}]{item.verdict}[/{colour}]"
+        verdict = "–"
+        if item.verdict is not None:
+            right = (item.verdict == "anomalous") == item.record.anomalous
+            verdict = f"[{'green' if right else 'red'}]{item.verdict}"
         table.add_row(item.record.image.name, truth, f"{item.prediction.score:.4f}", verdict)
     console.print(table)
     console.print(f"image, mask and heat map of each: {out / 'contact-sheet.png'}", soft_wrap=True)

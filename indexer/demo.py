@@ -19,6 +19,7 @@ from mrad import demo
 from mrad.bank_io import save_calibration
 from mrad.detector import Detector
 from mrad.encoder import Encoder
+from mrad.errors import CalibrationError
 from mrad.preprocess import load_image
 from mrad.types import Prediction
 
@@ -74,8 +75,12 @@ def run(
         seen = count
 
     scored = score_without_self(detector, memory, progress=scored_so_far)
-    calibration = calibrate(detector, scored, source="mrad demo", draws=200)
-    bank = save_calibration(calibration.into(built.bank), out / "bank")
+    bank = built.bank
+    try:
+        calibration = calibrate(detector, scored, source="mrad demo", draws=200)
+        bank = save_calibration(calibration.into(bank), out / "bank")
+    except CalibrationError as error:  # scores and maps are still worth a look
+        say(f"no thresholds: {error}")
     say(f"judging {len(queries)} boards that the memory does not hold")
     judge = Judge.of(encoder, bank)
     shown = judge_all(judge, queries, out, lambda: advance(1))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from indexer.data import Dataset
+from indexer.data import Dataset, read_dataset
 from mrad.detector import Detector
 from mrad.encoder import Encoder
 from mrad.errors import DataError
@@ -49,6 +49,21 @@ def encoder_of(
     )
     bank.check(encoder)
     return encoder
+
+
+def own_images(bank: MemoryBank) -> Dataset:
+    """The images that a bank was built of, from where they were. Raises `DataError`."""
+    origin = (bank.metadata.get("build") or {}).get("origin")
+    if not origin:
+        raise DataError("the bank does not say which images it was built of; give their folder")
+    try:
+        dataset = read_dataset(origin["path"], layout=origin["layout"])
+        return choose(dataset, origin["split"], origin["objects"])
+    except DataError as error:
+        raise DataError(
+            f"the images that the bank was built of cannot be read any more ({error}); give their "
+            "folder"
+        ) from error
 
 
 def detector_of(encoder: Encoder, bank: MemoryBank, head: HeadChoice, **options: Any) -> Detector:

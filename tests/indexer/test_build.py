@@ -134,7 +134,7 @@ def test_killed_at_60_percent_and_resumed(tmp_path, make_image, tiny_options, sp
     journal = work_folder(killed) / "journal.jsonl"
 
     running = spawn(*command, killed, slow=0.05)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (journal.is_file() and journal.read_text().count('"stamp"') >= 2):
         assert running.poll() is None, running.communicate()[1]
         assert time.monotonic() < deadline
@@ -144,7 +144,7 @@ def test_killed_at_60_percent_and_resumed(tmp_path, make_image, tiny_options, sp
     assert not killed.exists()
 
     done = spawn(*command, killed)
-    stdout, stderr = done.communicate(timeout=300)
+    stdout, stderr = done.communicate(timeout=900)
     assert done.returncode == 0, stderr
     assert "images were encoded before" in stdout
     assert mrad(*command, whole).exit_code == 0
