@@ -20,6 +20,7 @@ from service.problems import Problem
 from service.routes.banks import banks_router
 from service.routes.health import health_router
 from service.routes.memory import Teaching, memory_router
+from service.routes.oip import oip_router
 from service.routes.page import page_router
 from service.routes.score import score_router
 from service.runtime import Runtime
@@ -77,6 +78,7 @@ def create_app(settings: Settings, *, encoder_of: EncoderOf | None = None) -> Fa
     teaching = Teaching(settings.max_file_bytes, settings.max_pixels, runtime.encode)
     app.include_router(memory_router(require, teaching))
     app.include_router(health_router(metrics=settings.metrics))
+    app.include_router(oip_router(require))
     app.include_router(page_router())
     # The last one added is the outermost.
     app.add_middleware(Bodies, settings=settings)
@@ -89,5 +91,10 @@ def create_app(settings: Settings, *, encoder_of: EncoderOf | None = None) -> Fa
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-Timeout"],
             expose_headers=["Retry-After", "X-Request-ID", "X-MRAD-API-Version"],
         )
-    app.add_middleware(Front, metrics=runtime.metrics, audit=Audit(settings.audit_file))
+    app.add_middleware(
+        Front,
+        metrics=runtime.metrics,
+        audit=Audit(settings.audit_file),
+        tracing=runtime.tracing,
+    )
     return app

@@ -33,7 +33,7 @@ class Bodies:
         try:
             body.announce(headers.get("content-length"), "transfer-encoding" in headers)
         except MRADError as error:
-            refusal = respond(error, scope["state"].get("request_id"))
+            refusal = respond(error, scope)
             refusal.headers["Connection"] = "close"
             await refusal(scope, receive, send)
             return

@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import problems
 from service.audit import Audit
 from service.metrics import Metrics
-from service.problems import MEDIA_TYPE, describe
+from service.tracing import Tracing
 
 log = structlog.get_logger("service.access")
 API_VERSION = "1"
@@ -39,8 +40,10 @@ HEADERS = {
 class Front:
     """The outermost ASGI middleware: whatever fails inside, a problem document comes out."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, audit: Audit) -> None:
-        self.app, self._metrics, self._audit = app, metrics, audit
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, audit: Audit, tracing: Tracing | None
+    ) -> None:
+        self.app, self._metrics, self._audit, self._tracing = app, metrics, audit, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -63,20 +66,28 @@ class Front:
             await send(message)
 
         try:
-            await self.app(scope, receive, answer)
+            with self._span(scope) as span:
+                await self.app(scope, receive, answer)
+                if span is not None:
+                    span.set_attribute("http.response.status_code", status)
         except Exception as error:
             log.error("failed", exc_info=error)
             if not status:
-                body = describe(
+                body = problems.describe(
                     500,
                     "internal_error",
                     "the server failed; its log has this request's id",
                     request_id,
                 )
-                await JSONResponse(body, 500, media_type=MEDIA_TYPE)(scope, receive, answer)
+                await problems.answer(body, scope)(scope, receive, answer)
         finally:
             self._note(scope, status, time.perf_counter() - began)
             structlog.contextvars.unbind_contextvars("request_id")
+
+    def _span(self, scope: Scope) -> AbstractContextManager[Any]:
+        if self._tracing is None or scope["path"] in QUIET:
+            return nullcontext()
+        return self._tracing.request(scope)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route: Any = scope.get("route")

@@ -42,7 +42,7 @@ class Guard:
             try:
                 self._check(scope)
             except MRADError as error:
-                answer = respond(error, scope["state"].get("request_id"))
+                answer = respond(error, scope)
                 answer.headers["Connection"] = "close"  # the body was not read
                 await answer(scope, receive, send)
                 return

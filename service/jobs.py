@@ -16,7 +16,7 @@ from PIL import Image
 
 from mrad.detector import Decoded, Detector
 from mrad.errors import MRADError
-from mrad.types import Prediction
+from mrad.types import ImageInput, Prediction
 from service.errors import DeadlineError
 
 Outcome = Any
@@ -47,7 +47,7 @@ class Job:
 
     def __init__(
         self,
-        images: Sequence[bytes | MRADError],
+        images: Sequence[ImageInput | MRADError],
         model: Model,
         finish: Callable[[int, Prediction, Image.Image], Outcome],
         *,
@@ -56,20 +56,22 @@ class Job:
     ) -> None:
         """
         Args:
-            images: encoded images; an error stands for one that is known to be unusable.
+            images: encoded, or pixels; an error stands for one that is known to be unusable.
             finish: called in a finishing thread with the index, the prediction and the upright
                 image (one pixel unless wanted).
             deadline: on `time.monotonic`'s clock; after it the rest is dropped.
         """
         self.model, self.finish, self.wanted, self.deadline = model, finish, wanted, deadline
         self.future: Future[list[Outcome]] = Future()
+        self.trace: Any = None
+        """Where its spans belong, when tracing is on."""
         self.dropped: MRADError | None = None
         """Why nobody waits for it any more."""
         self._outcomes: list[Outcome] = list(images)
         self._waiting = deque(
             Item(self, index, image)
             for index, image in enumerate(images)
-            if isinstance(image, bytes)
+            if not isinstance(image, MRADError)
         )
         self._unsettled = len(self._waiting)
         self._lock = threading.Lock()
@@ -125,7 +127,7 @@ class Item:
 
     job: Job
     index: int
-    data: bytes = field(repr=False)
+    data: ImageInput = field(repr=False)
     decoded: Decoded | None = field(default=None, repr=False)
 
 

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
-from PIL import Image
+import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from mrad.types import Prediction
-from service.jobs import Item
+from service.drift import DriftReport
 from service.loading import Model
-from service.results import Judge
-
-Finish = Callable[[int, Prediction, Image.Image], dict[str, Any]]
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 SCORES = tuple(i / 50 for i in range(1, 50))
 
 
 class Metrics:
-    """One registry for each application; also the batcher's observer."""
+    """One registry for each application."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -51,6 +44,15 @@ class Metrics:
         self.score = Histogram("mrad_score", "Image scores.", ["bank"], buckets=SCORES, **own)
         self.keys = Gauge("mrad_memory_keys", "Keys of the active memory.", ["level"], **own)
         self.entries = Gauge("mrad_memory_entries", "Entries of the active memory.", **own)
+        self.drift = Gauge(
+            "mrad_drift_distance",
+            "Distance from the calibration's distribution.",
+            ["signal"],
+            **own,
+        )
+        self.drift_limit = Gauge(
+            "mrad_drift_limit", "Distance that chance gives once in a hundred.", ["signal"], **own
+        )
         self.gpu = Gauge("mrad_gpu_memory_bytes", "GPU memory that torch holds.", ["device"], **own)
 
     def request(self, route: str, code: int, seconds: float) -> None:
@@ -62,34 +64,25 @@ class Metrics:
         """An image was: `ok`, or the code of its error."""
         self.images.labels(status).inc()
 
-    def observed(self, judge: Judge) -> Finish:
-        """The judge, watched."""
-        histogram = self.score.labels(judge.model.name)
+    def scored(self, bank: str, score: float) -> None:
+        """An image got its score."""
+        self.score.labels(bank).observe(score)
 
-        def finish(index: int, prediction: Prediction, image: Image.Image) -> dict[str, Any]:
-            histogram.observe(prediction.score)
-            return judge(index, prediction, image)
-
-        return finish
-
-    def stage(self, name: str, seconds: float, items: Sequence[Item]) -> None:
-        """See `service.batcher.Observer`."""
+    def stage(self, name: str, seconds: float) -> None:
+        """A stage ended."""
         self.stages.labels(name).observe(seconds)
 
-    def batch(self, size: int) -> None:
-        """See `service.batcher.Observer`."""
-        self.batches.observe(size)
-
-    def waiting(self, images: int) -> None:
-        """See `service.batcher.Observer`."""
-        self.queue.set(images)
-
-    def serves(self, model: Model) -> None:
-        """The size of the memory that judges."""
-        self.keys.labels("image").set(len(model.bank.image))
-        self.keys.labels("patch").set(len(model.bank.patch))
-        self.entries.set(len(model.bank.entries))
-
-    def text(self) -> bytes:
-        """The exposition."""
+    def text(self, model: Model | None, report: DriftReport | None) -> bytes:
+        """The exposition, with the figures of the active model as they are now."""
+        if model is not None:
+            self.keys.labels("image").set(len(model.bank.image))
+            self.keys.labels("patch").set(len(model.bank.patch))
+            self.entries.set(len(model.bank.entries))
+        for name in ("scores", "similarity"):
+            signal = getattr(report, name, None)
+            if signal is not None:
+                self.drift.labels(name).set(signal.distance)
+                self.drift_limit.labels(name).set(signal.limit)
+        for device in range(torch.cuda.device_count()):
+            self.gpu.labels(f"cuda:{device}").set(torch.cuda.memory_reserved(device))
         return generate_latest(self.registry)

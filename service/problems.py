@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from mrad.errors import MRADError
 
@@ -124,9 +125,18 @@ def headers_of(error: MRADError) -> dict[str, str]:
     return headers
 
 
-def respond(error: MRADError, request_id: str | None = None) -> JSONResponse:
-    """The whole answer for an error."""
-    return _answer(problem_of(error, request_id), headers_of(error))
+def respond(error: MRADError, scope: Scope) -> JSONResponse:
+    """The whole answer to a request that ends with an error."""
+    return answer(problem_of(error, _id(scope)), scope, headers_of(error))
+
+
+def answer(
+    body: dict[str, Any], scope: Scope, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """A problem document as an answer; under /v2 with the member that that protocol reads."""
+    if scope["path"].startswith("/v2"):
+        body = body | {"error": body["detail"]}
+    return JSONResponse(body, body["status"], headers=dict(headers or {}), media_type=MEDIA_TYPE)
 
 
 def install(app: FastAPI) -> None:
@@ -136,31 +146,23 @@ def install(app: FastAPI) -> None:
     async def known(request: Request, error: MRADError) -> Response:
         if status_of(error) == 500:
             log.error("failed", code=error.code, detail=str(error), exc_info=error)
-        return respond(error, _id(request))
+        return respond(error, request.scope)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         errors = [{"where": ".".join(map(str, e["loc"])), "what": e["msg"]} for e in error.errors()]
         detail = "; ".join(f"{e['where']}: {e['what']}" for e in errors) or "invalid request"
-        return _answer(describe(422, "invalid_request", detail, _id(request), errors=errors))
+        body = describe(422, "invalid_request", detail, _id(request.scope), errors=errors)
+        return answer(body, request.scope)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         if isinstance(error.__cause__, MRADError):  # raised while a form was read
-            return respond(error.__cause__, _id(request))
+            return respond(error.__cause__, request.scope)
         code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_").replace("-", "_")
-        body = describe(error.status_code, code, str(error.detail), _id(request))
-        return _answer(body, error.headers)
-
-    @app.exception_handler(Exception)
-    async def unknown(request: Request, error: Exception) -> Response:
-        detail = "the server failed; its log has this request's id"
-        return _answer(describe(500, "internal_error", detail, _id(request)))
+        body = describe(error.status_code, code, str(error.detail), _id(request.scope))
+        return answer(body, request.scope, error.headers)
 
 
-def _answer(body: dict[str, Any], headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(body, body["status"], headers=dict(headers or {}), media_type=MEDIA_TYPE)
-
-
-def _id(request: Request) -> str | None:
-    return request.scope.get("state", {}).get("request_id")
+def _id(scope: Scope) -> str | None:
+    return scope.get("state", {}).get("request_id")

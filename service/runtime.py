@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Sequence
 
 import structlog
 from starlette.requests import Request
@@ -12,9 +13,11 @@ from starlette.requests import Request
 from mrad.detector import Decoded, Detector
 from mrad.encoder import Features
 from mrad.errors import MRADError
+from mrad.types import Prediction
 from service.banks import Banks
 from service.batcher import Batcher
 from service.batches import Limits
+from service.drift import Drift
 from service.durable import DurableMemory
 from service.errors import (
     ClientGoneError,
@@ -24,10 +27,11 @@ from service.errors import (
     InvalidRequestError,
 )
 from service.halving import in_halves
-from service.jobs import Job, Outcome
+from service.jobs import Item, Job, Outcome
 from service.loading import EncoderOf, Encoders, Model, devices_of
 from service.metrics import Metrics
 from service.settings import Settings
+from service.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +42,8 @@ class Runtime:
     def __init__(self, settings: Settings, encoder_of: EncoderOf | None = None) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.drift = Drift(settings.drift_window)
+        self.tracing = Tracing() if settings.tracing else None
         self.banks = Banks(settings, Encoders(settings, encoder_of))
         self.batcher = Batcher(
             len(devices_of(settings)),
@@ -51,7 +57,7 @@ class Runtime:
                 max_pixels=settings.max_pixels,
                 nearest_every=settings.drift_every,
             ),
-            self.metrics,
+            self,
         )
         self._draining = threading.Event()
         self._teaching = threading.Lock()
@@ -60,7 +66,6 @@ class Runtime:
         """Load the first bank. Raises what keeps it from being served."""
         began = time.perf_counter()
         model = self.banks.activate(self.banks.first())
-        self.metrics.serves(model)
         log.info("ready", bank=model.name, seconds=round(time.perf_counter() - began, 2))
 
     def announce_stop(self) -> None:
@@ -74,6 +79,8 @@ class Runtime:
             log.warning("stopped with work left", images=self.batcher.inside)
         self.batcher.close()
         self.banks.close()
+        if self.tracing is not None:
+            self.tracing.close()
 
     def why_not_ready(self) -> str:
         """Empty when requests are welcome."""
@@ -107,9 +114,7 @@ class Runtime:
         """Switch; see `Banks.activate`."""
         if self._draining.is_set():
             raise DrainingError("the server is stopping; nothing is switched any more")
-        model = self.banks.activate(name)
-        self.metrics.serves(model)
-        return model
+        return self.banks.activate(name)
 
     def deadline(self, request: Request) -> float:
         """On `time.monotonic`'s clock: the setting's, or what `X-Request-Timeout` asks for."""
@@ -119,11 +124,36 @@ class Runtime:
             seconds = min(seconds, _seconds(asked))
         return time.monotonic() + seconds
 
+    def watch(self, model: Model, prediction: Prediction) -> None:
+        """An image was judged: for metrics and drift."""
+        self.metrics.scored(model.name, prediction.score)
+        self.drift.note(model, prediction)
+
+    def stage(self, name: str, seconds: float, items: Sequence[Item]) -> None:
+        """See `service.batches.Observer`."""
+        self.metrics.stage(name, seconds)
+        if self.tracing is not None:
+            self.tracing.stage(name, seconds, items)
+
+    def batch(self, size: int) -> None:
+        """See `service.batches.Observer`."""
+        self.metrics.batches.observe(size)
+
+    def waiting(self, images: int) -> None:
+        """See `service.batches.Observer`."""
+        self.metrics.queue.set(images)
+
+    def figures(self) -> bytes:
+        """What Prometheus reads."""
+        model = self.model() if self.banks.active is not None else None
+        return self.metrics.text(model, self.drift.report(model) if model else None)
+
     async def run(self, job: Job, request: Request) -> list[Outcome]:
         """Queue a job, wait for it; drop it when its time is over or its client leaves.
 
         Raises `QueueFullError`, `DrainingError`, `DeadlineError`, `ClientGoneError`.
         """
+        job.trace = self.tracing.here() if self.tracing is not None else None
         self.batcher.submit(job)
         done = asyncio.wrap_future(job.future)
         gone = asyncio.ensure_future(_left(request))

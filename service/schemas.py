@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.drift import DriftReport
 from service.problems import Problem
 from service.render import MapFormat
 
@@ -188,6 +189,9 @@ class Bank(BaseModel):
     score_range: Annotated[
         tuple[float, float] | None, Field(description="lowest and highest calibrated score")
     ] = None
+    drift: DriftReport | None = Field(
+        None, description="what lately came in against the calibration; null without one"
+    )
 
 
 class BankList(BaseModel):

@@ -9,6 +9,7 @@ import structlog
 import uvicorn
 
 from service.app import create_app
+from service.loading import EncoderOf
 from service.runtime import Runtime
 from service.settings import Settings
 
@@ -37,9 +38,9 @@ class DrainingServer(uvicorn.Server):
             super().handle_exit(sig, frame)
 
 
-def make_server(settings: Settings) -> DrainingServer:
-    """A server that is ready to `run`."""
-    app = create_app(settings)
+def make_server(settings: Settings, encoder_of: EncoderOf | None = None) -> DrainingServer:
+    """A server that is ready to `run`; see `create_app`."""
+    app = create_app(settings, encoder_of=encoder_of)
     config = uvicorn.Config(
         app,
         host=settings.host,

@@ -69,6 +69,7 @@ def described(runtime: Runtime, model: Model) -> Bank:
         pixel_threshold=pixel,
         calibration=found,
         score_range=span,
+        drift=runtime.drift.report(model),
     )
 
 

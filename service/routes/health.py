@@ -38,4 +38,4 @@ async def ready(request: Request) -> Any:
 
 async def figures(request: Request) -> Response:
     """Prometheus exposition."""
-    return Response(runtime_of(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    return Response(runtime_of(request).figures(), media_type=CONTENT_TYPE_LATEST)

@@ -8,8 +8,10 @@ from typing import Any, cast
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from PIL import Image
 
 from mrad.errors import MRADError
+from mrad.types import Prediction
 from service.jobs import Job
 from service.results import Judge, result_of, whole_failure
 from service.runtime import Runtime
@@ -50,7 +52,11 @@ async def score(request: Request) -> Response:
     sent = await read_submission(request, FileLimits(settings.max_images, settings.max_file_bytes))
     model = runtime.model(sent.options.bank)
     judge = Judge(model, sent.options, settings.max_response_bytes)
-    finish = runtime.metrics.observed(judge)
+
+    def finish(index: int, prediction: Prediction, image: Image.Image) -> dict[str, Any]:
+        runtime.watch(model, prediction)
+        return judge(index, prediction, image)
+
     job = Job(sent.images, model, finish, wanted=judge.wanted, deadline=deadline)
     outcomes = await runtime.run(job, request)
     for outcome in outcomes:
