@@ -157,7 +157,7 @@ def evaluate(
         for chosen, decoded, features, seconds in _encoded(encoder, dataset, rows, batch_size):
             encode_seconds += seconds
             masks = [
-                _mask(dataset.records[row], item.size, resolution)
+                mask_at(dataset.records[row], item.size, resolution)
                 for row, item in zip(chosen, decoded)
             ]
             sizes = [mask_size(item.size, resolution) for item in decoded]
@@ -221,7 +221,8 @@ def mask_size(size: tuple[int, int], resolution: int | None) -> tuple[int, int]:
     return size if resolution is None else (resolution, resolution)
 
 
-def _mask(record: Record, size: tuple[int, int], resolution: int | None) -> BoolArray | None:
+def mask_at(record: Record, size: tuple[int, int], resolution: int | None) -> BoolArray | None:
+    """An image's mask, brought to `mask_size`; None if unknown. Raises `MaskError`."""
     mask = record.read_mask(size)
     if mask is None or resolution is None:
         return mask
