@@ -30,6 +30,14 @@ PANELS: list[tuple[str, str, list[tuple[str, str]]]] = [
     ("Images in a batch", "short", quantiles("mrad_batch_images")),
     ("Scores (drift: compare with last week)", "percentunit", quantiles("mrad_score")),
     ("Keys in the memory", "short", [("sum by (level) (mrad_memory_keys)", "{{level}}")]),
+    (
+        "Drift of scores and of likeness (over the limit: look)",
+        "short",
+        [
+            ("max by (signal) (mrad_drift_distance)", "{{signal}}"),
+            ("max by (signal) (mrad_drift_limit)", "{{signal}} limit"),
+        ],
+    ),
     ("GPU memory", "bytes", [("max by (device) (mrad_gpu_memory_bytes)", "{{device}}")]),
 ]
 

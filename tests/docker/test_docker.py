@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shlex
 import shutil
@@ -12,7 +13,9 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import click
 import pytest
+import typer.main
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -115,24 +118,93 @@ def test_install_script_parses_and_stops_at_the_first_failure(tmp_path: Path) ->
     assert subprocess.run(command, capture_output=True).returncode != 0
 
 
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_settings_of_the_image_are_the_servers(name: str) -> None:
+    from indexer.cli import app
+    from service.settings import Settings
+
+    found = dict(instructions(name))
+    assert json.loads(found["ENTRYPOINT"]) == ["mrad"]
+    group = typer.main.get_command(app)
+    command, *options = json.loads(found["CMD"])
+    context = click.Context(group)
+    serve = group.get_command(context, command)  # type: ignore[attr-defined]
+    assert serve is not None
+    serve.make_parser(click.Context(serve)).parse_args(options)
+    variables = dict(pair.split("=", 1) for pair in shlex.split(found["ENV"]))
+    ours = {key: value for key, value in variables.items() if key.startswith("MRAD_")}
+    del ours["MRAD_WEIGHTS"]  # the library's: where weights are looked for
+    fields = {key.removeprefix("MRAD_").lower(): value for key, value in ours.items()}
+    assert fields.keys() <= Settings.model_fields.keys()
+    port = options[options.index("--port") + 1]
+    made = Settings(**fields, host=options[options.index("--host") + 1], port=int(port))
+    assert made.auth == "keys"
+    assert found["EXPOSE"] == str(made.port)
+
+
+def test_dashboards_and_alerts_ask_for_metrics_that_the_server_gives() -> None:
+    from service.metrics import Metrics
+
+    labels: dict[str, set[str]] = {}
+    for collector in list(Metrics().registry._collector_to_names):
+        for metric in collector.describe():
+            suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_count", "_sum"]}
+            for suffix in suffixes.get(metric.type, [""]):
+                names = set(collector._labelnames) | ({"le"} if suffix == "_bucket" else set())
+                labels[metric.name + suffix] = names
+    text = (DOCKER / "grafana/dashboards/mrad.json").read_text()
+    asked = json.loads(text)["panels"]
+    queries = [target["expr"] for panel in asked for target in panel["targets"]]
+    groups = yaml.safe_load((DOCKER / "alerts.yml").read_text())["groups"]
+    queries += [rule["expr"] for group in groups for rule in group["rules"]]
+    for query in queries:
+        metrics = re.findall(r"\bmrad_\w+", query)
+        assert set(metrics) <= labels.keys(), query
+        known = set().union(*(labels[metric] for metric in metrics))
+        grouped = re.findall(r"\bby \(([^)]*)\)", query)
+        used = {name.strip() for part in grouped for name in part.split(",")}
+        used |= set(re.findall(r"(?<=[{,])(\w+)(?==)", query))
+        assert not metrics or used <= known, query
+
+
 @pytest.mark.nightly
-def test_the_build_steps_run_in_a_clean_environment(tmp_path: Path) -> None:
-    """What `RUN install.sh` does in the image, with the same copied files; downloads torch."""
-    source = tmp_path / "src"
-    source.mkdir()
-    for keyword, argument in instructions("Dockerfile.cpu"):
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_every_run_line_runs_in_a_clean_environment(name: str, tmp_path: Path) -> None:
+    """Each RUN as it stands, in a throw-away copy of this machine's root; downloads torch.
+
+    Copied files stand where COPY puts them. The machine is not the base image: of the GPU image, what
+    apt and CUDA do on Ubuntu is not shown by this.
+    """
+    if os.geteuid() != 0 or not shutil.which("unshare"):
+        pytest.skip("a throw-away root needs root's rights and unshare")
+    upper, work, root = (tmp_path / part for part in ("upper", "work", "root"))
+    for folder in (upper, work, root):
+        folder.mkdir()
+    lines = []
+    for keyword, argument in instructions(name):
         if keyword == "COPY" and not argument.startswith("--from"):
-            *names, target = shlex.split(argument)
-            for pattern in names:
-                for path in ROOT.glob(pattern):
-                    into = tmp_path / target.strip("/")
-                    into = into / path.name if target.endswith("/") else into
-                    into.parent.mkdir(parents=True, exist_ok=True)
-                    copy = shutil.copytree if path.is_dir() else shutil.copy
-                    copy(path, into)
-    venv = tmp_path / "venv"
-    check("bash", source / "docker" / "install.sh", venv, "cpu,service", source)
-    check(venv / "bin" / "mrad", "serve", "--help")
+            *patterns, target = shlex.split(argument)
+            for source in (path for pattern in patterns for path in ROOT.glob(pattern)):
+                into = upper / target.strip("/")
+                into = into / source.name if target.endswith("/") else into
+                into.parent.mkdir(parents=True, exist_ok=True)
+                copy = shutil.copytree if source.is_dir() else shutil.copy
+                copy(source, into)
+        elif keyword == "RUN":
+            lines.append(f"bash -euc {shlex.quote(argument)}")
+    check("unshare", "-m", "bash", "-euc", THROW_AWAY.format(
+        upper=upper, work=work, root=root, lines=shlex.quote("\n".join(["set -e", *lines]))
+    ))  # fmt: skip
+    assert (upper / "opt/mrad/bin/mrad").exists()
+    assert (upper / "banks").stat().st_uid == 10001
+
+
+THROW_AWAY = """
+mount -t overlay overlay -o lowerdir=/,upperdir={upper},workdir={work} {root}
+mount -t proc proc {root}/proc
+mount --rbind /dev {root}/dev
+chroot {root} env TORCH_INDEX_URL= bash -c {lines}
+"""
 
 
 def test_compose_follows_its_schema() -> None:
