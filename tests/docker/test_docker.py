@@ -130,7 +130,7 @@ def test_settings_of_the_image_are_the_servers(name: str) -> None:
     context = click.Context(group)
     serve = group.get_command(context, command)  # type: ignore[attr-defined]
     assert serve is not None
-    serve.make_parser(click.Context(serve)).parse_args(options)
+    serve.make_parser(click.Context(serve)).parse_args(list(options))
     variables = dict(pair.split("=", 1) for pair in shlex.split(found["ENV"]))
     ours = {key: value for key, value in variables.items() if key.startswith("MRAD_")}
     del ours["MRAD_WEIGHTS"]  # the library's: where weights are looked for

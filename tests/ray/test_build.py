@@ -1,0 +1,99 @@
+"""A build on Ray: the bank of a local build, whoever dies meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from indexer.build import BuildOptions, Built, build
+from indexer.data import read_dataset
+from mrad import Encoder
+from mrad.errors import EncoderMismatchError, ImageError
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'mrad[ray]'")
+from indexer.ray_build import RayEngine
+
+OPTIONS = BuildOptions(batch_size=2, shard=4)
+Load = Callable[[], Encoder]
+
+
+def same(a: Built, b: Built) -> None:
+    """Bit for bit, and in the same order."""
+    for level in ("image", "patch"):
+        one, other = getattr(a.bank, level), getattr(b.bank, level)
+        for name in ("keys", "labels", "entry", "region", "size"):
+            assert np.array_equal(getattr(one, name), getattr(other, name)), (level, name)
+    assert [e.source for e in a.bank.entries] == [e.source for e in b.bank.entries]
+    assert list(a.bank.thumbnails.values()) == list(b.bank.thumbnails.values())
+    assert [item.source for item in a.skipped] == [item.source for item in b.skipped]
+
+
+def test_killed_workers_lose_nothing_and_the_bank_is_that_of_a_local_build(
+    ray_cluster: Any, images: Path, load: Load, pids: Path, tmp_path: Path
+) -> None:
+    encoder, dataset = load(), read_dataset(images)
+    own, killed = os.getpid(), []
+
+    def kill_the_first(done: int, skipped: int, old: bool) -> None:
+        workers = {int(path.name) for path in pids.iterdir()} - {own}
+        if not killed and workers:
+            killed.append(min(workers))
+            os.kill(killed[0], signal.SIGKILL)
+
+    on_ray = build(
+        encoder, dataset, tmp_path / "ray", OPTIONS, engine=RayEngine(load, workers=2),
+        progress=kill_the_first,
+    )  # fmt: skip
+    assert killed
+    assert on_ray.encoded == 41
+    same(on_ray, build(encoder, dataset, tmp_path / "local", OPTIONS))
+
+
+class Stop(Exception):
+    """The driver dies."""
+
+
+@pytest.mark.nightly
+def test_a_local_build_goes_on_where_a_build_on_ray_stopped(
+    ray_cluster: Any, images: Path, load: Load, tmp_path: Path
+) -> None:
+    encoder, dataset = load(), read_dataset(images)
+    seen = []
+
+    def stop_at_the_third(done: int, skipped: int, old: bool) -> None:
+        seen.append(done)
+        if len(seen) == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        build(
+            encoder, dataset, tmp_path / "bank", OPTIONS, engine=RayEngine(load, workers=1),
+            progress=stop_at_the_third,
+        )  # fmt: skip
+    went_on = build(encoder, dataset, tmp_path / "bank", OPTIONS)
+    assert went_on.resumed == sum(seen)
+    same(went_on, build(encoder, dataset, tmp_path / "whole", OPTIONS))
+
+
+@pytest.mark.nightly
+def test_a_worker_says_what_a_local_build_would_say(
+    ray_cluster: Any, images: Path, load: Load, tmp_path: Path
+) -> None:
+    strict = BuildOptions(batch_size=2, shard=4, strict=True)
+    with pytest.raises(ImageError, match=r"broken\.png"):
+        build(load(), read_dataset(images), tmp_path / "bank", strict, engine=RayEngine(load, 1))
+
+
+@pytest.mark.nightly
+def test_a_worker_with_other_weights_is_refused(
+    ray_cluster: Any, images: Path, load: Load, tmp_path: Path, tiny_clip: Any
+) -> None:
+    other = Encoder.from_clip(tiny_clip, image_size=64, name="tiny", device="cpu")
+    with pytest.raises(EncoderMismatchError, match="give every machine the same weights"):
+        build(other, read_dataset(images), tmp_path / "bank", OPTIONS, engine=RayEngine(load, 1))
