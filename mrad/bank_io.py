@@ -97,17 +97,33 @@ def _write_index(level: LevelMemory, path: Path) -> None:
 
 
 def _entries_table(bank: MemoryBank) -> pa.Table:
-    """A row per key; entries without a key (none today) would get a row of level ''."""
-    columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
-    keyed: set[int] = set()
-    for name in LEVELS:
-        level: LevelMemory = getattr(bank, name)
-        for row, label, region, size in zip(level.entry, level.labels, level.region, level.size):
-            keyed.add(int(row))
-            _append(columns, bank.entries[row], int(row), name, int(label), str(region), int(size))
-    for row in sorted(set(range(len(bank.entries))) - keyed):
-        _append(columns, bank.entries[row], row, "", bank.entries[row].label, "", 0)
-    return pa.table(columns, schema=_SCHEMA)
+    """A row per key; an entry without a key gets a row of level '', so that it is not forgotten."""
+    levels: list[LevelMemory] = [getattr(bank, name) for name in LEVELS]
+    keyed = np.concatenate([level.entry for level in levels])
+    bare = np.setdiff1d(np.arange(len(bank.entries)), keyed)
+    of_entry = {
+        name: [getattr(entry, name) for entry in bank.entries] for name in (*_PLAIN, "label")
+    }
+    of_entry["tags"] = [list(entry.tags) for entry in bank.entries]
+    of_entry["entry_label"] = of_entry.pop("label")
+    rows = np.concatenate([keyed, bare]).astype(np.int64)
+    repeated = pa.table(
+        of_entry, schema=pa.schema([_SCHEMA.field(name) for name in of_entry])
+    ).take(pa.array(rows))
+    sizes = [len(level) for level in levels]
+    columns: dict[str, Any] = {name: repeated[name] for name in of_entry}
+    columns |= {
+        "row": rows,
+        "level": np.repeat([*LEVELS, ""], [*sizes, len(bare)]),
+        "label": _stack([level.labels for level in levels], [bank.entries[i].label for i in bare]),
+        "region": _stack([level.region for level in levels], [""] * len(bare)),
+        "size": _stack([level.size for level in levels], [0] * len(bare)),
+    }
+    return pa.table({name: columns[name] for name in _SCHEMA.names}, schema=_SCHEMA)
+
+
+def _stack(parts: list[Any], bare: list[Any]) -> Any:
+    return np.concatenate([*parts, np.array(bare, dtype=parts[0].dtype)])
 
 
 _SCHEMA = pa.schema(
@@ -129,21 +145,6 @@ _SCHEMA = pa.schema(
         ("added_by", pa.string()),
     ]
 )
-
-
-def _append(
-    columns: dict[str, list[Any]],
-    entry: Entry,
-    row: int,
-    level: str,
-    label: int,
-    region: str,
-    size: int,
-) -> None:
-    values = asdict(entry) | {"entry_label": entry.label, "tags": list(entry.tags)}
-    values |= {"level": level, "label": label, "region": region, "size": size, "row": row}
-    for name, column in columns.items():
-        column.append(values[name])
 
 
 def _thumbnails_table(bank: MemoryBank) -> pa.Table:
@@ -184,10 +185,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _verify(path: Path, name: str, facts: dict[str, Any], *, digest: bool) -> None:
+def _verify(path: Path, name: str, facts: Any, *, digest: bool) -> None:
     file = path / name
     if Path(name).name != name or not file.is_file():
         raise BankCorruptError(f"{file} is missing; restore the bank from a copy")
+    if not isinstance(facts, dict) or not {"bytes", "sha256"} <= facts.keys():
+        raise BankCorruptError(f"{path / MANIFEST} lacks the digest of {name}; restore the bank")
     if file.stat().st_size != facts["bytes"]:
         raise BankCorruptError(
             f"{file} has {file.stat().st_size} bytes, {facts['bytes']} were written"
