@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -52,9 +53,11 @@ def encode_map(values: FloatArray, kind: MapFormat) -> tuple[bytes, str]:
 
 def place(folder: Path, name: str, suffix: str) -> Path:
     """Where the picture of `name` goes: below the folder, whatever the name holds."""
-    parts = [part for part in Path(name).parts if part not in ("..", "/", "\\")]
-    # The old suffix stays: a.png and a.jpg are two images.
-    return folder.joinpath(*parts[:-1], parts[-1] + suffix)
+    whole = Path(name)
+    parts = [part for part in whole.parts if part not in ("..", whole.anchor)]
+    # ../a.png and a.png are two images, as are a.png and a.jpg: nothing that tells them apart goes.
+    tag = "" if len(parts) == len(whole.parts) else f"~{sha256(name.encode()).hexdigest()[:8]}"
+    return folder.joinpath(*parts[:-1], parts[-1] + tag + suffix)
 
 
 def write(path: Path, data: bytes) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from indexer.journal import Journal, JournalError
 from indexer.score.judge import Judge, thresholds
 from indexer.score.page import Summary
-from indexer.score.pictures import OUTLINE, draw
+from indexer.score.pictures import OUTLINE, draw, place
 from indexer.score.sources import find_items
 from mrad import Detector, MemoryBank
 from mrad.calibration import Calibration
@@ -216,6 +216,13 @@ def test_what_cannot_be_had_is_said(tmp_path, mrad, photos, boards, tiny_options
     only = mrad("score", photos / "good/torn.jpg", "--bank", plain, "--out", tmp_path / "p")
     assert only.exit_code == 1
     assert mrad("score", photos, "--bank", tmp_path).exit_code == 2
+
+
+def test_pictures_stay_below_their_folder_and_apart(tmp_path):
+    names = ["a.png", "../a.png", "/a.png", "b/a.png", "../../b/a.png", "a.jpg"]
+    places = [place(tmp_path, name, ".jpg") for name in names]
+    assert len(set(places)) == len(names)
+    assert all(path.resolve().is_relative_to(tmp_path.resolve()) for path in places)
 
 
 def test_a_damaged_journal_is_refused_a_torn_line_is_not(tmp_path):
