@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
@@ -16,7 +17,6 @@ from service.bodies import Bodies
 from service.front import Front
 from service.guard import Guard, require
 from service.loading import EncoderOf
-from service.problems import Problem
 from service.routes.banks import banks_router
 from service.routes.health import health_router
 from service.routes.memory import Teaching, memory_router
@@ -31,8 +31,9 @@ ABOUT = """Images go in; a score, a map, a verdict and the evidence come out.
 Errors are problem documents (RFC 9457); match on `code`. Send an API key as `Authorization: Bearer
 KEY`. Coordinates are pixels of the input image after its EXIF orientation, origin top left.
 """
-PROBLEMS = {
-    status: {"model": Problem, "description": text}
+PROBLEM = {"schema": {"$ref": "#/components/schemas/Problem"}}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": {"application/problem+json": PROBLEM}}
     for status, text in {
         401: "no API key, or one that is not known",
         403: "the key lacks the scope",
@@ -41,6 +42,7 @@ PROBLEMS = {
         429: "the queue is full; Retry-After says when there is likely room",
         503: "starting, stopping, or out of memory on the device",
         504: "not done by the deadline",
+        "default": "any other problem",
     }.items()
 }
 

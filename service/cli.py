@@ -65,7 +65,8 @@ def serve(
     except ValidationError as error:
         for found in error.errors():
             where = ".".join(map(str, found["loc"]))
-            typer.echo(f"error: {where + ': ' if where else ''}{found['msg']}", err=True)
+            what = found["msg"].removeprefix("Value error, ")
+            typer.echo(f"error: {where + ': ' if where else ''}{what}", err=True)
         raise typer.Exit(2) from error
     configure(settings.log_format, settings.log_level)
     from service.serving import run

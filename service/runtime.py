@@ -63,7 +63,9 @@ class Runtime:
         self._teaching = threading.Lock()
 
     def start(self) -> None:
-        """Load the first bank. Raises what keeps it from being served."""
+        """Load the first bank, once. Raises what keeps it from being served."""
+        if self.banks.active is not None:
+            return
         began = time.perf_counter()
         model = self.banks.activate(self.banks.first())
         log.info("ready", bank=model.name, seconds=round(time.perf_counter() - began, 2))

@@ -23,13 +23,13 @@ class DrainingServer(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, runtime: Runtime) -> None:
         super().__init__(config)
-        self._runtime = runtime
+        self.runtime = runtime
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A second signal does not wait for the notice."""
-        first = not self._runtime.why_not_ready() and not self.should_exit
-        self._runtime.announce_stop()
-        notice = self._runtime.settings.notice_seconds
+        first = not self.runtime.why_not_ready() and not self.should_exit
+        self.runtime.announce_stop()
+        notice = self.runtime.settings.notice_seconds
         if first and notice > 0 and self.started:
             log.info("stopping", signal=sig, notice_seconds=notice)
             loop, end = asyncio.get_running_loop(), super().handle_exit
@@ -57,8 +57,9 @@ def make_server(settings: Settings, encoder_of: EncoderOf | None = None) -> Drai
 
 
 def run(settings: Settings) -> None:
-    """Serve until a signal comes. Exits with 1 when the first bank cannot be served."""
+    """Serve until a signal comes. Raises `MRADError` when the first bank cannot be served."""
     server = make_server(settings)
+    server.runtime.start()  # here, so that what is wrong with a bank is one line, not a traceback
     server.run()
     if not server.started:
         raise SystemExit(1)

@@ -15,7 +15,7 @@ from mrad.types import Prediction
 from service.jobs import Job
 from service.results import Judge, result_of, whole_failure
 from service.runtime import Runtime
-from service.schemas import ScoreBody, ScoreOptions, Scores
+from service.schemas import EncodedImage, ScoreBody, ScoreOptions, Scores
 from service.uploads import FileLimits, read_submission
 
 SMALL = 1 << 20
@@ -97,8 +97,9 @@ def _request_body() -> dict[str, Any]:
     }
     form["required"] = ["images"]
     form["properties"]["images"]["description"] = "image files, one part each"
-    body = ScoreBody.model_json_schema(ref_template="#/components/schemas/{model}")
-    body.pop("$defs", None)
+    body = ScoreBody.model_json_schema()
+    del body["$defs"]  # the one model inside is written out: nothing else brings it in
+    body["properties"]["images"]["items"]["anyOf"][0] = EncodedImage.model_json_schema()
     pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
     return {
         "required": True,

@@ -10,13 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from mrad import Encoder, MemoryBank
+from mrad import Detector, Encoder, MemoryBank
+from mrad.bank_io import save_calibration
+from mrad.calibration import Calibration, Platt, Reliability, Summary, Tail, Threshold
 from service.app import create_app
 from service.settings import Settings
 
@@ -81,6 +84,48 @@ def served(app: FastAPI) -> Iterator[str]:
 def serve() -> Callable[[FastAPI], Any]:
     """`with serve(app) as url:`"""
     return served
+
+
+@pytest.fixture
+def calibrated(tiny_detector: Detector, make_image: Any) -> Callable[[MemoryBank], MemoryBank]:
+    """Gives a bank the calibration of forty good images and ten defects."""
+    seeds = range(100, 150)
+    images = [make_image(seed, defect=seed % 5 == 0)[0] for seed in seeds]
+    found = tiny_detector.predict(images, evidence=1)
+    truth = np.array([seed % 5 == 0 for seed in seeds])
+    scores = np.array([prediction.score for prediction in found])
+    near = Summary.of(np.array([prediction.evidence[0].similarity for prediction in found]))
+    pixels = np.concatenate([p.anomaly_map.ravel() for p, bad in zip(found, truth) if not bad])
+    facts = {"low": 0.0, "high": 1.0, "rule": "f1", "precision": 1, "recall": 1, "f1": 1, "fpr": 0}
+    calibration = Calibration(
+        head="tf",
+        settings={"fusion": 0.7, "sigma": 4.0, "top": 0.01, "retrieval": "exact", "checkpoint": ""},
+        scored="held-out",
+        made_at="2026-01-01T00:00:00Z",
+        normal=int((~truth).sum()),
+        anomalous=int(truth.sum()),
+        image=Threshold(value=float(np.median(scores)), **facts),
+        pixel=Threshold(value=float(np.quantile(pixels, 0.9)), **facts),
+        normal_scores=Tail.of(scores[~truth]),
+        normal_pixels=Tail.of(pixels),
+        model=Platt(slope=2, offset=0, centre=float(scores.mean()), scale=float(scores.std())),
+        prevalence=0.2,
+        reliability=Reliability(
+            predicted=[0.5], observed=[0.5], count=[50], brier=0.1, expected_error=0
+        ),
+        scores_normal=Summary.of(scores[~truth]),
+        scores_anomalous=Summary.of(scores[truth]),
+        similarity_image=near,
+        similarity_patch=near,
+    )
+    return calibration.into
+
+
+@pytest.fixture
+def calibrated_path(bank_path: Path, tiny_bank: MemoryBank, calibrated: Any) -> Path:
+    """The tiny bank on disk, with a calibration."""
+    save_calibration(calibrated(tiny_bank), bank_path)
+    return bank_path
 
 
 def encode_png(image: Image.Image) -> bytes:

@@ -1,0 +1,173 @@
+"""Through HTTP against the bare detector, and against LitServe: rate and latency, in pairs."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from statistics import median
+
+from benchmarks.load import Run, drive, form, post
+from benchmarks.service_worker import queries
+from benchmarks.tables import Table, main, middle, ratio
+
+NAME = "service"
+BATCH = 8
+
+
+@contextmanager
+def worker(kind: str, threads: int) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A process of benchmarks.service_worker, ready; its port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "benchmarks.service_worker", kind, str(port), str(BATCH)]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+    )
+    try:
+        if kind == "bare":
+            assert process.stdout is not None
+            while process.stdout.readline().strip() != "ready":
+                _check(process)
+        else:
+            probe = requests_of("json" if kind == "mrad" else "litserve", 1, 1)
+            while not _answers(port, probe):
+                _check(process)
+        yield process, port
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _check(process: subprocess.Popen[str]) -> None:
+    if process.poll() is not None:
+        raise SystemExit("a worker of the benchmark ended early")
+    time.sleep(0.2)
+
+
+def _answers(port: int, probe: list[bytes]) -> bool:
+    try:
+        return bool(drive(port, probe, 1, 1).latencies)
+    except OSError:
+        return False
+
+
+def requests_of(kind: str, images: int, each: int) -> list[bytes]:
+    """Enough requests for so many images."""
+    files = queries()
+    made = []
+    for start in range(0, images, each):
+        chosen = [files[(start + i) % len(files)] for i in range(each)]
+        if kind == "form":
+            made.append(post("/v1/score", *form(chosen)))
+            continue
+        coded = [base64.b64encode(file).decode() for file in chosen]
+        body = {"image": coded[0]} if kind == "litserve" else {"images": coded}
+        path = "/predict" if kind == "litserve" else "/v1/score"
+        made.append(post(path, "application/json", json.dumps(body).encode()))
+    return made
+
+
+def judge_bare(process: subprocess.Popen[str], images: int) -> float:
+    """Seconds."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    print(images, file=process.stdin, flush=True)
+    return float(json.loads(process.stdout.readline()))
+
+
+def row(name: str, images: int, times: list[float], seen: list[Run]) -> list[str | float]:
+    """A line of a table; latencies are those of all runs together."""
+    every = Run(0, 1, [value for run in seen for value in run.latencies], 0, 0)
+    assert not any(run.refused or run.failed for run in seen), "every request must be answered"
+    shown: list[str | float] = [name, images / median(times), middle(times)]
+    if not seen:
+        return [*shown, "-", "-"]
+    return [*shown, 1000 * every.quantile(0.5), 1000 * every.quantile(0.99)]
+
+
+def run(quick: bool) -> list[Table]:
+    """Both tables; `quick` checks the script."""
+    images, runs = (16, 1) if quick else (256, 5)
+    threads = len(os.sched_getaffinity(0))
+    return [against_bare(images, runs, threads), against_litserve(images, runs, threads)]
+
+
+def against_bare(images: int, runs: int, threads: int) -> Table:
+    """The same images through HTTP in several shapes, each right after the bare detector."""
+    shapes = [("8 images a request, 2 clients", 8, 2), ("32 images a request, 1 client", 32, 1),
+              ("1 image a request, 16 clients", 1, 16), ("1 image a request, 1 client", 1, 1)]  # fmt: skip
+    rows, ratios = [], {}
+    with worker("bare", threads) as (bare, _), worker("mrad", threads) as (_, port):
+        judge_bare(bare, BATCH)
+        for name, each, clients in shapes:
+            requests = requests_of("form", images, each)
+            drive(port, requests[:2], each, clients)
+            base, ours, seen = [], [], []
+            for turn in range(runs):
+                steps = [
+                    partial(judge_bare, bare, images),
+                    partial(drive, port, requests, each, clients),
+                ]
+                for step in steps if turn % 2 == 0 else steps[::-1]:
+                    found = step()
+                    if isinstance(found, Run):
+                        seen.append(found)
+                        ours.append(found.seconds)
+                    else:
+                        base.append(found)
+            if not rows:
+                rows.append(row(f"bare detector, batches of {BATCH}", images, base, []))
+            rows.append(row(name, images, ours, seen))
+            ratios[f"http against bare, {name}"] = ratio(base, ours)
+    notes = [f"{name}: {found}" for name, found in ratios.items()] + [
+        f"{images} JPEGs of 640 x 640 (DeepPCB), mrad-mini, TF, no maps; {threads} torch threads "
+        "on both sides; the load generator runs on the same cores.",
+    ]
+    columns = ["", "images/s", "time", "p50 ms", "p99 ms"]
+    return Table("HTTP against the bare detector", columns, rows, notes, ratios)
+
+
+def against_litserve(images: int, runs: int, threads: int) -> Table:
+    """One image a request as JSON, 16 clients, same detector, batch size and wait; in turn."""
+    ours, theirs = requests_of("json", images, 1), requests_of("litserve", images, 1)
+    seen: dict[str, list[Run]] = {"mrad": [], "litserve": []}
+    with worker("mrad", threads) as (_, port), worker("litserve", threads) as (_, other):
+        sides = {"mrad": (port, ours), "litserve": (other, theirs)}
+        for where, requests in sides.values():
+            drive(where, requests[:BATCH], 1, BATCH)
+        for turn in range(runs):
+            for name in ["mrad", "litserve"] if turn % 2 == 0 else ["litserve", "mrad"]:
+                where, requests = sides[name]
+                seen[name].append(drive(where, requests, 1, 16))
+    times = {name: [found.seconds for found in seen[name]] for name in seen}
+    rows = [row(name, images, times[name], seen[name]) for name in seen]
+    faster = ratio(times["litserve"], times["mrad"])
+    note = (
+        f"mrad against LitServe: {faster}. One JPEG a request as base64 in JSON, 16 clients, "
+        f"batches of {BATCH}, wait 20 ms, one worker, {threads} torch threads."
+    )
+    columns = ["server", "images/s", "time", "p50 ms", "p99 ms"]
+    return Table("Against LitServe", columns, rows, [note], {"litserve": faster})
+
+
+if __name__ == "__main__":
+    main(run)

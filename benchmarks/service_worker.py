@@ -1,0 +1,109 @@
+"""The three ways to judge images that benchmarks/service.py compares, each a process of its own.
+
+python -m benchmarks.service_worker bare|mrad|litserve PORT BATCH
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+try:
+    from litserve import LitAPI
+except ImportError:  # the extra `bench`
+    LitAPI = object
+
+from mrad import Detector, Encoder, MemoryBank, Sample
+
+DEMO = Path(__file__).parent.parent / "mrad" / "demo" / "deep_pcb"
+
+
+def detector() -> Detector:
+    """The shipped encoder on a memory of the bundled boards."""
+    encoder = Encoder.load("mrad-mini", device="cpu", precision="fp32")
+    memory = DEMO / "memory"
+    samples = [
+        Sample(path, path.parent.name == "defect", mask if mask.exists() else None, path.name)
+        for path in sorted([*memory.glob("good/*.jpg"), *memory.glob("defect/*.jpg")])
+        for mask in [memory / "masks" / f"{path.stem}.png"]
+    ]
+    return Detector(encoder, MemoryBank.from_samples(encoder, samples))
+
+
+def queries() -> list[bytes]:
+    """The bundled query images, as files."""
+    return [path.read_bytes() for path in sorted(DEMO.glob("query/*/*.jpg"))]
+
+
+def bare(batch: int) -> None:
+    """Judges as many images as each line of standard input says; prints the seconds."""
+    judge, files = detector(), queries()
+    judge.predict(files[:1], maps=False)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        wanted = [files[i % len(files)] for i in range(int(line))]
+        began = time.perf_counter()
+        judge.predict(wanted, batch_size=batch, maps=False)
+        print(json.dumps(time.perf_counter() - began), flush=True)
+
+
+def mrad(port: int, batch: int) -> None:
+    """This project's server."""
+    from service.logs import configure
+    from service.serving import make_server
+    from service.settings import Settings
+
+    judge = detector()
+    configure("json", "warning")
+    with tempfile.TemporaryDirectory() as folder:
+        judge.bank.save(Path(folder) / "bank")
+        settings = Settings(
+            bank=Path(folder) / "bank", auth="off", port=port, max_batch=batch, queue_seconds=600,
+            queue_images=4096, request_seconds=600,
+        )  # fmt: skip
+        make_server(settings, encoder_of=lambda bank, device: judge.encoder).run()
+
+
+class API(LitAPI):  # type: ignore[misc, valid-type]
+    """The same detector behind LitServe; here, where its worker processes find it."""
+
+    def setup(self, device: str) -> None:
+        self.judge = detector()
+
+    def decode_request(self, request: dict[str, str], **_: Any) -> Any:
+        return self.judge.decode(base64.b64decode(request["image"]))
+
+    def batch(self, inputs: list[Any]) -> list[Any]:
+        return inputs
+
+    def predict(self, inputs: list[Any], **_: Any) -> list[Any]:
+        features = self.judge.encode(inputs)
+        return self.judge.finish(features, [item.size for item in inputs], maps=False)
+
+    def unbatch(self, output: list[Any]) -> list[Any]:
+        return output
+
+    def encode_response(self, output: Any, **_: Any) -> dict[str, float]:
+        return {"score": output.score, "class_score": output.class_score}
+
+
+def litserve(port: int, batch: int) -> None:
+    """LitServe around the same detector, with the same batch size and wait."""
+    from litserve import LitServer
+
+    api = API(max_batch_size=batch, batch_timeout=0.02)
+    server = LitServer(api, accelerator="cpu", devices=1, workers_per_device=1, timeout=False)
+    server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="warning")
+
+
+if __name__ == "__main__":
+    kind, port, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    if kind == "bare":
+        bare(batch)
+    else:
+        {"mrad": mrad, "litserve": litserve}[kind](port, batch)

@@ -1,0 +1,202 @@
+"""Devices out of memory, clients that leave, deadlines, full queues, the end: through HTTP."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+import torch
+from fastapi.testclient import TestClient
+
+from mrad import Encoder
+
+
+@pytest.fixture
+def choke(tiny_encoder: Encoder, monkeypatch) -> dict[str, Any]:
+    """A hold on the device: how many images fit, and an event that it waits for."""
+    hold: dict[str, Any] = {"fits": 1000, "go": threading.Event(), "entered": threading.Event()}
+    hold["go"].set()
+    encode = tiny_encoder.encode_pixels
+
+    def encode_pixels(pixels: torch.Tensor, **options: Any) -> Any:
+        hold["entered"].set()
+        assert hold["go"].wait(60)
+        if len(pixels) > hold["fits"]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return encode(pixels, **options)
+
+    monkeypatch.setattr(tiny_encoder, "encode_pixels", encode_pixels)
+    return hold
+
+
+def until(condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "it never came to pass"
+        time.sleep(0.01)
+
+
+def post(client: Any, *files: bytes, **options: Any) -> httpx.Response:
+    return client.post("/v1/score", files=[("images", file) for file in files], **options)
+
+
+def test_out_of_memory_halves_then_refuses_and_the_process_lives(client, png, choke) -> None:
+    files = [png(seed) for seed in range(8)]
+    whole = [r["score"] for r in post(client, *files).json()["results"]]
+    choke["fits"] = 3
+    halved = [r["score"] for r in post(client, *files).json()["results"]]
+    assert halved == pytest.approx(whole, abs=1e-5)
+    choke["fits"] = 0
+    refused = post(client, *files)
+    assert (refused.status_code, refused.json()["code"]) == (503, "device_out_of_memory")
+    assert int(refused.headers["retry-after"]) >= 1
+    taught = client.post("/v1/memory/entries", files={"image": png(1)}, data={"label": "normal"})
+    assert taught.json()["code"] == "device_out_of_memory"
+    choke["fits"] = 1000
+    assert post(client, *files).status_code == 200
+    assert client.get("/health/ready").status_code == 200
+
+
+def test_a_device_that_breaks_is_told_without_its_insides(connect, png, choke, monkeypatch) -> None:
+    client = connect()
+    choke["fits"] = 1000
+    encoder = client.app.state.runtime.detector().encoder
+    monkeypatch.setattr(encoder, "encode_pixels", lambda pixels: 1 / 0)
+    answer = post(client, png(1))
+    assert (answer.status_code, answer.json()["code"]) == (500, "device_failed")
+    assert "ZeroDivision" not in answer.text
+
+
+def test_a_deadline_drops_the_request(client: TestClient, png, choke) -> None:
+    choke["go"].clear()
+    late = post(client, png(1), headers={"X-Request-Timeout": "0.2"})
+    assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+    choke["go"].set()
+    until(lambda: client.app.state.runtime.batcher.inside == 0)
+    assert post(client, png(1)).status_code == 200
+
+
+def test_a_client_that_leaves_takes_its_images_along(make_app, serve, png, choke) -> None:
+    app = make_app(max_batch=1)
+    with serve(app) as url:
+        choke["go"].clear()
+        where = urlsplit(url)
+        request = httpx.Request("POST", f"{url}/v1/score", files=[("images", png(1))] * 40)
+        with socket.create_connection((where.hostname, where.port), timeout=20) as wire:
+            head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+            wire.sendall(f"POST /v1/score HTTP/1.1\r\n{head}\r\n".encode() + request.read())
+            until(lambda: app.state.runtime.batcher.inside == 40)
+        until(lambda: app.state.runtime.batcher.inside < 10)
+        choke["go"].set()
+        until(lambda: app.state.runtime.batcher.inside == 0)
+        assert httpx.get(f"{url}/health/ready").status_code == 200
+
+
+def test_a_full_queue_refuses_cleanly_and_recovers(make_app, serve, png, choke) -> None:
+    app = make_app(queue_images=8, max_batch=2)
+    answers: list[httpx.Response] = []
+
+    with serve(app) as url:
+
+        def ask() -> None:
+            files = [("images", png(1))] * 2
+            answers.append(httpx.post(f"{url}/v1/score", files=files, timeout=120))
+
+        choke["go"].clear()
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        until(lambda: len(answers) == 4)
+        assert {answer.status_code for answer in answers} == {429}
+        assert all(answer.json()["code"] == "queue_full" for answer in answers)
+        assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers)
+        choke["go"].set()
+        for thread in threads:
+            thread.join(120)
+        assert sorted(answer.status_code for answer in answers) == [200] * 4 + [429] * 4
+        ask()
+        assert answers[-1].status_code == 200
+
+
+def test_the_end_readiness_first_then_no_work_then_gone(connect, png) -> None:
+    client = connect()
+    runtime = client.app.state.runtime
+    runtime.announce_stop()
+    ready = client.get("/health/ready")
+    assert (ready.status_code, ready.json()["code"]) == (503, "not_ready")
+    assert client.get("/health/live").status_code == 200
+    assert post(client, png(1)).status_code == 200, "the balancer has not noticed yet"
+    runtime.batcher.drain(0)
+    refused = post(client, png(1))
+    assert (refused.status_code, refused.json()["code"]) == (503, "draining")
+
+
+SERVER = """
+import sys
+from pathlib import Path
+from conftest import build_tiny_clip
+from mrad import Encoder
+from service.serving import make_server
+from service.settings import Settings
+encoder = Encoder.from_clip(build_tiny_clip(), image_size=96, name="tiny", device="cpu")
+original = encoder.encode_pixels
+def slow(pixels, **options):
+    import time
+    time.sleep(1.0)
+    return original(pixels, **options)
+encoder.encode_pixels = slow
+settings = Settings(bank=Path(sys.argv[1]), auth="off", port=int(sys.argv[2]), notice_seconds=0.5)
+make_server(settings, encoder_of=lambda bank, device: encoder).run()
+"""
+
+
+def test_sigterm_lets_requests_in_flight_finish(bank_path: Path, png) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    tests = Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": f"{tests}:{tests.parent}"}
+    command = [sys.executable, "-c", SERVER, str(bank_path), str(port)]
+    url = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen(command, env=environment)
+    try:
+
+        def ready() -> bool:
+            assert server.poll() is None
+            try:
+                return httpx.get(f"{url}/health/ready", timeout=5).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        end = time.monotonic() + 180
+        while not ready():
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        answers: list[httpx.Response] = []
+        ask = threading.Thread(
+            target=lambda: answers.append(
+                httpx.post(f"{url}/v1/score", files=[("images", png(1))] * 20, timeout=120)
+            )
+        )
+        ask.start()
+        until(lambda: "mrad_queue_images 20.0" in httpx.get(f"{url}/metrics", timeout=60).text)
+        server.send_signal(signal.SIGTERM)
+        until(lambda: httpx.get(f"{url}/health/ready", timeout=60).status_code == 503)
+        ask.join(120)
+        assert answers[0].status_code == 200
+        assert len(answers[0].json()["results"]) == 20
+        assert server.wait(60) == 0 or server.returncode == -signal.SIGTERM
+    finally:
+        server.kill()
+        server.wait()
