@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -116,6 +117,7 @@ class RayEngine:
         if not missing:
             return
         if not ray.is_initialized():
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
             ray.init(log_to_driver=False, logging_level=logging.WARNING)
         quiet()
         resources, workers = self.share()

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import sys
+import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mrad import Encoder, MemoryBank, Sample
+from service.serving import make_server
+from service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 BOARDS = ROOT / "tests" / "parity" / "images"
@@ -51,48 +51,42 @@ def copy(source: Path, target: Path) -> None:
 
 @pytest.fixture(scope="session")
 def url(tmp_path_factory: pytest.TempPathFactory, mini_encoder: Encoder) -> Iterator[str]:
-    """A server of this release, on the shipped encoder."""
+    """A server of this release, on the shipped encoder and the memory `bank`."""
     folder = furnish(tmp_path_factory.mktemp("server"))
     samples = [Sample(path, False) for path in sorted((folder / "parts/good").iterdir())]
     for path in sorted((folder / "parts/defect").iterdir()):
         samples.append(Sample(path, True, folder / "parts/masks" / path.name))
     MemoryBank.from_samples(mini_encoder, samples).save(folder / "bank")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "indexer.cli", "serve", "--bank", "bank", "--no-auth"]
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen([*command, "--port", str(port)], cwd=folder, stderr=log)
-    try:
-        await_ready(f"http://127.0.0.1:{port}", server, folder / "log")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(timeout=60)
+    server = make_server(Settings(bank=folder / "bank", auth="off", port=0, device="cpu"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server did not start"
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
 
 
-def await_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
-        if server.poll() is not None:
-            pytest.fail(f"the server ended: {log.read_text()[-3000:]}")
-        try:
-            urllib.request.urlopen(f"{url}/health/ready", timeout=5)
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-        else:
-            return
-    pytest.fail(f"the server was not ready in 120 s: {log.read_text()[-3000:]}")
+@pytest.fixture(scope="session")
+def runner() -> Iterator[subprocess.Popen[str]]:
+    """Runs pages; see `run_page.py`."""
+    command = [sys.executable, Path(__file__).with_name("run_page.py")]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
 
 
 @pytest.fixture
-def environment(url: str) -> dict[str, str]:
+def environment(url: str, tmp_path: Path) -> dict[str, str]:
     """What a reader's shell has: the programs on the path, and the server's address."""
-    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
     return {
         "MRAD_URL": url,
-        "PATH": path,
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "HOME": str(tmp_path / "home"),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
-        "HOME": "/nonexistent",
     }

@@ -1,25 +1,30 @@
-"""Runs one page in the current folder: `python run_page.py PAGE URL`. Exits at the first failure.
+"""Runs pages: `python run_page.py`, then a job a line on stdin, its exit status a line on stdout.
 
-Commands of `mrad` run in this process, so that torch is imported once for a page and not for a line.
+Each page runs in a fork of this process, which has done nothing but import, so that torch is imported
+once for all pages. A job is JSON: `page`, `url`, `desk` (the folder to run in), `log`, `environment`.
 """
 
 from __future__ import annotations
 
-import re
+import json
+import os
+import signal
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 from pages import ELSEWHERE, Step, shell_lines, steps, words
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+LIMIT = 900
+"""Seconds for a page, on a loaded machine."""
 
 
 def run_python(step: Step, text: str, namespace: dict[str, Any], page: Path) -> None:
     # Padded, so that a traceback names the line of the page.
-    code = compile("\n" * step.line + text, str(page), "exec")
-    exec(code, namespace)
+    exec(compile("\n" * step.line + text, str(page), "exec"), namespace)
 
 
 def run_shell(text: str) -> None:
@@ -44,18 +49,52 @@ def run_mrad(arguments: list[str]) -> None:
             raise RuntimeError(f"mrad {' '.join(arguments)} ended with {end.code}") from end
 
 
-def main(page: Path, url: str) -> None:
+def run_page(page: Path, url: str) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for step in steps(page):
         if step.why_not or step.kind not in ("python", "sh"):
             continue
         print(f"--- {page.name}:{step.line} ({step.kind})", flush=True)
-        text = re.sub(re.escape(DEFAULT_URL), url, step.text)
+        text = step.text.replace(DEFAULT_URL, url)
         if step.kind == "python":
             run_python(step, text, namespace, page)
         else:
             run_shell(text)
 
 
+def child(job: dict[str, Any]) -> None:
+    """The fork: a shell of its own, as far as a page can tell."""
+    log = os.open(job["log"], os.O_WRONLY | os.O_CREAT)
+    for descriptor in (1, 2):
+        os.dup2(log, descriptor)
+    os.chdir(job["desk"])
+    os.environ.clear()
+    os.environ.update(job["environment"])
+    signal.alarm(LIMIT)
+    status = 0
+    try:
+        run_page(Path(job["page"]), job["url"])
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def main() -> None:
+    import open_clip  # noqa: F401
+    import torch  # noqa: F401
+
+    import indexer.cli  # noqa: F401
+
+    for line in sys.stdin:
+        number = os.fork()
+        if number == 0:
+            child(json.loads(line))
+        _, status = os.waitpid(number, 0)
+        print(status, flush=True)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -14,7 +15,6 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `pages`, under any import 
 import pages
 
 ROOT = pages.ROOT
-RUN = Path(__file__).with_name("run_page.py")
 RUNNABLE = [
     page
     for page in pages.PAGES
@@ -28,13 +28,15 @@ def name_of(page: Path) -> str:
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=name_of)
 def test_every_block_runs_in_the_order_of_the_page(
-    page: Path, desk: Path, environment: dict[str, str], url: str
+    page: Path, desk: Path, environment: dict[str, str], url: str, runner: subprocess.Popen[str]
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, RUN, page, url], cwd=desk, env=environment, capture_output=True, text=True,
-        timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    log = desk / "log"
+    job = {"page": page, "url": url, "desk": desk, "log": log, "environment": environment}
+    assert runner.stdin is not None
+    assert runner.stdout is not None
+    runner.stdin.write(json.dumps(job, default=str) + "\n")
+    runner.stdin.flush()
+    assert runner.stdout.readline() == "0\n", log.read_text()[-6000:]
 
 
 def test_steps_are_found_hidden_left_out_and_indented(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from mrad import Encoder
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'mrad[ray]'")
 
+for name in ("READY", "HEALTH"):  # generous, for loaded machines
+    os.environ[f"RAY_SERVE_PROXY_{name}_CHECK_TIMEOUT_S"] = "120"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # Ray starts workers at niceness 15: beside other tests they would hardly run.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - its name

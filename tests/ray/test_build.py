@@ -97,3 +97,21 @@ def test_a_worker_with_other_weights_is_refused(
     other = Encoder.from_clip(tiny_clip, image_size=64, name="tiny", device="cpu")
     with pytest.raises(EncoderMismatchError, match="give every machine the same weights"):
         build(other, read_dataset(images), tmp_path / "bank", OPTIONS, engine=RayEngine(load, 1))
+
+
+@pytest.mark.nightly
+def test_the_command(ray_cluster: Any, images: Path, tmp_path: Path) -> None:
+    """`mrad build --engine ray` on the shipped encoder: the local command's keys."""
+    from typer.testing import CliRunner
+
+    from indexer.cli import app
+    from mrad import MemoryBank
+
+    command = ["build", str(images), "--device", "cpu", "--out"]
+    banks = {}
+    for name, more in {"ray": ["--engine", "ray", "--workers", "2"], "local": []}.items():
+        done = CliRunner().invoke(app, [*command, str(tmp_path / name), *more])
+        assert done.exit_code == 0, done.output
+        banks[name] = MemoryBank.load(tmp_path / name)
+    assert np.array_equal(banks["ray"].patch.keys, banks["local"].patch.keys)
+    assert np.array_equal(banks["ray"].image.keys, banks["local"].image.keys)

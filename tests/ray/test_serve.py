@@ -32,7 +32,7 @@ encoder_for.__module__ = "__main__"  # travels whole, as in conftest
 @pytest.fixture
 def served(
     ray_cluster: Any, load: Callable[[], Encoder], pids: Path, tiny_samples: list[Sample],
-    tmp_path: Path, unused_port: int,
+    tmp_path: Path, unused_port: int, monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[tuple[str, Any]]:  # fmt: skip
     """Address of two replicas, and the settings they have."""
     from ray import serve
@@ -42,6 +42,7 @@ def served(
 
     MemoryBank.from_samples(load(), tiny_samples).save(tmp_path / "bank")
     settings = Settings(bank=tmp_path / "bank", auth="off", device="cpu")
+    monkeypatch.setattr("ray.serve._private.api.HTTP_PROXY_TIMEOUT", 600)
     serve.start(http_options={"host": "127.0.0.1", "port": unused_port})
     scale = Scale(replicas=2, cpus=0.5)
     serve.run(deployment(settings, scale, partial(encoder_for, load)), name="mrad")

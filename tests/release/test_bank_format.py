@@ -52,3 +52,23 @@ def test_a_newer_bank_is_refused_by_name(tmp_path: Path) -> None:
     path.write_text(json.dumps(manifest))
     with pytest.raises(BankVersionError, match=str(FORMAT_VERSION + 1)):
         MemoryBank.load(tmp_path / "bank")
+
+
+def test_a_later_release_migrates_into_a_new_folder_and_an_earlier_one_refuses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the next format will go through: read the old, write the new beside it, never back."""
+    old, new = tmp_path / "bank", tmp_path / "migrated"
+    shutil.copytree(HERE / "bank_v1", old)
+    with monkeypatch.context() as later:
+        later.setattr("mrad.bank_io.FORMAT_VERSION", FORMAT_VERSION + 1)
+        bank = MemoryBank.load(old)
+        bank.save(new)
+        again = MemoryBank.load(new)
+        assert again.entries == bank.entries
+        for level in ("image", "patch"):
+            assert np.array_equal(getattr(again, level).keys, getattr(bank, level).keys)
+    with pytest.raises(BankVersionError, match=f"reads up to {FORMAT_VERSION}; upgrade mrad"):
+        MemoryBank.load(new)
+    assert json.loads((old / "bank.json").read_text())["format_version"] == 1
+    MemoryBank.load(old)

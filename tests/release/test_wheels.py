@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 import zipfile
 from pathlib import Path
@@ -80,6 +81,16 @@ def test_versions_agree_with_each_other_and_the_changelog() -> None:
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_client_and_server_speak_one_version_of_the_api() -> None:
+    from mrad_client._call import API_VERSION, VERSION_HEADER
+
+    from service import front
+
+    assert int(front.API_VERSION) == API_VERSION
+    assert VERSION_HEADER in front.__dict__["HEADERS"]
+    assert f"`/v{API_VERSION}`" in (ROOT / "CHANGELOG.md").read_text()
+
+
 def test_the_client_needs_four_packages_and_never_torch() -> None:
     project = tomllib.loads((CLIENT / "pyproject.toml").read_text())["project"]
     names = {re.match(r"[\w-]+", need).group() for need in project["dependencies"]}  # type: ignore[union-attr]
@@ -101,13 +112,16 @@ def test_an_installed_wheel_imports_from_where_it_is(
 
 
 def fresh(folder: Path, *requirements: str) -> Path:
-    """The bin folder of a new environment with these, downloaded."""
+    """The bin folder of a new environment with these, at the versions of the constraints file.
+
+    What the suite's own environment was installed from lies in uv's cache, so this takes seconds.
+    """
     run(uv(), "venv", "-q", "--python", sys.executable, folder)
-    run(uv(), "pip", "install", "-q", "--python", folder / "bin" / "python", *requirements)
+    python, constraints = folder / "bin" / "python", ROOT / "constraints.txt"
+    run(uv(), "pip", "install", "-q", "--python", python, "-c", constraints, *requirements)
     return folder / "bin"
 
 
-@pytest.mark.nightly
 def test_the_client_in_a_fresh_environment(wheels: dict[str, Path], tmp_path: Path) -> None:
     wheel = wheels["mrad-client"]
     bare = fresh(tmp_path / "bare", str(wheel))
@@ -120,8 +134,33 @@ def test_the_client_in_a_fresh_environment(wheels: dict[str, Path], tmp_path: Pa
     assert "--overlays" in run(full / "mrad-client", "score", "--help", cwd=tmp_path)
 
 
-@pytest.mark.nightly
 def test_the_server_in_a_fresh_environment(wheels: dict[str, Path], tmp_path: Path) -> None:
-    bin_ = fresh(tmp_path / "venv", f"mrad[cpu,service] @ {wheels['mrad'].as_uri()}")
-    run(bin_ / "mrad", "demo", "--out", tmp_path / "demo", cwd=tmp_path)
-    assert (tmp_path / "demo" / "bank" / "bank.json").exists()
+    """The demo, whose images and encoder are inside the wheel, and a server on its memory."""
+    requirements = [f"mrad[cpu,service] @ {wheels['mrad'].as_uri()}", str(wheels["mrad-client"])]
+    bin_ = fresh(tmp_path / "venv", *requirements)
+    environment = {"PATH": f"{bin_}:/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    run(bin_ / "mrad", "demo", "--out", tmp_path / "demo", cwd=tmp_path, env=environment)
+    image = next((tmp_path / "demo").rglob("*.png"))
+    command = [bin_ / "mrad", "serve", "--bank", "demo/bank", "--no-auth", "--port", "0"]
+    log = (tmp_path / "log").open("w+")
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=log, stdout=log) as server:
+        try:
+            url = listening(server, tmp_path / "log")
+            code = (
+                "import sys, mrad_client as m\n"
+                "print(m.Client(sys.argv[1]).score_image(sys.argv[2]).score)"
+            )
+            assert 0 < float(run(bin_ / "python", "-c", code, url, image, cwd=tmp_path)) < 1
+        finally:
+            server.terminate()
+
+
+def listening(server: subprocess.Popen[bytes], log: Path) -> str:
+    """The address that the server logs once it takes requests."""
+    end = time.monotonic() + 180
+    while time.monotonic() < end and server.poll() is None:
+        found = re.search(r"http://127\.0\.0\.1:[1-9]\d*", log.read_text())
+        if found:
+            return found.group()
+        time.sleep(0.2)
+    raise AssertionError(log.read_text()[-3000:])
