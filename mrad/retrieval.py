@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import logging
+from typing import TYPE_CHECKING, Protocol
 
 import faiss
 import numpy as np
@@ -13,6 +14,11 @@ from torch import Tensor
 from mrad.errors import DimensionError, EmptyLevelError, MRADError, NonFiniteError
 from mrad.memory import LevelMemory
 from mrad.types import ANOMALOUS, FloatArray
+
+if TYPE_CHECKING:
+    from mrad.cells import KeySource
+
+logger = logging.getLogger(__name__)
 
 BLOCK = 8_192
 QUERY_BLOCK = 2_048
@@ -105,7 +111,7 @@ class ExactRetriever:
             scores = queries @ self.keys[part].T
             if exclude is not None:
                 scores.masked_fill_(self.entry[part][None] == exclude[:, None], -torch.inf)
-            total = torch.logaddexp(total, _log_sum_exp(scores))
+            total = torch.logaddexp(total, log_sum_exp(scores))
         return total
 
     def probability(self, queries: Tensor, exclude: Tensor | None = None) -> Tensor:
@@ -142,17 +148,89 @@ class ExactRetriever:
         return queries
 
 
-def _log_sum_exp(scores: Tensor) -> Tensor:
+def log_sum_exp(scores: Tensor) -> Tensor:
     """`scores` float32 [M, n], overwritten -> float64 [M]; -inf where every key is excluded."""
     peak = scores.amax(dim=1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
     sums = scores.sub_(peak).exp_().sum(dim=1, dtype=torch.float64)
     return sums.log() + peak[:, 0].double()
 
 
+@torch.inference_mode()
+def streamed_log_sums(
+    keys: KeySource,
+    labels: npt.NDArray[np.uint8],
+    queries: Tensor,
+    entry: npt.NDArray[np.int64] | None = None,
+    exclude: Tensor | None = None,
+) -> Tensor:
+    """As `Retriever.log_sums`, exactly, over keys that are read once and never held: for checks."""
+    sums = torch.full((len(queries), 2), -torch.inf, dtype=torch.float64)
+    for start in range(0, len(labels), BLOCK):
+        part = slice(start, min(start + BLOCK, len(labels)))
+        scores = queries @ torch.as_tensor(keys[part], dtype=torch.float32).T
+        if entry is not None and exclude is not None:
+            scores.masked_fill_(torch.from_numpy(entry[part]) == exclude[:, None], -torch.inf)
+        for label in np.unique(labels[part]).tolist():
+            own = scores[:, torch.from_numpy(labels[part] == label)]
+            sums[:, label] = torch.logaddexp(sums[:, label], log_sum_exp(own))
+    return sums
+
+
+MODES = ("exact", "approximate", "auto")
+FEW_PRODUCTS = 4_096 * 1_024
+"""n * d up to which all keys cost less than the bookkeeping of cells (the paper's memory fits)."""
+SHARP = 32.0
+SHARP_PRODUCTS = 100_000 * 1_024
+
+
+def choose(n_keys: int, d: int, sharpness: float) -> tuple[str, str]:
+    """`exact` or `approximate`, and why, for n keys of width d.
+
+    `sharpness`: typical |q| |k|, 1 for TF (`sharpness_of`).
+    """
+    if n_keys * d <= FEW_PRODUCTS:
+        return "exact", f"{n_keys} keys of width {d} are few: exact costs no more than cells"
+    if sharpness > SHARP and n_keys * d <= SHARP_PRODUCTS:
+        return "exact", (
+            f"sharpness {sharpness:.3g} is above {SHARP:g}, where most keys have to be read anyway, "
+            f"and exact is affordable for {n_keys} keys of width {d}"
+        )
+    return "approximate", f"{n_keys} keys of width {d} at sharpness {sharpness:.3g} are many"
+
+
+def sharpness_of(keys: KeySource, queries: Tensor | None = None, sample: int = 4_096) -> float:
+    """Root mean square of |k| times that of |q| (the keys' own, where no queries are at hand)."""
+    rows = np.unique(np.linspace(0, keys.shape[0] - 1, sample).astype(np.int64))
+    norm = float(np.sqrt(np.square(np.asarray(keys[rows], dtype=np.float64)).sum(axis=1).mean()))
+    if queries is None:
+        return norm**2
+    return norm * float(queries.double().square().sum(dim=1).mean().sqrt())
+
+
 def make_retriever(
-    level: LevelMemory, *, mode: str = "exact", device: torch.device | str = "cpu"
+    level: LevelMemory,
+    *,
+    mode: str = "exact",
+    device: torch.device | str = "cpu",
+    queries: Tensor | None = None,
 ) -> Retriever:
-    """The retriever of one level of the memory. Raises `MRADError` for an unknown `mode`."""
+    """The retriever of one level of the memory.
+
+    Args:
+        mode: `exact`, `approximate`, or `auto`, which logs what it chose and why.
+        queries: [M, d], a sample of what will be asked, for the sharpness and the measured error;
+            None: the keys stand in.
+
+    Raises `MRADError` for an unknown `mode`, `EmptyLevelError`.
+    """
+    if mode not in MODES:
+        raise MRADError(f"retrieval {mode!r} is unknown; choose {', '.join(MODES)}")
+    if mode == "auto":
+        sharpness = sharpness_of(level.keys, queries) if len(level) else 0.0
+        mode, reason = choose(len(level), level.dim, sharpness)
+        logger.info("retrieval is %s: %s", mode, reason)
     if mode == "exact":
         return ExactRetriever(level.keys, level.labels, level.entry, device=device)
-    raise MRADError(f"retrieval {mode!r} is unknown; choose exact")
+    from mrad.approximate_derived import approximate
+
+    return approximate(level, device=device, queries=queries)

@@ -1,0 +1,180 @@
+"""Choosing retrieval, and the index that a bank's folder keeps: found, extended, built anew."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `clusters`, under any import mode
+
+from clusters import COUNT, WIDTH, clustered, mixed_labels
+
+from mrad import Detector, Encoder, MemoryBank, approximate_derived
+from mrad.approximate import ApproximateRetriever
+from mrad.approximate_derived import approximate, stored
+from mrad.errors import EmptyLevelError, MRADError
+from mrad.memory import LevelMemory
+from mrad.retrieval import ExactRetriever, choose, make_retriever, sharpness_of, streamed_log_sums
+
+
+def level_of(count: int, home: Path | None = None, seed: int = 0) -> LevelMemory:
+    """The first `count` of the clustered keys, two to an entry."""
+    return LevelMemory(
+        clustered(COUNT, seed, 2.0)[:count],
+        mixed_labels()[:count],
+        np.arange(count) // 2,
+        np.full(count, "normal"),
+        np.ones(count, dtype=np.int32),
+        home,
+    )
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the indexes that were built; none is alive at the start."""
+    gc.collect()
+    approximate_derived._living.clear()
+    made: list[int] = []
+    whole = ApproximateRetriever.build.__func__
+
+    def build(cls: type, keys: np.ndarray, *args: object, **kwargs: object) -> object:
+        made.append(len(keys))
+        return whole(cls, keys, *args, cells=4, **kwargs)
+
+    monkeypatch.setattr(ApproximateRetriever, "build", classmethod(build))
+    return made
+
+
+def test_the_index_lies_in_the_bank_with_its_error(tmp_path: Path, builds: list[int]) -> None:
+    level = level_of(1_000, tmp_path)
+    first = make_retriever(level, mode="approximate")
+    (facts,) = stored(tmp_path)
+    assert facts["keys"] == 1_000
+    assert facts["accuracy"]["queries"] == 256
+    assert 0 < facts["accuracy"]["largest_error"] < 1e-2
+    assert facts["bytes"] > 1_000 * WIDTH * 2
+    sums = first.log_sums(torch.from_numpy(level.keys[:9]))
+    assert approximate(level) is first  # in use already
+    approximate_derived._living.clear()
+    again = approximate(level)  # a new process
+    assert isinstance(again.cells.segments[0].codes, np.memmap)
+    assert again.cells.accuracy is not None
+    torch.testing.assert_close(again.log_sums(torch.from_numpy(level.keys[:9])), sums)
+    assert builds == [1_000]
+
+
+def test_a_level_that_grew_extends_what_there_is(tmp_path: Path, builds: list[int]) -> None:
+    approximate(level_of(1_000, tmp_path))
+    grown = level_of(1_200, tmp_path)
+    found = approximate(grown)
+    assert len(found) == 1_200
+    assert found.drift().added == 200
+    exact = ExactRetriever(grown.keys, grown.labels, grown.entry)
+    queries = torch.from_numpy(clustered(50, 1, 2.0))
+    assert (found.probability(queries) - exact.probability(queries)).abs().max() < 2e-3
+    assert len(approximate(level_of(1_100, tmp_path))) == 1_100  # from the 1,000 again
+    assert builds == [1_000]
+
+
+def test_other_keys_get_an_index_of_their_own(tmp_path: Path, builds: list[int]) -> None:
+    level = level_of(600, tmp_path)
+    approximate(level)
+    keys = level.keys.copy()
+    keys[:] = clustered(COUNT, 3)[:600]  # another head's projection of the same entries
+    approximate(replace(level, keys=keys))
+    approximate(level.without_row(7))
+    assert builds == [600, 600, 598]
+    assert len(stored(tmp_path)) == 3
+
+
+def test_drift_builds_anew(builds: list[int], caplog: pytest.LogCaptureFixture) -> None:
+    level = level_of(400)
+    kept = approximate(level)
+    with caplog.at_level(logging.WARNING):
+        found = approximate(level_of(1_000))
+    assert builds == [400, 1_000]
+    assert found.drift().added == 0
+    assert "built anew" in caplog.text
+    assert len(kept) == 400
+
+
+def test_a_damaged_index_is_built_anew(
+    tmp_path: Path, builds: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    level = level_of(600, tmp_path)
+    approximate(level)
+    approximate_derived._living.clear()
+    table = next(tmp_path.glob("derived/*/cells.safetensors"))
+    table.write_bytes(table.read_bytes()[:-1] + b"?")
+    approximate(level)
+    assert builds == [600, 600]
+    assert "built anew" in caplog.text
+
+
+def test_a_place_that_cannot_be_written_is_said(
+    tmp_path: Path, builds: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "derived").write_text("in the way")
+    found = approximate(level_of(600, tmp_path))
+    assert len(found) == 600
+    assert "cannot be kept" in caplog.text
+
+
+def test_auto_chooses_and_says_why(caplog: pytest.LogCaptureFixture, builds: list[int]) -> None:
+    with caplog.at_level(logging.INFO, logger="mrad.retrieval"):
+        assert isinstance(make_retriever(level_of(600), mode="auto"), ExactRetriever)
+    assert "600 keys of width 96 are few" in caplog.text
+    with pytest.raises(MRADError, match="exact, approximate, auto"):
+        make_retriever(level_of(10), mode="fast")
+    for mode in ("auto", "approximate"):
+        with pytest.raises(EmptyLevelError):
+            make_retriever(level_of(0), mode=mode)
+
+
+def test_choice_follows_size_and_sharpness() -> None:
+    assert choose(3_360, 1_024, 1.0)[0] == "exact"  # the paper's memory
+    assert choose(1_000_000, 1_024, 1.0)[0] == "approximate"
+    assert choose(50_000, 1_024, 64.0)[0] == "exact"
+    mode, reason = choose(10_000_000, 1_024, 64.0)
+    assert mode == "approximate"
+    assert "10000000 keys" in reason
+    assert "64" in reason
+
+
+def test_sharpness_is_the_size_of_the_products() -> None:
+    keys = clustered(1_000, 0, 3.0)
+    assert sharpness_of(keys) == pytest.approx(9, rel=1e-5)
+    assert sharpness_of(keys, torch.from_numpy(clustered(10, 1, 2.0))) == pytest.approx(6, rel=1e-5)
+
+
+def test_streamed_sums_are_the_exact_ones() -> None:
+    level, queries = level_of(1_000), torch.from_numpy(clustered(20, 1, 2.0))
+    exclude = torch.arange(20) - 1
+    exact = ExactRetriever(level.keys, level.labels, level.entry).log_sums(queries, exclude)
+    got = streamed_log_sums(level.keys, level.labels, queries, level.entry, exclude)
+    torch.testing.assert_close(got, exact, rtol=0, atol=1e-6)
+
+
+def test_a_detector_on_an_approximate_memory(
+    tiny_encoder: Encoder, tiny_bank: MemoryBank, tmp_path: Path, builds: list[int]
+) -> None:
+    bank = MemoryBank.load(tiny_bank.save(tmp_path / "bank") and tmp_path / "bank")
+    image = np.random.default_rng(0).integers(0, 255, (64, 80, 3), dtype=np.uint8)
+    exact, other = (
+        Detector(tiny_encoder, bank, retrieval=mode).predict([image], evidence=2)[0]
+        for mode in ("exact", "approximate")
+    )
+    assert other.score == pytest.approx(exact.score, abs=1e-4)
+    assert [e.entry_id for e in other.evidence] == [e.entry_id for e in exact.evidence]
+    assert sorted(facts["keys"] for facts in stored(tmp_path / "bank")) == sorted(
+        [len(bank.image), len(bank.patch)]
+    )
+    assert len(builds) == 2  # evidence asks the head's own index
+    assert len(MemoryBank.load(tmp_path / "bank").entries) == len(bank.entries)
