@@ -64,9 +64,11 @@ class Detector:
 
         Raises what `MemoryBank.check` and `load_head` raise.
         """
-        for name, value, low, high in (("fusion", fusion, 0, 1), ("top", top, 0, 1)):
-            if not low <= value <= high:
-                raise MRADError(f"{name} must lie in [{low}, {high}], not {value}")
+        for name, value in (("fusion", fusion), ("top", top)):
+            if not 0 <= value <= 1:
+                raise MRADError(f"{name} must lie in [0, 1], not {value}")
+        if not sigma >= 0:
+            raise MRADError(f"sigma must not be negative, but is {sigma}")
         bank.check(encoder)
         self.encoder, self.bank = encoder, bank
         self.fusion, self.sigma, self.top, self.retrieval = fusion, sigma, top, retrieval
@@ -110,6 +112,8 @@ class Detector:
         evidence: int = 0,
     ) -> Iterator[Prediction]:
         """As `predict`, one batch in memory at a time."""
+        if batch_size < 1:
+            raise MRADError(f"batch_size must be at least 1, not {batch_size}")
         for start in range(0, len(images), batch_size):
             decoded = [self.decode(image) for image in images[start : start + batch_size]]
             sizes = [item.size for item in decoded]
@@ -143,17 +147,19 @@ class Detector:
         square = anomaly_map(output.patch, self.encoder.image_size, self.sigma)
         tops = top_mean(square, self.top)
         scores = fuse(tops, output.image, self.fusion)
+        # One wait for the device instead of three for each image.
+        numbers = torch.stack([scores, output.image, tops], dim=1).tolist()
         found = self._find_evidence(features, output, evidence, exclude)
         return [
             Prediction(
-                score=float(scores[i]),
-                class_score=float(output.image[i]),
-                top_score=float(tops[i]),
+                score=score,
+                class_score=class_score,
+                top_score=top_score,
                 size=sizes[i],
                 anomaly_map=resize_map(square[i], sizes[i]) if maps else None,
                 evidence=found[i],
             )
-            for i in range(len(features))
+            for i, (score, class_score, top_score) in enumerate(numbers)
         ]
 
     def _find_evidence(

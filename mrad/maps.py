@@ -75,7 +75,7 @@ class Region:
     peak_at: tuple[int, int]
     """x, y of the peak."""
     polygon: tuple[tuple[float, float], ...]
-    """Outline as x, y points, simplified to within a pixel."""
+    """Outline as x, y points, simplified to within a pixel; edges as those of `box`."""
 
 
 def regions(values: FloatArray, threshold: float, *, min_area: int = 1) -> list[Region]:
@@ -102,9 +102,13 @@ def _region(part: measure._regionprops.RegionProperties, values: FloatArray) -> 
 
 def _outline(inside: BoolArray, left: int, top: int) -> tuple[tuple[float, float], ...]:
     padded = np.pad(inside, 1).astype(np.float32)
-    longest = max(measure.find_contours(padded, 0.5), key=len)
+    # "high": pixels that touch at a corner are one region, so they are one outline.
+    longest = max(measure.find_contours(padded, 0.5, fully_connected="high"), key=len)
     points = measure.approximate_polygon(longest, tolerance=1.0)
-    return tuple((float(x) - 1 + left, float(y) - 1 + top) for y, x in points[:-1])
+    if len(points) < 4:  # closed by repeating the first: a region too thin to be simplified
+        points = longest
+    # Contours count from the centres of the padded pixels, boxes from the edges of the image's.
+    return tuple((float(x) - 0.5 + left, float(y) - 0.5 + top) for y, x in points[:-1])
 
 
 def overlay(

@@ -1,0 +1,147 @@
+"""Exact retrieval against a plain float64 softmax over every key."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mrad.errors import DimensionError, EmptyLevelError, MRADError, NonFiniteError
+from mrad.retrieval import ExactRetriever, make_retriever, probability_of
+
+
+def naive(queries: np.ndarray, keys: np.ndarray, labels: np.ndarray, banned=None) -> np.ndarray:
+    """Share of the anomalous class in the softmax over all keys, float64, written out."""
+    scores = queries.astype(np.float64) @ keys.astype(np.float64).T
+    if banned is not None:
+        scores[banned] = -np.inf
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return weights @ labels / weights.sum(axis=1)
+
+
+def make(seed: int, count: int, queries: int, dim: int = 12, sharp: float = 1.0):
+    rng = np.random.default_rng(seed)
+    keys = rng.normal(size=(count, dim)).astype(np.float32)
+    keys /= np.linalg.norm(keys, axis=1, keepdims=True)
+    labels = (rng.random(count) < 0.4).astype(np.uint8)
+    asked = rng.normal(size=(queries, dim)).astype(np.float32)
+    asked *= sharp / np.linalg.norm(asked, axis=1, keepdims=True)
+    return keys, labels, asked
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 60),
+    st.integers(1, 9),
+    st.integers(1, 70),
+    st.sampled_from([0.0, 1.0, 30.0, 3_000.0]),
+)
+def test_any_block_size_and_sharpness_equals_the_plain_softmax(seed, count, queries, block, sharp):
+    keys, labels, asked = make(seed, count, queries, sharp=sharp)
+    retriever = ExactRetriever(keys, labels, block=block)
+    found = retriever.probability(torch.from_numpy(asked)).numpy()
+    assert found.dtype == np.float32
+    assert ((found >= 0) & (found <= 1)).all()
+    np.testing.assert_allclose(found, naive(asked, keys, labels), atol=1e-6 * max(sharp, 1))
+
+
+def test_more_queries_than_a_block_of_queries(monkeypatch):
+    monkeypatch.setattr("mrad.retrieval.QUERY_BLOCK", 7)
+    keys, labels, asked = make(1, 40, 23)
+    found = ExactRetriever(keys, labels).probability(torch.from_numpy(asked))
+    np.testing.assert_allclose(found, naive(asked, keys, labels), atol=1e-6)
+    assert len(ExactRetriever(keys, labels).probability(torch.empty(0, 12))) == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 200))
+def test_the_order_of_the_keys_does_not_matter(seed, count):
+    keys, labels, asked = make(seed, count, 5)
+    order = np.random.default_rng(seed).permutation(count)
+    one = ExactRetriever(keys, labels).probability(torch.from_numpy(asked))
+    other = ExactRetriever(keys[order], labels[order]).probability(torch.from_numpy(asked))
+    np.testing.assert_allclose(one, other, atol=1e-7)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 60))
+def test_excluded_entries_have_no_say(seed, count):
+    keys, labels, asked = make(seed, count, 6)
+    rng = np.random.default_rng(seed)
+    entry = rng.integers(0, max(2, count // 2), count)
+    entry[:2] = (0, 1)  # whoever is excluded, one key is left
+    exclude = rng.integers(-1, 3, 6)
+    retriever = ExactRetriever(keys, labels, entry, block=7)
+    found = retriever.probability(torch.from_numpy(asked), torch.from_numpy(exclude))
+    banned = entry[None] == exclude[:, None]
+    np.testing.assert_allclose(found, naive(asked, keys, labels, banned), atol=1e-6)
+    similarity, rows = retriever.nearest(torch.from_numpy(asked), 3, torch.from_numpy(exclude))
+    for query in range(6):
+        allowed = int((~banned[query]).sum())
+        got = rows[query][: min(3, allowed)]
+        assert not banned[query][got].any()
+        best = np.sort((asked @ keys.T)[query][~banned[query]])[::-1][: len(got)]
+        np.testing.assert_allclose(similarity[query][: len(got)], best, atol=1e-5)
+
+
+def test_log_sums_of_shards_merge_to_those_of_the_whole():
+    keys, labels, asked = make(5, 90, 4, sharp=5)
+    queries = torch.from_numpy(asked)
+    whole = ExactRetriever(keys, labels).log_sums(queries)
+    parts = [ExactRetriever(keys[i::3], labels[i::3]).log_sums(queries) for i in range(3)]
+    merged = torch.logsumexp(torch.stack(parts), dim=0)
+    assert whole.dtype == torch.float64
+    torch.testing.assert_close(merged, whole, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(probability_of(merged), probability_of(whole))
+
+
+def test_a_class_without_keys_gives_minus_infinity_and_certainty():
+    keys, _, asked = make(2, 8, 3)
+    for label in (0, 1):
+        retriever = ExactRetriever(keys, np.full(8, label, np.uint8))
+        sums = retriever.log_sums(torch.from_numpy(asked))
+        assert torch.isinf(sums[:, 1 - label]).all()
+        assert (retriever.probability(torch.from_numpy(asked)) == label).all()
+
+
+def test_the_nearest_keys_are_the_largest_products_in_the_callers_numbering():
+    keys, labels, asked = make(3, 50, 4)
+    similarity, rows = ExactRetriever(keys, labels).nearest(torch.from_numpy(asked), 5)
+    products = asked @ keys.T
+    np.testing.assert_array_equal(rows, np.argsort(-products, axis=1)[:, :5])
+    np.testing.assert_allclose(similarity, np.take_along_axis(products, rows, 1), atol=1e-6)
+    assert rows.shape == (4, 5)
+    assert ExactRetriever(keys, labels).nearest(torch.from_numpy(asked), 99)[1].shape == (4, 50)
+
+
+def test_the_same_bits_twice():
+    keys, labels, asked = make(4, 300, 40)
+    retriever = ExactRetriever(keys, labels, block=64)
+    queries = torch.from_numpy(asked)
+    assert torch.equal(retriever.probability(queries), retriever.probability(queries))
+
+
+def test_misuse_has_its_own_errors(tiny_bank):
+    keys, labels, _ = make(6, 5, 1)
+    with pytest.raises(EmptyLevelError):
+        ExactRetriever(np.empty((0, 3), np.float32), np.empty(0, np.uint8))
+    with pytest.raises(DimensionError, match="4 labels for 5 keys"):
+        ExactRetriever(keys, labels[:4])
+    broken = keys.copy()
+    broken[0, 0] = np.inf
+    with pytest.raises(NonFiniteError, match="keys hold"):
+        ExactRetriever(broken, labels)
+    retriever = ExactRetriever(keys, labels)
+    for queries in (torch.zeros(2, 3), torch.zeros(12)):
+        with pytest.raises(DimensionError, match="12 wide"):
+            retriever.probability(queries)
+    with pytest.raises(NonFiniteError, match="query"):
+        retriever.probability(torch.full((1, 12), torch.nan))
+    with pytest.raises(MRADError, match="retrieval 'magic' is unknown; choose"):
+        make_retriever(tiny_bank.image, mode="magic")
+    exact = make_retriever(tiny_bank.image, mode="exact")
+    assert isinstance(exact, ExactRetriever)
+    assert len(exact) == len(tiny_bank.image)
