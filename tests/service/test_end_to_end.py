@@ -5,21 +5,27 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import numpy as np
+import open_clip
 import pytest
 from mrad_client import Client
 from PIL import Image
 from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from indexer.cli import app as mrad
 
 MRAD = Path(__file__).parents[1] / "indexer" / "tiny_mrad.py"
 CONFIG = {
@@ -30,82 +36,88 @@ CONFIG = {
     "text_cfg": {"width": 32, "heads": 2, "layers": 4},
 }  # fmt: skip
 PER_FOLDER = 6
-Command = Callable[..., list[str]]
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory: pytest.TempPathFactory, tiny_clip) -> Command:
-    """`command("build", ...)`: what to run for `mrad build ...`, with the tiny CLIP known to it."""
+def encoder(tmp_path_factory: pytest.TempPathFactory, tiny_clip) -> Path:
+    """A folder with the tiny CLIP's config and weights; this process knows its name."""
     folder = tmp_path_factory.mktemp("encoder")
     (folder / "tiny.json").write_text(json.dumps(CONFIG))
     save_file(tiny_clip.state_dict(), folder / "tiny.safetensors")
-
-    def of(*arguments: object) -> list[str]:
-        words = [str(a).replace("WEIGHTS", str(folder / "tiny.safetensors")) for a in arguments]
-        return [sys.executable, str(MRAD), str(folder), *words]
-
-    return of
-
-
-@pytest.fixture(scope="module", params=["magnetic_tile", "deep_pcb"])
-def images(request, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few real images in MVTec's layout; magnetic tiles only where they are beside the checkout."""
-    target = tmp_path_factory.mktemp("data") / request.param
-    if request.param == "deep_pcb":
-        return request.getfixturevalue("demo_images") / "memory"
-    source = request.getfixturevalue("shared_data") / request.param
-    for folder in ("train/good", "test/good", "test/crack", "test/blowhole"):
-        for path in sorted((source / folder).iterdir())[:PER_FOLDER]:
-            (target / folder).mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, target / folder)
-            mask = source / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
-            if mask.exists():
-                place = target / "ground_truth" / path.parent.name
-                place.mkdir(parents=True, exist_ok=True)
-                shutil.copy(mask, place)
-    return target
+    open_clip.add_model_config(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def bank(images: Path, command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory, demo_images: Path) -> Path:
+    """A few magnetic tiles in MVTec's layout where they are beside the checkout, else boards."""
+    source = SHARED / "magnetic_tile"
+    if not source.is_dir():
+        return demo_images / "memory"
+    target = tmp_path_factory.mktemp("data") / "magnetic_tile"
+    for folder in ("train/good", "test/good", "test/crack", "test/blowhole"):
+        for path in sorted((source / folder).iterdir())[:PER_FOLDER]:
+            place(path, target / folder)
+            mask = source / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
+            if mask.exists():
+                place(mask, target / "ground_truth" / path.parent.name)
+    return target
+
+
+def place(path: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(path, folder)
+
+
+@pytest.fixture(scope="module")
+def bank(images: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built by the command."""
     out = tmp_path_factory.mktemp("banks") / "line"
-    options = ["--encoder", "tiny", "--pretrained", "WEIGHTS", "--image-size", "96"]
-    done = subprocess.run(
-        command("build", images, "--out", out, *options), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    weights = ["--encoder", "tiny", "--pretrained", str(encoder / "tiny.safetensors")]
+    arguments = ["build", str(images), "--out", str(out), *weights, "--image-size", "96"]
+    done = CliRunner().invoke(mrad, [*arguments, "--device", "cpu"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
     return out
 
 
 @pytest.fixture(scope="module")
-def url(bank: Path, command: Command) -> Iterator[str]:
-    """Served by the command, until SIGTERM."""
+def server(
+    bank: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[subprocess.Popen[bytes], str, Path]]:
+    """Served by the command, in a process of its own: the process, its address, its log."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = ["--bank", bank, "--pretrained", "WEIGHTS", "--no-auth", "--port", port]
-    server = subprocess.Popen(command("serve", *arguments), stderr=subprocess.PIPE, text=True)
-    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, str(MRAD), str(encoder), "serve", "--bank", str(bank), "--no-auth"]
+    command += ["--pretrained", str(encoder / "tiny.safetensors"), "--port", str(port)]
+    settings = {"MRAD_TEST_SLOW": "1", "MRAD_NOTICE_SECONDS": "5"}
+    log = tmp_path_factory.mktemp("log") / "log"
+    url = f"http://127.0.0.1:{port}"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stderr=file, env=os.environ | settings)
     try:
-        end = time.monotonic() + 240
-        while True:
-            assert server.poll() is None, server.stderr.read()
-            assert time.monotonic() < end
-            try:
-                if httpx.get(f"{address}/health/ready", timeout=5).status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.2)
-        yield address
-        server.send_signal(signal.SIGTERM)
-        _, log = server.communicate(timeout=120)
-        lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
-        assert any(line["event"] == "ready" for line in lines)
-        assert any(line.get("path") == "/v1/score" and line["request_id"] for line in lines)
+        end = time.monotonic() + 600
+        while not answers(f"{url}/health/ready", 200):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.2)
+        yield process, url, log
     finally:
-        server.kill()
-        server.wait()
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def url(server) -> str:
+    return server[1]
+
+
+def answers(url: str, status: int) -> bool:
+    try:
+        return httpx.get(url, timeout=60).status_code == status
+    except httpx.TransportError:
+        return False
 
 
 def some_image(images: Path) -> Path:
@@ -156,3 +168,27 @@ def test_the_client_scores_and_teaches(url: str, images: Path) -> None:
         with Image.open(path) as sent:
             turned = sent.convert("RGB").rotate(90, expand=True)
         assert client.score_image(turned, map="png16").anomaly_map.shape == turned.size[::-1]
+
+
+def test_sigterm_lets_requests_in_flight_finish(server, images: Path) -> None:
+    """The last one here: it ends the server."""
+    process, url, log = server
+    files = [("images", some_image(images).read_bytes())] * 20
+    found: list[httpx.Response] = []
+    ask = threading.Thread(
+        target=lambda: found.append(httpx.post(f"{url}/v1/score", files=files, timeout=300))
+    )
+    ask.start()
+    end = time.monotonic() + 120
+    while not found and "mrad_queue_images 0.0" in httpx.get(f"{url}/metrics", timeout=60).text:
+        assert time.monotonic() < end
+    process.send_signal(signal.SIGTERM)
+    while not answers(f"{url}/health/ready", 503):
+        assert time.monotonic() < end, "readiness goes off first"
+    ask.join(300)
+    assert found[0].status_code == 200
+    assert len(found[0].json()["results"]) == 20
+    assert process.wait(120) in (0, -signal.SIGTERM)
+    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    assert any(line["event"] == "ready" for line in lines)
+    assert any(line.get("path") == "/v1/score" and line["request_id"] for line in lines)

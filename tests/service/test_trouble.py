@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -140,63 +135,3 @@ def test_the_end_readiness_first_then_no_work_then_gone(connect, png) -> None:
     runtime.batcher.drain(0)
     refused = post(client, png(1))
     assert (refused.status_code, refused.json()["code"]) == (503, "draining")
-
-
-SERVER = """
-import sys
-from pathlib import Path
-from conftest import build_tiny_clip
-from mrad import Encoder
-from service.serving import make_server
-from service.settings import Settings
-encoder = Encoder.from_clip(build_tiny_clip(), image_size=96, name="tiny", device="cpu")
-original = encoder.encode_pixels
-def slow(pixels, **options):
-    import time
-    time.sleep(1.0)
-    return original(pixels, **options)
-encoder.encode_pixels = slow
-settings = Settings(bank=Path(sys.argv[1]), auth="off", port=int(sys.argv[2]), notice_seconds=0.5)
-make_server(settings, encoder_of=lambda bank, device: encoder).run()
-"""
-
-
-def test_sigterm_lets_requests_in_flight_finish(bank_path: Path, png) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    tests = Path(__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": f"{tests}:{tests.parent}"}
-    command = [sys.executable, "-c", SERVER, str(bank_path), str(port)]
-    url = f"http://127.0.0.1:{port}"
-    server = subprocess.Popen(command, env=environment)
-    try:
-
-        def ready() -> bool:
-            assert server.poll() is None
-            try:
-                return httpx.get(f"{url}/health/ready", timeout=5).status_code == 200
-            except httpx.TransportError:
-                return False
-
-        end = time.monotonic() + 180
-        while not ready():
-            assert time.monotonic() < end
-            time.sleep(0.2)
-        answers: list[httpx.Response] = []
-        ask = threading.Thread(
-            target=lambda: answers.append(
-                httpx.post(f"{url}/v1/score", files=[("images", png(1))] * 20, timeout=120)
-            )
-        )
-        ask.start()
-        until(lambda: "mrad_queue_images 20.0" in httpx.get(f"{url}/metrics", timeout=60).text)
-        server.send_signal(signal.SIGTERM)
-        until(lambda: httpx.get(f"{url}/health/ready", timeout=60).status_code == 503)
-        ask.join(120)
-        assert answers[0].status_code == 200
-        assert len(answers[0].json()["results"]) == 20
-        assert server.wait(60) == 0 or server.returncode == -signal.SIGTERM
-    finally:
-        server.kill()
-        server.wait()
