@@ -107,6 +107,7 @@ def row(name: str, images: int, times: list[float], seen: list[Run]) -> list[str
 def run(quick: bool) -> list[Table]:
     """Both tables; `quick` checks the script."""
     images, runs = (16, 1) if quick else (256, 5)
+    os.environ["MRAD_BENCH_QUICK"] = str(int(quick))
     threads = len(os.sched_getaffinity(0))
     return [against_bare(images, runs, threads), against_litserve(images, runs, threads)]
 

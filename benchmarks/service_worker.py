@@ -1,12 +1,15 @@
 """The three ways to judge images that benchmarks/service.py compares, each a process of its own.
 
 python -m benchmarks.service_worker bare|mrad|litserve PORT BATCH
+
+MRAD_BENCH_QUICK=1: a seeded tower instead of the shipped encoder, to check the scripts.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import os
 import sys
 import tempfile
 import time
@@ -18,6 +21,7 @@ try:
 except ImportError:  # the extra `bench`
     LitAPI = object
 
+from benchmarks.geometry import Geometry
 from mrad import Detector, Encoder, MemoryBank, Sample
 
 DEMO = Path(__file__).parent.parent / "mrad" / "demo" / "deep_pcb"
@@ -25,7 +29,8 @@ DEMO = Path(__file__).parent.parent / "mrad" / "demo" / "deep_pcb"
 
 def detector() -> Detector:
     """The shipped encoder on a memory of the bundled boards."""
-    encoder = Encoder.load("mrad-mini", device="cpu", precision="fp32")
+    quick = os.environ.get("MRAD_BENCH_QUICK") == "1"
+    encoder = Geometry.tiny().encoder() if quick else Encoder.load("mrad-mini", device="cpu")
     memory = DEMO / "memory"
     samples = [
         Sample(path, path.parent.name == "defect", mask if mask.exists() else None, path.name)
