@@ -1,0 +1,263 @@
+// Written by `npm run types` from the server's OpenAPI description.
+export type paths = Record<string, never>;
+export type webhooks = Record<string, never>;
+export interface components {
+    schemas: {
+        /** @description A bank in memory. */
+        Bank: {
+            name: string;
+            active: boolean;
+            head: string;
+            /** @description SHA-256 of bank.json; null once it has learnt */
+            digest: string | null;
+            encoder: {
+                [key: string]: unknown;
+            };
+            entries: number;
+            image: components["schemas"]["Keys"];
+            patch: components["schemas"]["Keys"];
+            writable: boolean;
+            threshold: number | null;
+            pixel_threshold: number | null;
+            /** @description how scores were calibrated, or why there is none */
+            calibration: string;
+            /** @description lowest and highest calibrated score */
+            score_range?: [
+                number,
+                number
+            ] | null;
+            /** @description what lately came in against the calibration; null without one */
+            drift?: components["schemas"]["DriftReport"] | null;
+        };
+        /** @description Every bank that can be activated. */
+        BankList: {
+            active: string | null;
+            loaded: string[];
+            known: string[];
+        };
+        Body_add_entry_v1_memory_entries_post: {
+            image: string;
+            /** @enum {string} */
+            label: "normal" | "anomalous";
+            /** @description > 0 where defective; image size */
+            mask?: string | null;
+            /** @default  */
+            source: string;
+            /** @default  */
+            object_name: string;
+            /** @default  */
+            defect: string;
+            tags?: string[] | null;
+        };
+        /** @description `scores` against the good images of the calibration; `similarity` of the nearest image key. */
+        DriftReport: {
+            scores: components["schemas"]["Signal"] | null;
+            similarity: components["schemas"]["Signal"] | null;
+        };
+        /** @description A remembered region that the image resembles. */
+        Evidence: {
+            /** @enum {string} */
+            level: "image" | "patch";
+            similarity: number;
+            /** @enum {string} */
+            label: "normal" | "anomalous";
+            entry_id: string;
+            source: string;
+            region: string;
+            defect: string;
+            /** @description what of the submitted image asked: the most anomalous patch; its pixels */
+            query_box?: [
+                number,
+                number,
+                number,
+                number
+            ] | null;
+            /** @description JPEG, base64 */
+            thumbnail?: string | null;
+        };
+        /** @description Keys of one level. */
+        Keys: {
+            keys: number;
+            normal: number;
+            anomalous: number;
+        };
+        /** @description A map: base64 of a file (png16, npy, overlay), or what stands above the pixel threshold. */
+        Map: {
+            /** @enum {string} */
+            format: "none" | "png16" | "npy" | "overlay" | "rle" | "polygons";
+            data: unknown;
+        };
+        /** @description The answer to an addition. It is given once the entry is on disk. */
+        MemoryAdded: {
+            entry: components["schemas"]["MemoryEntry"];
+            /** @description true when this idempotency key had added it before */
+            repeated: boolean;
+            /** @description in the memory now */
+            entries: number;
+        };
+        /** @description One labelled image of the memory. */
+        MemoryEntry: {
+            /** @example 01990e5c-7d1e-7c3a-9a56-0f6f0a3b2c1d */
+            entry_id: string;
+            /** @enum {string} */
+            label: "normal" | "anomalous";
+            source: string;
+            object_name: string;
+            defect: string;
+            tags: string[];
+            width: number;
+            height: number;
+            /** @example 2026-01-02T03:04:05Z */
+            added_at: string;
+            added_by: string;
+            /** @description where its thumbnail can be had, null without one */
+            thumbnail: string | null;
+        };
+        /** @description A page of entries, newest first. */
+        MemoryPage: {
+            entries: components["schemas"]["MemoryEntry"][];
+            /** @description pass as `cursor` for the next page; null at the end */
+            next_cursor: string | null;
+            total: number;
+        };
+        /** @description A problem document (RFC 9457). */
+        Problem: {
+            /** @example urn:mrad:problem:invalid_image */
+            type: string;
+            /** @example Unprocessable Content */
+            title: string;
+            /** @example 422 */
+            status: number;
+            /**
+             * @description stable: match on this
+             * @example invalid_image
+             */
+            code: string;
+            /** @example the image is not an image in a known format */
+            detail: string;
+            request_id?: string | null;
+            /** @description where the request is wrong */
+            errors?: {
+                [key: string]: unknown;
+            }[] | null;
+        };
+        /** @description A connected part of the map at or above the pixel threshold; pixels of the input image. */
+        Region: {
+            /** @description [x_min, y_min, x_max, y_max) */
+            box: [
+                number,
+                number,
+                number,
+                number
+            ];
+            area: number;
+            peak: number;
+            peak_at: [
+                number,
+                number
+            ];
+            polygon: [
+                number,
+                number
+            ][];
+        };
+        /** @description One image's judgement, or its problem. Scores are raw probabilities in [0, 1]. */
+        Result: {
+            index: number;
+            name: string;
+            /** @enum {string} */
+            status: "ok" | "error";
+            score?: number | null;
+            class_score?: number | null;
+            verdict?: ("normal" | "anomalous") | null;
+            threshold?: number | null;
+            probability?: number | null;
+            map?: components["schemas"]["Map"] | null;
+            regions?: components["schemas"]["Region"][] | null;
+            evidence?: components["schemas"]["Evidence"][] | null;
+            problem?: components["schemas"]["Problem"] | null;
+        };
+        /**
+         * @description A result for each image, in the order submitted.
+         * @example {
+         *       "bank": "visa",
+         *       "results": [
+         *         {
+         *           "class_score": 0.5107,
+         *           "index": 0,
+         *           "name": "board.png",
+         *           "probability": 0.93,
+         *           "regions": [
+         *             {
+         *               "area": 890,
+         *               "box": [
+         *                 10,
+         *                 20,
+         *                 42,
+         *                 61
+         *               ],
+         *               "peak": 0.5391,
+         *               "peak_at": [
+         *                 30,
+         *                 40
+         *               ],
+         *               "polygon": [
+         *                 [
+         *                   10.5,
+         *                   20
+         *                 ],
+         *                 [
+         *                   42,
+         *                   20.5
+         *                 ],
+         *                 [
+         *                   41.5,
+         *                   61
+         *                 ]
+         *               ]
+         *             }
+         *           ],
+         *           "score": 0.5132,
+         *           "status": "ok",
+         *           "threshold": 0.5114,
+         *           "verdict": "anomalous"
+         *         },
+         *         {
+         *           "index": 1,
+         *           "name": "notes.txt",
+         *           "problem": {
+         *             "code": "invalid_image",
+         *             "detail": "the image is not an image in a known format",
+         *             "status": 422,
+         *             "type": "urn:mrad:problem:invalid_image"
+         *           },
+         *           "status": "error"
+         *         }
+         *       ]
+         *     }
+         */
+        Scores: {
+            results: components["schemas"]["Result"][];
+            bank: string;
+        };
+        /** @description One distribution against the calibration's. */
+        Signal: {
+            /** @description looked back on */
+            images: number;
+            mean: number;
+            calibrated_mean: number;
+            /** @description largest difference of the two distribution functions */
+            distance: number;
+            /** @description reached by chance once in a hundred such windows */
+            limit: number;
+            drifted: boolean;
+        };
+    };
+    responses: never;
+    parameters: never;
+    requestBodies: never;
+    headers: never;
+    pathItems: never;
+}
+export type $defs = Record<string, never>;
+export type operations = Record<string, never>;
