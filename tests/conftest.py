@@ -79,9 +79,7 @@ def tiny_samples() -> list[Sample]:
     for seed in range(6):
         image, mask = draw_image(seed, (80 + 8 * seed, 64), defect=seed % 2 == 0)
         defect = "blob" if mask else ""
-        samples.append(
-            Sample(image, mask is not None, mask, source=f"{seed}.png", defect=defect)
-        )
+        samples.append(Sample(image, mask is not None, mask, source=f"{seed}.png", defect=defect))
     return samples
 
 

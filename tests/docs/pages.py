@@ -24,7 +24,7 @@ STEP = re.compile(
     r"(?P<pad> *)```(?P<kind>\w*)[^\n]*\n(?P<text>.*?)^(?P=pad)```[ ]*$",
     re.MULTILINE | re.DOTALL,
 )
-ELSEWHERE = {"make", "docker", "kubectl", "pip", "uv", "git", "cd", "pre-commit"}
+ELSEWHERE = {"make", "python", "docker", "kubectl", "pip", "uv", "git", "cd", "pre-commit"}
 """Programs whose lines are not run from a page; their own tests check what they name."""
 
 

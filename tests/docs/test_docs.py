@@ -77,11 +77,14 @@ def test_every_mrad_command_exists_with_its_options(
     group.make_parser(context).parse_args(list(rest))
 
 
-@pytest.mark.parametrize("program", ["make"])
-def test_every_make_target_exists(program: str) -> None:
+def test_every_make_target_and_module_exists() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for page, line, command in pages.commands(program):
+    for page, line, command in pages.commands("make"):
         assert set(command[1:]) <= targets, f"{page.name}:{line}"
+    for page, line, command in pages.commands("python"):
+        assert command[1] == "-m", f"{page.name}:{line}"
+        file = ROOT / command[2].replace(".", "/")
+        assert file.is_dir() or file.with_suffix(".py").exists(), f"{page.name}:{line}"
 
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=name_of)
