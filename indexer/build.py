@@ -276,28 +276,30 @@ def finish(
     replace: bool = False,
 ) -> tuple[MemoryBank, list[Skipped]]:
     """Join all shards and write the bank. Raises `DataError` when no image could be used."""
-    shards = []
-    for number in range(len(plan.shards)):
-        path = shard_path(work, number)
-        if not path.is_file():
-            raise BankCorruptError(f"{path} has gone while the build ran; run it again")
-        shards.append(from_bytes(path.read_bytes(), str(path)))
-    skipped = [item for shard in shards for item in shard.skipped]
-    if not any(shard.entries for shard in shards):
+    skipped: list[Skipped] = []
+
+    def shards() -> Iterator[Shard]:
+        for number in range(len(plan.shards)):
+            path = shard_path(work, number)
+            if not path.is_file():
+                raise BankCorruptError(f"{path} has gone while the build ran; run it again")
+            shard = from_bytes(path.read_bytes(), str(path))
+            skipped.extend(shard.skipped)
+            yield shard
+
+    bank = bank_of(shards(), encoder.identity, (encoder.embed_dim, encoder.width))
+    if not bank.entries:
         first = f", the first: {skipped[0].reason}" if skipped else ""
         raise DataError(f"{plan.dataset.root} holds no image that can be used{first}")
-    metadata = {
-        "pretrained": options.pretrained,
-        "build": {
-            "fingerprint": plan.fingerprint,
-            "data": plan.dataset.root.name,
-            "layout": plan.dataset.name,
-            "origin": options.origin,
-            "precision": plan.asked["precision"],
-            "made_at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-            "mrad": version("mrad"),
-            "skipped": [asdict(item) for item in skipped],
-        },
+    bank.metadata["pretrained"] = options.pretrained
+    bank.metadata["build"] = {
+        "fingerprint": plan.fingerprint,
+        "data": plan.dataset.root.name,
+        "layout": plan.dataset.name,
+        "origin": options.origin,
+        "precision": plan.asked["precision"],
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "mrad": version("mrad"),
+        "skipped": [asdict(item) for item in skipped],
     }
-    bank = bank_of(shards, encoder.identity, (encoder.embed_dim, encoder.width), metadata)
     return bank.save(out, replace=replace), skipped

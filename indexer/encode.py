@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -25,11 +24,12 @@ from indexer.data import Record
 from mrad.encoder import Encoder, EncoderIdentity
 from mrad.errors import BankCorruptError, ImageError, MaskError
 from mrad.keys import keys_of
-from mrad.memory import Entry, Key, MemoryBank
+from mrad.memory import Entry, Key, LevelMemory, MemoryBank
 from mrad.preprocess import Preprocess, load_image
 from mrad.types import BoolArray, Sample
 
 FORMAT_VERSION = 1
+LEVELS = ("image", "patch")
 REGIONS = ("image", "normal", "anomalous")
 THUMBNAIL = 160
 """Longer side, pixels."""
@@ -134,32 +134,39 @@ def _batches(
 
 
 def bank_of(
-    shards: Sequence[Shard],
+    shards: Iterable[Shard],
     identity: EncoderIdentity,
     dims: tuple[int, int],
-    metadata: dict[str, Any] | None = None,
 ) -> MemoryBank:
-    """The bank of all shards, in the order given. `dims`: widths of image and patch keys.
+    """The bank of all shards, in the order given; they are taken one at a time.
 
-    Raises `BankError`, `DimensionError`.
+    `dims`: widths of image and patch keys.
     """
-    bank = MemoryBank.from_keys(
-        identity,
-        [entry for shard in shards for entry in shard.entries],
-        [key for shard in shards for key in shard.keys],
-        dims=dims,
-        metadata=metadata,
-    )
+    entries: list[Entry] = []
+    thumbnails: dict[str, bytes] = {}
+    parts: tuple[list[LevelMemory], list[LevelMemory]] = ([], [])
     for shard in shards:
-        bank.thumbnails.update(shard.thumbnails)
-    return bank
+        rows = {entry.entry_id: len(entries) + row for row, entry in enumerate(shard.entries)}
+        for level, dim, found in zip(LEVELS, dims, parts):
+            keys = [key for key in shard.keys if key.level == level]
+            found.append(LevelMemory.of(keys, rows, dim))
+        entries.extend(shard.entries)
+        thumbnails.update(shard.thumbnails)
+    image, patch = (_joined(found) for found in parts)
+    return MemoryBank(identity, tuple(entries), image, patch, thumbnails=thumbnails)
+
+
+def _joined(parts: list[LevelMemory]) -> LevelMemory:
+    """Like `LevelMemory.join`, of any number and copying once."""
+    names = ("keys", "labels", "entry", "region", "size")
+    return LevelMemory(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})
 
 
 def to_bytes(shard: Shard) -> bytes:
     """A shard as one safetensors file."""
     rows = {entry.entry_id: row for row, entry in enumerate(shard.entries)}
     tensors: dict[str, np.ndarray] = {}
-    for level in ("image", "patch"):
+    for level in LEVELS:
         keys = [key for key in shard.keys if key.level == level]
         vectors = np.stack([key.vector for key in keys]) if keys else np.empty((0, 0), np.float32)
         tensors[f"{level}.keys"] = vectors
@@ -185,7 +192,7 @@ def from_bytes(data: bytes, name: str = "the shard") -> Shard:
         tensors = safetensors.numpy.load(data)
         entries = [Entry(**{**row, "tags": tuple(row["tags"])}) for row in about["entries"]]
         shard = Shard(entries, skipped=[Skipped(**row) for row in about["skipped"]])
-        for level in ("image", "patch"):
+        for level in LEVELS:
             for vector, facts in zip(tensors[f"{level}.keys"], tensors[f"{level}.facts"].tolist()):
                 row, label, region, size = facts
                 entry_id = entries[row].entry_id

@@ -84,6 +84,28 @@ def test_figures_equal_our_own_evaluation(folder, tiny_detector):
     assert roc_auc_score(truth, maps) == pytest.approx(result.pixel.auroc, abs=1e-3)
 
 
+def test_anomalibs_own_metrics_agree(folder, tiny_detector):
+    metrics = pytest.importorskip("anomalib.metrics", reason="anomalib is not installed")
+    from anomalib.data import ImageBatch
+
+    dataset = read_folder(folder, normal_dir="fine", abnormal_dir="crack", mask_dir="truth")
+    result = evaluate({"tf": tiny_detector}, dataset, resolution=48).candidates[0].objects[0]
+    image, pixel = ["pred_score", "gt_label"], ["anomaly_map", "gt_mask"]
+    expected = (
+        (metrics.AUROC(fields=image), result.image.auroc),
+        (metrics.F1Max(fields=image), result.image.f1_max),
+        (metrics.AUROC(fields=pixel), result.pixel.auroc),
+        (metrics.F1Max(fields=pixel), result.pixel.f1_max),
+        (metrics.AUPRO(fields=pixel), result.pixel.aupro),
+    )
+    for batch in batches(tiny_detector, dataset, side=48):
+        for metric, _ in expected:
+            if "gt_mask" in batch or metric.fields == image:
+                metric.update(ImageBatch(**batch))
+    for metric, value in expected:
+        assert float(metric.compute()) == pytest.approx(value, abs=2e-3), metric
+
+
 def test_saved_without_pickle(tmp_path, boards, tiny_detector):
     dataset = read_dataset(boards)
     chosen = [r for r in dataset.records if r.image.stem != "broken"][:3]

@@ -1,0 +1,170 @@
+"""The `mrad` command itself: help without torch, plugs, errors, inspect, weights, heads."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.metadata import EntryPoint, version
+
+import pytest
+import typer
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from indexer.cli import GROUP, plug
+from indexer.console import MRADGroup
+from mrad.errors import BankNotFoundError, MRADError
+
+COMMANDS = (
+    "demo", "build", "calibrate", "score", "watch", "bank", "data", "eval", "train", "import",
+    "weights", "heads", "memory",
+)  # fmt: skip
+
+
+def test_help_lists_every_command_and_imports_no_torch():
+    program = (
+        "import sys; from typer.testing import CliRunner; from indexer.cli import app; "
+        "done = CliRunner().invoke(app, ['--help']); print(done.stdout); "
+        "print('heavy:', [m for m in ('torch', 'faiss', 'open_clip') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "heavy: []" in done.stdout, done.stderr
+    for name in COMMANDS:
+        assert f" {name} " in done.stdout
+
+
+def test_version(mrad):
+    assert mrad("--version").stdout == f"mrad {version('mrad')}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(mrad, name):
+    done = mrad(name, "--help")
+    assert done.exit_code == 0
+    assert "Usage" in done.stdout
+
+
+def test_an_error_is_one_line_and_status_2(mrad, tmp_path):
+    done = mrad("bank", "inspect", tmp_path / "none")
+    assert done.exit_code == 2
+    assert "no bank at" in done.stderr
+    assert BankNotFoundError.code in done.stderr
+    assert "Traceback" not in done.output
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def one() -> None:
+    """One command."""
+    typer.echo("one")
+
+
+def failing() -> None:
+    """Fails."""
+    raise MRADError("[not markup]")
+
+
+group, single = typer.Typer(), typer.Typer()
+group.command("a")(one)
+group.command("b")(failing)
+single.command()(one)
+
+
+def plugged(target: str) -> typer.Typer:
+    """An app with one plugged command, `it`."""
+    main = typer.Typer(cls=MRADGroup)
+    main.command("other")(one)
+    plug(main, EntryPoint("it", target, GROUP))
+    return main
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    """This module, under a name that an entry point can give."""
+    monkeypatch.setitem(sys.modules, "plugged_by_test", sys.modules[__name__])
+
+
+@pytest.mark.parametrize(
+    ("target", "arguments"), [("one", ["it"]), ("single", ["it"]), ("group", ["it", "a"])]
+)
+def test_a_function_a_single_command_and_a_group_are_plugged(target, arguments):
+    done = CliRunner().invoke(plugged(f"plugged_by_test:{target}"), arguments)
+    assert (done.exit_code, done.stdout) == (0, "one\n")
+
+
+def test_errors_of_plugged_commands_are_caught_and_shown_as_they_are():
+    done = CliRunner().invoke(plugged("plugged_by_test:group"), ["it", "b"])
+    assert done.exit_code == 2
+    assert "[not markup]" in done.stderr
+
+
+def test_a_command_whose_packages_are_missing_says_so():
+    main = plugged("service.no_such_module:app")
+    assert "it" in CliRunner().invoke(main, ["--help"]).stdout
+    done = CliRunner().invoke(main, ["it"])
+    assert done.exit_code == 2
+    assert "pip install 'mrad[service]'" in done.stderr
+
+
+def test_inspect(mrad, board_bank):
+    facts = json.loads(mrad("bank", "inspect", board_bank, "--json").stdout)
+    assert facts["verified"]
+    assert facts["usable"]
+    assert facts["labels"] == {"normal": 8, "anomalous": 8}
+    assert facts["levels"]["patch"]["anomalous"] == 7
+    assert facts["defects"] == {"blob": 8}
+    assert facts["objects"] == {"boards": {"normal": 8, "anomalous": 8}}
+    assert 0 < facts["calibration"]["tf"]["image_threshold"] < 1
+    assert [row["source"] for row in facts["skipped"]] == ["good/broken.png"]
+    shown = mrad("bank", "inspect", board_bank).stdout
+    for text in ("every digest holds", "tiny at 96 px", "calibration of tf", "good/broken.png"):
+        assert text in shown
+
+
+def test_a_damaged_bank_is_not_inspected(mrad, board_bank, tmp_path):
+    import shutil
+
+    copy = tmp_path / "bank"
+    shutil.copytree(board_bank, copy)
+    data = bytearray((copy / "patch.faiss").read_bytes())
+    data[-1] ^= 1
+    (copy / "patch.faiss").write_bytes(data)
+    done = mrad("bank", "inspect", copy)
+    assert done.exit_code == 2
+    assert "fails its SHA-256" in done.stderr
+
+
+def test_calibrate_finds_the_banks_own_images(mrad, board_bank, tmp_path):
+    import shutil
+
+    copy = tmp_path / "bank"
+    shutil.copytree(board_bank, copy)
+    done = mrad("calibrate", copy, "--draws", 5, "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    assert "8 good and 8 defective" in done.stdout
+    assert "skipped good/broken.png" in done.stdout
+
+
+def test_weights(mrad, tmp_path, monkeypatch, tiny_clip):
+    monkeypatch.setenv("MRAD_WEIGHTS", str(tmp_path))
+    (tmp_path / "ViT-tiny").mkdir()
+    path = tmp_path / "ViT-tiny/mine.safetensors"
+    save_file(tiny_clip.state_dict(), path)
+    rows = json.loads(mrad("weights", "list", "--json").stdout)
+    assert {"ViT-tiny", "mrad-mini"} <= {row["name"] for row in rows}
+    assert str(path) in {row["path"] for row in rows}
+    assert "mine" in mrad("weights", "list").stdout
+    done = mrad("weights", "verify", path)
+    assert done.exit_code == 0
+    assert f"parameters   {sum(p.numel() for p in tiny_clip.parameters())}" in done.stdout
+    path.write_bytes(path.read_bytes()[:1000])
+    assert mrad("weights", "verify", path).exit_code == 2
+    missing = mrad("weights", "verify", "ViT-B-32", "openai")
+    assert missing.exit_code == 2
+    assert "mrad weights fetch ViT-B-32 openai" in missing.stderr
+
+
+def test_heads(mrad):
+    shown = mrad("heads", "list").stdout
+    for name in ("tf", "ft", "clip"):
+        assert f" {name} " in shown

@@ -1,0 +1,47 @@
+"""`mrad demo`: offline, on the bundled images, with the shipped encoder."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from indexer.data import read_dataset
+from indexer.demo import contact_sheet
+from indexer.score.judge import Judge
+from mrad import MemoryBank, demo
+
+
+def test_the_bundle_is_small_whole_and_licensed():
+    files = [path for path in demo.FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 2_500_000
+    assert "MIT License" in (demo.FOLDER / "LICENSE").read_text()
+    memory, query = (read_dataset(demo.FOLDER / part) for part in ("memory", "query"))
+    assert (len(memory), len(query)) == (22, 6)
+    assert memory.counts["unmasked"] == query.counts["unmasked"] == 0
+    assert not {r.image.stem for r in memory.records} & {r.image.stem for r in query.records}
+
+
+def test_demo(tmp_path, mrad, mini_encoder):
+    done = mrad("demo", "--out", tmp_path / "demo", "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    bank = MemoryBank.load(tmp_path / "demo/bank", encoder=mini_encoder)
+    assert len(bank.entries) == 22
+    assert len(list((tmp_path / "demo/overlays").iterdir())) == 6
+    with Image.open(tmp_path / "demo/contact-sheet.png") as sheet:
+        assert sheet.width == 948
+        assert np.asarray(sheet.convert("L")).std() > 20
+    assert str(tmp_path / "demo/contact-sheet.png") in done.stdout
+    for name in (p.stem for p in (tmp_path / "demo/overlays").iterdir()):
+        assert name in done.stdout
+    # What the shipped encoder is for: defects stand out from the boards around them.
+    judge = Judge.of(mini_encoder, bank)
+    records = read_dataset(demo.FOLDER / "query").records
+    found = judge.detector.predict([record.image for record in records])
+    inside = []
+    for record, prediction in zip(records, found):
+        mask = record.read_mask(prediction.size)
+        if record.anomalous:
+            values = prediction.anomaly_map
+            inside.append(float(values[mask].mean() > values[~mask].mean()))
+    assert np.mean(inside) > 0.5
+    assert contact_sheet([], judge).width == 948
