@@ -12,8 +12,6 @@ import pytest
 
 from mrad import Encoder
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install 'mrad[ray]'")
-
 for name in ("READY", "HEALTH"):  # generous, for loaded machines
     os.environ[f"RAY_SERVE_PROXY_{name}_CHECK_TIMEOUT_S"] = "120"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
