@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # One thread for each test worker: two workers with two threads each only fight.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup demo test nightly lint format serve bench mini docs constraints audit clean
+.PHONY: help setup demo test nightly lint format serve bench guard mini docs constraints audit clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -45,6 +45,9 @@ serve: setup  ## the server on the demo's memory: http://127.0.0.1:8000
 
 bench: setup  ## every table of docs/performance.md
 	$(BIN)/python -m benchmarks
+
+guard: setup  ## ratios of the last bench against the committed ones; never seconds
+	$(BIN)/python -m benchmarks.guard
 
 mini: setup  ## train the shipped small CLIP anew (about two hours on 2 cores)
 	$(BIN)/python -m pretraining --out runs/mini

@@ -1,0 +1,94 @@
+"""docs/performance.md from results: every table between its marks, and the pictures of growth.
+
+    python -m benchmarks.page [benchmark-results]
+
+A table of benchmark NAME goes between `<!-- NAME -->` and `<!-- /NAME -->`; what has no result keeps
+what stands there. Nothing is measured here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from benchmarks.__main__ import OUT
+from benchmarks.tables import Table
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "performance.md"
+IMAGES = ROOT / "docs" / "images"
+PLOTS = (
+    ("retrieval", "Sizes", "keys", "one image's patches", "rate-by-keys.png"),
+    ("growth", "Rate by batch, mrad-mini", "batch", "images/s", "rate-by-batch.png"),
+    ("growth", "Rate by input size", "input px", "images/s", "rate-by-size.png"),
+)
+"""Benchmark, start of the table's title, columns of x and y, file."""
+
+
+def fill(page: str, name: str, facts: dict[str, Any]) -> str:
+    """`page` with the tables of one benchmark between its marks; unchanged without marks."""
+    tables = [
+        Table(t["title"], t["columns"], t["rows"], t["notes"]).markdown() for t in facts["tables"]
+    ]
+    body = f"Taken on: {facts['hardware']}.\n\n" + "\n".join(tables).strip()
+    marked = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.S)
+    return marked.sub(lambda found: f"{found[1]}\n{body}\n\n{found[2]}", page)
+
+
+def number(cell: Any) -> float:
+    """Images a second from a cell: a rate as it is, a time (`12.3 ms (11-14)`) inverted."""
+    if isinstance(cell, int | float):
+        return float(cell)
+    found = re.match(r"([\d.e+-]+) (ms|s)\b", cell)
+    if found is None:
+        raise ValueError(f"no time in {cell!r}")
+    return 1 / (float(found[1]) * (1e-3 if found[2] == "ms" else 1))
+
+
+def draw(table: dict[str, Any], x: str, y: str, path: Path) -> None:
+    """One line, both axes logarithmic, small enough to commit."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    columns = table["columns"]
+    points = [(row[columns.index(x)], number(row[columns.index(y)])) for row in table["rows"]]
+    figure, axes = plt.subplots(figsize=(5, 3), dpi=90, layout="constrained")
+    axes.plot(*zip(*points), marker="o")
+    axes.set(xscale="log", yscale="log", xlabel=x, ylabel="images/s", title=table["title"])
+    axes.set_xticks([p[0] for p in points], [f"{p[0]:,}" for p in points])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": None})
+    plt.close(figure)
+
+
+def main() -> None:
+    """Fill the page with whatever the folder holds."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", nargs="?", type=Path, default=OUT)
+    options = parser.parse_args()
+    results = {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(options.results.glob("*.json"))
+    }
+    page = PAGE.read_text(encoding="utf-8")
+    for name, facts in results.items():
+        if facts["quick"]:
+            raise SystemExit(f"{name} is a quick run: its figures mean nothing")
+        page = fill(page, name, facts)
+    PAGE.write_text(page, encoding="utf-8")
+    for name, title, x, y, file in PLOTS:
+        for table in results.get(name, {"tables": []})["tables"]:
+            if table["title"].startswith(title):
+                draw(table, x, y, IMAGES / file)
+    print(f"{', '.join(results) or 'nothing'} written into {PAGE}")
+
+
+if __name__ == "__main__":
+    main()
