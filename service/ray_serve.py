@@ -40,7 +40,9 @@ class Scale(BaseModel):
 def build(arguments: dict[str, Any]) -> serve.Application:
     """What `serve run` and a Serve config file call."""
     options = {key: arguments[key] for key in arguments.keys() - Scale.model_fields.keys()}
-    return deployment(Settings(**options, writable=False), Scale(**arguments))
+    if unknown := sorted(options.keys() - Settings.model_fields.keys()):
+        raise MRADError(f"there is no setting {', '.join(unknown)}; docs/operations.md lists them")
+    return deployment(Settings(**options), Scale(**arguments))
 
 
 def deployment(
