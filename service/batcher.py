@@ -8,8 +8,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import structlog
+import torch
 from PIL import Image
 
 from mrad.encoder import Features
@@ -44,16 +46,32 @@ class Batcher:
         self._clean = [0] * devices
         self._groups = 0
         self._draining = self._closed = False
-        loops: list[tuple[str, Callable[[], None]]] = [
-            *((f"decode-{i}", self._decode_loop) for i in range(limits.decode_threads)),
-            *((f"device-{i}", lambda i=i: self._device_loop(i)) for i in range(devices)),
-            *((f"finish-{i}", self._finish_loop) for i in range(limits.finish_threads)),
-        ]
-        self._threads = [
-            threading.Thread(target=loop, name=name, daemon=True) for name, loop in loops
-        ]
-        for thread in self._threads:
-            thread.start()
+        whole = torch.get_num_threads()
+        share = max(1, whole // limits.finish_threads)
+        self._threads: list[threading.Thread] = []
+        for i in range(limits.decode_threads):
+            self._start(f"decode-{i}", self._decode_loop, 1)
+        for i in range(limits.finish_threads):
+            self._start(f"finish-{i}", self._finish_loop, share)
+        for i in range(devices):  # last: what they set is what later threads take over
+            self._start(f"device-{i}", partial(self._device_loop, i), whole)
+
+    def _start(self, name: str, loop: Callable[[], None], cores: int) -> None:
+        """A thread whose tensor operations take so many cores.
+
+        Left alone, each would take them all: pools of several threads would then wait for one
+        another, spinning.
+        """
+        ready = threading.Event()
+
+        def run() -> None:
+            torch.set_num_threads(cores)
+            ready.set()
+            loop()
+
+        self._threads.append(threading.Thread(target=run, name=name, daemon=True))
+        self._threads[-1].start()
+        ready.wait()
 
     # -- from the outside ---------------------------------------------------------------------
 

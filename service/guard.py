@@ -51,9 +51,9 @@ class Guard:
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         self._check_host(headers.get("host", ""))
-        self._check_origin(scope, headers)
         state = scope["state"]
         if self._keys is None:
+            self._check_origin(scope, headers)
             state["key_name"], state["scopes"] = "", ("admin",)
             return
         path = scope["path"]
@@ -73,7 +73,10 @@ class Guard:
             raise InvalidRequestError(f"this server does not answer to the host {host[:100]!r}")
 
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
-        """Browsers say where a request comes from; another origin's pages may not act here."""
+        """Browsers say where a request comes from; another origin's pages may not act here.
+
+        Where keys are asked for they protect: a page elsewhere has none, and browsers add none.
+        """
         origin = headers.get("origin")
         if origin is None or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return

@@ -37,7 +37,9 @@ def configure(log_format: str = "json", level: str = "info") -> None:
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(level.upper())
+    root.setLevel("WARNING")  # libraries speak when something is wrong
+    for name in ("service", "mrad", "uvicorn"):
+        logging.getLogger(name).setLevel(level.upper())
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).handlers = []
         logging.getLogger(name).propagate = True

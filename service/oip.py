@@ -14,8 +14,8 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mrad.types import FloatArray
-from service.errors import InvalidRequestError, TooManyImagesError
-from service.uploads import told
+from service.errors import BodyTooLargeError, InvalidRequestError, TooManyImagesError
+from service.uploads import FileLimits, told
 
 Array = npt.NDArray[Any]
 IMAGES, PIXELS = "images", "pixels"
@@ -84,8 +84,8 @@ class Question:
     images: list[bytes | Array]
 
 
-def read(body: bytes, header_length: str | None, max_images: int) -> Question:
-    """Take a body apart. Raises `InvalidRequestError`, `TooManyImagesError`."""
+def read(body: bytes, header_length: str | None, limits: FileLimits) -> Question:
+    """Take a body apart. Raises `InvalidRequestError`, `TooManyImagesError`, `BodyTooLargeError`."""
     end = len(body) if header_length is None else _length(header_length, len(body))
     try:
         inference = Inference.model_validate(json.loads(body[:end]))
@@ -105,12 +105,14 @@ def read(body: bytes, header_length: str | None, max_images: int) -> Question:
         raise InvalidRequestError(f"{tensor.name} is {datatype} {shape}")
     if min(tensor.shape) < 1 or (tensor.name == PIXELS and len(tensor.shape) != 4):
         raise InvalidRequestError(f"{tensor.name} has the shape {tensor.shape}")
-    if count > max_images:
-        raise TooManyImagesError(f"more than {max_images} images in one request")
+    if count > limits.images:
+        raise TooManyImagesError(f"more than {limits.images} images in one request")
     raw = _raw(tensor, body[end:])
-    return Question(
-        inference, _pixels(tensor, raw) if tensor.name == PIXELS else _files(tensor, raw)
-    )
+    images = _pixels(tensor, raw) if tensor.name == PIXELS else _files(tensor, raw)
+    for image in images:
+        if isinstance(image, bytes) and len(image) > limits.file_bytes:
+            raise BodyTooLargeError(f"a file has more than {limits.file_bytes} bytes")
+    return Question(inference, images)
 
 
 def _length(text: str, size: int) -> int:

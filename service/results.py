@@ -26,6 +26,24 @@ MAX_REGIONS = 200
 """The strongest ones of an image."""
 
 
+class Budget:
+    """The bytes that one answer may still grow by. Thread-safe."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._spent, self._lock = limit, 0, threading.Lock()
+
+    def spend(self, count: int) -> None:
+        """Raises `ResponseTooLargeError` once all images together took more than the limit."""
+        with self._lock:
+            self._spent += count
+            over = self._spent > self._limit
+        if over:
+            raise ResponseTooLargeError(
+                f"this answer exceeds {self._limit} bytes; send fewer images at once, or ask for a "
+                "smaller format"
+            )
+
+
 class Judge:
     """Everything about one request that its results depend on. Thread-safe."""
 
@@ -34,7 +52,7 @@ class Judge:
         unknown = sorted(set(options.fields or ()) - set(FIELDS))
         if unknown:
             raise InvalidRequestError(f"unknown fields {unknown}; there are {list(FIELDS)}")
-        self.model, self.options, self._max_bytes = model, options, max_bytes
+        self.model, self._budget = model, Budget(max_bytes)
         self.fields = set(options.fields if options.fields is not None else FIELDS)
         self.verdict = Verdict.of(
             model,
@@ -50,7 +68,6 @@ class Judge:
             self._cut = self.verdict.pixel("regions")
         self._regions = "regions" in self.fields and self._cut is not None
         self._evidence = options.evidence if "evidence" in self.fields else 0
-        self._bytes, self._lock = 0, threading.Lock()
 
     @property
     def wanted(self) -> Wanted:
@@ -73,25 +90,16 @@ class Judge:
         }
         values = prediction.anomaly_map
         if values is not None and self._kind != "none":
-            made["map"] = self._within_limit(render(self._kind, values, image, self._cut))
+            made["map"] = render(self._kind, values, image, self._cut)
+            self._budget.spend(_size(made["map"]["data"]))
         if values is not None and self._regions and self._cut is not None:
             found = regions(values, self._cut)[:MAX_REGIONS]
             made["regions"] = [vars(region) for region in found]
+            self._budget.spend(_size(made["regions"]))
         if self._evidence:
             made["evidence"] = self._told(prediction)
+            self._budget.spend(sum(len(found["thumbnail"] or "") for found in made["evidence"]))
         return {name: value for name, value in made.items() if name in self.fields}
-
-    def _within_limit(self, made: dict[str, Any]) -> dict[str, Any]:
-        data = made["data"]
-        with self._lock:
-            self._bytes += len(data) if isinstance(data, str) else 16 * _numbers(data)
-            over = self._bytes > self._max_bytes
-        if over:
-            raise ResponseTooLargeError(
-                f"the maps of this answer exceed {self._max_bytes} bytes; send fewer images at "
-                "once, or ask for a smaller format"
-            )
-        return made
 
     def _told(self, prediction: Prediction) -> list[dict[str, Any]]:
         chosen: list[Evidence] = []
@@ -159,7 +167,10 @@ def _cell_box(
     )
 
 
-def _numbers(data: Any) -> int:
+def _size(data: Any) -> int:
+    """Bytes of a map, run lengths or outlines as JSON, about."""
+    if isinstance(data, str):
+        return len(data)
     if isinstance(data, dict):
-        return len(data["counts"])
-    return sum(2 * len(part["polygon"]) for part in data)
+        return 8 * len(data["counts"])
+    return sum(200 + 40 * len(part["polygon"]) for part in data)

@@ -19,7 +19,9 @@ from service.jobs import Job, Wanted
 from service.loading import Model
 from service.oip import INPUTS, OUTPUTS, read, write
 from service.render import png16
+from service.results import Budget
 from service.routes.score import runtime_of
+from service.uploads import FileLimits
 from service.verdict import Verdict
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -94,24 +96,27 @@ async def infer(request: Request, name: str, version: str = "1") -> Response:
     model = runtime.model(name)
     body = await request.body()
     length = request.headers.get(HEADER_LENGTH)
-    limit = runtime.settings.max_images
-    question = await run_in_threadpool(partial(read, body, length, limit))
+    settings = runtime.settings
+    limits = FileLimits(settings.max_images, settings.max_file_bytes)
+    question = await run_in_threadpool(partial(read, body, length, limits))
     inference = question.inference
     verdict = _verdict(model, inference.parameters)
     outputs = {output.name for output in inference.wanted}
     if "probability" in outputs:
         model.calibrated()
-    wanted = Wanted(maps="map" in outputs)
+    wanted, budget = Wanted(maps="map" in outputs), Budget(settings.max_response_bytes)
 
     def finish(index: int, prediction: Prediction, image: Image.Image) -> dict[str, Any]:
         runtime.watch(model, prediction)
         values = prediction.anomaly_map
+        shown = png16(values) if values is not None else b""
+        budget.spend(len(shown))
         return {
             "score": prediction.score,
             "class_score": prediction.class_score,
             "verdict": (verdict.says(prediction.score) or "").encode(),
             "probability": verdict.probability(prediction.score),
-            "map": png16(values) if values is not None else b"",
+            "map": shown,
         }
 
     job = Job(question.images, model, finish, wanted=wanted, deadline=deadline)

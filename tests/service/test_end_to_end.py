@@ -56,7 +56,7 @@ def images(tmp_path_factory: pytest.TempPathFactory, demo_images: Path) -> Path:
     if not source.is_dir():
         return demo_images / "memory"
     target = tmp_path_factory.mktemp("data") / "magnetic_tile"
-    for folder in ("train/good", "test/good", "test/crack", "test/blowhole"):
+    for folder in ("train/good", "test/good", "test/fray", "test/uneven"):
         for path in sorted((source / folder).iterdir())[:PER_FOLDER]:
             place(path, target / folder)
             mask = source / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
@@ -75,7 +75,7 @@ def bank(images: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) 
     """Built by the command."""
     out = tmp_path_factory.mktemp("banks") / "line"
     weights = ["--encoder", "tiny", "--pretrained", str(encoder / "tiny.safetensors")]
-    arguments = ["build", str(images), "--out", str(out), *weights, "--image-size", "96"]
+    arguments = ["build", str(images), "--out", str(out), *weights, "--image-size", "512"]
     done = CliRunner().invoke(mrad, [*arguments, "--device", "cpu"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return out

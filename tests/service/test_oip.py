@@ -121,6 +121,18 @@ def test_requests_that_make_no_sense(client, body) -> None:
     assert answer.json()["error"] == answer.json()["detail"]
 
 
+def test_limits_hold_here_too(connect, png) -> None:
+    coded = base64.b64encode(png(1)).decode()
+    body = {"inputs": [tensor(shape=[2], data=[coded] * 2)], "outputs": [{"name": "map"}]}
+    for limits, code in (
+        ({"max_images": 1}, "too_many_images"),
+        ({"max_file_bytes": 1000}, "body_too_large"),
+        ({"max_response_bytes": 1000}, "response_too_large"),
+    ):
+        answer = connect(writable=False, **limits).post("/v2/models/tiny/infer", json=body)
+        assert (answer.status_code, answer.json()["code"]) == (413, code)
+
+
 def test_lengths_that_do_not_fit(client) -> None:
     for length in ("5", "-1", "x", "999999"):
         answer = client.post(

@@ -88,21 +88,25 @@ def test_the_drift_limit_is_rarely_reached_by_chance(seed: int) -> None:
 
 
 def test_logs_are_json_lines_with_the_requests_id(capsys) -> None:
-    handlers, level = logging.getLogger().handlers, logging.getLogger().level
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
     try:
         configure("json", "info")
         structlog.contextvars.bind_contextvars(request_id="r-1")
         structlog.get_logger("service.test").info("request", status=200)
         logging.getLogger("uvicorn.error").warning("from the library")
+        logging.getLogger("faiss.loader").info("of no interest")
         lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+        assert len(lines) == 2
         assert (lines[0]["event"], lines[0]["status"]) == ("request", 200)
         assert {line["request_id"] for line in lines} == {"r-1"}
         assert lines[1]["level"] == "warning"
     finally:
         structlog.contextvars.clear_contextvars()
         structlog.reset_defaults()
-        logging.getLogger().handlers = handlers
-        logging.getLogger().setLevel(level)
+        root.handlers, root.level = handlers, level
+        for name in ("service", "mrad", "uvicorn"):
+            logging.getLogger(name).setLevel(logging.NOTSET)
         logging.getLogger("uvicorn.access").disabled = False
 
 
