@@ -16,9 +16,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from mrad import Encoder, MemoryBank, Sample
+from mrad.errors import MRADError
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'mrad[ray]'")
-pytestmark = pytest.mark.nightly
 
 
 def encoder_for(load: Callable[[], Encoder], bank: MemoryBank, device: str) -> Encoder:
@@ -57,6 +57,21 @@ def unused_port() -> int:
         return int(free.getsockname()[1])
 
 
+def test_arguments_are_settings_and_scale(tmp_path: Path) -> None:
+    from service.ray_serve import build
+
+    arguments = {"bank": str(tmp_path), "auth": "off", "replicas": "3", "gpus": "0.5"}
+    deployed = build(arguments)._bound_deployment
+    assert deployed.num_replicas == 3
+    assert deployed.ray_actor_options == {"num_cpus": 1.0, "num_gpus": 0.5}
+    assert deployed.max_ongoing_requests == 256  # as many as the application's own queue
+    with pytest.raises(MRADError, match="there is no setting bnak"):
+        build({"bnak": str(tmp_path), "auth": "off"})
+    with pytest.raises(ValueError, match="no API keys"):
+        build({"bank": str(tmp_path)})
+
+
+@pytest.mark.nightly
 def test_replicas_answer_as_one_server_and_outlive_a_kill(
     served: tuple[str, Any],
     load: Callable[[], Encoder],
