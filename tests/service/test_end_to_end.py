@@ -97,7 +97,7 @@ def server(
     with log.open("w") as file:
         process = subprocess.Popen(command, stderr=file, env=os.environ | settings)
     try:
-        end = time.monotonic() + 600
+        end = time.monotonic() + 1200
         while not answers(f"{url}/health/ready", 200):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < end, log.read_text()
