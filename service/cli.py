@@ -16,7 +16,7 @@ app = typer.Typer(help="Serve a memory over HTTP, with a page at /.")
 HELP = """Serve a memory over HTTP, with a page at /.
 
 Every setting is also an environment variable, MRAD_<NAME>; those without an option are listed in
-docs/settings.md.
+docs/operations.md.
 """
 
 

@@ -72,7 +72,7 @@ class Metrics:
         """A stage ended."""
         self.stages.labels(name).observe(seconds)
 
-    def text(self, model: Model | None, report: DriftReport | None) -> bytes:
+    def text(self, model: Model | None = None, report: DriftReport | None = None) -> bytes:
         """The exposition, with the figures of the active model as they are now."""
         if model is not None:
             self.keys.labels("image").set(len(model.bank.image))
