@@ -43,7 +43,7 @@ def build_command(
     layout: Annotated[str, typer.Option(help="of the data; see mrad data layouts")] = "auto",
     split: Annotated[str, typer.Option(help="train, test, all")] = "all",
     only: Annotated[
-        list[str] | None, typer.Option("--object", help="only this object; repeat")
+        list[str] | None, typer.Option("--only", "--objects", help="only this object; repeat")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 
@@ -41,6 +42,40 @@ def test_the_bank_is_the_one_built_in_memory(tmp_path, boards, tiny_encoder):
     assert [item.source for item in built.skipped] == ["good/broken.png"]
     assert set(loaded.thumbnails) == {entry.entry_id for entry in loaded.entries}
     assert not work_folder(tmp_path / "bank").exists()
+
+
+def test_every_layout_gives_the_same_keys(tmp_path, boards, mrad, tiny_options):
+    """The same images as a plain folder, in MVTec's layout, and as lists."""
+    records = [r for r in read_dataset(boards).records if r.image.stem != "broken"]
+    rows = []
+    for record in records:
+        kind = "blob" if record.anomalous else "good"
+        target = tmp_path / "set/board/test" / kind / record.image.name
+        copy(record.image, target)
+        if record.mask:
+            copy(record.mask, tmp_path / f"set/board/ground_truth/{kind}/{record.mask.name}")
+        mask = str(record.mask or "")
+        rows.append({"image": str(record.image), "label": kind == "blob", "mask": mask})
+    lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    (tmp_path / "list.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    first = None
+    for data in (boards, tmp_path / "set", tmp_path / "list.csv", tmp_path / "list.jsonl"):
+        out = tmp_path / "banks" / data.name
+        assert mrad("build", data, "--out", out, *tiny_options).exit_code == 0
+        bank = MemoryBank.load(out)
+        first = first or bank
+        assert len(bank.entries) == 16
+        for level in ("image", "patch"):
+            one, two = getattr(first, level), getattr(bank, level)
+            best = one.keys @ two.keys.T
+            assert (best.max(axis=1) > 0.99999).all(), data
+            assert (two.labels[best.argmax(axis=1)] == one.labels).all()
+
+
+def copy(source, target):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source, target)
 
 
 def test_shards_do_not_depend_on_each_other(boards, tiny_encoder):
@@ -178,5 +213,5 @@ def test_the_command_says_what_it_did(tmp_path, mrad, boards, tiny_options):
     assert [row["source"] for row in metadata["build"]["skipped"]] == ["good/broken.png"]
     again = mrad("build", boards, "--out", tmp_path / "b", *tiny_options)
     assert "stands already" in again.stdout
-    good = mrad("build", boards / "..", "--out", tmp_path / "g", *tiny_options, "--object", "x")
+    good = mrad("build", boards / "..", "--out", tmp_path / "g", *tiny_options, "--only", "x")
     assert good.exit_code == 2
