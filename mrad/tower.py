@@ -124,7 +124,10 @@ class Tower(nn.Module):
                 f"image size {image_size} is not a multiple of the patch size {patch}"
             )
         self.patch_size, self.grid, self.dtype = patch, image_size // patch, dtype
-        self.patches = Linear(parts.patch_weight.flatten(1), parts.patch_bias, dtype)
+        # Float32 whatever the rest runs in: a patch is nearly flat, so its products cancel, and
+        # bf16 weights would be off by more than the contrast that is looked for. A thousandth of
+        # the work.
+        self.patches = Linear(parts.patch_weight.flatten(1), parts.patch_bias, torch.float32)
         positions = interpolate_positions(parts.positions.detach().float(), self.grid)
         self.register_buffer("class_start", parts.class_token.detach().float() + positions[0])
         self.register_buffer("positions", positions[1:].clone())
@@ -161,9 +164,9 @@ class Tower(nn.Module):
     def embed(self, pixels: Tensor) -> Tensor:
         """Patches as one matrix product, class token and positions added: [B, 1 + N, W]."""
         batch, grid, patch = pixels.shape[0], self.grid, self.patch_size
-        cells = pixels.to(self.dtype).view(batch, 3, grid, patch, grid, patch)
+        cells = pixels.float().view(batch, 3, grid, patch, grid, patch)
         flat = cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, grid * grid, -1)
-        tokens = self.patches(flat).float() + self.positions
+        tokens = self.patches(flat) + self.positions
         start = self.class_start.expand(batch, 1, -1)
         embedded: Tensor = self.norm_pre(torch.cat([start, tokens], dim=1))
         return embedded

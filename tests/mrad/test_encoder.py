@@ -187,6 +187,19 @@ def test_bf16_is_close_and_comes_out_as_float32(tiny_clip):
         assert float(cosine.min()) > 0.9999
 
 
+def test_bf16_sees_a_faint_contrast_on_a_bright_surface():
+    clip = build_clip()
+    with torch.no_grad():  # differences of pixels, as trained patch weights are
+        weight = clip.visual.conv1.weight
+        weight.sub_(weight.mean(dim=(1, 2, 3), keepdim=True))
+    pixels = 2 + 0.01 * torch.randn(1, 3, 64, 64)
+    exact, half = (
+        Encoder.from_clip(clip, device="cpu", precision=p).encode_pixels(pixels, raw=True).patch_raw
+        for p in ("fp32", "bf16")
+    )
+    assert float((half - exact).norm() / exact.norm()) < 0.01
+
+
 def test_attention_in_bf16_is_the_softmax_within_rounding():
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, 37, 16) for _ in range(3))
