@@ -16,6 +16,7 @@ let bank = null;
 let current = null;
 let opened = null; // the item whose picture is in the view
 let thresholdTouched = false;
+let returning = 0; // the timer that looks whether the server is back
 
 const teacher = new Teacher({
   view,
@@ -53,7 +54,8 @@ function stopped(problem) {
   };
   if (problem.code === "away") {
     $("bank").textContent = "Server away";
-    setTimeout(comeBack, 3000);
+    clearTimeout(returning);
+    returning = setTimeout(comeBack, 3000);
   }
   banner(words[problem.code] ?? `${problem.message} (${problem.code})`);
 }
@@ -62,7 +64,7 @@ function stopped(problem) {
 async function comeBack() {
   if ($("banner").hidden) return;
   if (await alive()) await connect();
-  else setTimeout(comeBack, 3000);
+  else returning = setTimeout(comeBack, 3000);
 }
 
 function banner(text, act = true) {

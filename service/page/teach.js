@@ -35,6 +35,9 @@ export class Teacher {
       event.preventDefault();
       this.#send("anomalous");
     });
+    $("kind").addEventListener("input", () => {
+      this.#attempt = null;
+    });
     $("unpaint").addEventListener("click", () => this.#brush.undo());
     $("wipe").addEventListener("click", () => this.#brush.clear());
     $("from-regions").addEventListener("click", () => {
@@ -74,7 +77,9 @@ export class Teacher {
     announce("Mark the defect");
   }
 
+  /** The mask has changed: what is sent next is another lesson. */
   #hint() {
+    this.#attempt = null;
     $("mark-hint").textContent = this.#brush.empty
       ? "Nothing is marked yet. Taught so, only the image as a whole is learnt, not the place."
       : "Marked places are learnt as a defect, the rest of the image as good.";
