@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 import uuid
@@ -14,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import problems
 from service.audit import Audit
+from service.errors import DrainingError
 from service.metrics import Metrics
 from service.tracing import Tracing
 
@@ -70,6 +72,11 @@ class Front:
                 await self.app(scope, receive, answer)
                 if span is not None:
                     span.set_attribute("http.response.status_code", status)
+        except asyncio.CancelledError:  # the drain limit passed
+            if status:
+                raise
+            error = DrainingError("the server stopped before this was done; ask another one")
+            await problems.respond(error, scope)(scope, receive, answer)
         except Exception as error:
             log.error("failed", exc_info=error)
             if not status:

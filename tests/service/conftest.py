@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import structlog
 import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -22,6 +23,13 @@ from mrad.bank_io import save_calibration
 from mrad.calibration import Calibration, Platt, Reliability, Summary, Tail, Threshold
 from service.app import create_app
 from service.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def plain_logs() -> None:
+    """Tracebacks in colours, with every local, take longer than the tests."""
+    chain = [structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()]
+    structlog.configure(processors=chain)
 
 
 @pytest.fixture
@@ -36,8 +44,10 @@ def make_app(bank_path: Path, tiny_encoder: Encoder) -> Callable[..., FastAPI]:
     """`make_app(**settings)`: no keys are asked for unless told."""
 
     def make(**given: Any) -> FastAPI:
-        settings = {"bank": bank_path, "auth": "off", "batch_wait": 0.005} | given
-        return create_app(Settings(**settings), encoder_of=lambda bank, device: tiny_encoder)
+        settings = {"bank": bank_path, "auth": "off", "batch_wait": 0.005, "request_seconds": 600}
+        return create_app(
+            Settings(**settings | given), encoder_of=lambda bank, device: tiny_encoder
+        )
 
     return make
 
@@ -65,9 +75,10 @@ def client(connect: Callable[..., TestClient]) -> TestClient:
 
 
 @contextmanager
-def served(app: FastAPI) -> Iterator[str]:
-    """The application behind a real socket; gives its address."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
+def served(app: FastAPI, **options: Any) -> Iterator[str]:
+    """The application behind a real socket; gives its address. `options` are uvicorn's."""
+    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, **options)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
@@ -81,7 +92,7 @@ def served(app: FastAPI) -> Iterator[str]:
 
 
 @pytest.fixture
-def serve() -> Callable[[FastAPI], Any]:
+def serve() -> Callable[..., Any]:
     """`with serve(app) as url:`"""
     return served
 

@@ -29,7 +29,7 @@ def banks(bank_path: Path, tiny_bank: MemoryBank) -> Path:
 
 @pytest.fixture
 def app(banks: Path, tiny_encoder) -> FastAPI:
-    settings = Settings(bank=banks / "tiny", bank_root=banks, auth="off", batch_wait=0.005)
+    settings = Settings(bank=banks / "tiny", bank_root=banks, auth="off", request_seconds=600)
     return create_app(settings, encoder_of=lambda bank, device: tiny_encoder)
 
 

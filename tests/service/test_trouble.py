@@ -135,3 +135,19 @@ def test_the_end_readiness_first_then_no_work_then_gone(connect, png) -> None:
     runtime.batcher.drain(0)
     refused = post(client, png(1))
     assert (refused.status_code, refused.json()["code"]) == (503, "draining")
+
+
+def test_what_is_not_done_by_the_drain_limit_is_told_so(make_app, serve, png, choke) -> None:
+    app, answers = make_app(drain_seconds=0.2), []
+    with serve(app, timeout_graceful_shutdown=1) as url:
+        choke["go"].clear()
+        ask = threading.Thread(
+            target=lambda: answers.append(
+                httpx.post(f"{url}/v1/score", files={"images": png(1)}, timeout=120)
+            )
+        )
+        ask.start()
+        until(lambda: app.state.runtime.batcher.inside == 1)
+        threading.Timer(3, choke["go"].set).start()
+    ask.join(60)
+    assert (answers[0].status_code, answers[0].json()["code"]) == (503, "draining")
