@@ -67,6 +67,7 @@ def child(job: dict[str, Any]) -> None:
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT)
     for descriptor in (1, 2):
         os.dup2(log, descriptor)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a page must not read the next job
     os.chdir(job["desk"])
     os.environ.clear()
     os.environ.update(job["environment"])
