@@ -101,7 +101,9 @@ def litserve(port: int, batch: int) -> None:
     """LitServe around the same detector, with the same batch size and wait."""
     from litserve import LitServer
 
-    api = API(max_batch_size=batch, batch_timeout=0.02)
+    from benchmarks import service_worker  # by its name, for the worker processes unpickle it
+
+    api = service_worker.API(max_batch_size=batch, batch_timeout=0.02)
     server = LitServer(api, accelerator="cpu", devices=1, workers_per_device=1, timeout=False)
     server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="warning")
 
