@@ -37,6 +37,8 @@ SETS = ("magnetic_tile", "deep_pcb")
 FUSION = 0.7
 NORMAL_CELLS = 60
 """Of each picture, for the probes: neighbours say the same again."""
+COVERED = 0.2
+"""Share of a cell from which the probes take it for anomalous: thin defects count too."""
 SCALES = (1.0, 2.0, 4.0)
 
 
@@ -49,6 +51,7 @@ class Encoded:
     statistics: np.ndarray  # [n, N, D]
     normal: torch.Tensor  # [n, N] bool
     anomalous: torch.Tensor  # [n, N] bool
+    cover: np.ndarray  # [n, N] share of each cell that is anomalous, 0..1
     masks: np.ndarray  # [n, S, S] bool
     labels: np.ndarray  # [n] bool
 
@@ -57,7 +60,7 @@ class Encoded:
         rows = torch.from_numpy(chosen)
         return Encoded(
             self.image[rows], self.patch[rows], self.statistics[chosen], self.normal[rows],
-            self.anomalous[rows], self.masks[chosen], self.labels[chosen],
+            self.anomalous[rows], self.cover[chosen], self.masks[chosen], self.labels[chosen],
         )  # fmt: skip
 
 
@@ -69,7 +72,7 @@ def encode_set(encoder: Encoder, root: Path, limit: int | None) -> tuple[Encoded
     """Every picture of a set, and the median seconds of one through decode and encode."""
     records = read_dataset(root).records
     records = records if limit is None else records[:: max(1, len(records) // limit)]
-    images, patches, statistics, regions, masks, times = [], [], [], [], [], []
+    images, patches, statistics, regions, cover, masks, times = [], [], [], [], [], [], []
     for record in records:
         picture = load_image(record.image)
         start = time.perf_counter()
@@ -83,18 +86,25 @@ def encode_set(encoder: Encoder, root: Path, limit: int | None) -> tuple[Encoded
         statistics.append(local_statistics(pixels.mean(dim=0).numpy(), encoder.grid))
         regions.append(region_grid(mask, record.anomalous, encoder.image_size, encoder.grid))
         masks.append(_resized(mask, encoder.image_size))
+        cover.append(_area(mask, encoder.grid).flatten())
     encoded = Encoded(
         torch.stack(images), torch.stack(patches), np.stack(statistics),
         torch.stack([normal for normal, _ in regions]), torch.stack([bad for _, bad in regions]),
+        np.stack(cover),
         np.stack(masks), np.array([record.anomalous for record in records]),
     )  # fmt: skip
     return encoded, float(np.median(times))
 
 
-def _resized(mask: np.ndarray, side: int) -> np.ndarray:
+def _area(mask: np.ndarray, side: int) -> np.ndarray:
     cover = torch.from_numpy(mask.astype(np.float32))[None, None]
-    small = F.interpolate(cover, size=(side, side), mode="area")[0, 0].numpy()
-    return np.asarray(small >= min(0.5, small.max()) if mask.any() else small > 1)
+    return F.interpolate(cover, size=(side, side), mode="area")[0, 0].numpy()
+
+
+def _resized(mask: np.ndarray, side: int) -> np.ndarray:
+    """Half covered is anomalous; a defect too thin for that keeps the pixels it covers most."""
+    cover = _area(mask, side)
+    return np.asarray(cover >= min(0.5, float(cover.max()) / 2) if mask.any() else cover > 1)
 
 
 def local_statistics(grey: np.ndarray, grid: int) -> np.ndarray:
@@ -152,9 +162,8 @@ def _cells(values: np.ndarray, memory: Encoded) -> tuple[np.ndarray, np.ndarray]
     rng = np.random.default_rng(0)
     chosen, labels = [], []
     for row in range(len(values)):
-        good = np.flatnonzero(memory.normal[row].numpy())
-        good = rng.permutation(good)[:NORMAL_CELLS]
-        bad = np.flatnonzero(memory.anomalous[row].numpy())
+        good = rng.permutation(np.flatnonzero(memory.cover[row] == 0))[:NORMAL_CELLS]
+        bad = np.flatnonzero(memory.cover[row] >= COVERED)
         chosen += [values[row, good], values[row, bad]]
         labels += [np.zeros(len(good)), np.ones(len(bad))]
     return np.concatenate(chosen), np.concatenate(labels)

@@ -58,7 +58,7 @@ def defect(*names: str) -> Callable[[Change], Change]:
 def _tone(rng: Rng, image: Array, cover: Array) -> Array:
     """A colour that differs from what is under `cover` by a random amount, darker more often."""
     under = (image * cover[..., None]).sum((0, 1)) / max(float(cover.sum()), 1e-6)
-    step = log_uniform(rng, 0.08, 0.8) * (-1 if rng.random() < 0.65 else 1)
+    step = log_uniform(rng, 0.12, 0.8) * (-1 if rng.random() < 0.65 else 1)
     tint = 1 + rng.normal(0, rng.choice([0.05, 0.4]), 3)
     return np.clip(under + step * tint, 0, 1).astype(np.float32)
 

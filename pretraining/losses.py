@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-DESCRIPTORS = 6
+from pretraining.statistics import STATISTICS
+
 SHARPNESS = 8.0
 """Of q.k in the retrieval loss: TF's is 1, where gradients would be faint; order is the same."""
 
@@ -30,7 +31,7 @@ class Heads(nn.Module):
     def __init__(self, width: int, kinds: int) -> None:
         super().__init__()
         self.kind = nn.Linear(width, kinds)
-        self.descriptors = nn.Linear(width, DESCRIPTORS)
+        self.statistics = nn.Linear(width, STATISTICS)
 
 
 def clip_loss(images: Tensor, texts: Tensor, same: Tensor, scale: Tensor) -> Tensor:
@@ -121,23 +122,3 @@ def kind_loss(reading: Tensor, cells: Tensor, kinds: Tensor) -> Tensor:
     positive = target[known] > 0
     parts = [loss[m].sum() / m.sum().clamp_min(8) for m in (positive, ~positive)]
     return (parts[0] + parts[1]) / 2
-
-
-@torch.no_grad()
-def descriptors(pixels: Tensor, grid: int) -> Tensor:
-    """What hand-made methods read of a cell, against the rest of its picture: [B, N, 6].
-
-    Mean, log deviation, log energies of four gradients; each less the picture's mean.
-    """
-    grey = pixels.mean(dim=1, keepdim=True)
-    cell = grey.shape[-1] // grid
-    mean = F.avg_pool2d(grey, cell)
-    deviation = (F.avg_pool2d(grey**2, cell) - mean**2).clamp_min(0).sqrt()
-    padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
-    middle = padded[:, :, 1:-1, 1:-1]
-    shifts = [padded[:, :, 1:-1, 2:], padded[:, :, 2:, 1:-1], padded[:, :, 2:, 2:]]
-    shifts.append(padded[:, :, 2:, :-2])
-    energies = [F.avg_pool2d((shift - middle).abs(), cell) for shift in shifts]
-    logs = [(value + 0.02).log() for value in (deviation, *energies)]
-    values = torch.cat([mean, *logs], dim=1).flatten(2).transpose(1, 2)
-    return values - values.mean(dim=1, keepdim=True)

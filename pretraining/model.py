@@ -130,7 +130,7 @@ def image_features(
         if gain is not None:
             patches = patches + gain
     normed = visual.ln_post(patches)
-    return x[:, 0] @ visual.proj, _average(normed, grid), grid
+    return x[:, 0] @ visual.proj, average(normed, grid), grid
 
 
 def _block(block: Any, x: Tensor, both: bool) -> tuple[Tensor, Tensor | None]:
@@ -148,7 +148,8 @@ def _block(block: Any, x: Tensor, both: bool) -> tuple[Tensor, Tensor | None]:
     return x + block.mlp(block.ln_2(x)), out[:, tokens:] if both else None
 
 
-def _average(patch: Tensor, grid: int) -> Tensor:
+def average(patch: Tensor, grid: int) -> Tensor:
+    """The method's neighbourhood average of [B, N, W]: pools of 1, 3 and 5."""
     image = patch.transpose(1, 2).unflatten(2, (grid, grid))
     pooled = image + F.avg_pool2d(image, 3, 1, 1) + F.avg_pool2d(image, 5, 1, 2)
     return (pooled / 3).flatten(2).transpose(1, 2)

@@ -17,7 +17,7 @@ from pretraining.surfaces import SURFACES, paint_circuit, tracks
 
 KINDS = ("flawless", *DEFECTS, *CIRCUIT_DEFECTS)
 """Classes of the defect head; number 0 is no defect."""
-VISIBLE = 0.03
+VISIBLE = 0.04
 """Mean change of a pixel's colour from which it counts as changed."""
 
 

@@ -26,8 +26,9 @@ from mrad.errors import NonFiniteError
 from mrad.preprocess import OPENAI_MEAN, OPENAI_STD
 from pretraining import losses
 from pretraining.losses import Batch, Heads
-from pretraining.model import NAME, build, image_features, text_features
+from pretraining.model import NAME, average, build, image_features, text_features
 from pretraining.scenes import KINDS, Tiles, coverage, make_pair, near
+from pretraining.statistics import standard, statistics
 
 PATCH = 12
 TILE = 400
@@ -39,11 +40,11 @@ class Recipe:
     """Everything that decides the weights."""
 
     seed: int = 0
-    steps: int = 2600
+    steps: int = 2400
     pairs: int = 16
     side: int = 132
     """Pictures of the first part, pixels: a window of the position table."""
-    large_from: float = 0.75
+    large_from: float = 0.8
     """Share of the steps after which pictures have the encoder's own size."""
     large_pairs: int = 4
     large_side: int = 264
@@ -53,12 +54,12 @@ class Recipe:
     adam_lr: float = 1e-3
     weight_decay: float = 0.05
     warmup: int = 60
-    weights: tuple[float, ...] = (1.0, 2.0, 1.0, 0.5, 1.0, 0.3)
+    weights: tuple[float, ...] = (0.5, 3.0, 2.0, 1.0, 1.0, 3.0)
     """Of the losses in the order of `LOSSES`."""
 
     boost: float = 2.5
     """Contrast of defects at the first step; 1 from `boost_until` (share of the steps) on."""
-    boost_until: float = 0.3
+    boost_until: float = 0.25
 
     def boost_at(self, step: int) -> float:
         """Contrast of defects at a step."""
@@ -70,7 +71,7 @@ class Recipe:
         return step >= self.large_from * self.steps
 
 
-LOSSES = ("clip", "dense", "retrieval", "image_retrieval", "kind", "descriptors")
+LOSSES = ("clip", "dense", "retrieval", "image_retrieval", "kind", "statistics")
 
 
 class Batches(Dataset[dict[str, Any]]):
@@ -141,6 +142,7 @@ class Training:
         self.recipe, self.out, self.device = recipe, out, device
         self.tokenizer = open_clip.SimpleTokenizer()
         sample = prepare(Batches(recipe)[0], self.tokenizer, device).pixels
+        self.standard = standard(statistics(sample, recipe.side // PATCH))
         self.clip: Any = build(recipe.seed, sample.cpu()).to(device)
         self.heads = Heads(self.clip.visual.conv1.weight.shape[0], len(KINDS)).to(device)
         self.scale = nn.Parameter(torch.tensor([10.0, 10.0], device=device).log())
@@ -208,12 +210,11 @@ class Training:
         return {"step": self.step, "loss": float(loss.detach()), **named, **readings}
 
     def _rate(self) -> float:
-        """Warm-up, then a cosine to zero."""
+        """Warm-up, then a straight line to zero."""
         recipe = self.recipe
         if self.step < recipe.warmup:
             return (self.step + 1) / recipe.warmup
-        share = (self.step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-        return 0.5 * (1 + math.cos(math.pi * share))
+        return (recipe.steps - self.step) / max(1, recipe.steps - recipe.warmup)
 
     def _losses(
         self, batch: Batch, corner: tuple[int, int]
@@ -227,14 +228,15 @@ class Training:
         dense, log_odds = losses.dense_loss(
             patch, self.clip.visual.proj, texts, batch.cells, scale[1]
         )
-        read = self.heads.descriptors(patch)
+        wanted = (statistics(batch.pixels, grid) - self.standard[0]) / self.standard[1]
+        read = self.heads.statistics(patch)
         parts = [
             losses.clip_loss(images, texts, batch.same, scale[0]),
             dense,
             losses.retrieval_loss(patch, batch.cells),
             losses.image_retrieval_loss(images),
             losses.kind_loss(self.heads.kind(patch), batch.cells, batch.kinds),
-            (read - losses.descriptors(batch.pixels, grid)).square().mean(),
+            nn.functional.smooth_l1_loss(read, average(wanted, grid)),
         ]
         return parts, _readings(images, texts, log_odds, batch.cells)
 

@@ -78,7 +78,7 @@ def test_every_defect_changes_the_picture(name: str) -> None:
     assert changed.shape == image.shape
     assert cover.shape == (side, side)
     assert np.isfinite(changed).all()
-    assert -1e-4 <= cover.min()
+    assert cover.min() >= -1e-4
     assert cover.max() <= 1.0001
     assert np.abs(changed - image)[cover > 0.2].max() > 0.01
 
