@@ -1,24 +1,27 @@
 """AUPRO by one histogram pass against thresholding 200 times over every region.
 
-    python benchmarks/aupro.py path/to/dataset [--images 200]
+    python -m benchmarks.aupro [--quick]
 
-Real maps: half of the images fill a memory, the others are judged by MRAD-TF. Prints both times,
-both values, and the value by definition (every distinct normal value a threshold).
+Real maps of ../shared/data/magnetic_tile, or of the bundled images where that is not there: half of
+the images fill a memory, the others are judged by MRAD-TF. Both times, both values, and the value by
+definition (every distinct normal value a threshold).
 """
 
 from __future__ import annotations
 
-import argparse
-import time
 from pathlib import Path
 
 import numpy as np
 from skimage import measure
 
+from benchmarks.tables import Table, hardware, main, middle, paired, ratio, timed
 from indexer.data import read_dataset
 from indexer.evaluate.metrics import FPR_LIMIT, PixelScores, area
 from mrad import Detector, Encoder, MemoryBank
 
+NAME = "aupro"
+ROOT = Path(__file__).parent.parent
+PLACES = (ROOT.parent / "shared" / "data" / "magnetic_tile", ROOT / "mrad" / "demo" / "deep_pcb")
 Pairs = list[tuple[np.ndarray, np.ndarray]]
 
 
@@ -81,32 +84,33 @@ def real_maps(path: Path, images: int, side: int, encoder: Encoder) -> Pairs:
     return pairs
 
 
-def main(encoder: Encoder | None = None, arguments: list[str] | None = None) -> None:
-    """Print the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--side", type=int, default=518)
-    options = parser.parse_args(arguments)
-    encoder = encoder or Encoder.load("mrad-mini")
-    pairs = real_maps(options.data, options.images, options.side, encoder)
+def run(quick: bool) -> list[Table]:
+    """One table: three ways to the same number."""
+    place = next(path for path in PLACES if path.is_dir())
+    images, side = (4, 64) if quick else (200, 518)
+    pairs = real_maps(place, images, side, Encoder.load("mrad-mini", device="cpu"))
     regions = sum(int(measure.label(mask).max()) for _, mask in pairs)
-    print(f"{len(pairs)} maps of {options.side} x {options.side}, {regions} regions")
-    found = {}
-    for name, function in (
-        ("one histogram pass", by_histogram),
-        ("200 thresholds over every region", by_steps),
-        ("definition, every threshold", by_definition),
-    ):
-        start = time.perf_counter()
-        value = function(pairs)
-        found[name] = (value, time.perf_counter() - start)
-        print(f"{name:34} AUPRO {value:.5f}  {found[name][1]:8.2f} s")
-    ours, steps, exact = found.values()
-    print(
-        f"{steps[1] / ours[1]:.0f} times faster; off the definition by {abs(ours[0] - exact[0]):.1e}"
-    )
+    values = [function(pairs) for function in (by_histogram, by_steps, by_definition)]
+    slow, fast = paired(lambda: by_steps(pairs), lambda: by_histogram(pairs), 1, warm=False)
+    exact = timed(lambda: by_definition(pairs), 1, warm=False)
+    speed = ratio(slow, fast)
+    return [
+        Table(
+            f"AUPRO of {len(pairs)} maps of {side} x {side}, {regions} regions ({place.name})",
+            ["", "AUPRO", "time"],
+            [
+                ["one histogram pass", f"{values[0]:.5f}", middle(fast)],
+                ["200 thresholds over every region", f"{values[1]:.5f}", middle(slow)],
+                ["definition, every threshold", f"{values[2]:.5f}", middle(exact)],
+            ],
+            [
+                hardware(),
+                f"{speed} faster; off the definition by {abs(values[0] - values[2]):.1e}.",
+            ],
+            {"AUPRO by histogram against 200 thresholds": speed},
+        )
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    main(run)
