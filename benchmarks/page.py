@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,12 @@ PLOTS = (
 """Benchmark, start of the table's title, columns of x and y, file."""
 
 
-def fill(page: str, name: str, facts: dict[str, Any]) -> str:
-    """`page` with the tables of one benchmark between its marks; unchanged without marks."""
+def fill(page: str, name: str, facts: dict[str, Any], pictures: Sequence[str] = ()) -> str:
+    """`page` with the tables and pictures of one benchmark between its marks, where it has them."""
     tables = [
         Table(t["title"], t["columns"], t["rows"], t["notes"]).markdown() for t in facts["tables"]
     ]
+    tables += [f"![{Path(file).stem.replace('-', ' ')}](images/{file})\n" for file in pictures]
     body = f"Taken on: {facts['hardware']}.\n\n" + "\n".join(tables).strip()
     marked = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.S)
     return marked.sub(lambda found: f"{found[1]}\n{body}\n\n{found[2]}", page)
@@ -68,6 +70,17 @@ def draw(table: dict[str, Any], x: str, y: str, path: Path) -> None:
     plt.close(figure)
 
 
+def pictures(name: str, tables: Sequence[dict[str, Any]]) -> list[str]:
+    """Draw what is to be drawn of a benchmark; the files' names."""
+    drawn = []
+    for benchmark, title, x, y, file in PLOTS:
+        for table in tables:
+            if benchmark == name and table["title"].startswith(title):
+                draw(table, x, y, IMAGES / file)
+                drawn.append(file)
+    return drawn
+
+
 def main() -> None:
     """Fill the page with whatever the folder holds."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -81,12 +94,8 @@ def main() -> None:
     for name, facts in results.items():
         if facts["quick"]:
             raise SystemExit(f"{name} is a quick run: its figures mean nothing")
-        page = fill(page, name, facts)
+        page = fill(page, name, facts, pictures(name, facts["tables"]))
     PAGE.write_text(page, encoding="utf-8")
-    for name, title, x, y, file in PLOTS:
-        for table in results.get(name, {"tables": []})["tables"]:
-            if table["title"].startswith(title):
-                draw(table, x, y, IMAGES / file)
     print(f"{', '.join(results) or 'nothing'} written into {PAGE}")
 
 

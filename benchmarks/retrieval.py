@@ -39,7 +39,7 @@ def plain(
     sums = torch.full((len(queries), 2), -torch.inf, dtype=torch.float64)
     for label in (0, 1):
         own = np.ascontiguousarray(keys.keys[keys.labels == label] * scale)
-        count = min(cells, len(own) // 39)
+        count = max(1, min(cells, len(own) // 39))
         kmeans = faiss.Kmeans(own.shape[1], count, niter=10, seed=1)
         kmeans.train(own)
         cell = kmeans.index.search(own, 1)[1][:, 0]

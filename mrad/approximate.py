@@ -9,7 +9,7 @@ Cells whose closed form could be off by too much for a query are summed key by k
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -86,8 +86,17 @@ class ApproximateRetriever:
     excluded entry are always summed key by key, so `exclude` is exact, not a subtraction.
     """
 
-    def __init__(self, cells: Cells, *, device: torch.device | str = "cpu") -> None:
-        """The cells' small table goes to the device; on a GPU the coded keys go along."""
+    def __init__(
+        self,
+        cells: Cells,
+        *,
+        device: torch.device | str = "cpu",
+        resident: Sequence[Tensor] = (),
+    ) -> None:
+        """The cells' small table goes to the device; on a GPU the coded keys go along.
+
+        `resident`: codes of the first segments, where they are on the device already.
+        """
         self.cells, self.device = cells, torch.device(device)
         self.probed = 0.0
         """Cells summed key by key in the last call, mean over queries."""
@@ -102,9 +111,8 @@ class ApproximateRetriever:
         self._label = torch.from_numpy(stats.frame.label).to(self.device).long()
         self._noise = torch.from_numpy(cells.codec.noise).to(self.device)
         self._rest = stats.frame.rest
-        self._codes = [torch.from_numpy(s.codes) for s in cells.segments]
-        if self.device.type != "cpu":
-            self._codes = [codes.to(self.device) for codes in self._codes]
+        new = cells.segments[len(resident) :]
+        self._codes = [*resident, *(torch.from_numpy(s.codes).to(self.device) for s in new)]
 
     @classmethod
     def build(
@@ -292,10 +300,7 @@ class ApproximateRetriever:
     def nearest(
         self, queries: Tensor, k: int, exclude: Tensor | None = None
     ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
-        """See `Retriever.nearest`; among the 32 cells of largest q.m (more where they hold too few).
-
-        A place that cannot be filled, for all else is excluded, has similarity -inf and row -1.
-        """
+        """See `Retriever.nearest`; among the 32 cells of largest q.m (more where they hold too few)."""
         queries = self._checked(queries)
         exclude = None if exclude is None else exclude.to(self.device)
         k = min(k, len(self))
@@ -343,7 +348,8 @@ class ApproximateRetriever:
         while len(segments) > 1 and len(segments[-1]) <= 2 * len(new):
             new = Segment.join([segments.pop(), new])  # so that there are few, at O(log n) a key
         added = replace(cells, stats=cells.stats.merge(assigned.stats), segments=(*segments, new))
-        return ApproximateRetriever(added, device=self.device)
+        kept = self._codes[: len(segments)]
+        return ApproximateRetriever(added, device=self.device, resident=kept)
 
     def drift(self) -> Drift:
         """How the keys added since the build fit its cells."""

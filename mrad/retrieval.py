@@ -43,7 +43,10 @@ class Retriever(Protocol):
     def nearest(
         self, queries: Tensor, k: int, exclude: Tensor | None = None
     ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
-        """The k keys of largest inner product: similarities and key rows, [M, k], best first."""
+        """The k keys of largest inner product: similarities and key rows, [M, k], best first.
+
+        A place that cannot be filled, for all else is excluded, has similarity -inf and row -1.
+        """
         ...
 
 
@@ -134,8 +137,9 @@ class ExactRetriever:
         similarity, rows = self._index.search(values, min(k + own, len(self)))
         banned = self.entry.cpu().numpy()[rows] == exclude.cpu().numpy()[:, None]
         order = np.argsort(banned, axis=1, kind="stable")[:, : min(k, len(self))]
-        rows = np.take_along_axis(rows, order, 1)
-        return np.take_along_axis(similarity, order, 1), self.rows[rows]
+        banned = np.take_along_axis(banned, order, 1)
+        rows = np.where(banned, -1, self.rows[np.take_along_axis(rows, order, 1)])
+        return np.where(banned, -np.inf, np.take_along_axis(similarity, order, 1)), rows
 
     def _checked(self, queries: Tensor) -> Tensor:
         if queries.ndim != 2 or queries.shape[1] != self.keys.shape[1]:

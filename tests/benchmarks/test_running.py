@@ -94,6 +94,7 @@ def test_page_takes_tables_between_its_marks(
     text = path.read_text()
     assert text.startswith("before\n<!-- retrieval -->\n\nTaken on:")
     assert text.count("### Sizes") == 1
+    assert text.count("![rate](images/rate.png)") == 1
     assert text.endswith("<!-- /retrieval -->\nafter\n")
     assert (tmp_path / "images" / "rate.png").stat().st_size < 50_000
 

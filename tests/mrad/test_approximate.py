@@ -154,11 +154,11 @@ def test_nearest_finds_what_exact_finds(labels: np.ndarray, entry: np.ndarray) -
 
 def test_nearest_of_fewer_keys_than_asked() -> None:
     keys, labels = clustered(5, 0), np.array([0, 1, 0, 1, 0], dtype=np.uint8)
-    retriever = ApproximateRetriever.build(keys, labels)
-    similarity, rows = retriever.nearest(torch.from_numpy(keys[:1]), 9, torch.tensor([0]))
-    assert sorted(rows[0, :4]) == [1, 2, 3, 4]
-    assert rows[0, 4] == -1
-    assert similarity[0, 4] == -np.inf
+    for retriever in (ApproximateRetriever.build(keys, labels), ExactRetriever(keys, labels)):
+        similarity, rows = retriever.nearest(torch.from_numpy(keys[:1]), 9, torch.tensor([0]))
+        assert sorted(rows[0, :4]) == [1, 2, 3, 4]
+        assert rows[0, 4] == -1
+        assert similarity[0, 4] == -np.inf
 
 
 def test_added_keys_count_at_once_and_train_nothing(labels: np.ndarray) -> None:

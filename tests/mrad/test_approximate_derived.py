@@ -20,6 +20,7 @@ from mrad import Detector, Encoder, MemoryBank, approximate_derived
 from mrad.approximate import ApproximateRetriever
 from mrad.approximate_derived import approximate, stored
 from mrad.errors import EmptyLevelError, MRADError
+from mrad.heads.ft import FTConfig, FTHead, FTWeights
 from mrad.memory import LevelMemory
 from mrad.retrieval import ExactRetriever, choose, make_retriever, sharpness_of, streamed_log_sums
 
@@ -178,3 +179,22 @@ def test_a_detector_on_an_approximate_memory(
     )
     assert len(builds) == 2  # evidence asks the head's own index
     assert len(MemoryBank.load(tmp_path / "bank").entries) == len(bank.entries)
+
+
+def test_a_sharp_head_on_an_approximate_memory(
+    tiny_encoder: Encoder, tiny_bank: MemoryBank, builds: list[int]
+) -> None:
+    torch.manual_seed(0)
+    weights = FTWeights(tiny_encoder.embed_dim, tiny_encoder.width)
+    state = {name: 6 * value for name, value in weights.state_dict().items()}
+    image = np.random.default_rng(0).integers(0, 255, (64, 80, 3), dtype=np.uint8)
+    features, outputs = tiny_encoder.encode([image]), []
+    for mode in ("exact", "approximate"):
+        head = FTHead(tiny_encoder, FTConfig(), state)
+        head.attach(tiny_bank, mode)
+        outputs.append(head(features, torch.tensor([2])))
+    exact, other = outputs
+    assert exact.patch.std() > 1e-3
+    torch.testing.assert_close(other.patch, exact.patch, rtol=0, atol=1e-3)
+    torch.testing.assert_close(other.image, exact.image, rtol=0, atol=1e-3)
+    assert len(builds) == 2
