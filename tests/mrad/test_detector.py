@@ -92,6 +92,17 @@ def test_an_image_of_the_memory_finds_itself_unless_excluded(
             )
 
 
+def test_asking_for_more_evidence_than_there_is_never_shows_the_excluded(
+    tiny_detector, tiny_samples, tiny_bank
+):
+    features = tiny_detector.encoder.encode([tiny_samples[0].image])
+    (found,) = tiny_detector.finish(features, [(8, 8)], evidence=99, exclude=torch.tensor([0]))
+    own = tiny_bank.entries[0].entry_id
+    assert own not in {e.entry_id for e in found.evidence}
+    others = int((tiny_bank.image.entry != 0).sum() + (tiny_bank.patch.entry != 0).sum())
+    assert len(found.evidence) == others
+
+
 def test_evidence_describes_its_key(tiny_detector, tiny_bank, ragged):
     grid = tiny_detector.encoder.grid
     features = tiny_detector.encoder.encode(ragged[:1])
