@@ -185,8 +185,6 @@ class Detector:
             cell = None if cells is None else divmod(int(cells[query]), grid)
             evidence = []
             for value, key in zip(values, keys):
-                if key < 0:  # fewer keys than asked for, once the excluded ones are gone
-                    continue
                 if key < 0:  # fewer than k are left once the own entry is excluded
                     continue
                 entry = self.bank.entries[int(memory.entry[key])]
