@@ -91,7 +91,7 @@ class Judge:
                 "mrad calibrate first"
             )
         image, pixel = thresholds(calibration, threshold, target_fpr)
-        low, high = colour_scale(detector, pixel)
+        low, high = colour_scale(detector, calibration, pixel)
         return cls(detector, image, pixel, low, high, calibration, checkpoint)
 
     def verdict(self, score: float) -> str | None:
@@ -146,22 +146,32 @@ def thresholds(
     return calibration.image_threshold if image is None else image, pixel
 
 
-@torch.inference_mode()
-def colour_scale(detector: Detector, pixel_threshold: float | None) -> tuple[float, float]:
-    """One scale for all images of a memory and head, so that their colours compare.
+def colour_scale(
+    detector: Detector, calibration: Calibration | None, pixel_threshold: float | None
+) -> tuple[float, float]:
+    """Map values of the coldest and hottest colour: one scale for all, so that colours compare.
 
-    From what the head says of the memory's own keys: cold is the median of the normal ones, hot
-    the 95 % quantile of the anomalous ones. With a pixel threshold the hot end is moved so that the
-    threshold sits in the middle of the scale.
+    With a pixel threshold it sits in the middle, and three quarters of the good pixels stay cold.
+    Without, the middle is the high end of what the head says of the memory's own anomalous keys,
+    and cold is the median of its normal ones.
     """
+    if pixel_threshold is not None:
+        middle, tail = pixel_threshold, calibration and calibration.normal_pixels
+        low = tail.threshold_at(0.25) if tail else middle
+        if low >= middle:  # good and bad overlap
+            low = min(_of_own_keys(detector)[0], middle)
+    else:
+        low, middle = _of_own_keys(detector)
+    return (low, 2 * middle - low) if middle > low else (0.0, 1.0)
+
+
+@torch.inference_mode()
+def _of_own_keys(detector: Detector) -> tuple[float, float]:
+    """Median over normal, 95 % quantile over anomalous patch keys of what the head says of them."""
     memory, device = detector.bank.patch, detector.encoder.device
     rows = np.linspace(0, len(memory) - 1, min(KEYS, len(memory))).astype(int)
     keys = torch.from_numpy(memory.keys[rows]).to(device)
     whole = torch.from_numpy(detector.bank.image.keys[:1]).to(device)
     values = detector.head(Features(whole, keys[None])).patch[0].cpu().numpy()
     bad = memory.labels[rows] == ANOMALOUS
-    low, high = float(np.median(values[~bad])), float(np.quantile(values[bad], 0.95))
-    if pixel_threshold is not None:
-        low = min(low, pixel_threshold)
-        high = 2 * pixel_threshold - low
-    return (low, high) if high > low else (0.0, 1.0)
+    return float(np.median(values[~bad])), float(np.quantile(values[bad], 0.95))
