@@ -68,6 +68,13 @@ def words(line: str) -> list[str]:
     return [] if any(part in {"|", "&", "&&", ">", ">>", "<", "<<"} for part in found) else found
 
 
+def call(parts: list[str]) -> list[str]:
+    """A simple command without the settings before it (`NAME=value program ...`)."""
+    while parts and re.fullmatch(r"\w+=.*", parts[0], re.DOTALL):
+        parts = parts[1:]
+    return parts
+
+
 def commands(program: str) -> list[tuple[Path, int, list[str]]]:
     """Every call of a program in any page's shell blocks: page, line, words."""
     found = []
@@ -75,9 +82,7 @@ def commands(program: str) -> list[tuple[Path, int, list[str]]]:
         for step in steps(page):
             if step.kind in ("sh", "bash", "console"):
                 for line in shell_lines(step.text):
-                    parts = words(line)
-                    while parts and re.fullmatch(r"\w+=.*", parts[0]):  # NAME=value before it
-                        parts = parts[1:]
+                    parts = call(words(line))
                     if parts[:1] == [program]:
                         found.append((page, step.line, parts))
     return found

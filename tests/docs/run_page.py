@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from pages import ELSEWHERE, Step, shell_lines, steps, words
+from pages import ELSEWHERE, Step, call, shell_lines, steps, words
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 LIMIT = 900
@@ -29,7 +29,7 @@ def run_python(step: Step, text: str, namespace: dict[str, Any], page: Path) -> 
 
 def run_shell(text: str) -> None:
     for line in shell_lines(text):
-        parts = words(line)
+        parts = call(words(line))
         program = parts[0] if parts else line.split()[0]
         if program in ELSEWHERE:
             continue

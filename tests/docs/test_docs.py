@@ -53,6 +53,7 @@ def test_steps_are_found_hidden_left_out_and_indented(tmp_path: Path) -> None:
         ("sh", 'echo "x" \\\n  y\n', ""),
         ("text", "no\n", ""),
     ]
+    assert pages.call(pages.words('A="x y" docker run b  # c')) == ["docker", "run", "b"]
     assert pages.shell_lines(found[3][1]) == ['echo "x"    y']
 
 
