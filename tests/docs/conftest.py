@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import threading
@@ -11,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mrad import Encoder, MemoryBank, Sample
 from service.serving import make_server
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-BOARDS = ROOT / "tests" / "parity" / "images"
+BOARDS = ROOT / "mrad" / "demo" / "deep_pcb"
 
 
 @pytest.fixture
@@ -27,26 +27,24 @@ def desk(tmp_path: Path) -> Path:
 
 
 def furnish(folder: Path) -> Path:
-    """Copy the images to where the pages have them."""
-    for path in BOARDS.glob("*.png"):
-        name = path.stem.removesuffix("_mask")
-        kind = "good" if name.endswith("good") else "defect"
-        if path.stem.endswith("_mask"):
-            copy(path, folder / "parts" / "masks" / f"{name}.png")
-        else:
-            copy(path, folder / "parts" / kind / f"{name}.png")
-    photos = {"memory0_defect": "bad.png", "memory3_good": "good.png", "query0_defect": "board.jpg"}
-    for source, name in photos.items():
-        copy(BOARDS / f"{source}.png", folder / name)
-        copy(BOARDS / f"{source}.png", folder / "photos" / name)
-    copy(BOARDS / "query2_good.png", folder / "other.jpg")
-    copy(BOARDS / "memory0_defect_mask.png", folder / "mask.png")
+    """Copy the bundled boards to where the pages have them."""
+    for source in sorted((BOARDS / "memory").glob("*/*.*")):
+        copy(source, folder / "parts" / source.parent.name / f"{source.stem}.png")
+    good = sorted((BOARDS / "query" / "good").iterdir())
+    bad = sorted((BOARDS / "query" / "defect").iterdir())
+    singles = {"good.png": good[0], "bad.png": bad[0], "board.jpg": bad[1], "other.jpg": good[1]}
+    for name, source in singles.items():
+        copy(source, folder / name)
+        copy(source, folder / "photos" / name)
+    copy(BOARDS / "query" / "masks" / f"{bad[0].stem}.png", folder / "mask.png")
     return folder
 
 
 def copy(source: Path, target: Path) -> None:
+    """The same picture, in the format that the new name says."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(source, target)
+    with Image.open(source) as image:
+        image.save(target)
 
 
 @pytest.fixture(scope="session")
