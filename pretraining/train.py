@@ -267,6 +267,10 @@ class Training:
         for optimiser, saved in zip(self.optimisers, state["optimisers"]):
             optimiser.load_state_dict(saved)
         self.step = int(state["step"])
+        # What a cut-off run logged behind its checkpoint is done, and logged, again.
+        log = self.out / "log.jsonl"
+        if log.exists():
+            log.write_text("".join(log.read_text().splitlines(keepends=True)[: self.step]))
 
 
 @torch.no_grad()

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from mrad.memory import MemoryBank
 
 
+SAMPLE = 256
+"""Queries from which approximate retrieval reads the head's sharpness and its own error."""
+
+
 class FTConfig(BaseModel):
     """FT has nothing to set: its sharpness lies in its weights."""
 
@@ -82,15 +86,22 @@ class FTHead:
     @torch.inference_mode()
     def attach(self, bank: MemoryBank, mode: str = "exact") -> None:
         """Project the memory's keys and index them."""
-        device = self.encoder.device
-        image = self.weights.image_key(torch.from_numpy(bank.image.keys).to(device))
-        patch = self.weights.patch_key(torch.from_numpy(bank.patch.keys).to(device))
-        self.image = self._retriever(bank.image, image, mode)
-        self.patch = self._retriever(bank.patch, patch, mode)
+        weights, device = self.weights, self.encoder.device
+        image, patch = (
+            torch.from_numpy(level.keys).to(device) for level in (bank.image, bank.patch)
+        )
+        self.image = self._retriever(
+            bank.image, weights.image_key(image), weights.image_query(_some(image)), mode
+        )
+        self.patch = self._retriever(
+            bank.patch, weights.patch_key(patch), weights.patch_query(_some(patch)), mode
+        )
 
-    def _retriever(self, level: LevelMemory, projected: Tensor, mode: str) -> Retriever:
-        keys = projected.cpu().numpy()
-        return make_retriever(replace(level, keys=keys), mode=mode, device=self.encoder.device)
+    def _retriever(
+        self, level: LevelMemory, projected: Tensor, queries: Tensor, mode: str
+    ) -> Retriever:
+        keys = replace(level, keys=projected.cpu().numpy())
+        return make_retriever(keys, mode=mode, device=self.encoder.device, queries=queries)
 
     @torch.inference_mode()
     def __call__(self, features: Features, exclude: Tensor | None = None) -> HeadOutput:
@@ -101,3 +112,8 @@ class FTHead:
         patch = self.patch.probability(query.view(-1, width), rows)
         image = self.weights.image_query(features.class_query())
         return HeadOutput(patch.view(batch, cells), self.image.probability(image, exclude))
+
+
+def _some(keys: Tensor) -> Tensor:
+    """Evenly spread keys, as stand-ins for what will be asked: [n, d] -> [at most SAMPLE, d]."""
+    return keys[:: -(-len(keys) // SAMPLE) or 1]
