@@ -55,6 +55,31 @@ def probability_of(log_sums: Tensor) -> Tensor:
     return torch.softmax(log_sums, dim=-1)[:, ANOMALOUS].float()
 
 
+def at_whole_prior(probability: Tensor, level: LevelMemory, exclude: Tensor | None) -> Tensor:
+    """What a query that may not retrieve its own keys is told, at the class shares of the whole.
+
+    Without its own keys an image asks a memory in which its class is rarer, by 1/n of the odds. TF's
+    scores differ by less than that in a small memory, so a defect would look better, and a good part
+    worse, for no other reason than being left out. Odds are scaled back: `probability` [M],
+    `exclude` int64 [M] or None -> float32 [M].
+    """
+    if exclude is None:
+        return probability
+    entries = int(level.entry.max()) + 1
+    own = np.bincount(level.entry * 2 + level.labels, minlength=2 * entries).reshape(entries, 2)
+    rows = exclude.cpu().numpy()
+    mine = np.where((rows >= 0)[:, None], own[rows.clip(0, entries - 1)], 0)
+    mine[rows >= entries] = 0
+    total = np.bincount(level.labels, minlength=2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rarer = np.log(
+            total / (total - mine)
+        )  # infinite where a class is all one's own: then p is 0
+    shift = torch.from_numpy(np.nan_to_num(rarer[:, ANOMALOUS] - rarer[:, 1 - ANOMALOUS], posinf=0))
+    odds = torch.logit(probability.double()) + shift.to(probability.device)
+    return torch.sigmoid(odds).float()
+
+
 class ExactRetriever:
     """p(q) = sum_i softmax_i(q.k_i) v_i over ALL keys, streamed in blocks of keys.
 

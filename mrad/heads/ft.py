@@ -14,7 +14,7 @@ from mrad.errors import HeadError
 from mrad.heads import HeadOutput
 from mrad.heads.checkpoint import fill
 from mrad.memory import LevelMemory
-from mrad.retrieval import Retriever, make_retriever
+from mrad.retrieval import Retriever, at_whole_prior, make_retriever
 
 if TYPE_CHECKING:
     from mrad.encoder import Encoder, Features
@@ -86,6 +86,7 @@ class FTHead:
     @torch.inference_mode()
     def attach(self, bank: MemoryBank, mode: str = "exact") -> None:
         """Project the memory's keys and index them."""
+        self.levels = bank.image, bank.patch
         weights, device = self.weights, self.encoder.device
         image, patch = (
             torch.from_numpy(level.keys).to(device) for level in (bank.image, bank.patch)
@@ -110,8 +111,11 @@ class FTHead:
         batch, cells, width = query.shape
         rows = None if exclude is None else exclude.repeat_interleave(cells)
         patch = self.patch.probability(query.view(-1, width), rows)
-        image = self.weights.image_query(features.class_query())
-        return HeadOutput(patch.view(batch, cells), self.image.probability(image, exclude))
+        image = self.image.probability(self.weights.image_query(features.class_query()), exclude)
+        return HeadOutput(
+            at_whole_prior(patch, self.levels[1], rows).view(batch, cells),
+            at_whole_prior(image, self.levels[0], exclude),
+        )
 
 
 def _some(keys: Tensor) -> Tensor:

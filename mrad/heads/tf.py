@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mrad.errors import HeadError
 from mrad.heads import HeadOutput
-from mrad.retrieval import Retriever, make_retriever
+from mrad.retrieval import Retriever, at_whole_prior, make_retriever
 
 if TYPE_CHECKING:
     from mrad.encoder import Encoder, Features
@@ -38,6 +38,7 @@ class TFHead:
 
     def attach(self, bank: MemoryBank, mode: str = "exact") -> None:
         """Index both levels; exact or approximate retrieval by `mode`."""
+        self.levels = bank.image, bank.patch
         self.image: Retriever = make_retriever(bank.image, mode=mode, device=self.encoder.device)
         self.patch: Retriever = make_retriever(bank.patch, mode=mode, device=self.encoder.device)
 
@@ -47,6 +48,8 @@ class TFHead:
         batch, cells, width = query.shape
         rows = None if exclude is None else exclude.repeat_interleave(cells)
         patch = self.patch.probability(query.reshape(-1, width), rows)
+        image = self.image.probability(features.class_query(), exclude)
         return HeadOutput(
-            patch.view(batch, cells), self.image.probability(features.class_query(), exclude)
+            at_whole_prior(patch, self.levels[1], rows).view(batch, cells),
+            at_whole_prior(image, self.levels[0], exclude),
         )

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrad.errors import DimensionError, EmptyLevelError, MRADError, NonFiniteError
-from mrad.retrieval import ExactRetriever, make_retriever, probability_of
+from mrad.memory import LevelMemory
+from mrad.retrieval import ExactRetriever, at_whole_prior, make_retriever, probability_of
 
 
 def naive(queries: np.ndarray, keys: np.ndarray, labels: np.ndarray, banned=None) -> np.ndarray:
@@ -145,3 +146,19 @@ def test_misuse_has_its_own_errors(tiny_bank):
     exact = make_retriever(tiny_bank.image, mode="exact")
     assert isinstance(exact, ExactRetriever)
     assert len(exact) == len(tiny_bank.image)
+
+
+def test_being_left_out_does_not_make_a_defect_look_better():
+    """Keys that say nothing: every image must get the class share of the whole memory."""
+    labels = np.array([0, 0, 0, 1, 1], np.uint8)
+    level = LevelMemory(
+        np.tile(np.float32([1, 0]), (5, 1)), labels, np.arange(5), np.full(5, "image"),
+        np.ones(5, np.int32),
+    )  # fmt: skip
+    retriever = ExactRetriever(level.keys, level.labels, level.entry)
+    own = torch.tensor([0, 3, -1])
+    told = retriever.probability(torch.from_numpy(level.keys[:3]), own)
+    assert told[1] < 0.3 < 0.4 < told[0]  # the bias: the defect looks best
+    fair = at_whole_prior(told, level, own)
+    assert torch.allclose(fair, torch.full((3,), 0.4), atol=1e-6)
+    assert at_whole_prior(told, level, None) is told

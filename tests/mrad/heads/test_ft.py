@@ -30,6 +30,11 @@ def by_hand(state, bank: MemoryBank, features, exclude=None):
             rows = np.repeat(exclude, len(query) // len(exclude))
             scores[level.entry[None] == rows[:, None]] = -np.inf
         weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        if exclude is not None:  # at the class shares of the whole memory
+            kept = level.entry[None] != rows[:, None]
+            for label in (0, 1):
+                own = level.labels == label
+                weights[:, own] *= own.sum() / (kept & own).sum(axis=1, keepdims=True)
         return (weights @ (level.labels == 1)) / weights.sum(axis=1)
 
     image = probability(
