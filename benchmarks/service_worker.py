@@ -34,7 +34,7 @@ def detector() -> Detector:
     memory = DEMO / "memory"
     samples = [
         Sample(path, path.parent.name == "defect", mask if mask.exists() else None, path.name)
-        for path in sorted([*memory.glob("good/*.jpg"), *memory.glob("defect/*.jpg")])
+        for path in sorted([*memory.glob("good/*"), *memory.glob("defect/*")])
         for mask in [memory / "masks" / f"{path.stem}.png"]
     ]
     return Detector(encoder, MemoryBank.from_samples(encoder, samples))
@@ -42,7 +42,8 @@ def detector() -> Detector:
 
 def queries() -> list[bytes]:
     """The bundled query images, as files."""
-    return [path.read_bytes() for path in sorted(DEMO.glob("query/*/*.jpg"))]
+    images = (path for kind in ("good", "defect") for path in (DEMO / "query" / kind).iterdir())
+    return [path.read_bytes() for path in sorted(images)]
 
 
 def bare(batch: int) -> None:
