@@ -96,10 +96,15 @@ class Banks:
 
     def memory(self, name: str | None = None) -> DurableMemory:
         """Its living memory. Raises `ReadOnlyError` too."""
-        memory = self.get(name).memory
-        if memory is None:
+        found = self.get(name)
+        if found.memory is None:
             raise ReadOnlyError("this server is read-only: its memory is not taught here")
-        return memory
+        if found.memory.closed:  # another name of the same folder took a rebuilt bank up
+            bank = found.model.name
+            raise BankNotLoadedError(
+                f"bank {bank!r} was built anew; POST /v1/banks/{bank}/activate takes it up"
+            )
+        return found.memory
 
     def activate(self, name: str) -> Model:
         """Load, verify and warm, then switch. Whatever fails leaves the active bank as it is.
@@ -150,19 +155,22 @@ class Banks:
     def _reload(self, name: str, spec: BankSpec, found: Loaded) -> Loaded:
         """`bank.json` changed: new thresholds, or a bank that was built anew."""
         memory = found.memory
-        if memory is not None and _holds(memory):
+        writes = memory is not None and not memory.closed
+        if memory is not None and writes and _holds(memory):
             fresh = replace(found.model.bank, calibration=MemoryBank.load(spec.path).calibration)
             held, why = calibration_of(fresh, spec, found.model.detectors[0])
             with self._following:
                 found.model = replace(found.model, calibration=held, why_uncalibrated=why)
             found.manifest = _digest(spec.path)
             return found
-        # Another memory: its log has one writer, so the old one is closed first. If the new one
-        # cannot be loaded the old one goes on judging, but is taught no more.
+        # Another memory: its log has one writer, so the old one is closed first, and only once
+        # the new one is known to be whole. Until then the old one judges and learns as before.
+        if memory is not None and writes:
+            build_model(name, spec, MemoryBank.load(spec.path), self._encoders, self._settings)
+            memory.retire()
+        loaded = self._load(name, spec)
         found.stop_following()
-        if memory is not None:
-            memory.close()
-        return self._load(name, spec)
+        return loaded
 
     def _follow(self, loaded: Loaded, memory: DurableMemory) -> None:
         def learnt(bank: MemoryBank) -> None:
@@ -176,8 +184,9 @@ class Banks:
     def _memory_of(self, path: Path) -> DurableMemory | None:
         """Two names may mean the same folder with two heads; its log has one writer."""
         for loaded in self._loaded.values():
-            if loaded.memory is not None and loaded.memory.home.bank == path.resolve():
-                return loaded.memory
+            memory = loaded.memory
+            if memory is not None and not memory.closed and memory.home.bank == path.resolve():
+                return memory
         return None
 
     def _evict(self) -> None:

@@ -46,15 +46,15 @@ class Batcher:
         self._clean = [0] * devices
         self._groups = 0
         self._draining = self._closed = False
-        whole = torch.get_num_threads()
-        share = max(1, whole // limits.finish_threads)
+        cores = torch.get_num_threads()
+        share = max(1, cores // limits.finish_threads)
         self._threads: list[threading.Thread] = []
         for i in range(limits.decode_threads):
             self._start(f"decode-{i}", self._decode_loop, 1)
         for i in range(limits.finish_threads):
             self._start(f"finish-{i}", self._finish_loop, share)
         for i in range(devices):  # last: what they set is what later threads take over
-            self._start(f"device-{i}", partial(self._device_loop, i), whole)
+            self._start(f"device-{i}", partial(self._device_loop, i), max(1, cores // devices))
 
     def _start(self, name: str, loop: Callable[[], None], cores: int) -> None:
         """A thread whose tensor operations take so many cores.

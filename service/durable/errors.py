@@ -48,6 +48,6 @@ class EntryExistsError(BankError):
 
 
 class IdempotencyConflictError(BankError):
-    """The same idempotency key came with another image or label."""
+    """The same idempotency key came with another image, mask or label."""
 
     code = "idempotency_conflict"

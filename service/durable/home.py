@@ -20,10 +20,11 @@ from typing import Any
 
 from mrad.errors import BankCorruptError, BankError, BankNotFoundError, BankVersionError
 from mrad.files import atomic_folder, atomic_write_bytes, fsync_folder, sha256_file
-from mrad.memory import Entry, MemoryBank
+from mrad.memory import MemoryBank
 from service.durable.frames import Segment
 from service.durable.log import segment_paths
 from service.durable.operations import decode_entry
+from service.durable.state import Standing
 
 FORMAT_VERSION = 1
 
@@ -95,7 +96,7 @@ class Home:
         """Whether nothing was ever learnt here, so that a rebuilt bank may simply take over."""
         return not any(True for path in segment_paths(self.log) for _ in Segment(path).salvage())
 
-    def load(self, current: Current) -> tuple[MemoryBank, dict[str, Entry]]:
+    def load(self, current: Current) -> tuple[MemoryBank, dict[str, Standing]]:
         """The bank and the idempotency keys of a generation, every digest verified.
 
         Thresholds and metadata always come from `<bank>`: that is where `mrad calibrate` writes.
@@ -111,18 +112,18 @@ class Home:
         ledger = folder / "ledger.json"
         if not ledger.is_file() or sha256_file(ledger) != current.ledger_sha256:
             raise BankCorruptError(f"{ledger} is missing or fails its SHA-256; restore it")
-        pairs = json.loads(ledger.read_bytes())
-        return bank, {key: decode_entry(entry) for key, entry in pairs}
+        kept = json.loads(ledger.read_bytes())
+        return bank, {key: Standing(decode_entry(entry), content) for key, entry, content in kept}
 
     def write_generation(
-        self, previous: Current, bank: MemoryBank, ledger: Mapping[str, Entry], applied: int
+        self, previous: Current, bank: MemoryBank, ledger: Mapping[str, Standing], applied: int
     ) -> Current:
         """Write the next snapshot; it counts once `write_current` has its pointer."""
         number = previous.generation + 1
         with atomic_folder(self._generation(number), replace=True) as folder:
             bank.save(folder / "bank")
-            pairs = [[key, asdict(entry)] for key, entry in ledger.items()]
-            data = json.dumps(pairs).encode()
+            kept = [[key, asdict(use.entry), use.content] for key, use in ledger.items()]
+            data = json.dumps(kept).encode()
             (folder / "ledger.json").write_bytes(data)
         digest = hashlib.sha256(data).hexdigest()
         return Current(previous.base, number, applied, digest)

@@ -20,6 +20,8 @@ class Add:
     keys: tuple[Key, ...]
     thumbnail: bytes | None = None
     idempotency_key: str | None = None
+    content: str = ""
+    """Digest of what was uploaded: a repeat under the same idempotency key brings the same."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ def encode(operation: Operation) -> bytes:
         ],
         "thumbnail": operation.thumbnail is not None,
         "idempotency_key": operation.idempotency_key,
+        "content": operation.content,
     }
     tail = operation.thumbnail or b""
     return b"".join([json.dumps(facts).encode(), b"\0", *vectors, tail])
@@ -84,7 +87,7 @@ def _decode_add(facts: dict[str, Any], blob: bytes) -> Add:
             Key(key["level"], key["label"], entry.entry_id, key["region"], key["size"], vector)
         )
     thumbnail = blob[offset:] if facts["thumbnail"] else None
-    return Add(entry, tuple(keys), thumbnail, facts["idempotency_key"])
+    return Add(entry, tuple(keys), thumbnail, facts["idempotency_key"], facts["content"])
 
 
 def decode_entry(facts: dict[str, Any]) -> Entry:

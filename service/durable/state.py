@@ -23,6 +23,15 @@ REMEMBERED = 10_000
 
 
 @dataclass(frozen=True)
+class Standing:
+    """What an idempotency key was used for."""
+
+    entry: Entry
+    content: str
+    """See `Add.content`."""
+
+
+@dataclass(frozen=True)
 class Page:
     """A page of entries, newest first."""
 
@@ -33,10 +42,10 @@ class Page:
 class MemoryState:
     """Bank, idempotency keys and the order of entries. Not thread-safe."""
 
-    def __init__(self, bank: MemoryBank, ledger: Mapping[str, Entry]) -> None:
+    def __init__(self, bank: MemoryBank, ledger: Mapping[str, Standing]) -> None:
         self.bank = GrowingBank(bank)
         self.ledger = dict(ledger)
-        """Idempotency key -> the entry that was added under it."""
+        """Idempotency key -> what was added under it."""
         self._ids = sorted(self.bank.rows)
 
     def __len__(self) -> int:
@@ -62,7 +71,7 @@ class MemoryState:
         self.bank.add(entry, operation.keys, operation.thumbnail)
         bisect.insort(self._ids, entry.entry_id)
         if operation.idempotency_key is not None:
-            self.ledger[operation.idempotency_key] = entry
+            self.ledger[operation.idempotency_key] = Standing(entry, operation.content)
             while len(self.ledger) > REMEMBERED:
                 del self.ledger[next(iter(self.ledger))]
 
@@ -120,16 +129,14 @@ class MemoryState:
         return entry
 
 
-def same_request(standing: Entry, asked: Entry) -> bool:
-    """Whether an idempotent repeat is one: what, not when or by whom."""
-    theirs = replace(asked, entry_id=standing.entry_id)
-    return replace(theirs, added_at=standing.added_at, added_by=standing.added_by) == standing
-
-
-def check_repeat(key: str, standing: Entry, asked: Entry) -> None:
-    """Raise `IdempotencyConflictError` unless it is a repeat."""
-    if not same_request(standing, asked):
+def check_repeat(key: str, standing: Standing, asked: Add) -> None:
+    """Raise `IdempotencyConflictError` unless it asks for the same: what, not when or by whom."""
+    entry = standing.entry
+    theirs = replace(
+        asked.entry, entry_id=entry.entry_id, added_at=entry.added_at, added_by=entry.added_by
+    )
+    if Standing(theirs, asked.content) != standing:
         raise IdempotencyConflictError(
-            f"idempotency key {key!r} was used for another image or label (entry "
-            f"{standing.entry_id}); use a new key for a new request"
+            f"idempotency key {key!r} was used for another image, mask or label (entry "
+            f"{entry.entry_id}); use a new key for a new request"
         )

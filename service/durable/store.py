@@ -16,7 +16,7 @@ from service.durable.home import Current, Home
 from service.durable.lock import WriterLock
 from service.durable.log import Log, base_changed
 from service.durable.operations import Add, Operation, Remove, decode, encode
-from service.durable.state import MemoryState, Page, check_repeat
+from service.durable.state import MemoryState, Page, Standing, check_repeat
 
 if TYPE_CHECKING:
     from mrad.encoder import Encoder
@@ -98,14 +98,16 @@ class DurableMemory:
         keys: Sequence[Key],
         thumbnail: bytes | None = None,
         idempotency_key: str | None = None,
+        content: str = "",
     ) -> Entry:
         """Durable, and in `bank`, before it returns; returns the entry that stands.
 
         With an `idempotency_key` that was seen before, that is the entry of then, also after a
-        restart; `IdempotencyConflictError` when it was another image or label. Raises
-        `EntryExistsError`, `DimensionError`, `NonFiniteError`, `LogWriteError`.
+        restart; `IdempotencyConflictError` when `content`, a digest of what was uploaded, or the
+        entry's facts were others. Raises `EntryExistsError`, `DimensionError`, `NonFiniteError`,
+        `LogWriteError`, `MemoryClosedError`.
         """
-        return self._submit(Add(entry, tuple(keys), thumbnail, idempotency_key))
+        return self._submit(Add(entry, tuple(keys), thumbnail, idempotency_key, content))
 
     def remove(self, entry_id: str) -> None:
         """Forget an entry, durably. Raises `EntryNotFoundError`.
@@ -119,10 +121,6 @@ class DurableMemory:
         """One entry. Raises `EntryNotFoundError`."""
         with self._guard:
             return self._state.get(entry_id)
-
-    def known(self, idempotency_key: str) -> Entry | None:
-        """The entry that was added under this key, also if it has been removed since."""
-        return self._state.ledger.get(idempotency_key)
 
     def list(self, *, cursor: str | None = None, limit: int = 50, label: int | None = None) -> Page:
         """Entries by `entry_id`, newest first, after `cursor` (the last page's `next_cursor`).
@@ -186,6 +184,23 @@ class DurableMemory:
             "log_bytes": self._log.bytes,
         }
 
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no writes any more."""
+        return self._closed
+
+    def retire(self) -> None:
+        """`close`, so that a bank that was built anew in this folder can take over.
+
+        Raises `BaseChangedError` if anything was learnt here; it goes on learning then, and all of
+        it is found again once the old bank is back in its place.
+        """
+        with self._log_guard:
+            if self._log.sequence:
+                raise BaseChangedError(base_changed(self.home.bank))
+            self._broken = "the bank was built anew and takes over; try again"
+        self.close()
+
     def close(self) -> None:
         """Finish what is queued, let the next writer in. May be called twice."""
         self._committer.close()
@@ -208,12 +223,12 @@ class DurableMemory:
 
     def _commit(self, batch: Sequence[Pending]) -> None:
         """Admit, log, apply, tell: in this order, so that a failure leaves nothing visible."""
-        if self._broken:
-            raise LogWriteError(self._broken)
         admitted = admit(self._state, batch)
         if not admitted:
             return
         with self._log_guard:
+            if self._broken:
+                raise LogWriteError(self._broken)
             self._log.append([pending.data for pending, _ in admitted])
             try:
                 with self._guard:
@@ -254,7 +269,7 @@ class DurableMemory:
 def admit(state: MemoryState, batch: Sequence[Pending]) -> list[tuple[Pending, Entry]]:
     """What of the batch may happen, with the entry each is about; settles or joins the others."""
     admitted: list[tuple[Pending, Entry]] = []
-    fresh: dict[str, tuple[Pending, Entry]] = {}  # idempotency keys of this batch
+    fresh: dict[str, tuple[Pending, Standing]] = {}  # idempotency keys of this batch
     coming: set[str] = set()
     leaving: list[str] = []
     for pending in batch:
@@ -269,7 +284,8 @@ def admit(state: MemoryState, batch: Sequence[Pending]) -> list[tuple[Pending, E
                 entry = state.check_add(operation, coming)
                 coming.add(entry.entry_id)
                 if operation.idempotency_key is not None:
-                    fresh[operation.idempotency_key] = (pending, entry)
+                    standing = Standing(entry, operation.content)
+                    fresh[operation.idempotency_key] = (pending, standing)
         except MRADError as error:
             pending.fail(error)
             continue
@@ -279,7 +295,7 @@ def admit(state: MemoryState, batch: Sequence[Pending]) -> list[tuple[Pending, E
 
 def _repeats(
     state: MemoryState,
-    fresh: dict[str, tuple[Pending, Entry]],
+    fresh: dict[str, tuple[Pending, Standing]],
     pending: Pending,
     operation: Add,
 ) -> bool:
@@ -289,12 +305,12 @@ def _repeats(
         return False
     standing = state.ledger.get(key)
     if standing is not None:
-        check_repeat(key, standing, operation.entry)
-        pending.resolve(standing)
+        check_repeat(key, standing, operation)
+        pending.resolve(standing.entry)
         return True
     if key in fresh:
-        first, entry = fresh[key]
-        check_repeat(key, entry, operation.entry)
+        first, standing = fresh[key]
+        check_repeat(key, standing, operation)
         first.waiting.extend(pending.waiting)
         return True
     return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import shutil
 import tarfile
@@ -107,21 +108,24 @@ def add_entry(
     """Add a labelled image. 201 once it is on disk and scored with; 200 for a repeat.
 
     A defect without a mask teaches the image level only: nobody knows which patches are defective.
-    Send an `Idempotency-Key` and retry freely.
+    Send an `Idempotency-Key` and retry freely; with another image, mask or label it is refused.
     """
     memory = runtime_of(request).memory(bank)
     detector = runtime_of(request).detector(bank)
     teaching: Teaching = request.state.teaching
-    decoded = detector.decode(_read(image, teaching), teaching.max_pixels)
+    pixels = _read(image, teaching)
+    painted = _read(mask, teaching) if mask is not None else None
+    decoded = detector.decode(pixels, teaching.max_pixels)
     anomalous = label == "anomalous"
-    region = load_mask(_read(mask, teaching), decoded.size) if mask is not None else None
+    region = load_mask(painted, decoded.size) if painted is not None else None
     sample = Sample(
         decoded.image, anomalous, None, source or image.filename or "", object_name, defect,
         tuple(tags or ()),
     )  # fmt: skip
     entry = Entry.of(sample, decoded.size, getattr(request.state, "key_name", ""))
     keys = keys_of(detector.encoder, teaching.encode(detector, decoded), 0, entry, region)
-    standing = memory.add(entry, keys, thumbnail_of(decoded.image), idempotency_key)
+    thumbnail, content = thumbnail_of(decoded.image), digest_of(pixels, painted)
+    standing = memory.add(entry, keys, thumbnail, idempotency_key, content)
     repeated = standing.entry_id != entry.entry_id
     request.state.audit = {"entry_id": standing.entry_id, "label": label, "repeated": repeated}
     response.status_code = 200 if repeated else 201
@@ -191,6 +195,12 @@ def _read(file: UploadFile, teaching: Teaching) -> bytes:
     if (file.size or 0) > teaching.max_file_bytes:
         raise BodyTooLargeError(f"the file has more than {teaching.max_file_bytes} bytes")
     return file.file.read()
+
+
+def digest_of(image: bytes, mask: bytes | None) -> str:
+    """SHA-256 of an upload: its image and its mask."""
+    parts = (hashlib.sha256(part).digest() for part in (image, mask) if part is not None)
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def thumbnail_of(image: Image.Image) -> bytes:

@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from mrad import Detector, MemoryBank
 from mrad.bank_io import save_calibration
 from service.app import create_app
+from service.durable import DurableMemory
 from service.settings import BankSpec, Settings
 
 SWAPS = 20
@@ -141,3 +142,48 @@ def test_a_read_only_server_is_not_taught(connect, png) -> None:
     taught = client.post("/v1/memory/entries", files={"image": png(1)}, data={"label": "normal"})
     assert (taught.status_code, taught.json()["code"]) == (403, "read_only")
     assert client.get("/v1/bank").json()["digest"]
+
+
+def rebuild(banks: Path, name: str, like: str) -> None:
+    """Another bank in a folder that is being served."""
+    shutil.rmtree(banks / name)
+    shutil.copytree(banks / like, banks / name)
+
+
+def teach(client: TestClient, file: bytes, bank: str = "tiny") -> httpx.Response:
+    where = {"params": {"bank": bank}, "data": {"label": "normal"}}
+    return client.post("/v1/memory/entries", files={"image": file}, **where)
+
+
+def test_a_rebuilt_bank_takes_over_and_learns(banks: Path, tiny_encoder, png) -> None:
+    specs = {"again": BankSpec(path=banks / "tiny")}
+    settings = Settings(bank=banks / "tiny", bank_specs=specs, auth="off")
+    with opened(create_app(settings, encoder_of=lambda bank, device: tiny_encoder)) as client:
+        client.post("/v1/banks/again/activate")
+        rebuild(banks, "tiny", like="other")
+        assert client.post("/v1/banks/tiny/activate").json()["entries"] == 4
+        assert teach(client, png(1)).json()["entries"] == 5
+        assert client.get("/v1/bank", params={"bank": "again"}).json()["entries"] == 6
+        assert teach(client, png(1), "again").json()["code"] == "bank_not_loaded"
+        assert client.post("/v1/banks/again/activate").json()["entries"] == 5
+        assert teach(client, png(2), "again").json()["entries"] == 6
+        assert client.get("/v1/bank", params={"bank": "tiny"}).json()["entries"] == 6
+
+
+def test_a_rebuilt_bank_that_cannot_take_over_leaves_the_old_one_learning(
+    app, banks: Path, png
+) -> None:
+    shutil.copytree(banks / "tiny", banks.parent / "old")
+    with opened(app) as client:
+        rebuild(banks, "tiny", like="other")
+        (banks / "tiny" / "patch.faiss").write_bytes(b"damaged")
+        assert client.post("/v1/banks/tiny/activate").json()["code"] == "bank_corrupt"
+        assert teach(client, png(1)).status_code == 201
+        rebuild(banks, "tiny", like="other")
+        assert client.post("/v1/banks/tiny/activate").json()["code"] == "bank_rebuilt"
+        assert teach(client, png(2)).json()["entries"] == 8
+        assert client.get("/v1/bank").json()["entries"] == 8
+    shutil.rmtree(banks / "tiny")
+    (banks.parent / "old").rename(banks / "tiny")
+    with DurableMemory.open(banks / "tiny") as memory:
+        assert len(memory) == 8, "nothing that was promised is lost"

@@ -89,18 +89,21 @@ def test_an_idempotency_key_adds_once(base: Path, lesson, reopen: bool, compact:
     first, keys = lesson(1)
     again, again_keys = lesson(1)
     memory = DurableMemory.open(base)
-    memory.add(first, keys, idempotency_key="k")
+    memory.add(first, keys, idempotency_key="k", content="pixels")
     if compact:
         memory.compact()
     if reopen:
         memory.close()
         memory = DurableMemory.open(base)
-    assert memory.add(again, again_keys, idempotency_key="k") == first
+    same = {"idempotency_key": "k", "content": "pixels"}
+    assert memory.add(again, again_keys, **same) == first
     assert len(memory) == len(memory.bank.entries) == 5
     with pytest.raises(IdempotencyConflictError):
-        memory.add(*lesson(2), idempotency_key="k")
+        memory.add(*lesson(2), **same)
+    with pytest.raises(IdempotencyConflictError):
+        memory.add(again, again_keys, idempotency_key="k", content="other pixels")
     memory.remove(first.entry_id)
-    assert memory.add(again, again_keys, idempotency_key="k") == first, "a late retry adds nothing"
+    assert memory.add(again, again_keys, **same) == first, "a late retry adds nothing"
     assert len(memory) == 4
     memory.close()
 
