@@ -62,9 +62,17 @@ async def _answer(reader: asyncio.StreamReader) -> int:
     return status
 
 
+LONGEST = 300.0
+"""Seconds after which a run that hangs is given up."""
+
+
 def drive(port: int, requests: Sequence[bytes], images_each: int, clients: int) -> Run:
-    """Send every request once; each client sends its next when its last was answered."""
-    return asyncio.run(_drive(port, list(requests), images_each, clients))
+    """Send every request once; each client sends its next when its last was answered.
+
+    Raises `TimeoutError`.
+    """
+    work = _drive(port, list(requests), images_each, clients)
+    return asyncio.run(asyncio.wait_for(work, LONGEST))
 
 
 async def _drive(port: int, waiting: list[bytes], images_each: int, clients: int) -> Run:

@@ -21,6 +21,16 @@ from benchmarks.tables import Table, main, middle, ratio
 
 NAME = "service"
 BATCH = 8
+CLIENTS = 16
+LARGEST = 32
+"""Images of the largest request."""
+SHAPES = [
+    ("8 images a request, 2 clients", BATCH, 2),
+    (f"{LARGEST} images a request, 1 client", LARGEST, 1),
+    (f"1 image a request, {CLIENTS} clients", 1, CLIENTS),
+    ("1 image a request, 1 client", 1, 1),
+]
+COLUMNS = ("", "images/s", "time", "p50 ms", "p99 ms")
 
 
 @contextmanager
@@ -29,7 +39,9 @@ def worker(kind: str, threads: int) -> Iterator[tuple[subprocess.Popen[str], int
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "benchmarks.service_worker", kind, str(port), str(BATCH)]
+    command = [sys.executable, "-m", "benchmarks.service_worker", kind]
+    if kind != "bare":
+        command += [str(port), str(BATCH)]
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -86,11 +98,11 @@ def requests_of(kind: str, images: int, each: int) -> list[bytes]:
     return made
 
 
-def judge_bare(process: subprocess.Popen[str], images: int) -> float:
+def judge_bare(process: subprocess.Popen[str], images: int, batch: int = BATCH) -> float:
     """Seconds."""
     assert process.stdin is not None
     assert process.stdout is not None
-    print(images, file=process.stdin, flush=True)
+    print(images, batch, file=process.stdin, flush=True)
     return float(json.loads(process.stdout.readline()))
 
 
@@ -106,68 +118,84 @@ def row(name: str, images: int, times: list[float], seen: list[Run]) -> list[str
 
 def run(quick: bool) -> list[Table]:
     """Both tables; `quick` checks the script."""
-    images, runs = (16, 1) if quick else (256, 5)
+    runs, seconds = (1, 0.0) if quick else (5, 2.5)
     os.environ["MRAD_BENCH_QUICK"] = str(int(quick))
     threads = len(os.sched_getaffinity(0))
-    return [against_bare(images, runs, threads), against_litserve(images, runs, threads)]
+    with worker("mrad", threads) as (_, port):
+        with worker("bare", threads) as (bare, _):
+            images = images_for(bare, seconds)
+            table = against_bare(bare, port, images, runs, threads)
+        with worker("litserve", threads) as (_, other):
+            return [table, against_litserve(port, other, images, runs, threads)]
 
 
-def against_bare(images: int, runs: int, threads: int) -> Table:
-    """The same images through HTTP in several shapes, each right after the bare detector."""
-    shapes = [("8 images a request, 2 clients", 8, 2), ("32 images a request, 1 client", 32, 1),
-              ("1 image a request, 16 clients", 1, 16), ("1 image a request, 1 client", 1, 1)]  # fmt: skip
-    rows, ratios = [], {}
-    with worker("bare", threads) as (bare, _), worker("mrad", threads) as (_, port):
-        judge_bare(bare, BATCH)
-        for name, each, clients in shapes:
-            requests = requests_of("form", images, each)
-            drive(port, requests[:2], each, clients)
-            base, ours, seen = [], [], []
-            for turn in range(runs):
-                steps = [
-                    partial(judge_bare, bare, images),
-                    partial(drive, port, requests, each, clients),
-                ]
-                for step in steps if turn % 2 == 0 else steps[::-1]:
-                    found = step()
-                    if isinstance(found, Run):
-                        seen.append(found)
-                        ours.append(found.seconds)
-                    else:
-                        base.append(found)
-            if not rows:
-                rows.append(row(f"bare detector, batches of {BATCH}", images, base, []))
-            rows.append(row(name, images, ours, seen))
-            ratios[f"http against bare, {name}"] = ratio(base, ours)
-    notes = [f"{name}: {found}" for name, found in ratios.items()] + [
-        f"{images} JPEGs of 640 x 640 (DeepPCB), mrad-mini, TF, no maps; {threads} torch threads "
-        "on both sides; the load generator runs on the same cores.",
-    ]
-    columns = ["", "images/s", "time", "p50 ms", "p99 ms"]
-    return Table("HTTP against the bare detector", columns, rows, notes, ratios)
+def images_for(bare: subprocess.Popen[str], seconds: float) -> int:
+    """Images that the bare detector judges in about so long: whole requests of every shape."""
+    judge_bare(bare, BATCH)
+    rate = 2 * BATCH / judge_bare(bare, 2 * BATCH)
+    return LARGEST * max(1, round(rate * seconds / LARGEST))
 
 
-def against_litserve(images: int, runs: int, threads: int) -> Table:
-    """One image a request as JSON, 16 clients, same detector, batch size and wait; in turn."""
-    ours, theirs = requests_of("json", images, 1), requests_of("litserve", images, 1)
-    seen: dict[str, list[Run]] = {"mrad": [], "litserve": []}
-    with worker("mrad", threads) as (_, port), worker("litserve", threads) as (_, other):
-        sides = {"mrad": (port, ours), "litserve": (other, theirs)}
-        for where, requests in sides.values():
-            drive(where, requests[:BATCH], 1, BATCH)
+def against_bare(
+    bare: subprocess.Popen[str], port: int, images: int, runs: int, threads: int
+) -> Table:
+    """The same images through HTTP in several shapes, each right after the bare detector.
+
+    The bare one judges in batches as large as that shape fills.
+    """
+    rows, ratios, shown = [], {}, 0
+    for name, each, clients in SHAPES:
+        requests = requests_of("form", images, each)
+        batch = min(BATCH, each * clients)
+        judge_bare(bare, batch, batch)
+        drive(port, requests[: 2 * clients], each, clients)
+        base, ours, seen = [], [], []
         for turn in range(runs):
-            for name in ["mrad", "litserve"] if turn % 2 == 0 else ["litserve", "mrad"]:
-                where, requests = sides[name]
-                seen[name].append(drive(where, requests, 1, 16))
+            steps = [
+                partial(judge_bare, bare, images, batch),
+                partial(drive, port, requests, each, clients),
+            ]
+            for step in steps if turn % 2 == 0 else steps[::-1]:
+                found = step()
+                if isinstance(found, Run):
+                    seen.append(found)
+                    ours.append(found.seconds)
+                else:
+                    base.append(found)
+        if batch != shown:
+            rows.append(row(f"bare detector, batches of {batch}", images, base, []))
+            shown = batch
+        rows.append(row(name, images, ours, seen))
+        ratios[f"http against bare, {name}"] = ratio(base, ours)
+    notes = [f"{name}: {found}" for name, found in ratios.items()] + [
+        f"{images} JPEGs of 640 x 640 (DeepPCB) a run, mrad-mini, TF, no maps; {threads} torch "
+        "threads on both sides; the load generator runs on the same cores. The bare detector reads "
+        "the same files and judges them in a process of its own.",
+    ]
+    return Table("HTTP against the bare detector", COLUMNS, rows, notes, ratios)
+
+
+def against_litserve(port: int, other: int, images: int, runs: int, threads: int) -> Table:
+    """One image a request as JSON, 16 clients, same detector, batch size and wait; in turn."""
+    sides = {
+        "mrad": (port, requests_of("json", images, 1)),
+        "litserve": (other, requests_of("litserve", images, 1)),
+    }
+    seen: dict[str, list[Run]] = {name: [] for name in sides}
+    for where, requests in sides.values():
+        drive(where, requests[: 2 * CLIENTS], 1, CLIENTS)
+    for turn in range(runs):
+        for name in list(sides)[:: 1 if turn % 2 == 0 else -1]:
+            where, requests = sides[name]
+            seen[name].append(drive(where, requests, 1, CLIENTS))
     times = {name: [found.seconds for found in seen[name]] for name in seen}
     rows = [row(name, images, times[name], seen[name]) for name in seen]
     faster = ratio(times["litserve"], times["mrad"])
     note = (
-        f"mrad against LitServe: {faster}. One JPEG a request as base64 in JSON, 16 clients, "
-        f"batches of {BATCH}, wait 20 ms, one worker, {threads} torch threads."
+        f"mrad against LitServe: {faster}. One JPEG a request as base64 in JSON, {CLIENTS} clients, "
+        f"batches of {BATCH}, wait 20 ms, one worker, {threads} torch threads, {images} images a run."
     )
-    columns = ["server", "images/s", "time", "p50 ms", "p99 ms"]
-    return Table("Against LitServe", columns, rows, [note], {"litserve": faster})
+    return Table("Against LitServe", COLUMNS, rows, [note], {"litserve": faster})
 
 
 if __name__ == "__main__":

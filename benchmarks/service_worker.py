@@ -1,6 +1,6 @@
 """The three ways to judge images that benchmarks/service.py compares, each a process of its own.
 
-python -m benchmarks.service_worker bare|mrad|litserve PORT BATCH
+python -m benchmarks.service_worker bare | mrad|litserve PORT BATCH
 
 MRAD_BENCH_QUICK=1: a seeded tower instead of the shipped encoder, to check the scripts.
 """
@@ -46,13 +46,14 @@ def queries() -> list[bytes]:
     return [path.read_bytes() for path in sorted(images)]
 
 
-def bare(batch: int) -> None:
-    """Judges as many images as each line of standard input says; prints the seconds."""
+def bare() -> None:
+    """For each line `IMAGES BATCH` of standard input: judges so many, prints the seconds."""
     judge, files = detector(), queries()
     judge.predict(files[:1], maps=False)
     print("ready", flush=True)
     for line in sys.stdin:
-        wanted = [files[i % len(files)] for i in range(int(line))]
+        images, batch = map(int, line.split())
+        wanted = [files[i % len(files)] for i in range(images)]
         began = time.perf_counter()
         judge.predict(wanted, batch_size=batch, maps=False)
         print(json.dumps(time.perf_counter() - began), flush=True)
@@ -110,8 +111,7 @@ def litserve(port: int, batch: int) -> None:
 
 
 if __name__ == "__main__":
-    kind, port, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    if kind == "bare":
-        bare(batch)
+    if sys.argv[1] == "bare":
+        bare()
     else:
-        {"mrad": mrad, "litserve": litserve}[kind](port, batch)
+        {"mrad": mrad, "litserve": litserve}[sys.argv[1]](*map(int, sys.argv[2:]))
