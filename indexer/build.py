@@ -7,6 +7,7 @@ whole under OUT, then the work folder goes.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -32,10 +33,11 @@ from indexer.encode import (
 )
 from indexer.journal import Journal
 from mrad.bank_io import MANIFEST
+from mrad.coreset import reduced
 from mrad.encoder import Encoder
 from mrad.errors import BankCorruptError, BankError, BankNotFoundError, DataError
 from mrad.files import atomic_write_bytes, sha256_file
-from mrad.memory import MemoryBank
+from mrad.memory import REGIONS, MemoryBank, PatchKeys
 
 SHARD = 64
 """Images in a shard: what a kill can lose."""
@@ -55,6 +57,10 @@ class BuildOptions:
     origin: dict[str, Any] | None = None
     """Where the images were read from (path, layout, split, objects), kept for `mrad calibrate`."""
     shard: int = SHARD
+    patch_keys: PatchKeys = REGIONS
+    """What a region of an image adds to the patch level (`mrad.keys.keys_of`)."""
+    coreset: int | None = None
+    """Keep so many patch keys of all, those that cover the others best."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,11 @@ class Plan:
             "shard": size,
             "thumbnails": options.thumbnails,
         }
+        # Told only where they differ from the default, so that older banks keep their fingerprint.
+        if options.patch_keys != REGIONS:
+            asked["patch_keys"] = options.patch_keys
+        if options.coreset is not None:
+            asked["coreset"] = options.coreset
         shards = [records[start : start + size] for start in range(0, len(records), size)]
         return cls(dataset, asked, shards)
 
@@ -248,6 +259,7 @@ def encode_missing(
             counted(len(plan.shards[number])),
             batch_size=options.batch_size,
             added_by=options.added_by,
+            patch_keys=options.patch_keys,
         )
         keep_shard(work, journal, number, to_bytes(shard), shard)
     return len(records)
@@ -275,7 +287,10 @@ def finish(
     *,
     replace: bool = False,
 ) -> tuple[MemoryBank, list[Skipped]]:
-    """Join all shards and write the bank. Raises `DataError` when no image could be used."""
+    """Join all shards and write the bank.
+
+    Raises `DataError` when no image could be used, `MRADError` when `coreset` leaves a class empty.
+    """
     skipped: list[Skipped] = []
 
     def shards() -> Iterator[Shard]:
@@ -291,13 +306,17 @@ def finish(
     if not bank.entries:
         first = f", the first: {skipped[0].reason}" if skipped else ""
         raise DataError(f"{plan.dataset.root} holds no image that can be used{first}")
+    if options.coreset is not None and options.coreset < len(bank.patch):
+        bank = dataclasses.replace(bank, patch=reduced(bank.patch, options.coreset))
     bank.metadata["pretrained"] = options.pretrained
+    bank.metadata["patch_keys"] = options.patch_keys
     bank.metadata["build"] = {
         "fingerprint": plan.fingerprint,
         "data": plan.dataset.root.name,
         "layout": plan.dataset.name,
         "origin": options.origin,
         "precision": plan.asked["precision"],
+        "coreset": options.coreset,
         "made_at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "mrad": version("mrad"),
         "skipped": [asdict(item) for item in skipped],

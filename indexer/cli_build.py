@@ -45,6 +45,18 @@ def build_command(
     only: Annotated[
         list[str] | None, typer.Option("--only", "--objects", help="only this object; repeat")
     ] = None,
+    patch_keys: Annotated[
+        str,
+        typer.Option(
+            metavar="regions|all|N",
+            help="what the good and the defective part of an image each add to the memory: their "
+            "mean (regions, as the paper), every patch (all), or the N patches that cover the rest",
+        ),
+    ] = "regions",
+    coreset: Annotated[
+        int | None,
+        typer.Option(min=2, help="then keep only so many patch keys, which cover all  [every one]"),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16")] = "auto",
@@ -69,12 +81,21 @@ def build_command(
 
     Stop it, kill it, run the same command again: it goes on, and the keys are the same to the last
     bit. Images that cannot be used are skipped and listed.
+
+    Every patch as a key finds a defect like one seen before by its own patch, at hundreds of times
+    the memory: numbers between, as --patch-keys 16, are often enough. --coreset compares every key
+    with each that is kept, so it suits up to some thousands kept of some hundred thousand.
     """
     from indexer.build import BuildOptions, build
     from indexer.data import read_dataset
     from indexer.loading import choose
     from mrad.encoder import Encoder, precision_of
+    from mrad.keys import parse_patch_keys
 
+    try:
+        kept = parse_patch_keys(patch_keys)
+    except MRADError as error:
+        raise typer.BadParameter(f"--patch-keys: {error}") from error
     dataset = choose(read_dataset(data, layout=layout), split, only)
     say_what_is_missing(dataset)
     load = partial(Encoder.load, encoder, pretrained, image_size=image_size, device=device)
@@ -94,6 +115,8 @@ def build_command(
             "split": split,
             "objects": only or [],
         },
+        patch_keys=kept,
+        coreset=coreset,
     )
     with progress() as bar:
         task = bar.add_task("images", total=len(dataset), note="")

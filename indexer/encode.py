@@ -24,13 +24,13 @@ from indexer.data import Record
 from mrad.encoder import Encoder, EncoderIdentity
 from mrad.errors import BankCorruptError, ImageError, MaskError
 from mrad.keys import keys_of
-from mrad.memory import Entry, Key, LevelMemory, MemoryBank
+from mrad.memory import REGIONS, Entry, Key, LevelMemory, MemoryBank, PatchKeys
 from mrad.preprocess import Preprocess, load_image
 from mrad.types import BoolArray, Sample
 
 FORMAT_VERSION = 1
 LEVELS = ("image", "patch")
-REGIONS = ("image", "normal", "anomalous")
+PARTS = ("image", "normal", "anomalous")
 THUMBNAIL = 160
 """Longer side, pixels."""
 
@@ -90,11 +90,12 @@ def encode_shard(
     *,
     batch_size: int,
     added_by: str = "",
+    patch_keys: PatchKeys = REGIONS,
 ) -> Shard:
     """Encode one shard's records, given in order, in batches of `batch_size`.
 
-    `map(decode_record, records)` will do for `decoded`; a build decodes ahead in threads. Raises
-    `NonFiniteError`.
+    `map(decode_record, records)` will do for `decoded`; a build decodes ahead in threads.
+    `patch_keys`: what a region adds to the memory (`mrad.keys.keys_of`). Raises `NonFiniteError`.
     """
     shard = Shard()
     for batch in _batches(decoded, batch_size, shard.skipped):
@@ -102,8 +103,7 @@ def encode_shard(
         for index, item in enumerate(batch):
             entry = Entry.of(_facts(item.record), item.size, added_by)
             shard.entries.append(entry)
-            # What an image adds to the memory is decided here: its regions' means, as in the paper.
-            shard.keys.extend(keys_of(encoder, features, index, entry, item.mask))
+            shard.keys.extend(keys_of(encoder, features, index, entry, item.mask, patch_keys))
             if item.thumbnail is not None:
                 shard.thumbnails[entry.entry_id] = item.thumbnail
     return shard
@@ -171,7 +171,7 @@ def to_bytes(shard: Shard) -> bytes:
         vectors = np.stack([key.vector for key in keys]) if keys else np.empty((0, 0), np.float32)
         tensors[f"{level}.keys"] = vectors
         tensors[f"{level}.facts"] = np.array(
-            [[rows[k.entry_id], k.label, REGIONS.index(k.region), k.size] for k in keys], np.int64
+            [[rows[k.entry_id], k.label, PARTS.index(k.region), k.size] for k in keys], np.int64
         ).reshape(-1, 4)
     jpegs = [shard.thumbnails.get(entry.entry_id, b"") for entry in shard.entries]
     tensors["thumbnails"] = np.frombuffer(b"".join(jpegs), np.uint8)
@@ -197,7 +197,7 @@ def from_bytes(data: bytes, name: str = "the shard") -> Shard:
                 row, label, region, size = facts
                 entry_id = entries[row].entry_id
                 kind = "image" if level == "image" else "patch"
-                shard.keys.append(Key(kind, label, entry_id, REGIONS[region], size, vector))
+                shard.keys.append(Key(kind, label, entry_id, PARTS[region], size, vector))
         ends = np.cumsum([0, *about["thumbnail_bytes"]]).tolist()
         jpegs = tensors["thumbnails"].tobytes()
         for entry, start, end in zip(entries, ends, ends[1:]):

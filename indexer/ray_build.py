@@ -71,7 +71,13 @@ class ShardEncoder:
         )
         size = self.options.batch_size
         decoded = ahead(decode, records, depth=2 * size)
-        return encode_shard(self.encoder, decoded, batch_size=size, added_by=self.options.added_by)
+        return encode_shard(
+            self.encoder,
+            decoded,
+            batch_size=size,
+            added_by=self.options.added_by,
+            patch_keys=self.options.patch_keys,
+        )
 
     @cached_property
     def encoder(self) -> Encoder:

@@ -1,22 +1,15 @@
-"""Patch granularity: every patch a key, or few that cover them, beside the paper's region means."""
+"""Few keys that cover many: the greedy choice, and a level of the memory reduced by it."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mrad.errors import DimensionError, MRADError, NonFiniteError
-from mrad.keys import region_grid
-from mrad.memory import Entry, Key, LevelMemory
-from mrad.types import ANOMALOUS, NORMAL, BoolArray
-
-if TYPE_CHECKING:
-    from mrad.encoder import Encoder, Features
+from mrad.memory import LevelMemory
+from mrad.types import ANOMALOUS, NORMAL
 
 PROJECTED = 128
 
@@ -63,32 +56,6 @@ def covering_radius(vectors: Tensor, rows: npt.NDArray[np.int64]) -> float:
     return float(torch.cdist(points, points[torch.from_numpy(rows)]).amin(dim=1).max())
 
 
-def patch_keys(
-    encoder: Encoder,
-    features: Features,
-    index: int,
-    entry: Entry,
-    mask: BoolArray | None,
-    *,
-    per_region: int | None = None,
-) -> list[Key]:
-    """The patch keys of image `index` of a batch, where `mrad.keys.keys_of` makes region means.
-
-    One key for each patch that lies wholly in the normal or wholly in the anomalous region, or for
-    `per_region` of each that cover the others best. Patches on a defect's border give none.
-    """
-    patch = F.normalize(features.patch[index], dim=-1)
-    regions = region_grid(mask, entry.label == ANOMALOUS, encoder.image_size, encoder.grid)
-    keys: list[Key] = []
-    for label, name, cells in zip((NORMAL, ANOMALOUS), ("normal", "anomalous"), regions):
-        own = patch[cells.to(patch.device)]
-        if per_region is not None and len(own):
-            own = own[torch.from_numpy(np.sort(greedy_coreset(own, per_region)))]
-        for vector in own.float().cpu().numpy():
-            keys.append(Key("patch", label, entry.entry_id, name, 1, vector))
-    return keys
-
-
 def reduced(level: LevelMemory, size: int, *, seed: int = 0) -> LevelMemory:
     """`size` keys of a level that cover it best, in their order; each class keeps its share.
 
@@ -100,6 +67,11 @@ def reduced(level: LevelMemory, size: int, *, seed: int = 0) -> LevelMemory:
         rows = np.flatnonzero(level.labels == label)
         if len(rows):
             wanted = round(size * len(rows) / len(level))
+            if wanted < 1:
+                raise MRADError(
+                    f"a coreset of {size} of {len(level)} keys leaves none of the {len(rows)} "
+                    f"{'anomalous' if label else 'normal'} ones; ask for {_least(level)} or more"
+                )
             picked = greedy_coreset(torch.from_numpy(level.keys[rows]), wanted, seed=seed)
             kept.append(rows[picked])
     chosen = np.sort(np.concatenate(kept)) if kept else np.empty(0, dtype=np.int64)
@@ -110,3 +82,9 @@ def reduced(level: LevelMemory, size: int, *, seed: int = 0) -> LevelMemory:
         level.region[chosen],
         level.size[chosen],
     )
+
+
+def _least(level: LevelMemory) -> int:
+    """The smallest coreset that keeps a key of each class."""
+    rarest = min(int((level.labels == label).sum()) for label in np.unique(level.labels))
+    return len(level) // (2 * rarest) + 1

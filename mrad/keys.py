@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from mrad.memory import Entry, Key
+from mrad.coreset import greedy_coreset
+from mrad.errors import MRADError
+from mrad.memory import REGIONS, Entry, Key, PatchKeys
 from mrad.preprocess import load_image, load_mask
 from mrad.types import ANOMALOUS, NORMAL, BoolArray, Sample
 
@@ -41,33 +43,57 @@ def region_grid(
 
 
 def keys_of(
-    encoder: Encoder, features: Features, index: int, entry: Entry, mask: BoolArray | None
+    encoder: Encoder,
+    features: Features,
+    index: int,
+    entry: Entry,
+    mask: BoolArray | None,
+    patch_keys: PatchKeys = REGIONS,
 ) -> list[Key]:
-    """The keys of image `index` of a batch: one image key and at most two region keys.
+    """The keys of image `index` of a batch: one image key, and what each of its two regions adds.
 
-    A region key is the L2-normalised MEAN of the averaged, not yet normalised, patch features.
+    `patch_keys`: `regions` for the paper's one key a region, the L2-normalised MEAN of the averaged,
+    not yet normalised, patch features; `all` for every patch that lies wholly in the region,
+    L2-normalised; a number for so many of those at most, which cover the others best. Patches on a
+    defect's border give no key.
     """
     patch = features.patch[index]
-    image = F.normalize(features.class_feature[index], dim=-1)
-    keys = [_key("image", entry.label, entry, "image", len(patch), image)]
+    image = F.normalize(features.class_feature[index], dim=-1).float().cpu().numpy()
+    keys = [Key("image", entry.label, entry.entry_id, "image", len(patch), image)]
     regions = region_grid(mask, entry.label == ANOMALOUS, encoder.image_size, encoder.grid)
     for label, name, cells in zip((NORMAL, ANOMALOUS), ("normal", "anomalous"), regions):
-        size = int(cells.sum())
-        if size:
-            mean = patch[cells.to(patch.device)].mean(dim=0)
-            keys.append(_key("patch", label, entry, name, size, F.normalize(mean, dim=-1)))
+        own = patch[cells.to(patch.device)]
+        if not len(own):
+            continue
+        vectors = own.mean(dim=0, keepdim=True) if patch_keys == REGIONS else own
+        vectors = F.normalize(vectors, dim=-1)
+        if isinstance(patch_keys, int):
+            vectors = vectors[torch.from_numpy(np.sort(greedy_coreset(vectors, patch_keys)))]
+        size = len(own) if patch_keys == REGIONS else 1
+        for vector in vectors.float().cpu().numpy():
+            keys.append(Key("patch", label, entry.entry_id, name, size, vector))
     return keys
 
 
-def _key(level: str, label: int, entry: Entry, region: str, size: int, vector: Tensor) -> Key:
-    values = vector.float().cpu().numpy()
-    return Key(
-        "image" if level == "image" else "patch", label, entry.entry_id, region, size, values
-    )
+def parse_patch_keys(text: str | int) -> PatchKeys:
+    """`regions`, `all`, or a number of 1 or more, as people type it. Raises `MRADError`."""
+    if text == "all" or text == REGIONS:
+        return "all" if text == "all" else REGIONS
+    try:
+        if (count := int(text)) >= 1:
+            return count
+    except (TypeError, ValueError):
+        pass
+    raise MRADError(f"patch keys are `regions`, `all`, or a number of 1 or more, not {text!r}")
 
 
 def encode_samples(
-    encoder: Encoder, samples: Iterable[Sample], *, batch_size: int = 8, added_by: str = ""
+    encoder: Encoder,
+    samples: Iterable[Sample],
+    *,
+    batch_size: int = 8,
+    added_by: str = "",
+    patch_keys: PatchKeys = REGIONS,
 ) -> Iterator[tuple[Entry, list[Key]]]:
     """Entries and keys of labelled samples, a batch at a time, in order.
 
@@ -80,4 +106,4 @@ def encode_samples(
         for index, (sample, image) in enumerate(zip(chunk, images)):
             entry = Entry.of(sample, image.size, added_by)
             mask = None if sample.mask is None else load_mask(sample.mask, image.size)
-            yield entry, keys_of(encoder, features, index, entry, mask)
+            yield entry, keys_of(encoder, features, index, entry, mask, patch_keys)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,13 @@ from mrad.errors import (
 from mrad.types import ANOMALOUS, NORMAL, BoolArray, FloatArray, Level, Sample
 
 if TYPE_CHECKING:
-    from mrad.encoder import Encoder, EncoderIdentity, Features
+    from mrad.encoder import Encoder, EncoderIdentity
+
+REGIONS: Final = "regions"
+BLOCK = 8_192
+"""Keys looked at together, which may be mapped and exceed memory."""
+PatchKeys = Literal["regions", "all"] | int
+"""What a region of an image adds to the patch level: its mean, every patch, or so many of them."""
 
 
 def new_entry_id() -> str:
@@ -153,7 +159,7 @@ class LevelMemory:
             raise EmptyLevelError(f"the memory's {level} level holds no key")
         if self.dim != width:
             raise DimensionError(f"{level} keys are {self.dim} wide, the encoder gives {width}")
-        if not np.isfinite(self.keys).all():
+        if not all(np.isfinite(self.keys[i : i + BLOCK]).all() for i in range(0, len(self), BLOCK)):
             raise NonFiniteError(f"the memory's {level} level holds NaN or infinity")
         if self.labels.min() == self.labels.max():
             only = "anomalous" if self.labels[0] else "normal"
@@ -188,8 +194,11 @@ class MemoryBank:
         batch_size: int = 8,
         progress: Callable[[int], None] | None = None,
         added_by: str = "",
+        patch_keys: PatchKeys = REGIONS,
     ) -> MemoryBank:
         """Encode labelled samples in memory. `progress` is called with the number done so far.
+
+        `patch_keys`: what a region adds to the patch level (`mrad.keys.keys_of`).
 
         Raises `ImageError`, `MaskError`; the indexer streams the same thing to disk.
         """
@@ -197,15 +206,20 @@ class MemoryBank:
 
         entries: list[Entry] = []
         keys: list[Key] = []
-        for done, (entry, entry_keys) in enumerate(
-            encode_samples(encoder, samples, batch_size=batch_size, added_by=added_by), start=1
-        ):
+        encoded = encode_samples(
+            encoder, samples, batch_size=batch_size, added_by=added_by, patch_keys=patch_keys
+        )
+        for done, (entry, entry_keys) in enumerate(encoded, start=1):
             entries.append(entry)
             keys.extend(entry_keys)
             if progress is not None:
                 progress(done)
         return cls.from_keys(
-            encoder.identity, entries, keys, dims=(encoder.embed_dim, encoder.width)
+            encoder.identity,
+            entries,
+            keys,
+            dims=(encoder.embed_dim, encoder.width),
+            metadata={"patch_keys": patch_keys},
         )
 
     @classmethod
@@ -264,6 +278,13 @@ class MemoryBank:
             digest=None,
         )
 
+    @property
+    def patch_keys(self) -> PatchKeys:
+        """What a region of an image adds to this memory, so that later lessons add the same."""
+        from mrad.keys import parse_patch_keys
+
+        return parse_patch_keys(self.metadata.get("patch_keys", REGIONS))
+
     def row_of(self, entry_id: str) -> int:
         """Row of an entry. Raises `BankError` when there is no such entry."""
         for row, entry in enumerate(self.entries):
@@ -321,4 +342,4 @@ def unit(vector: npt.NDArray[np.floating[Any]]) -> FloatArray:
     return np.asarray(vector / norm, dtype=np.float32)
 
 
-__all__ = ["BoolArray", "Entry", "Features", "Key", "LevelMemory", "MemoryBank", "new_entry_id"]
+__all__ = ["BoolArray", "Entry", "Key", "LevelMemory", "MemoryBank", "new_entry_id"]

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import time
+from dataclasses import replace
 
 import faiss
 import numpy as np
@@ -94,6 +95,48 @@ def test_shards_do_not_depend_on_each_other(boards, tiny_encoder):
         assert one.vector.tobytes() == two.vector.tobytes()
     with pytest.raises(BankCorruptError):
         from_bytes(to_bytes(shard)[:100])
+
+
+@pytest.mark.parametrize("patch_keys", ["all", 5])
+def test_patch_keys_finer_than_regions(tmp_path, boards, tiny_encoder, patch_keys):
+    """Cut off and resumed as the paper's; the bank tells later lessons what a region adds."""
+    dataset = read_dataset(boards)
+    options = replace(OPTIONS, patch_keys=patch_keys)
+    with pytest.raises(ImageError):
+        build(tiny_encoder, dataset, tmp_path / "cut", replace(options, strict=True))
+    with pytest.raises(JournalError, match="patch_keys"):
+        build(tiny_encoder, dataset, tmp_path / "cut", OPTIONS)
+    assert build(tiny_encoder, dataset, tmp_path / "cut", options).resumed > 0
+    whole = build(tiny_encoder, dataset, tmp_path / "whole", options).bank
+    assert same_keys(tmp_path / "cut", tmp_path / "whole")
+    records = [r for r in dataset.records if r.image.stem != "broken"]
+    samples = [record.sample() for record in records]
+    direct = MemoryBank.from_samples(tiny_encoder, samples, patch_keys=patch_keys)
+    assert whole.patch.labels.tolist() == direct.patch.labels.tolist()
+    assert MemoryBank.load(tmp_path / "cut").patch_keys == patch_keys
+    if patch_keys == "all":
+        assert len(whole.patch) > 100 * len(whole.entries) // 4
+        np.testing.assert_allclose(whole.patch.keys, direct.patch.keys, atol=1e-5)
+
+
+def test_a_coreset_of_all_patches(tmp_path, mrad, boards, tiny_options):
+    command = ["build", boards, *tiny_options, "--patch-keys", "all", "--out"]
+    done = mrad(*command, tmp_path / "b", "--coreset", 100)
+    assert done.exit_code == 0, done.output
+    bank, facts = (
+        MemoryBank.load(tmp_path / "b"),
+        json.loads((tmp_path / "b/bank.json").read_text()),
+    )
+    assert 99 <= len(bank.patch) <= 101
+    assert 0 < bank.patch.labels.sum() < 50
+    assert facts["metadata"]["build"]["coreset"] == 100
+    assert (facts["metadata"]["patch_keys"], bank.patch_keys) == ("all", "all")
+    refused = mrad(*command, tmp_path / "c", "--coreset", 2)
+    assert refused.exit_code != 0
+    assert "or more" in refused.output
+    unknown = mrad("build", boards, *tiny_options, "--patch-keys", "some", "--out", tmp_path / "d")
+    assert unknown.exit_code == 2
+    assert "regions" in unknown.output
 
 
 def test_strict_stops_and_keeps_what_was_done(tmp_path, boards, tiny_encoder):

@@ -1,4 +1,4 @@
-"""Few keys for many: coverage, and every patch as a key."""
+"""Few keys for many: coverage, and what it refuses."""
 
 from __future__ import annotations
 
@@ -13,12 +13,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `clusters`, under any impo
 
 from clusters import clustered
 
-from mrad import Encoder, Sample
-from mrad.coreset import covering_radius, greedy_coreset, patch_keys, reduced
+from mrad.coreset import covering_radius, greedy_coreset, reduced
 from mrad.errors import DimensionError, MRADError, NonFiniteError
-from mrad.keys import region_grid
-from mrad.memory import Entry, LevelMemory
-from mrad.preprocess import load_image, load_mask
+from mrad.memory import LevelMemory
 
 
 def test_coreset_covers_far_better_than_chance() -> None:
@@ -44,24 +41,6 @@ def test_coreset_takes_all_there_are_and_refuses_nonsense() -> None:
         greedy_coreset(points * torch.nan, 3)
 
 
-def test_every_patch_a_key(tiny_encoder: Encoder, tiny_samples: list[Sample]) -> None:
-    sample = tiny_samples[0]
-    image = load_image(sample.image)
-    features, entry = tiny_encoder.encode([image]), Entry.of(sample, image.size)
-    mask = load_mask(sample.mask, image.size)
-    normal, anomalous = region_grid(mask, True, tiny_encoder.image_size, tiny_encoder.grid)
-    keys = patch_keys(tiny_encoder, features, 0, entry, mask)
-    assert [k.label for k in keys] == [0] * int(normal.sum()) + [1] * int(anomalous.sum())
-    assert {k.region for k in keys} == {"normal", "anomalous"}
-    wanted = features.patch_query()[0][anomalous].numpy()
-    np.testing.assert_allclose(np.stack([k.vector for k in keys if k.label]), wanted)
-    few = patch_keys(tiny_encoder, features, 0, entry, mask, per_region=2)
-    assert [k.label for k in few] == [0, 0, 1, 1]
-    good = patch_keys(tiny_encoder, features, 0, Entry.of(tiny_samples[1], image.size), None)
-    assert len(good) == tiny_encoder.grid**2
-    assert not any(k.label for k in good)
-
-
 def test_a_reduced_level_keeps_the_classes_shares() -> None:
     labels = np.repeat([0, 1], [900, 100]).astype(np.uint8)
     level = LevelMemory(
@@ -74,5 +53,6 @@ def test_a_reduced_level_keeps_the_classes_shares() -> None:
     small = reduced(level, 50)
     assert np.bincount(small.labels).tolist() == [45, 5]
     np.testing.assert_array_equal(small.keys, level.keys[small.entry])
-    with pytest.raises(MRADError):
-        reduced(level, 4)
+    assert np.bincount(reduced(level, 6).labels).tolist() == [5, 1]
+    with pytest.raises(MRADError, match="none of the 100 anomalous ones; ask for 6 or more"):
+        reduced(level, 5)
