@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from indexer.train.data import TrainingSet
 from indexer.train.ft import Memory, linear_start, map_losses
 from indexer.train.loop import History, Progress, optimise
-from indexer.train.losses import dice_loss, upsampled
+from indexer.train.losses import TINY, dice_loss
 from indexer.train.recipe import CLIPRecipe
-from mrad.encoder import Encoder, Features
+from mrad.encoder import Encoder
 from mrad.errors import DataError
 from mrad.heads.clip import CLIPConfig, CLIPWeights, prompt_probability, region_priors
 from mrad.heads.ft import FTWeights
@@ -40,43 +39,44 @@ def train_clip(
     rows_known = data.masked.nonzero().flatten().tolist()
     if not rows_known:
         raise DataError("no image has a known mask, and prompts train on masks alone")
-    priors = _priors(encoder, data, weights, recipe, config)
+    priors, lengths = _frozen(encoder, data, weights, recipe, config)
+    projection = encoder.tower.projection.detach()
 
     def losses(picked: list[int]) -> dict[str, Tensor]:
         rows = [rows_known[i] for i in picked]
-        joint = _joint(encoder, data.features.batch(rows, device))
         prefix = text.prefix(weights.deep(config.half_deep_prompts))
         features = text(weights.context(priors[rows]), prefix)
-        patch = prompt_probability(joint, features, config.temperature)
+        # (P q).t = q.(P^T t): two texts of an image take the matrix, not its patches.
+        scaled = data.features.batch(rows, device).patch / lengths[rows, :, None]
+        patch = prompt_probability(scaled, features @ projection.T, config.temperature)
         mask = data.masks(rows).to(device)
-        normal = dice_loss(1 - upsampled(patch, data.image_size), ~mask)
+        normal = dice_loss(1 - patch, ~mask)
         return map_losses(patch, mask, recipe) | {"normal_dice": recipe.normal_dice_weight * normal}
 
     optimise("clip", recipe, len(rows_known), learned, losses, history, progress)
     return weights.requires_grad_(False).eval()
 
 
-def _joint(encoder: Encoder, features: Features) -> Tensor:
-    return F.normalize(encoder.project_patch(features.patch), dim=-1)
-
-
 @torch.no_grad()
-def _priors(
+def _frozen(
     encoder: Encoder,
     data: TrainingSet,
     weights: FTWeights,
     recipe: CLIPRecipe,
     config: CLIPConfig,
-) -> Tensor:
-    """[n, 2, E]: FT is frozen by now, so an image's priors are computed once."""
+) -> tuple[Tensor, Tensor]:
+    """What no step changes: priors [n, 2, E], and lengths of the joint patch features [n, N]."""
     memory = Memory(data, recipe, encoder.device)
-    found = []
+    priors, lengths = [], []
     for start_row in range(0, len(data), recipe.batch_size):
         rows = list(range(start_row, min(start_row + recipe.batch_size, len(data))))
         features = data.features.batch(rows, encoder.device)
         patch = memory.patch_probability(weights, features, rows)
-        found.append(region_priors(_joint(encoder, features), patch > config.region_threshold))
-    return torch.cat(found)
+        joint = encoder.project_patch(features.patch)
+        length = joint.norm(dim=-1).clamp_min(TINY)
+        priors.append(region_priors(joint / length[..., None], patch > config.region_threshold))
+        lengths.append(length)
+    return torch.cat(priors), torch.cat(lengths)
 
 
 def start(encoder: Encoder, ft: FTWeights, text: TextTower, recipe: CLIPRecipe) -> CLIPWeights:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from indexer.train.data import TrainingSet
 from indexer.train.loop import History, Progress, optimise
-from indexer.train.losses import dice_loss, focal_loss, image_loss, upsampled
-from indexer.train.masking import masked_probability, thresholds
+from indexer.train.losses import dice_loss, focal_loss, image_loss
+from indexer.train.masking import masked_probability, row_quantile
 from indexer.train.recipe import FTRecipe, Stage
 from mrad.encoder import Encoder, Features
 from mrad.heads.ft import FTWeights
@@ -34,27 +34,25 @@ class Memory:
         """[B], over the keys that are not masked out."""
         query = features.class_query()
         similarity = weights.image_query(query) @ weights.image_key(self.image_keys).T
-        limit = thresholds(query, self.image_keys, self.recipe.image_quantile)
         cosine = query @ self.image_keys.T
+        limit = row_quantile(cosine, self.recipe.image_quantile)
         return masked_probability(similarity, cosine, limit, self.image_anomalous)
 
     def patch_probability(self, weights: FTWeights, features: Features, rows: list[int]) -> Tensor:
         """[B, N], over the keys that are not masked out. `rows` of the images in the set."""
-        query = features.patch_query()
-        keys = weights.patch_key(self.patch_keys).T
+        keys, layer = weights.patch_key(self.patch_keys), weights.patch_query_layer
+        # (A q + a).k' = q.(A^T k') + a.k': the keys, fewer than a batch's patches, take the matrix.
+        turned, shift = (keys @ layer.weight).T, keys @ layer.bias
         found = []
-        for image, row in zip(query, rows):  # one image at a time: its products fit in the cache
-            similarity = weights.patch_query(image) @ keys
-            limit = self._limit(image, row)
-            cosine = image @ self.patch_keys.T
+        # One image at a time: its products fit in the cache.
+        for query, row in zip(features.patch_query(), rows):
+            cosine = query @ self.patch_keys.T
+            if row not in self._thresholds:  # unprojected features never change
+                self._thresholds[row] = row_quantile(cosine, self.recipe.patch_quantile)
+            similarity = torch.addmm(shift, query, turned)
+            limit = self._thresholds[row]
             found.append(masked_probability(similarity, cosine, limit, self.patch_anomalous))
         return torch.stack(found)
-
-    def _limit(self, query: Tensor, row: int) -> Tensor:
-        """The unprojected features never change, so neither do the thresholds."""
-        if row not in self._thresholds:
-            self._thresholds[row] = thresholds(query, self.patch_keys, self.recipe.patch_quantile)
-        return self._thresholds[row]
 
 
 def train_ft(
@@ -79,8 +77,9 @@ def train_ft(
         known = data.masked[rows].nonzero().flatten()
         if len(known):
             chosen = [rows[i] for i in known.tolist()]
-            part = Features(features.class_feature[known], features.patch[known])
-            patch = memory.patch_probability(weights, part, chosen)
+            if len(chosen) < len(rows):
+                features = Features(features.class_feature[known], features.patch[known])
+            patch = memory.patch_probability(weights, features, chosen)
             terms |= map_losses(patch, data.masks(chosen).to(patch.device), recipe)
         return terms
 
@@ -90,10 +89,9 @@ def train_ft(
 
 def map_losses(patch: Tensor, mask: Tensor, recipe: Stage) -> dict[str, Tensor]:
     """Focal and Dice terms of patch probabilities [B, N] against masks [B, S, S]."""
-    predicted = upsampled(patch, mask.shape[-1])
     return {
-        "focal": recipe.focal_weight * focal_loss(predicted, mask, recipe.focal_gamma),
-        "dice": recipe.dice_weight * dice_loss(predicted, mask),
+        "focal": recipe.focal_weight * focal_loss(patch, mask, recipe.focal_gamma),
+        "dice": recipe.dice_weight * dice_loss(patch, mask),
     }
 
 

@@ -61,7 +61,7 @@ def optimise(
     chosen = list(parameters)
     steps = recipe.epochs * -(-images // recipe.batch_size)
     optimiser = torch.optim.Adam(
-        chosen, lr=recipe.learning_rate, betas=(recipe.beta1, recipe.beta2)
+        chosen, lr=recipe.learning_rate, betas=(recipe.beta1, recipe.beta2), fused=True
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimiser, T_max=steps, eta_min=recipe.final_learning_rate

@@ -51,9 +51,14 @@ class FTWeights(nn.Module):
         """[n, E] -> [n, E]."""
         return cast(Tensor, self.image_proj["mlp2"](keys))
 
+    @property
+    def patch_query_layer(self) -> nn.Linear:
+        """A and a of the patch level's queries."""
+        return cast(nn.Linear, cast(nn.ModuleList, self.patch_proj["fc"])[0])
+
     def patch_query(self, query: Tensor) -> Tensor:
         """[..., W] -> [..., E]."""
-        return cast(Tensor, cast(nn.ModuleList, self.patch_proj["fc"])[0](query))
+        return cast(Tensor, self.patch_query_layer(query))
 
     def patch_key(self, keys: Tensor) -> Tensor:
         """[n, W] -> [n, E]."""

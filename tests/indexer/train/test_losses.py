@@ -7,41 +7,62 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from indexer.train.losses import dice_loss, focal_loss, image_loss, upsampled
-from indexer.train.masking import masked_probability, row_quantile, thresholds
+from indexer.train.losses import dice_loss, focal_loss, image_loss
+from indexer.train.masking import masked_probability, row_quantile
 
 
 @pytest.fixture
 def maps():
+    """Patch probabilities, two of them extreme; masks; the maps as METHOD.md has them."""
     generator = torch.Generator().manual_seed(0)
     patch = torch.rand(3, 25, generator=generator)
+    patch[0, :2] = torch.tensor([0.0, 1.0])
     mask = torch.rand(3, 20, 20, generator=generator) > 0.8
-    return upsampled(patch, 20), mask, patch
+    return patch, mask, upsampled(patch)
 
 
-def test_upsampling_is_bilinear_and_unblurred(maps):
-    predicted, _, patch = maps
-    wanted = F.interpolate(patch.view(3, 1, 5, 5), size=20, mode="bilinear", align_corners=False)
-    assert torch.allclose(predicted, wanted[:, 0], atol=1e-6)
+def upsampled(patch):
+    cells = patch.view(-1, 1, 5, 5)
+    return F.interpolate(cells, size=20, mode="bilinear", align_corners=False)[:, 0]
 
 
-def test_focal(maps):
-    predicted, mask, _ = maps
-    total = 0.0
-    for p, m in zip(predicted.flatten().double().tolist(), mask.flatten().tolist(), strict=True):
-        target = np.clip([1 - m, m], 1e-5, 1 - 1e-5)
-        picked = float(target @ [1 - p, p]) + 1e-5
-        total += -((1 - picked) ** 2) * np.log(picked)
-    assert float(focal_loss(predicted, mask)) == pytest.approx(total / mask.numel(), rel=1e-5)
+def slow_focal(predicted, mask, gamma):
+    hot = torch.stack([~mask, mask]).to(predicted.dtype).clamp(1e-5, 1 - 1e-5)
+    picked = (hot * torch.stack([1 - predicted, predicted])).sum(dim=0) + 1e-5
+    return -((1 - picked).clamp_min(1e-12) ** gamma * picked.log()).mean()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 3.0])
+def test_focal(maps, gamma):
+    patch, mask, predicted = maps
+    wanted = slow_focal(predicted.double(), mask, gamma)
+    assert float(focal_loss(patch, mask, gamma)) == pytest.approx(float(wanted), rel=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0, 3.0])
+def test_the_gradient_of_focal_is_autograd_s(maps, gamma):
+    patch, mask, _ = maps
+    patch = patch.clamp(0.01, 0.99)  # autograd's own powers are not finite at the ends
+    wanted = patch.double().requires_grad_()
+    slow_focal(upsampled(wanted), mask, gamma).backward()
+    found = patch.clone().requires_grad_()
+    (3 * focal_loss(found, mask, gamma)).backward()
+    assert torch.allclose(found.grad.double(), 3 * wanted.grad, rtol=1e-4, atol=1e-8)
+
+
+def test_focal_is_finite_where_the_map_is_certain():
+    patch = torch.ones(1, 25).requires_grad_()
+    focal_loss(patch, torch.ones(1, 20, 20, dtype=torch.bool)).backward()
+    assert torch.isfinite(patch.grad).all()
 
 
 def test_dice(maps):
-    predicted, mask, _ = maps
+    patch, mask, predicted = maps
     shares = []
     for p, m in zip(predicted.double().numpy(), mask.numpy(), strict=True):
         shares.append((2 * p[m].sum() + 1) / (p.sum() + m.sum() + 1))
-    assert float(dice_loss(predicted, mask)) == pytest.approx(1 - np.mean(shares), rel=1e-5)
-    assert float(dice_loss(mask.float(), mask)) == pytest.approx(0, abs=1e-6)
+    assert float(dice_loss(patch, mask)) == pytest.approx(1 - np.mean(shares), rel=1e-5)
+    assert float(dice_loss(torch.ones(3, 25), mask | True)) == pytest.approx(0, abs=1e-6)
 
 
 def test_image_loss_takes_probabilities_as_logits():
@@ -65,7 +86,8 @@ def test_masking_hides_the_nearest_keys_by_unprojected_cosine():
     keys = F.normalize(torch.randn(20, 8, generator=generator), dim=-1)
     keys[4] = query[0]  # its own key
     anomalous = torch.arange(20) % 2 == 0
-    cosine, limit = query @ keys.T, thresholds(query, keys, 0.8)
+    cosine = query @ keys.T
+    limit = row_quantile(cosine, 0.8)
     similarity = torch.randn(6, 20, generator=generator)
     found = masked_probability(similarity, cosine, limit, anomalous)
     for row in range(6):
