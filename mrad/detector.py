@@ -27,7 +27,7 @@ class Decoded:
     """An image on its way to the encoder."""
 
     pixels: Tensor
-    """float32 [3, S, S], on the CPU."""
+    """float32 [3, S, S], from `Encoder.prepare`."""
     size: tuple[int, int]
     """Width, height of the upright input."""
     image: Image.Image
@@ -122,11 +122,11 @@ class Detector:
     def decode(self, image: ImageInput, max_pixels: int = DEFAULT_MAX_PIXELS) -> Decoded:
         """Stage 1, any thread: decode and preprocess. Raises `ImageError`."""
         upright = load_image(image, max_pixels)
-        return Decoded(self.encoder.preprocess(upright), upright.size, upright)
+        return Decoded(self.encoder.prepare(upright), upright.size, upright)
 
     def encode(self, decoded: Sequence[Decoded]) -> Features:
         """Stage 2, the device's thread: encode one batch."""
-        return self.encoder.encode_pixels(torch.stack([item.pixels for item in decoded]))
+        return self.encoder.encode_prepared([item.pixels for item in decoded])
 
     @torch.inference_mode()
     def finish(

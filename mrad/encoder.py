@@ -10,13 +10,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from mrad.errors import EncoderError, NonFiniteError, UnsupportedEncoderError
 from mrad.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess, load_image
 from mrad.tower import Tower, neighbourhood_average
+from mrad.tower_graphs import Graphs, compile_blocks
 from mrad.tower_parts import parts_of
 from mrad.types import ImageInput
+from mrad.uploads import Uploads, gather
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LARGE_TOWER = 50_000_000
@@ -90,12 +93,18 @@ class Encoder:
         preprocess: Preprocess,
         device: torch.device,
         dtype: torch.dtype,
+        compiled: bool = False,
     ) -> None:
         self.clip, self.identity, self.preprocess = clip, identity, preprocess
         self.device, self.dtype = device, dtype
         self.name, self.image_size = identity.architecture, identity.image_size
         visual: Any = clip.visual
         self.tower = Tower(parts_of(visual), identity.image_size, dtype).to(device).pack()
+        if compiled:
+            compile_blocks(self.tower)
+        on_gpu = device.type == "cuda"
+        self.run = Graphs(self.tower) if on_gpu else self.tower
+        self.uploads = Uploads(preprocess, device) if on_gpu else None
         self.grid: int = self.tower.grid
         self.width, self.embed_dim = map(int, self.tower.projection.shape)
 
@@ -108,6 +117,7 @@ class Encoder:
         image_size: int | None = None,
         device: str = "auto",
         precision: str = "auto",
+        compiled: bool = False,
     ) -> Encoder:
         """Load by open_clip's name.
 
@@ -119,6 +129,8 @@ class Encoder:
             device: `auto` (a GPU if there is one), or a torch device.
             precision: `auto` (bf16 on a GPU, and on CPUs with bf16 instructions for large towers),
                 `fp32` or `bf16`. Outputs are float32 in any case.
+            compiled: `torch.compile` the blocks, for a GPU; needs Triton and a C compiler, and costs
+                a minute or so at each new batch size. CUDA graphs are used in any case.
 
         Raises `WeightsNotFoundError` (what was tried, and how to bring weights by hand),
         `UnsupportedEncoderError`, `EncoderError`.
@@ -132,6 +144,7 @@ class Encoder:
             name=loaded.architecture,
             device=device,
             precision=precision,
+            compiled=compiled,
             mean=loaded.mean,
             std=loaded.std,
         )
@@ -145,6 +158,7 @@ class Encoder:
         name: str = "custom",
         device: str = "auto",
         precision: str = "fp32",
+        compiled: bool = False,
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
     ) -> Encoder:
@@ -161,14 +175,21 @@ class Encoder:
             tuple(std or getattr(visual, "image_std", None) or OPENAI_STD),
         )
         dtype = resolve_precision(precision, target, visual)
-        return cls(clip_model.eval(), identity, preprocess, target, dtype)
+        return cls(clip_model.eval(), identity, preprocess, target, dtype, compiled)
 
     def encode(self, images: Sequence[ImageInput], *, raw: bool = False) -> Features:
         """Decode, preprocess and encode a batch. Raises `ImageError` for an unreadable image."""
         if not images:
             raise EncoderError("no images to encode")
-        pixels = torch.stack([self.preprocess(load_image(image)) for image in images])
-        return self.encode_pixels(pixels, raw=raw)
+        return self.encode_prepared([self.prepare(load_image(image)) for image in images], raw=raw)
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """An upright RGB image -> pixels float32 [3, S, S], where they will be read; any thread."""
+        return self.preprocess(image) if self.uploads is None else self.uploads(image)
+
+    def encode_prepared(self, pixels: Sequence[Tensor], *, raw: bool = False) -> Features:
+        """Encode a batch of what `prepare` gave."""
+        return self.encode_pixels(gather(pixels), raw=raw)
 
     @torch.inference_mode()
     def encode_pixels(self, pixels: Tensor, *, raw: bool = False) -> Features:
@@ -179,7 +200,7 @@ class Encoder:
         side = self.image_size
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, side, side):
             raise EncoderError(f"pixels must be [B, 3, {side}, {side}], not {list(pixels.shape)}")
-        class_feature, patch_raw = self.tower(pixels.to(self.device, non_blocking=True))
+        class_feature, patch_raw = self.run(pixels.to(self.device, non_blocking=True))
         patch = neighbourhood_average(patch_raw, self.grid)
         if not (torch.isfinite(class_feature).all() and torch.isfinite(patch).all()):
             raise NonFiniteError(f"{self.identity} produced NaN or infinity; check its weights")

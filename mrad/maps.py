@@ -18,7 +18,9 @@ from mrad.types import BoolArray, FloatArray
 
 
 @lru_cache(maxsize=8)
-def map_operator(grid: int, image_size: int, sigma: float) -> Tensor:
+def map_operator(
+    grid: int, image_size: int, sigma: float, device: torch.device | str = "cpu"
+) -> Tensor:
     """[S, g] matrix of one axis: bilinear upsampling (`align_corners=False`), then the Gaussian.
 
     Both steps are linear and separable, so a map is `A G A^T`: two small products instead of an
@@ -28,7 +30,7 @@ def map_operator(grid: int, image_size: int, sigma: float) -> Tensor:
     up = F.interpolate(eye, size=image_size, mode="linear", align_corners=False)[0].T.numpy()
     if sigma > 0:
         up = gaussian_filter1d(up, sigma, axis=0, mode="reflect", truncate=4.0)
-    return torch.from_numpy(np.ascontiguousarray(up, dtype=np.float32))
+    return torch.from_numpy(np.ascontiguousarray(up, dtype=np.float32)).to(device)
 
 
 def anomaly_map(patch: Tensor, image_size: int, sigma: float = 4.0) -> Tensor:
@@ -36,7 +38,7 @@ def anomaly_map(patch: Tensor, image_size: int, sigma: float = 4.0) -> Tensor:
     grid = round(patch.shape[1] ** 0.5)
     if grid * grid != patch.shape[1]:
         raise MRADError(f"{patch.shape[1]} patch probabilities do not fill a square grid")
-    operator = map_operator(grid, image_size, sigma).to(patch.device)
+    operator = map_operator(grid, image_size, sigma, patch.device)
     cells = patch.float().view(-1, grid, grid)
     return operator @ cells @ operator.T
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mrad.errors import ImageError, ImageTooLargeError, MaskError
@@ -168,7 +169,28 @@ class Preprocess:
         """`image`: RGB of any size. Returns float32 [3, S, S] on the CPU."""
         side = (self.image_size, self.image_size)
         resized = np.asarray(image.resize(side, Image.Resampling.BICUBIC))
-        pixels = torch.from_numpy(resized.copy()).permute(2, 0, 1).float().div_(255)
-        mean = torch.tensor(self.mean).view(3, 1, 1)
-        std = torch.tensor(self.std).view(3, 1, 1)
-        return pixels.sub_(mean).div_(std).contiguous()
+        return self._normalised(torch.from_numpy(resized.copy()).permute(2, 0, 1).float())
+
+    def resize(self, image: torch.Tensor) -> torch.Tensor:
+        """The same on whatever device `image`, uint8 [3, H, W], is on: float32 [3, S, S] there.
+
+        As in Pillow, one direction comes first and is rounded to whole levels, then the other. Its
+        weights are fixed-point, so a value next to a half may round the other way: at most two
+        levels of 255 apart, and any apart on less than a hundredth of the values
+        (tests/mrad/test_preprocess.py).
+        """
+        (height, width), side = image.shape[1:], self.image_size
+        # Pillow 13 takes the rows first where that costs less; before, it never did.
+        rows_first = height > side and height - side > 2 * (width - side)
+        first = (side, width) if rows_first else (height, side)
+        values = image.float()[None]
+        for size in (first, (side, side)):
+            values = F.interpolate(values, size, mode="bicubic", antialias=True)
+            values = values.add_(0.5).floor_().clamp_(0, 255)
+        return self._normalised(values[0])
+
+    def _normalised(self, levels: torch.Tensor) -> torch.Tensor:
+        """Levels 0..255, float32 [3, S, S], overwritten."""
+        mean = torch.tensor(self.mean, device=levels.device).view(3, 1, 1)
+        std = torch.tensor(self.std, device=levels.device).view(3, 1, 1)
+        return levels.div_(255).sub_(mean).div_(std).contiguous()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mrad.errors import DimensionError, EmptyLevelError, MRADError, NonFiniteError
 from mrad.memory import LevelMemory
+from mrad.nearest import nearest
 from mrad.types import ANOMALOUS, FloatArray
 
 if TYPE_CHECKING:
@@ -149,22 +150,31 @@ class ExactRetriever:
     def nearest(
         self, queries: Tensor, k: int, exclude: Tensor | None = None
     ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
-        """See `Retriever.nearest`; FAISS flat inner product, exact."""
+        """See `Retriever.nearest`; FAISS, inner product, exact."""
         queries = self._checked(queries)
-        if self._index is None:
-            self._index = faiss.IndexFlatIP(self.keys.shape[1])
-            self._index.add(self.keys.cpu().numpy())
-        values = np.ascontiguousarray(queries.cpu().numpy())
+        count = min(k, len(self))
         if exclude is None:
-            similarity, rows = self._index.search(values, min(k, len(self)))
+            similarity, rows = self._search(queries, count)
             return similarity, self.rows[rows]
         own = int(torch.bincount(self.entry).max())  # at most so many keys can be excluded
-        similarity, rows = self._index.search(values, min(k + own, len(self)))
+        similarity, rows = self._search(queries, min(k + own, len(self)))
         banned = self.entry.cpu().numpy()[rows] == exclude.cpu().numpy()[:, None]
-        order = np.argsort(banned, axis=1, kind="stable")[:, : min(k, len(self))]
+        order = np.argsort(banned, axis=1, kind="stable")[:, :count]
         banned = np.take_along_axis(banned, order, 1)
         rows = np.where(banned, -1, self.rows[np.take_along_axis(rows, order, 1)])
         return np.where(banned, -np.inf, np.take_along_axis(similarity, order, 1)), rows
+
+    def _search(self, queries: Tensor, k: int) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+        """Similarities and sorted key places [M, k]; on a GPU only these come back."""
+        if self.keys.is_cuda:
+            similarity, rows = nearest(queries, self.keys, k)
+            return similarity.cpu().numpy(), rows.cpu().numpy()
+        if self._index is None:
+            self._index = faiss.IndexFlatIP(self.keys.shape[1])
+            self._index.add(self.keys.numpy())
+        found: tuple[FloatArray, npt.NDArray[np.int64]]
+        found = self._index.search(np.ascontiguousarray(queries.numpy()), k)
+        return found
 
     def _checked(self, queries: Tensor) -> Tensor:
         if queries.ndim != 2 or queries.shape[1] != self.keys.shape[1]:

@@ -7,6 +7,9 @@ bf16 as matrix products that use the bf16 instructions (PyTorch's fused kernel d
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,26 +17,44 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 QUICK = 1.702
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[str, list[float], str]]] = {
+    "none": (lambda x: x, ("none", [], "")),
+    "silu": (F.silu, ("swish", [], "")),
+    "gelu": (F.gelu, ("gelu", [], "none")),
+    "gelu tanh": (partial(F.gelu, approximate="tanh"), ("gelu", [], "tanh")),
+}
+"""As PyTorch computes it, and as oneDNN is told to."""
 
 
 class Linear(nn.Module):
-    """x W^T + b with frozen weights; `pack` lays them out for the CPU."""
+    """act(x W^T + b) with frozen weights; `pack` lays them out for the CPU, which then applies the
+    activation to each result before it is rounded and written.
+    """
 
     weight: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        activation: str = "none",
+    ) -> None:
+        """`activation`: a key of `ACTIVATIONS`."""
         super().__init__()
         self.register_buffer("weight", weight.detach().to(dtype).clone())
         self.register_buffer("bias", None if bias is None else bias.detach().to(dtype).clone())
+        self.activation = activation
         self.packed: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., I] -> [..., O]."""
+        plain, fused = ACTIVATIONS[self.activation]
         if self.packed is None:
             assert self.weight is not None
-            return F.linear(x, self.weight, self.bias)
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+            return plain(F.linear(x, self.weight, self.bias))
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, *fused)
         return y
 
     def pack(self) -> None:
@@ -50,24 +71,37 @@ def can_pack(weight: Tensor) -> bool:
     return ready and all(hasattr(torch.ops.mkldnn, name) for name in names)
 
 
-def frozen_mlp(mlp: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of a block's MLP on `Linear`s, with QuickGELU in one pass instead of three.
+def activation_of(module: nn.Module) -> str | None:
+    """Its name in `ACTIVATIONS`; None for one that has to stay a pass of its own."""
+    if isinstance(module, QuickGELU):
+        return "silu"  # but for a factor on either side, see `frozen_mlp`
+    if isinstance(module, nn.GELU):
+        return "gelu" if module.approximate == "none" else "gelu tanh"
+    return None
 
-    x sigmoid(1.702 x) = silu(1.702 x) / 1.702, and both factors go into the weights around it.
+
+def frozen_mlp(mlp: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of a block's MLP on `Linear`s, the first of which applies the activation.
+
+    QuickGELU x sigmoid(1.702 x) = silu(1.702 x) / 1.702: both factors go into the weights around it.
     """
     out = copy.deepcopy(mlp).to(dtype)
-    quick = isinstance(getattr(mlp, "gelu", None), QuickGELU)
-    if quick:
-        out.add_module("gelu", nn.SiLU())
-    for name, layer in mlp.named_children():
-        if not isinstance(layer, nn.Linear):
-            continue
+    names = [name for name, layer in mlp.named_children() if isinstance(layer, nn.Linear)]
+    found = [(name, m, activation_of(m)) for name, m in mlp.named_children() if activation_of(m)]
+    # open_clip's c_fc, gelu, c_proj or timm's fc1, act, fc2; anything else keeps its own steps.
+    fuses = len(names) == 2 and len(found) == 1
+    place, quick = (found[0][0], isinstance(found[0][1], QuickGELU)) if fuses else ("", False)
+    for name in names:
+        layer: Any = getattr(mlp, name)
         weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
-        if quick and name == "c_fc":
-            weight, bias = weight * QUICK, None if bias is None else bias * QUICK
-        elif quick:
-            weight = weight / QUICK
-        out.add_module(name, Linear(weight, bias, dtype))
+        first = name == names[0]
+        if quick:
+            weight = weight * QUICK if first else weight / QUICK
+            bias = bias * QUICK if first and bias is not None else bias
+        activation = found[0][2] if fuses and first else None
+        out.add_module(name, Linear(weight, bias, dtype, activation or "none"))
+    if fuses:
+        out.add_module(place, nn.Identity())
     return out
 
 

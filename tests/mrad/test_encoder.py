@@ -200,6 +200,22 @@ def test_bf16_sees_a_faint_contrast_on_a_bright_surface():
     assert float((half - exact).norm() / exact.norm()) < 0.01
 
 
+def test_bf16_does_not_feel_what_keys_and_values_of_all_patches_share():
+    clip = build_clip()
+    with torch.no_grad():  # far from zero, as on an even surface
+        for block in clip.visual.transformer.resblocks:
+            width = block.attn.embed_dim
+            block.attn.in_proj_bias[width:].fill_(10.0)
+    pixels = torch.randn(1, 3, 64, 64)
+    exact, half = (
+        Encoder.from_clip(clip, device="cpu", precision=p).encode_pixels(pixels, raw=True).patch_raw
+        for p in ("fp32", "bf16")
+    )
+    apart, wrong = exact - exact.mean(dim=1, keepdim=True), (half - exact)
+    wrong = wrong - wrong.mean(dim=1, keepdim=True)  # a shift of all patches ranks none anew
+    assert float(wrong.norm() / apart.norm()) < 0.01
+
+
 def test_attention_in_bf16_is_the_softmax_within_rounding():
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, 37, 16) for _ in range(3))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -266,3 +267,21 @@ def test_masks_that_do_not_belong_to_the_image_are_refused(tmp_path):
             load_mask(bad, (6, 9))
     with pytest.raises(MaskError):
         load_mask(np.zeros((2, 2, 2, 2)), (2, 2))
+
+
+@pytest.mark.parametrize("side", [96, 264])
+def test_resizing_tensors_is_pillows_resizing_within_two_levels(demo_images: Path, side: int):
+    files = sorted((demo_images / "query").glob("*/*.*"))[:3]
+    rng = np.random.default_rng(0)
+    noise = [  # both shrink, rows most; both shrink, columns most; one grows; both grow
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        for height, width in ((700, 300), (300, 640), (300, 50), (50, 300), (side, 400), (41, 50))
+    ]
+    preprocess = Preprocess(side)
+    scale = 255 * torch.tensor(preprocess.std).view(3, 1, 1)
+    assert files
+    for image in [*(load_image(file) for file in files), *noise]:
+        levels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        apart = ((preprocess.resize(levels) - preprocess(image)) * scale).abs()
+        assert float(apart.max()) < 2.01, image.size
+        assert float((apart > 0.5).float().mean()) < 0.01, image.size
