@@ -36,6 +36,11 @@ class MRADGroup(TyperGroup):
         except MRADError as error:
             show_error(error)
             raise typer.Exit(2) from error
+        except ModuleNotFoundError as error:
+            if error.name != "faiss":  # two builds of it exist, so neither is a fixed dependency
+                raise
+            show_error(MRADError("FAISS is missing: pip install 'mrad[cpu]', or 'mrad[gpu]'"))
+            raise typer.Exit(2) from error
 
 
 def show_error(error: MRADError) -> None:
