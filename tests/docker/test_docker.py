@@ -230,8 +230,12 @@ def test_compose_mounts_files_that_exist_and_names_that_resolve() -> None:
     assert host in compose["services"]["mrad"]["networks"]["default"]["aliases"]
 
 
-def test_prometheus_takes_its_configuration_and_rules(tmp_path: Path) -> None:
+def test_prometheus_takes_its_configuration_and_rules() -> None:
     check(tool("promtool"), "check", "config", DOCKER / "prometheus.yml")
+
+
+def test_alerts_fire_when_they_should() -> None:
+    check(tool("promtool"), "test", "rules", Path(__file__).with_name("alerts.test.yml"))
 
 
 def test_manifests_follow_their_schemas() -> None:
