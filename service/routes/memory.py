@@ -123,7 +123,9 @@ def add_entry(
         tuple(tags or ()),
     )  # fmt: skip
     entry = Entry.of(sample, decoded.size, getattr(request.state, "key_name", ""))
-    keys = keys_of(detector.encoder, teaching.encode(detector, decoded), 0, entry, region)
+    features = teaching.encode(detector, decoded)
+    # A lesson adds what an image of the build added, so that no image counts for more than another.
+    keys = keys_of(detector.encoder, features, 0, entry, region, detector.bank.patch_keys)
     thumbnail, content = thumbnail_of(decoded.image), digest_of(pixels, painted)
     standing = memory.add(entry, keys, thumbnail, idempotency_key, content)
     repeated = standing.entry_id != entry.entry_id

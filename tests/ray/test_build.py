@@ -19,7 +19,7 @@ from mrad.errors import EncoderMismatchError, ImageError
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'mrad[ray]'")
 from indexer.ray_build import RayEngine
 
-OPTIONS = BuildOptions(batch_size=2, shard=4)
+OPTIONS = BuildOptions(batch_size=2, shard=4, patch_keys=2)
 Load = Callable[[], Encoder]
 
 

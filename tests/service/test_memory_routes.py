@@ -147,3 +147,20 @@ def test_what_is_no_image_or_mask_is_refused(client, make_image) -> None:
     odd = client.post("/v1/memory/entries", data={"label": "odd"}, files={"image": png(image)})
     assert odd.status_code == 422
     assert client.get("/v1/memory/entries").json()["total"] == 6
+
+
+def test_a_lesson_adds_what_an_image_of_the_build_added(
+    tmp_path: Path, tiny_encoder, tiny_samples, make_image
+) -> None:
+    MemoryBank.from_samples(tiny_encoder, tiny_samples, patch_keys=3).save(tmp_path / "fine")
+    fine = Runtime(tmp_path / "fine", tiny_encoder)
+    before = len(fine.live.bank.patch)
+    answer = TestClient(make_app(fine)).post(
+        "/v1/memory/entries",
+        data={"label": "normal"},
+        files={"image": ("50.png", png(make_image(50, (60, 60))[0]))},
+    )
+    assert answer.status_code == 201, answer.text
+    assert len(fine.live.bank.patch) == before + 3
+    assert fine.live.bank.patch_keys == 3
+    fine.live.close()
