@@ -10,6 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from indexer import options
 from indexer.console import console, progress
 
 if TYPE_CHECKING:
@@ -26,28 +27,26 @@ def calibrate_command(
     data: Annotated[
         Path | None, typer.Argument(help="labelled images  [those that the bank was built of]")
     ] = None,
-    head: Annotated[str, typer.Option(help="tf, or NAME:CHECKPOINT")] = "tf",
+    head: options.Head = "tf",
     rule: Annotated[str, typer.Option(help="f1, or fpr for a wanted false-alarm rate")] = "f1",
     fpr: Annotated[float, typer.Option(help="the wanted rate on good images", min=0, max=1)] = 0.01,
     method: Annotated[str, typer.Option(help="of probabilities: platt, isotonic")] = "platt",
-    layout: Annotated[str, typer.Option(help="of the data")] = "auto",
+    layout: options.Layout = "auto",
     split: Annotated[str, typer.Option(help="train, test, all")] = "all",
-    only: Annotated[list[str] | None, typer.Option(help="only this object; repeat")] = None,
+    only: options.Only = None,
     plot: Annotated[
         Path | None, typer.Option(help="where to write the reliability plot, PNG")
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="print, do not write into the bank")] = False,
-    fusion: Annotated[float, typer.Option(help="weight of the image probability")] = 0.7,
-    sigma: Annotated[float, typer.Option(help="of the map's Gaussian, pixels")] = 4.0,
-    retrieval: Annotated[str, typer.Option(help="exact, approximate, auto")] = "exact",
+    fusion: options.Fusion = 0.7,
+    sigma: options.Sigma = 4.0,
+    retrieval: options.Retrieval = "exact",
     draws: Annotated[int, typer.Option(help="of the bootstrap", min=1)] = 500,
     seed: Annotated[int, typer.Option()] = 0,
-    pretrained: Annotated[
-        str | None, typer.Option(help="tag or file of the encoder's weights")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16")] = "auto",
+    pretrained: options.Pretrained = None,
+    batch_size: options.BatchSize = 8,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
 ) -> None:
     """Choose thresholds and fit probabilities. An image of the bank never retrieves itself.
 

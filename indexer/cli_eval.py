@@ -11,6 +11,7 @@ from rich import box
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeRemainingColumn
 from rich.table import Table
 
+from indexer import options
 from indexer.console import console, errors
 
 if TYPE_CHECKING:
@@ -33,25 +34,23 @@ def eval_command(
     out: Annotated[Path, typer.Option(help="folder for report.html and report.json")] = Path(
         "report"
     ),
-    layout: Annotated[str, typer.Option(help="of the data; see mrad data layouts")] = "auto",
+    layout: options.Layout = "auto",
     split: Annotated[
         str, typer.Option(help="train, test, all; auto: test where there is one")
     ] = "auto",
-    only: Annotated[list[str] | None, typer.Option(help="only this object; repeat")] = None,
+    only: options.Only = None,
     resolution: Annotated[
         int | None, typer.Option(help="side for pixel metrics  [each image's own size]")
     ] = None,
-    fusion: Annotated[float, typer.Option(help="weight of the image probability")] = 0.7,
-    sigma: Annotated[float, typer.Option(help="of the map's Gaussian, pixels")] = 4.0,
-    retrieval: Annotated[str, typer.Option(help="exact, approximate, auto")] = "exact",
+    fusion: options.Fusion = 0.7,
+    sigma: options.Sigma = 4.0,
+    retrieval: options.Retrieval = "exact",
     cards: Annotated[int, typer.Option(help="images in each row of the contact sheets")] = 4,
     title: Annotated[str, typer.Option(help="of the report")] = "",
-    pretrained: Annotated[
-        str | None, typer.Option(help="tag or file of the encoder's weights")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16")] = "auto",
+    pretrained: options.Pretrained = None,
+    batch_size: options.BatchSize = 8,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
 ) -> None:
     """Evaluate on labelled images: image and pixel AUROC, AP, F1-max, AUPRO."""
     from indexer.data import read_dataset

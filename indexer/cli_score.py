@@ -11,6 +11,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from indexer import options
 from indexer.console import console, errors, progress
 
 if TYPE_CHECKING:
@@ -49,35 +50,29 @@ def score_command(
     sources: Annotated[
         list[str], typer.Argument(help="images, folders, quoted patterns, manifests")
     ],
-    bank: Annotated[Path, typer.Option(help="the memory's folder")],
+    bank: options.Bank,
     out: Annotated[Path, typer.Option(help="folder for results, overlays, maps, the page")] = Path(
         "scores"
     ),
-    head: Annotated[str, typer.Option(help="tf, or NAME:CHECKPOINT")] = "tf",
+    head: options.Head = "tf",
     checkpoint: Annotated[
         Path | None, typer.Option(help="the head's .safetensors, instead of :CHECKPOINT")
     ] = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="score from which an image is anomalous  [calibrated]")
-    ] = None,
-    target_fpr: Annotated[
-        float | None, typer.Option(help="instead: share of good images that may be flagged")
-    ] = None,
+    threshold: options.Threshold = None,
+    target_fpr: options.TargetFPR = None,
     formats: Annotated[
         list[Format] | None,
         typer.Option("--format", help="of the results' file; table: on screen only; repeat  [csv]"),
     ] = None,
     maps: Annotated[Maps, typer.Option(help="raw maps as files")] = Maps.none,
-    overlays: Annotated[bool, typer.Option(help="heat maps as files")] = True,
+    overlays: options.Overlays = True,
     restart: Annotated[
         bool, typer.Option("--restart", help="score all again, whatever was done before")
     ] = False,
-    pretrained: Annotated[
-        str | None, typer.Option(help="tag or file of the encoder's weights")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16")] = "auto",
+    pretrained: options.Pretrained = None,
+    batch_size: options.BatchSize = 8,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
 ) -> None:
     """Score images without a server; stop it at any time and run it again: it goes on.
 

@@ -11,6 +11,7 @@ from platformdirs import user_cache_path
 from pydantic import BaseModel, ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from indexer import options
 from indexer.console import MRADGroup, errors
 from mrad.errors import HeadError
 
@@ -28,7 +29,6 @@ ClipSettings = Annotated[
     typer.Option("--set-ft", help="a value of the FT stage's recipe, NAME=VALUE"),
 ]
 Split = Annotated[str | None, typer.Option(help="train, test, or all that there is")]
-Layout = Annotated[str, typer.Option(help="name of a reader, or auto")]
 BankPath = Annotated[
     Path | None, typer.Option("--bank", help="retrieve from this memory, not from these images")
 ]
@@ -36,9 +36,7 @@ SaveBank = Annotated[
     Path | None, typer.Option("--save-bank", help="keep the memory built of these images here")
 ]
 EncoderName = Annotated[str, typer.Option("--encoder", help="an open_clip name, or mrad-mini")]
-Pretrained = Annotated[str | None, typer.Option(help="tag or file of the encoder's weights")]
 ImageSize = Annotated[int | None, typer.Option(help="side of the encoder's input")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 CachePath = Annotated[
     Path | None, typer.Option("--cache", help="where features are kept between runs")
 ]
@@ -53,13 +51,13 @@ def ft_command(
     out: Out,
     settings: Settings = None,
     split: Split = None,
-    layout: Layout = "auto",
+    layout: options.Layout = "auto",
     bank: BankPath = None,
     save_bank: SaveBank = None,
     encoder: EncoderName = "mrad-mini",
-    pretrained: Pretrained = None,
+    pretrained: options.Pretrained = None,
     image_size: ImageSize = None,
-    device: Device = "auto",
+    device: options.Device = "auto",
     cache: CachePath = None,
 ) -> None:
     """Learn projections of queries and keys; writes OUT, its loss curves .csv and .png."""
@@ -85,13 +83,13 @@ def clip_command(
     settings_ft: ClipSettings = None,
     start_from: StartFrom = None,
     split: Split = None,
-    layout: Layout = "auto",
+    layout: options.Layout = "auto",
     bank: BankPath = None,
     save_bank: SaveBank = None,
     encoder: EncoderName = "mrad-mini",
-    pretrained: Pretrained = None,
+    pretrained: options.Pretrained = None,
     image_size: ImageSize = None,
-    device: Device = "auto",
+    device: options.Device = "auto",
     cache: CachePath = None,
 ) -> None:
     """Learn prompts on top of FT; writes OUT, its loss curves .csv and .png."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from indexer import options
 from indexer.console import console, errors
 
 if TYPE_CHECKING:
@@ -23,15 +24,11 @@ def register(main: typer.Typer) -> None:
 
 def watch_command(
     folder: Annotated[Path, typer.Argument(help="where images arrive; searched through")],
-    bank: Annotated[Path, typer.Option(help="the memory's folder")],
+    bank: options.Bank,
     out: Annotated[Path, typer.Option(help="folder for verdicts.jsonl and overlays/")],
-    head: Annotated[str, typer.Option(help="tf, or NAME:CHECKPOINT")] = "tf",
-    threshold: Annotated[
-        float | None, typer.Option(help="score from which an image is anomalous  [calibrated]")
-    ] = None,
-    target_fpr: Annotated[
-        float | None, typer.Option(help="instead: share of good images that may be flagged")
-    ] = None,
+    head: options.Head = "tf",
+    threshold: options.Threshold = None,
+    target_fpr: options.TargetFPR = None,
     move_to: Annotated[
         Path | None, typer.Option(help="move judged images to MOVE_TO/ok, ng, error")
     ] = None,
@@ -41,13 +38,11 @@ def watch_command(
     settle: Annotated[
         float, typer.Option(help="seconds without change after which a file is whole", min=0)
     ] = 0.5,
-    overlays: Annotated[bool, typer.Option(help="heat maps as files")] = True,
-    pretrained: Annotated[
-        str | None, typer.Option(help="tag or file of the encoder's weights")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16")] = "auto",
+    overlays: options.Overlays = True,
+    pretrained: options.Pretrained = None,
+    batch_size: options.BatchSize = 8,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
 ) -> None:
     """Judge images as they arrive, until Ctrl-C or SIGTERM; what lies there already comes first.
 
@@ -74,8 +69,8 @@ def watch_command(
         signal.signal(number, lambda *_: stop.set())
     limit = "no threshold, no verdicts" if judge.threshold is None else f"{judge.threshold:.5f}"
     errors.print(f"watching {escape(str(folder))}, threshold {limit}; Ctrl-C stops", style="dim")
-    options = WatchOptions(out, overlays, settle, move_to, poll, batch_size)
-    watch_folder(folder, judge, options, stop=stop, report=show)
+    how = WatchOptions(out, overlays, settle, move_to, poll, batch_size)
+    watch_folder(folder, judge, how, stop=stop, report=show)
 
 
 def show(row: Row) -> None:
