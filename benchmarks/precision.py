@@ -97,9 +97,9 @@ def compare(name: str, records: Sequence[Record], encoders: dict[str, Encoder]) 
 def verdict(ranks: list[float], exact: Sequence[float], found: Sequence[float]) -> list[str]:
     """Smallest and median Spearman, both AUROC with their change in points, and whether it holds."""
     changes = [one - other for one, other in zip(found, exact)]
-    kept = min(ranks) >= RANKS and max(map(abs, changes)) <= AREA
+    kept = float(np.min(ranks)) >= RANKS and max(map(abs, changes)) <= AREA
     areas = [f"{area:.2f} ({change:+.3f})" for area, change in zip(found, changes)]
-    return [f"{min(ranks):.5f}", f"{np.median(ranks):.5f}", *areas, "yes" if kept else "NO"]
+    return [f"{np.min(ranks):.5f}", f"{np.median(ranks):.5f}", *areas, "yes" if kept else "NO"]
 
 
 def datasets(quick: bool) -> dict[str, list[Record]]:

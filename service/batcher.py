@@ -17,6 +17,7 @@ from PIL import Image
 from mrad.encoder import Features
 from mrad.errors import MRADError
 from service.batches import Group, Limits, Observer, split
+from service.cores import usable_cores
 from service.errors import DrainingError, QueueFullError
 from service.halving import in_halves
 from service.jobs import FairQueue, Item, Job, Outcome, Patience, Rate
@@ -46,7 +47,7 @@ class Batcher:
         self._clean = [0] * devices
         self._groups = 0
         self._draining = self._closed = False
-        cores = torch.get_num_threads()
+        cores = usable_cores()
         share = max(1, cores // limits.finish_threads)
         self._threads: list[threading.Thread] = []
         for i in range(limits.decode_threads):
