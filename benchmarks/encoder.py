@@ -1,4 +1,4 @@
-"""The encoder: seconds an image against the paper's loop, rate by batch and size, cost of bf16.
+"""The encoder: seconds an image against the paper's loop, rate by batch and size.
 
 python -m benchmarks.encoder [--quick]
 """
@@ -9,32 +9,24 @@ import multiprocessing
 import resource
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from scipy.stats import spearmanr
-from sklearn.metrics import roc_auc_score
 
 from benchmarks.geometry import Geometry, surface
 from benchmarks.paper_loop import Memory, PaperLoop
 from benchmarks.tables import Table, hardware, main, middle, paired, ratio, timed
-from mrad import Detector, Encoder, MemoryBank, Sample, models
-from mrad.preprocess import load_image
+from mrad import Encoder
 
 NAME = "encoder"
 PRECISIONS = ("fp32", "bf16")
-DEMO = Path(__file__).parent.parent / "mrad" / "demo" / "deep_pcb"
 
 
 def run(quick: bool) -> list[Table]:
     """All tables of the encoder on a CPU."""
     geometry = Geometry.tiny() if quick else Geometry.paper()
-    tables = [against_the_loop(geometry, 1 if quick else 5), by_batch_and_size(geometry, quick)]
-    if "mrad-mini" in models.shipped():
-        tables.append(cost_of_bf16(quick))
-    return tables
+    return [against_the_loop(geometry, 1 if quick else 5), by_batch_and_size(geometry, quick)]
 
 
 def against_the_loop(geometry: Geometry, runs: int) -> Table:
@@ -106,52 +98,6 @@ def by_batch_and_size(geometry: Geometry, quick: bool) -> Table:
         ["input px", "patches", "batch", "images a second"],
         rows,
         [hardware()],
-    )
-
-
-def demo_samples(part: str) -> list[Sample]:
-    """The bundled DeepPCB images of `memory` or `query`."""
-    found = []
-    for kind in ("good", "defect"):
-        for path in sorted((DEMO / part / kind).glob("*.*")):
-            masks = list((DEMO / part / "masks").glob(f"{path.stem}*"))
-            mask = masks[0] if kind == "defect" and masks else None
-            found.append(Sample(path, kind == "defect", mask))
-    return found
-
-
-def cost_of_bf16(quick: bool) -> Table:
-    """Maps and scores of the bundled images in bf16 against float32, one float32 memory."""
-    exact = Encoder.load("mrad-mini", device="cpu", precision="fp32")
-    half = Encoder.load("mrad-mini", device="cpu", precision="bf16")
-    memory, queries = demo_samples("memory"), demo_samples("query")
-    bank = MemoryBank.from_samples(exact, memory[:4] + memory[-4:] if quick else memory)
-    images = [load_image(sample.image) for sample in queries]
-    found = [Detector(encoder, bank).predict(images) for encoder in (exact, half)]
-    ranks = [
-        float(spearmanr(one.anomaly_map.ravel()[::7], other.anomaly_map.ravel()[::7])[0])
-        for one, other in zip(*found)
-        if one.anomaly_map is not None and other.anomaly_map is not None
-    ]
-    labels = [sample.anomalous for sample in queries]
-    area = [100 * float(roc_auc_score(labels, [p.score for p in part])) for part in found]
-    slow, fast = paired(
-        lambda: exact.encode(images[:1]), lambda: half.encode(images[:1]), 1 if quick else 7
-    )
-    return Table(
-        "mrad-mini: what bf16 changes, on the bundled DeepPCB images",
-        ["", "fp32", "bf16"],
-        [
-            ["time an image", middle(slow), middle(fast)],
-            ["Spearman of the maps, smallest of all images", 1.0, f"{min(ranks):.5f}"],
-            ["image AUROC, percent", f"{area[0]:.2f}", f"{area[1]:.2f}"],
-        ],
-        [
-            hardware(),
-            f"{len(queries)} queries, {len(bank.entries)} images in the memory, built in float32.",
-            "int8 is not offered: its effect on AUROC, and on the paper's encoder, is not measured.",
-        ],
-        {"mrad-mini bf16 against fp32": ratio(slow, fast)},
     )
 
 

@@ -95,7 +95,7 @@ def unit(count: int, width: int) -> Tensor:
 def launches(geometry: Geometry, device: str, quick: bool) -> Table:
     """One image and eight: launched kernel by kernel, replayed from a graph, compiled."""
     encoder, runs = geometry.encoder("bf16", device), 2 if quick else 20
-    kinds = {"CUDA graph": encoder}
+    kinds = {"CUDA graph" if device == "cuda" else "the same": encoder}
     if device == "cuda":
         kinds["compiled, CUDA graph"] = geometry.encoder("bf16", device, compiled=True)
     rows: list[list[str | int]] = []

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.stats import rankdata
 
-from benchmarks.encoder import DEMO
-from benchmarks.features import SHARED
+from benchmarks.features import DEMO, SHARED
 from benchmarks.tables import Table, hardware, main
 from indexer.data import read_dataset
 from indexer.data.records import Record

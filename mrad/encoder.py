@@ -129,8 +129,8 @@ class Encoder:
             device: `auto` (a GPU if there is one), or a torch device.
             precision: `auto` (bf16 on a GPU, and on CPUs with bf16 instructions for large towers),
                 `fp32` or `bf16`. Outputs are float32 in any case.
-            compiled: `torch.compile` the blocks, for a GPU; needs Triton and a C compiler, and costs
-                a minute or so at each new batch size. CUDA graphs are used in any case.
+            compiled: `torch.compile` the blocks, for a GPU; needs Triton and a C compiler, and compiles
+                again for each new batch size. CUDA graphs are used in any case.
 
         Raises `WeightsNotFoundError` (what was tried, and how to bring weights by hand),
         `UnsupportedEncoderError`, `EncoderError`.
