@@ -6,8 +6,9 @@ What is coded is the difference from the cell's centroid, which is smaller than 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import gcd
 from pathlib import Path
 from typing import Any
@@ -152,10 +153,38 @@ def make_segment(
     place = np.empty(len(cell), dtype=np.int64)
     place[order] = np.arange(len(cell))
     shape, dtype = (len(cell), *codec.encode(centroid[:1]).shape[1:]), STORAGES[codec.storage]
+
+    def coded() -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any]]]:
+        for part in blocks(len(cell)):
+            yield place[part], codec.encode(checked(keys[part]) - centroid[cell[part]])
+
     if file is None:
         codes = np.empty(shape, dtype=dtype)
+        for rows, found in coded():
+            codes[rows] = found
     else:
-        codes = np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
-    for part in blocks(len(cell)):
-        codes[place[part]] = codec.encode(checked(keys[part]) - centroid[cell[part]])
+        _write(file, shape, np.dtype(dtype), coded())
+        codes = np.load(file, mmap_mode="c", allow_pickle=False)
     return Segment(codes, order + first_row, np.asarray(entry, dtype=np.int64)[order], start)
+
+
+def _write(
+    file: Path,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    coded: Iterable[tuple[npt.NDArray[np.int64], npt.NDArray[Any]]],
+) -> None:
+    """Codes to their rows of a .npy file, run by run: written, not mapped, so that memory stays flat."""
+    width = int(np.prod(shape[1:])) * dtype.itemsize
+    with file.open("wb") as out:
+        header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_2_0(out, header)
+        begin = out.tell()
+        out.truncate(begin + shape[0] * width)
+        for rows, found in coded:
+            order = np.argsort(rows)
+            rows, found = rows[order], np.ascontiguousarray(found[order])
+            cuts = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
+            for first, end in pairwise(cuts):
+                out.seek(begin + int(rows[first]) * width)
+                out.write(found[first:end].data)

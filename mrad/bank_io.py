@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from mrad.encoder import EncoderIdentity
 from mrad.errors import BankCorruptError, BankError, BankNotFoundError, BankVersionError
 from mrad.files import atomic_folder, atomic_write_bytes, sha256_file
 from mrad.memory import Entry, LevelMemory, MemoryBank
+from mrad.types import FloatArray
 
 FORMAT_VERSION = 1
 MANIFEST = "bank.json"
@@ -159,8 +161,8 @@ def load_bank(path: Path, *, verify: bool = True) -> MemoryBank:
     for name in (*(f"{level}.faiss" for level in LEVELS), ENTRIES):
         if name not in files:
             raise BankCorruptError(f"{path / MANIFEST} does not list {name}; restore the bank")
-    for name, facts in files.items():
-        _verify(path, name, facts, digest=verify)
+    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
+        list(pool.map(lambda item: _verify(path, *item, digest=verify), files.items()))
     try:
         return _parse(path, manifest)
     except (KeyError, TypeError, ValueError, RuntimeError, pa.ArrowException) as error:
@@ -222,15 +224,13 @@ def _read_entries(table: pa.Table) -> tuple[Entry, ...]:
     rows, first = np.unique(table["row"].to_numpy(), return_index=True)
     if not np.array_equal(rows, np.arange(len(rows))):
         raise ValueError(f"{ENTRIES} has gaps in its rows")
-    picked = table.take(pa.array(first)).to_pylist()
-    return tuple(
-        Entry(
-            label=row["entry_label"],
-            tags=tuple(row["tags"]),
-            **{name: row[name] for name in _PLAIN},
-        )
-        for row in picked
-    )
+    picked = table.take(pa.array(first))
+    # Column by column: a memory may have half a million entries, and a dict for each takes seconds.
+    columns = [picked["entry_label" if f.name == "label" else f.name] for f in fields(Entry)]
+    values = [column.to_pylist() for column in columns]
+    tags = [field.name for field in fields(Entry)].index("tags")
+    values[tags] = [tuple(found) for found in values[tags]]
+    return tuple(Entry(*row) for row in zip(*values, strict=True))
 
 
 _PLAIN = (
@@ -246,18 +246,33 @@ _PLAIN = (
 
 
 def _read_level(path: Path, name: str, table: pa.Table, dim: int) -> LevelMemory:
-    index = faiss.read_index(str(path / f"{name}.faiss"))
     rows = table.filter(pa.compute.equal(table["level"], name))
-    if index.d != dim or index.ntotal != len(rows):
-        raise ValueError(
-            f"{name}.faiss holds {index.ntotal} x {index.d}, listed {len(rows)} x {dim}"
-        )
-    keys = index.reconstruct_n(0, index.ntotal) if index.ntotal else np.empty((0, dim), np.float32)
+    region = rows["region"].combine_chunks().dictionary_encode()
+    names = np.array(region.dictionary.to_pylist(), dtype="U9")
     return LevelMemory(
-        keys,
+        map_keys(path / f"{name}.faiss", len(rows), dim),
         rows["label"].to_numpy().astype(np.uint8),
         rows["row"].to_numpy().astype(np.int64),
-        np.array(rows["region"].to_pylist(), dtype="U9"),
+        names[region.indices.to_numpy(zero_copy_only=False)] if len(rows) else names,
         rows["size"].to_numpy().astype(np.int32),
         path,
     )
+
+
+def map_keys(file: Path, count: int, dim: int) -> FloatArray:
+    """The vectors float32 [count, dim] of a flat FAISS index, mapped: none is read before it is used.
+
+    Writing to them changes this process's copy, never the file. Raises `ValueError` for an index that
+    is not flat, or holds anything else than the file's last count * dim numbers.
+    """
+    index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
+    if not isinstance(index, faiss.IndexFlat) or index.d != dim or index.ntotal != count:
+        raise ValueError(f"{file.name} holds {index.ntotal} x {index.d}, listed {count} x {dim}")
+    if not count:
+        return np.empty((0, dim), np.float32)
+    start = file.stat().st_size - 4 * count * dim
+    keys = np.memmap(file, np.float32, mode="c", offset=start, shape=(count, dim))
+    for row in (0, count - 1):
+        if np.asarray(index.reconstruct(row)).tobytes() != keys[row].tobytes():
+            raise ValueError(f"{file.name} is laid out otherwise than this version reads it")
+    return keys

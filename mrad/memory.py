@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -113,6 +114,12 @@ class LevelMemory:
         """Width of the keys."""
         return int(self.keys.shape[1])
 
+    @cached_property
+    def finite(self) -> bool:
+        """Whether every key is: looked at once, in blocks, for keys may be mapped."""
+        starts = range(0, len(self), BLOCK)
+        return all(bool(np.isfinite(self.keys[i : i + BLOCK]).all()) for i in starts)
+
     @classmethod
     def of(cls, keys: Sequence[Key], rows: dict[str, int], dim: int) -> LevelMemory:
         """Collect keys; `rows` maps an entry's id to its row."""
@@ -159,7 +166,7 @@ class LevelMemory:
             raise EmptyLevelError(f"the memory's {level} level holds no key")
         if self.dim != width:
             raise DimensionError(f"{level} keys are {self.dim} wide, the encoder gives {width}")
-        if not all(np.isfinite(self.keys[i : i + BLOCK]).all() for i in range(0, len(self), BLOCK)):
+        if not self.finite:
             raise NonFiniteError(f"the memory's {level} level holds NaN or infinity")
         if self.labels.min() == self.labels.max():
             only = "anomalous" if self.labels[0] else "normal"

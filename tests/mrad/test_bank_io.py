@@ -226,3 +226,30 @@ def test_calibration_is_renewed_without_touching_the_keys(folder, full_bank):
 def test_a_copied_folder_is_the_same_bank(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
     assert MemoryBank.load(tmp_path / "copy").digest == MemoryBank.load(folder).digest
+
+
+def test_keys_are_mapped_and_the_file_is_never_written_to(folder: Path):
+    before = (folder / "patch.faiss").read_bytes()
+    keys = MemoryBank.load(folder).patch.keys
+    assert isinstance(keys, np.memmap)
+    wanted = faiss.read_index(str(folder / "patch.faiss")).reconstruct_n(0, len(keys))
+    np.testing.assert_array_equal(keys, wanted)
+    keys[:] = 0
+    assert (folder / "patch.faiss").read_bytes() == before
+
+
+def test_only_a_flat_index_of_the_listed_size_is_mapped(tmp_path: Path):
+    vectors = np.eye(4, 8, dtype=np.float32)
+    flat, coded, file = faiss.IndexFlatIP(8), faiss.IndexLSH(8, 16), tmp_path / "x.faiss"
+    for index in (flat, coded):
+        index.add(vectors)
+    faiss.write_index(flat, str(file))
+    np.testing.assert_array_equal(bank_io.map_keys(file, 4, 8), vectors)
+    with pytest.raises(ValueError, match="holds 4 x 8, listed 5 x 8"):
+        bank_io.map_keys(file, 5, 8)
+    file.write_bytes(file.read_bytes() + bytes(4))
+    with pytest.raises(ValueError, match="laid out otherwise"):
+        bank_io.map_keys(file, 4, 8)
+    faiss.write_index(coded, str(file))
+    with pytest.raises(ValueError, match="listed"):
+        bank_io.map_keys(file, 4, 8)
