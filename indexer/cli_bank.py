@@ -62,6 +62,8 @@ def describe(bank: MemoryBank, path: Path) -> dict[str, Any]:
         "entries": len(bank.entries),
         "labels": _named(Counter(entry.label for entry in bank.entries)),
         "levels": {name: _level(getattr(bank, name)) for name in ("image", "patch")},
+        "patch_keys": bank.patch_keys,
+        "indexes": _indexes(bank, path),
         "objects": {
             name: _named(Counter(e.label for e in bank.entries if e.object_name == name))
             for name in dict.fromkeys(entry.object_name for entry in bank.entries)
@@ -101,6 +103,22 @@ def _level(level: LevelMemory) -> dict[str, int]:
     }
 
 
+def _indexes(bank: MemoryBank, path: Path) -> list[dict[str, Any]]:
+    """Approximate indexes in the bank's folder, and their error against exact retrieval."""
+    from mrad.approximate_derived import fingerprint, stored
+
+    found = []
+    for index in stored(path):
+        of = "a head's projection, or an earlier memory"
+        for name in ("image", "patch"):
+            level, keys = getattr(bank, name), index["keys"]
+            if 0 < keys <= len(level) and fingerprint(level, keys) == index["source"]:
+                of = name
+        kept = {name: index[name] for name in ("keys", "dim", "cells", "storage", "bytes")}
+        found.append({"of": of, **kept, "accuracy": index["accuracy"], "path": str(index["path"])})
+    return found
+
+
 def _problem(bank: MemoryBank) -> str | None:
     """What keeps any encoder from querying this memory."""
     from mrad.errors import MRADError
@@ -131,6 +149,14 @@ def show(facts: dict[str, Any], every: bool) -> None:
         numbers = [found[key] for key in ("keys", "normal", "anomalous", "dim")]
         counts.add_row(level, *map(str, numbers), f"{found['bytes'] / 1e6:.1f}")
     console.print(counts)
+    adds = {"regions": "one key a region", "all": "every patch a key"}
+    granularity = facts["patch_keys"]
+    console.print(
+        "an image adds to the patch level: "
+        + adds.get(granularity, f"at most {granularity} patches of each region"),
+        highlight=False,
+    )
+    _show_indexes(facts["indexes"])
     objects = Table("object", box=box.SIMPLE_HEAD)
     for heading in ("good", "defective"):
         objects.add_column(heading, justify="right")
@@ -152,6 +178,28 @@ def show(facts: dict[str, Any], every: bool) -> None:
         console.print(f"[yellow]{len(skipped)} images were skipped when it was built[/yellow]")
     for item in skipped if every else skipped[:SHOWN]:
         console.print(f"  {escape(item['source'])}: {escape(item['reason'])}", highlight=False)
+
+
+def _show_indexes(indexes: list[dict[str, Any]]) -> None:
+    """What approximate retrieval keeps, and how far it was from exact when that was built."""
+    if not indexes:
+        return
+    table = Table("index of", box=box.SIMPLE_HEAD)
+    for heading in ("keys", "cells", "kept as", "MB", "largest error", "rank", "on queries"):
+        table.add_column(heading, justify="right")
+    for index in indexes:
+        error = index["accuracy"]
+        measured = ["not measured", "", ""]
+        if error is not None:
+            measured = [f"{error['largest_error']:.1e}", f"{error['spearman']:.5f}"]
+            measured.append(str(error["queries"]))
+        table.add_row(
+            index["of"],
+            *(str(index[name]) for name in ("keys", "cells", "storage")),
+            f"{index['bytes'] / 1e6:.1f}",
+            *measured,
+        )
+    console.print(table)
 
 
 def _show_calibration(facts: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, version
@@ -14,7 +15,9 @@ from typer.testing import CliRunner
 
 from indexer.cli import GROUP, plug
 from indexer.console import MRADGroup
+from mrad import MemoryBank
 from mrad.errors import BankNotFoundError, MRADError
+from mrad.retrieval import make_retriever
 
 COMMANDS = (
     "demo", "build", "calibrate", "score", "watch", "bank", "data", "eval", "train", "import",
@@ -121,9 +124,20 @@ def test_inspect(mrad, board_bank):
         assert text in shown
 
 
-def test_a_damaged_bank_is_not_inspected(mrad, board_bank, tmp_path):
-    import shutil
+def test_inspect_shows_indexes_and_their_error(mrad, board_bank, tmp_path):
+    bank = MemoryBank.load(shutil.copytree(board_bank, tmp_path / "bank"))
+    assert "index of" not in mrad("bank", "inspect", tmp_path / "bank").stdout
+    make_retriever(bank.patch, mode="approximate")
+    (index,) = json.loads(mrad("bank", "inspect", tmp_path / "bank", "--json").stdout)["indexes"]
+    assert (index["of"], index["keys"], index["storage"]) == ("patch", len(bank.patch), "fp16")
+    assert 0 <= index["accuracy"]["largest_error"] < 1e-3
+    shown = mrad("bank", "inspect", tmp_path / "bank").stdout
+    assert "index of" in shown
+    assert f"{index['accuracy']['largest_error']:.1e}" in shown
+    assert "adds to the patch level: one key a region" in shown
 
+
+def test_a_damaged_bank_is_not_inspected(mrad, board_bank, tmp_path):
     copy = tmp_path / "bank"
     shutil.copytree(board_bank, copy)
     data = bytearray((copy / "patch.faiss").read_bytes())
