@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import structlog
+import torch
 
 from mrad.calibration import Summary
 from service.drift import compare
@@ -134,3 +135,12 @@ def test_every_stage_is_a_span_of_its_request(make_app, png, monkeypatch) -> Non
     for name in ("decode", "encode", "retrieve", "render"):
         assert spans[name].parent.span_id == request.context.span_id
         assert request.start_time <= spans[name].start_time <= spans[name].end_time
+
+
+def test_memory_of_each_gpu(client, monkeypatch) -> None:
+    held = [3 << 30, 5 << 30]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(held))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: held[device])
+    shown = client.get("/metrics").text
+    for device, size in enumerate(held):
+        assert value(shown, f'mrad_gpu_memory_bytes{{device="cuda:{device}"}}') == size
