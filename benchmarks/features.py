@@ -14,6 +14,7 @@ from benchmarks.geometry import Geometry
 from indexer.data import read_dataset
 from indexer.data.records import Record
 from mrad import Encoder
+from mrad.cells import blocks
 from mrad.keys import region_grid
 from mrad.models import shipped
 from mrad.preprocess import load_image
@@ -105,13 +106,19 @@ class Repeated:
         if isinstance(rows, slice):
             rows = np.arange(*rows.indices(self.shape[0]))
         turn, row = np.divmod(np.asarray(rows), len(self.real))
-        keys = self.real[row]
-        again = turn > 0
-        keys[again] += self.noise[(row[again] + 37 * turn[again]) % len(self.noise)]
-        keys /= np.linalg.norm(keys, axis=1, keepdims=True)
-        return keys
+        keys = torch.from_numpy(self.real)[torch.from_numpy(row)]
+        again = np.flatnonzero(turn)
+        noise = torch.from_numpy((row[again] + 37 * turn[again]) % len(self.noise))
+        if len(again):
+            keys[again[0] :].index_add_(
+                0, torch.from_numpy(again - again[0]), torch.from_numpy(self.noise)[noise]
+            )
+        keys /= keys.norm(dim=1, keepdim=True)
+        return keys.numpy()
 
-
-def as_tensor(keys: FloatArray, sharpness: float) -> torch.Tensor:
-    """Queries [m, d] scaled so that q.k of equally scaled keys lies in [-sharpness, sharpness]."""
-    return torch.from_numpy(keys * np.float32(sharpness**0.5))
+    def held(self) -> FloatArray:
+        """All of them in memory, [n, d]."""
+        found = np.empty(self.shape, dtype=np.float32)
+        for part in blocks(self.shape[0]):
+            found[part] = self[part]
+        return found
