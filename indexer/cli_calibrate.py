@@ -132,6 +132,12 @@ def show(calibration: Calibration) -> None:
     )
     if calibration.pixel is None:
         console.print("[yellow]note[/yellow] no masks, so no pixel threshold")
+    if calibration.image.fpr > 0.5:
+        console.print(
+            "[yellow]note[/yellow] most good images lie at or above the image threshold: these scores "
+            "hardly tell good from defective. More images, masks, a stronger encoder or a trained head "
+            "may (docs/your-product.md)"
+        )
     target = calibration.image.target_fpr
     if target is not None and target * calibration.normal < 1:
         console.print(

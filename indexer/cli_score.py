@@ -176,7 +176,8 @@ def show(summary: Summary, judge: Judge, written: list[Path]) -> None:
             "no verdicts: calibrate the memory (mrad calibrate), or give a --threshold", style="dim"
         )
     for code, count in summary.errors.most_common():
-        console.print(f"[yellow]{count:,} errors[/yellow] {code}", highlight=False)
+        noun = "error" if count == 1 else "errors"
+        console.print(f"[yellow]{count:,} {noun}[/yellow] {code}", highlight=False)
     for row in summary.failed[:5]:
         errors.print(f"  {escape(row['error'])}", highlight=False, soft_wrap=True)
     where = ", ".join(str(path) for path in written)
