@@ -80,7 +80,7 @@ def test_a_broken_file_is_a_row(scored):
     row = read(out / "results.csv")["good/torn.jpg"]
     assert (row["status"], row["code"], row["score"]) == ("error", "invalid_image", "")
     assert "torn.jpg" in row["error"]
-    assert "1 errors" in done.stdout
+    assert "1 error" in done.stdout
 
 
 def test_the_formats_agree(scored):
