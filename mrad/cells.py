@@ -188,7 +188,7 @@ def _kmeans(sample: FloatArray, cells: int, seed: int) -> FloatArray:
 
 def checked(keys: Any) -> FloatArray:
     """A block of keys as contiguous float32. Raises `NonFiniteError`."""
-    block = np.ascontiguousarray(keys, dtype=np.float32)
+    block = np.require(keys, np.float32, ["C", "A"])  # mapped keys need not lie aligned
     if not np.isfinite(block).all():
         raise NonFiniteError("the keys hold NaN or infinity")
     return block
