@@ -242,7 +242,8 @@ def spoil_circuit(rng: Rng, copper: Array, name: str) -> tuple[Array, Array]:
     shape = copper.shape[0], copper.shape[1]
     solid = copper > 0.5
     depth = ndimage.distance_transform_edt(solid)
-    width = max(2.0, 2 * float(np.percentile(depth[solid], 90)) if solid.any() else 4.0)
+    width = 2 * float(np.percentile(depth[solid], 90)) if solid.any() else 4.0
+    width = min(max(2.0, width), log_uniform(rng, 6, 20))
     near = {
         "an open track": depth > 0.35 * width,
         "a short": ~solid & (ndimage.distance_transform_edt(~solid) > 0.3 * width),

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretraining.statistics import STATISTICS
+from pretraining.statistics import MIXES, STATISTICS
 
 SHARPNESS = 8.0
 """Of q.k in the retrieval loss: TF's is 1, where gradients would be faint; order is the same."""
@@ -31,7 +31,7 @@ class Heads(nn.Module):
     def __init__(self, width: int, kinds: int) -> None:
         super().__init__()
         self.kind = nn.Linear(width, kinds)
-        self.statistics = nn.Linear(width, STATISTICS)
+        self.statistics = nn.Linear(width, STATISTICS + MIXES)
 
 
 def clip_loss(images: Tensor, texts: Tensor, same: Tensor, scale: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from pretraining.boards import board
 from pretraining.captions import pair
 from pretraining.defects import CIRCUIT_DEFECTS, DEFECTS, Scene, spoil_circuit
 from pretraining.fields import Array, Rng, blur, colour, coordinates, log_uniform, spectral
@@ -68,7 +69,7 @@ def make_pair(rng: Rng, tiles: Tiles, side: int, boost: float = 1.0) -> Pair:
     `boost` > 1 makes contrasts stronger, for the beginning of training.
     """
     for _ in range(8):
-        made = _circuit(rng, side) if rng.random() < 0.15 else _general(rng, tiles, side, boost)
+        made = _circuit(rng, side) if rng.random() < 0.25 else _general(rng, tiles, side, boost)
         if made is not None:
             return made
     raise RuntimeError("no visible defect in eight tries: check the defects' contrasts")
@@ -76,9 +77,9 @@ def make_pair(rng: Rng, tiles: Tiles, side: int, boost: float = 1.0) -> Pair:
 
 def _circuit(rng: Rng, side: int) -> Pair | None:
     kind = CIRCUIT_DEFECTS[rng.integers(len(CIRCUIT_DEFECTS))]
-    copper = tracks(rng, side)
+    copper = tracks(rng, side) if rng.random() < 0.35 else board(rng, side)
     spoilt, cover = copper, np.zeros_like(copper)
-    for _ in range(rng.choice([1, 1, 2])):
+    for _ in range(rng.choice([1, 1, 2, 4])):
         spoilt, more = spoil_circuit(rng, spoilt, kind)
         cover = np.maximum(cover, more)
     seed = int(rng.integers(1 << 31))

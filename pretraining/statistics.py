@@ -16,6 +16,7 @@ SCALES = (1.0, 2.0, 4.0)
 """Deviations of the Gaussians, pixels."""
 PLANES = 1 + 4 * len(SCALES)
 STATISTICS = 5 * PLANES
+MIXES = 64
 FLOOR = 0.02
 """Of energies before the logarithm, in deviations of OpenAI's normalisation."""
 
@@ -63,7 +64,35 @@ def _gaussian(side: int, sigma: float) -> Tensor:
     return weights / weights.sum(dim=1, keepdim=True)
 
 
-def standard(sample: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation [STATISTICS] of a sample [..., STATISTICS]."""
-    flat = sample.flatten(0, -2)
-    return flat.mean(dim=0), flat.std(dim=0).clamp_min(1e-3)
+class Targets:
+    """What patch features are asked to hold, each of mean 0 and deviation 1 on a sample: the
+    statistics, and bounded mixes of them, which a linear layer cannot make by itself."""
+
+    def __init__(self, sample: Tensor, grid: int) -> None:
+        """`sample` [B, 3, S, S], normalised."""
+        device = sample.device
+        generator = torch.Generator().manual_seed(0)
+        mixes = torch.randn(STATISTICS, MIXES, generator=generator) * (2 / STATISTICS**0.5)
+        for column in range(MIXES // 2):  # half of them mix three
+            few = torch.randperm(STATISTICS, generator=generator)[:3]
+            mixes[:, column] = 0
+            mixes[few, column] = torch.randn(3, generator=generator)
+        self._mixes = mixes.to(device)
+        self._offsets = torch.randn(MIXES, generator=generator).to(device)
+        found = statistics(sample, grid).flatten(0, 1)
+        self._mean, self._deviation = found.mean(0), found.std(0).clamp_min(1e-3)
+        mixed = self._mixed(self._standard(found))
+        self._mixed_mean, self._mixed_deviation = mixed.mean(0), mixed.std(0)
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor, grid: int) -> Tensor:
+        """[B, 3, S, S] -> [B, N, STATISTICS + MIXES]."""
+        standard = self._standard(statistics(pixels, grid))
+        mixed = (self._mixed(standard) - self._mixed_mean) / self._mixed_deviation
+        return torch.cat([standard, mixed], dim=-1)
+
+    def _standard(self, found: Tensor) -> Tensor:
+        return ((found - self._mean) / self._deviation).clamp(-5, 5)
+
+    def _mixed(self, standard: Tensor) -> Tensor:
+        return torch.tanh(standard @ self._mixes + self._offsets)

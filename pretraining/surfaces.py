@@ -211,9 +211,9 @@ def paint_circuit(rng: Rng, copper: Array) -> Array:
         dark, light = np.full(3, rng.uniform(0, 0.15)), np.full(3, rng.uniform(0.8, 1))
     else:
         dark, light = colour(rng, 0.05, 0.5), colour(rng, 0.4, 0.95)
-    if rng.random() < 0.3:
+    if rng.random() < 0.45:
         dark, light = light, dark
-    grain = spectral(rng, len(copper), 0.5) * rng.choice([0.0, 0.02, 0.06])
+    grain = spectral(rng, len(copper), 0.5) * rng.choice([0.0, 0.0, 0.02, 0.06])
     return np.clip(ramp(copper, dark, light) + grain[..., None], 0, 1).astype(np.float32)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
+import torch.nn.functional as F
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -27,8 +28,9 @@ from mrad.preprocess import OPENAI_MEAN, OPENAI_STD
 from pretraining import losses
 from pretraining.losses import Batch, Heads
 from pretraining.model import NAME, average, build, image_features, text_features
-from pretraining.scenes import KINDS, Tiles, coverage, make_pair, near
-from pretraining.statistics import standard, statistics
+from pretraining.scenes import KINDS, Pair, Tiles, coverage, make_pair, near
+from pretraining.start import start
+from pretraining.statistics import Targets
 
 PATCH = 12
 TILE = 400
@@ -40,24 +42,27 @@ class Recipe:
     """Everything that decides the weights."""
 
     seed: int = 0
-    steps: int = 2400
+    steps: int = 1800
     pairs: int = 16
     side: int = 132
     """Pictures of the first part, pixels: a window of the position table."""
-    large_from: float = 0.8
+    large_from: float = 0.6
     """Share of the steps after which pictures have the encoder's own size."""
     large_pairs: int = 4
     large_side: int = 264
+    start_pairs: int = 80
+    """Of the sample on which the first weights are solved for."""
     tiles: int = 48
     batches_per_tiles: int = 40
-    muon_lr: float = 4e-3
-    adam_lr: float = 1e-3
+    lr: float = 1e-3
+    slow_share: float = 0.2
+    """Of the rate, for what the patch features pass through."""
     weight_decay: float = 0.05
     warmup: int = 60
-    weights: tuple[float, ...] = (0.5, 3.0, 2.0, 1.0, 1.0, 3.0)
+    weights: tuple[float, ...] = (0.5, 2.0, 1.0, 1.0, 0.5, 10.0)
     """Of the losses in the order of `LOSSES`."""
 
-    boost: float = 2.5
+    boost: float = 1.5
     """Contrast of defects at the first step; 1 from `boost_until` (share of the steps) on."""
     boost_until: float = 0.25
 
@@ -71,6 +76,13 @@ class Recipe:
         return step >= self.large_from * self.steps
 
 
+CLASS_ONLY = {
+    "visual.proj",
+    "visual.class_embedding",
+    *(f"visual.transformer.resblocks.3.{part}"
+      for part in ("mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias")),
+}  # fmt: skip
+"""Parameters of the image tower that patch features do not depend on."""
 LOSSES = ("clip", "dense", "retrieval", "image_retrieval", "kind", "statistics")
 
 
@@ -92,22 +104,25 @@ class Batches(Dataset[dict[str, Any]]):
         tiles = self._tiles_of(step // recipe.batches_per_tiles)
         count = recipe.large_pairs if large else recipe.pairs
         pairs = [make_pair(rng, tiles, side, recipe.boost_at(step)) for _ in range(count)]
-        pictures = np.stack([p.good for p in pairs] + [p.bad for p in pairs])
-        return {
-            "pictures": (pictures * 255).round().astype(np.uint8),
-            "cells": _targets([p.mask for p in pairs], side // PATCH),
-            "kinds": np.array([p.kind for p in pairs]),
-            "captions": [p.captions[0] for p in pairs] + [p.captions[1] for p in pairs],
-            "corner": tuple(
-                int(v) for v in rng.integers(0, (recipe.large_side - side) // PATCH + 1, 2)
-            ),
-        }
+        free = (recipe.large_side - side) // PATCH + 1
+        corner = tuple(int(v) for v in rng.integers(0, free, 2))
+        return {**_arrays(pairs, side), "corner": corner}
 
     def _tiles_of(self, number: int) -> Tiles:
         if self._tiles is None or self._tiles[0] != number:
             rng = np.random.default_rng((self.recipe.seed, 0, number))
             self._tiles = number, Tiles(rng, self.recipe.tiles, TILE)
         return self._tiles[1]
+
+
+def _arrays(pairs: list[Pair], side: int) -> dict[str, Any]:
+    pictures = np.stack([p.good for p in pairs] + [p.bad for p in pairs])
+    return {
+        "pictures": (pictures * 255).round().astype(np.uint8),
+        "cells": _targets([p.mask for p in pairs], side // PATCH),
+        "kinds": np.array([p.kind for p in pairs]),
+        "captions": [p.captions[0] for p in pairs] + [p.captions[1] for p in pairs],
+    }
 
 
 def _targets(masks: list[Any], grid: int) -> Any:
@@ -136,37 +151,61 @@ def prepare(raw: dict[str, Any], tokenizer: Any, device: torch.device) -> Batch:
 
 
 class Training:
-    """Model, training heads, optimisers and the step they stand at."""
+    """Model, training heads, optimiser and the step they stand at."""
 
     def __init__(self, recipe: Recipe, out: Path, device: torch.device) -> None:
         self.recipe, self.out, self.device = recipe, out, device
         self.tokenizer = open_clip.SimpleTokenizer()
-        sample = prepare(Batches(recipe)[0], self.tokenizer, device).pixels
-        self.standard = standard(statistics(sample, recipe.side // PATCH))
-        self.clip: Any = build(recipe.seed, sample.cpu()).to(device)
-        self.heads = Heads(self.clip.visual.conv1.weight.shape[0], len(KINDS)).to(device)
+        self.clip: Any = build(recipe.seed)
+        self.targets, self.heads = self._start()
+        self.clip.to(device)
+        self.heads.to(device)
         self.scale = nn.Parameter(torch.tensor([10.0, 10.0], device=device).log())
-        self.optimisers = self._optimisers()
+        self.optimiser = self._optimiser()
         self.step = 0
         self._resume()
 
-    def _optimisers(self) -> list[torch.optim.Optimizer]:
-        """Muon for the matrices inside blocks, Adam for everything else."""
-        matrices, tables, rest = [], [], [self.scale]
+    def _start(self) -> tuple[Targets, Heads]:
+        """Lay the image tower out on a first sample; what its features are to hold from then on,
+        and a reading of it that is right already."""
+        recipe, grid = self.recipe, self.recipe.large_side // PATCH
+        rng = np.random.default_rng((recipe.seed, 2))
+        tiles = Tiles(rng, recipe.tiles, TILE)
+        pairs = [make_pair(rng, tiles, recipe.large_side) for _ in range(recipe.start_pairs)]
+        sample = prepare(_arrays(pairs, recipe.large_side), self.tokenizer, torch.device("cpu"))
+        visual = self.clip.visual
+        targets = Targets(sample.pixels, grid)
+        defect = torch.where(sample.cells < 0, 0.3, sample.cells.float())[..., None]
+        wanted = targets(sample.pixels, grid)
+        both = torch.cat([wanted, (defect - defect.mean()) / defect.std()], dim=-1)
+        explained = start(visual, sample.pixels, sample.cells, both)[:-1].mean()
+        print(f"before the first step the patch features explain {explained:.2f} of the statistics")
+        heads = Heads(visual.conv1.weight.shape[0], len(KINDS))
+        with torch.no_grad():
+            parts = [image_features(visual, p, (0, 0))[1] for p in sample.pixels.split(16)]
+            features = F.pad(torch.cat(parts), (0, 1), value=1.0).flatten(0, 1)
+            solved = torch.linalg.lstsq(features, average(wanted, grid).flatten(0, 1)).solution
+            heads.statistics.weight.copy_(solved[:-1].T)
+            heads.statistics.bias.copy_(solved[-1])
+        return Targets(sample.pixels.to(self.device), grid), heads
+
+    def _optimiser(self) -> torch.optim.Optimizer:
+        """Adam. What patch features pass through has a start worth keeping and learns slowly;
+        texts, the class token's own last MLP, projections and readings start from nothing."""
+        slow: list[nn.Parameter] = []
+        tables: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = [self.scale]
         for name, value in [*self.clip.named_parameters(), *self.heads.named_parameters()]:
-            inside = "resblocks" in name and value.ndim == 2
-            (matrices if inside else tables if value.ndim > 1 else rest).append(value)
-        decay, recipe = self.recipe.weight_decay, self.recipe
+            kept = name.startswith("visual.") and name not in CLASS_ONLY
+            kept = kept or name.startswith("statistics.")
+            (slow if kept else tables if value.ndim > 1 else rest).append(value)
+        decay, share = self.recipe.weight_decay, self.recipe.slow_share
         groups = [
-            {"params": tables, "weight_decay": decay},
-            {"params": rest, "weight_decay": 0.0},
+            {"params": slow, "weight_decay": 0.0, "share": share},
+            {"params": tables, "weight_decay": decay, "share": 1.0},
+            {"params": rest, "weight_decay": 0.0, "share": 1.0},
         ]
-        return [
-            torch.optim.Muon(
-                matrices, recipe.muon_lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
-            ),
-            torch.optim.AdamW(groups, recipe.adam_lr, betas=(0.9, 0.98)),
-        ]
+        return torch.optim.AdamW(groups, self.recipe.lr, betas=(0.9, 0.98))
 
     def run(self, workers: int, save_every: int = 100) -> None:
         """Train to the end of the recipe."""
@@ -191,18 +230,16 @@ class Training:
     def _advance(self, raw: dict[str, Any]) -> dict[str, float]:
         batch = prepare(raw, self.tokenizer, self.device)
         rate = self._rate()
-        for optimiser, lr in zip(self.optimisers, (self.recipe.muon_lr, self.recipe.adam_lr)):
-            for group in optimiser.param_groups:
-                group["lr"] = lr * rate
-            optimiser.zero_grad(set_to_none=True)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.recipe.lr * rate * group["share"]
+        self.optimiser.zero_grad(set_to_none=True)
         parts, readings = self._losses(batch, raw["corner"])
         loss = torch.stack([w * p for w, p in zip(self.recipe.weights, parts)]).sum()
         if not torch.isfinite(loss):
             raise NonFiniteError(f"the loss is {loss.item()} at step {self.step}")
         loss.backward()
         nn.utils.clip_grad_norm_(self.clip.parameters(), 5.0)
-        for optimiser in self.optimisers:
-            optimiser.step()
+        self.optimiser.step()
         with torch.no_grad():
             self.scale.clamp_(max=math.log(50.0))
         self.step += 1
@@ -228,7 +265,7 @@ class Training:
         dense, log_odds = losses.dense_loss(
             patch, self.clip.visual.proj, texts, batch.cells, scale[1]
         )
-        wanted = (statistics(batch.pixels, grid) - self.standard[0]) / self.standard[1]
+        wanted = self.targets(batch.pixels, grid)
         read = self.heads.statistics(patch)
         parts = [
             losses.clip_loss(images, texts, batch.same, scale[0]),
@@ -236,7 +273,7 @@ class Training:
             losses.retrieval_loss(patch, batch.cells),
             losses.image_retrieval_loss(images),
             losses.kind_loss(self.heads.kind(patch), batch.cells, batch.kinds),
-            nn.functional.smooth_l1_loss(read, average(wanted, grid)),
+            F.smooth_l1_loss(read, average(wanted, grid)),
         ]
         return parts, _readings(images, texts, log_odds, batch.cells)
 
@@ -247,7 +284,7 @@ class Training:
             "clip": self.clip.state_dict(),
             "heads": self.heads.state_dict(),
             "scale": self.scale.detach(),
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "optimiser": self.optimiser.state_dict(),
         }
         temporary = self.out / "checkpoint.tmp"
         torch.save(state, temporary)
@@ -264,8 +301,7 @@ class Training:
         self.heads.load_state_dict(state["heads"])
         with torch.no_grad():
             self.scale.copy_(state["scale"])
-        for optimiser, saved in zip(self.optimisers, state["optimisers"]):
-            optimiser.load_state_dict(saved)
+        self.optimiser.load_state_dict(state["optimiser"])
         self.step = int(state["step"])
         # What a cut-off run logged behind its checkpoint is done, and logged, again.
         log = self.out / "log.jsonl"

@@ -12,20 +12,22 @@ import torch
 import torch.nn.functional as F
 
 from mrad.encoder import Encoder
+from pretraining.boards import board
 from pretraining.captions import pair
 from pretraining.defects import CIRCUIT_DEFECTS, DEFECTS, Scene, spoil_circuit
-from pretraining.model import NAME, build, image_features, text_features
+from pretraining.model import NAME, average, build, image_features, text_features
 from pretraining.scenes import KINDS, Tiles, make_pair
+from pretraining.statistics import PLANES, STATISTICS
 from pretraining.surfaces import SURFACES, tracks
-from pretraining.train import Batches, Recipe, Training
+from pretraining.train import Batches, Recipe, Training, prepare
 
-SMALL = Recipe(steps=4, pairs=2, large_pairs=2, tiles=3, large_from=0.75)
+SMALL = Recipe(steps=4, pairs=2, large_pairs=2, tiles=3, large_from=0.75, start_pairs=4)
 
 
 @pytest.fixture(scope="module")
 def untrained() -> Any:
     """An untrained mrad-mini."""
-    return build(0, torch.randn(2, 3, 132, 132)).eval()
+    return build(0).eval()
 
 
 def test_training_computes_what_the_encoder_computes(untrained: Any) -> None:
@@ -55,6 +57,28 @@ def test_a_batch_is_a_function_of_seed_and_number() -> None:
     np.testing.assert_array_equal(again["pictures"], resumed["pictures"])
     np.testing.assert_array_equal(again["cells"], resumed["cells"])
     assert (again["pictures"] != first[2]["pictures"]).any()
+
+
+def test_before_the_first_step_features_hold_statistics_of_fresh_pictures(tmp_path: Path) -> None:
+    recipe = Recipe(steps=1, pairs=8, start_pairs=16, tiles=16)
+    training = Training(recipe, tmp_path, torch.device("cpu"))
+    fresh = prepare(Batches(recipe)[0], training.tokenizer, torch.device("cpu")).pixels
+    with torch.no_grad():
+        _, patch, grid = image_features(training.clip.visual, fresh, (0, 0))
+        wanted = average(training.targets(fresh, grid), grid)
+        read = training.heads.statistics(patch)
+    pairs = zip(read.flatten(0, 1).T[:STATISTICS], wanted.flatten(0, 1).T[:STATISTICS])
+    agreement = [float(torch.corrcoef(torch.stack(pair))[0, 1]) for pair in pairs]
+    means, relations = np.split(np.array(agreement), [PLANES])
+    assert np.median(means) > 0.7
+    assert np.median(relations) > 0.2
+
+
+def test_a_board_has_copper_and_bare_ground() -> None:
+    copper = np.stack([board(np.random.default_rng(seed), 96) for seed in range(8)])
+    assert copper.shape == (8, 96, 96)
+    assert 0.02 < copper.mean() < 0.98
+    assert ((copper > 0.9).any(axis=(1, 2)) & (copper < 0.1).any(axis=(1, 2))).sum() >= 7
 
 
 def test_pairs_differ_where_the_mask_says_and_nowhere_else() -> None:
