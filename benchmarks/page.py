@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "performance.md"
 IMAGES = ROOT / "docs" / "images"
 PLOTS = (
-    ("retrieval", "Sizes", "keys", "one image's patches", "rate-by-keys.png"),
+    ("sizes", "Sizes", "keys", "one image's patches", "rate-by-keys.png"),
     ("growth", "Rate by batch, mrad-mini", "batch", "images/s", "rate-by-batch.png"),
     ("growth", "Rate by input size", "input px", "images/s", "rate-by-size.png"),
 )

@@ -242,7 +242,7 @@ def encode_missing(
     records = [record for n in missing for record in plan.shards[n]]
     decode = partial(
         decode_record,
-        preprocess=encoder.preprocess,
+        prepare=encoder.prepare,
         thumbnails=options.thumbnails,
         strict=options.strict,
     )

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 
 import numpy as np
 import safetensors.numpy
-import torch
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
@@ -25,7 +24,7 @@ from mrad.encoder import Encoder, EncoderIdentity
 from mrad.errors import BankCorruptError, ImageError, MaskError
 from mrad.keys import keys_of
 from mrad.memory import REGIONS, Entry, Key, LevelMemory, MemoryBank, PatchKeys
-from mrad.preprocess import Preprocess, load_image
+from mrad.preprocess import load_image
 from mrad.types import BoolArray, Sample
 
 FORMAT_VERSION = 1
@@ -67,9 +66,13 @@ class Shard:
 
 
 def decode_record(
-    record: Record, preprocess: Preprocess, *, thumbnails: bool = False, strict: bool = False
+    record: Record,
+    prepare: Callable[[Image.Image], Tensor],
+    *,
+    thumbnails: bool = False,
+    strict: bool = False,
 ) -> DecodedRecord | Skipped:
-    """Decode one image and its mask, in any thread.
+    """Decode one image and its mask, in any thread. `prepare`: `Encoder.prepare`.
 
     What cannot be read becomes `Skipped`; with `strict` it raises `ImageError` or `MaskError`.
     """
@@ -81,7 +84,7 @@ def decode_record(
             raise
         return Skipped(record.source, error.code, str(error))
     thumbnail = thumbnail_of(image) if thumbnails else None
-    return DecodedRecord(record, preprocess(image), image.size, mask, thumbnail)
+    return DecodedRecord(record, prepare(image), image.size, mask, thumbnail)
 
 
 def encode_shard(
@@ -99,7 +102,7 @@ def encode_shard(
     """
     shard = Shard()
     for batch in _batches(decoded, batch_size, shard.skipped):
-        features = encoder.encode_pixels(torch.stack([item.pixels for item in batch]))
+        features = encoder.encode_prepared([item.pixels for item in batch])
         for index, item in enumerate(batch):
             entry = Entry.of(_facts(item.record), item.size, added_by)
             shard.entries.append(entry)

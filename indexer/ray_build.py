@@ -65,7 +65,7 @@ class ShardEncoder:
         """Decode ahead in threads, encode."""
         decode = partial(
             decode_record,
-            preprocess=self.encoder.preprocess,
+            prepare=self.encoder.prepare,
             thumbnails=self.options.thumbnails,
             strict=self.options.strict,
         )

@@ -101,7 +101,7 @@ def test_page_takes_tables_between_its_marks(
 
 def test_the_page_marks_what_there_is() -> None:
     text = page.PAGE.read_text()
-    for name in ("paper_loop", "growth", "retrieval", "service", "heads", "mini"):
+    for name in ("paper_loop", "growth", "retrieval", "sizes", "service", "heads", "mini"):
         assert f"<!-- {name} -->\n" in text
         assert f"<!-- /{name} -->" in text
 

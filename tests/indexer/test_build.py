@@ -81,7 +81,7 @@ def copy(source, target):
 
 def test_shards_do_not_depend_on_each_other(boards, tiny_encoder):
     records = read_dataset(boards).records
-    decoded = [decode_record(r, tiny_encoder.preprocess, thumbnails=True) for r in records]
+    decoded = [decode_record(r, tiny_encoder.prepare, thumbnails=True) for r in records]
     shard = encode_shard(tiny_encoder, decoded[6:12], batch_size=3)
     copy = from_bytes(to_bytes(shard))
     assert copy.entries == shard.entries
