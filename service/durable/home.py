@@ -113,7 +113,8 @@ class Home:
         if not ledger.is_file() or sha256_file(ledger) != current.ledger_sha256:
             raise BankCorruptError(f"{ledger} is missing or fails its SHA-256; restore it")
         kept = json.loads(ledger.read_bytes())
-        return bank, {key: Standing(decode_entry(entry), content) for key, entry, content in kept}
+        # Before contents were compared, a ledger's rows had two values.
+        return bank, {k: Standing(decode_entry(entry), *content) for k, entry, *content in kept}
 
     def write_generation(
         self, previous: Current, bank: MemoryBank, ledger: Mapping[str, Standing], applied: int

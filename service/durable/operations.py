@@ -87,7 +87,7 @@ def _decode_add(facts: dict[str, Any], blob: bytes) -> Add:
             Key(key["level"], key["label"], entry.entry_id, key["region"], key["size"], vector)
         )
     thumbnail = blob[offset:] if facts["thumbnail"] else None
-    return Add(entry, tuple(keys), thumbnail, facts["idempotency_key"], facts["content"])
+    return Add(entry, tuple(keys), thumbnail, facts["idempotency_key"], facts.get("content", ""))
 
 
 def decode_entry(facts: dict[str, Any]) -> Entry:

@@ -27,8 +27,8 @@ class Standing:
     """What an idempotency key was used for."""
 
     entry: Entry
-    content: str
-    """See `Add.content`."""
+    content: str = ""
+    """See `Add.content`; empty where an older release wrote it."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,8 @@ def check_repeat(key: str, standing: Standing, asked: Add) -> None:
     theirs = replace(
         asked.entry, entry_id=entry.entry_id, added_at=entry.added_at, added_by=entry.added_by
     )
-    if Standing(theirs, asked.content) != standing:
+    known = asked.content if standing.content else ""
+    if Standing(theirs, known) != standing:
         raise IdempotencyConflictError(
             f"idempotency key {key!r} was used for another image, mask or label (entry "
             f"{entry.entry_id}); use a new key for a new request"

@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from service.durable import (
     LogWriteError,
     MemoryClosedError,
 )
+from service.durable.operations import encode
 
 
 def test_what_was_added_is_there_at_once_and_after_a_restart(base: Path, lesson) -> None:
@@ -105,6 +107,27 @@ def test_an_idempotency_key_adds_once(base: Path, lesson, reopen: bool, compact:
     memory.remove(first.entry_id)
     assert memory.add(again, again_keys, **same) == first, "a late retry adds nothing"
     assert len(memory) == 4
+    memory.close()
+
+
+def test_a_key_of_an_older_release_is_told_by_its_entry(base: Path, lesson, monkeypatch) -> None:
+    """Its log has no digest of what was uploaded."""
+    from service.durable import store
+
+    def older(operation: Any) -> bytes:
+        facts, _, rest = encode(operation).partition(b"\0")
+        return facts.replace(b', "content": ""', b"") + b"\0" + rest
+
+    monkeypatch.setattr(store, "encode", older)
+    entry, keys = lesson(1)
+    memory = DurableMemory.open(base)
+    memory.add(entry, keys, idempotency_key="k")
+    memory.close()
+    assert b'"content"' not in next((memory.home.log).iterdir()).read_bytes()
+    memory = DurableMemory.open(base)
+    assert memory.add(*lesson(1), idempotency_key="k", content="pixels") == entry
+    with pytest.raises(IdempotencyConflictError):
+        memory.add(*lesson(2), idempotency_key="k", content="pixels")
     memory.close()
 
 
