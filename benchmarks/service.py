@@ -42,13 +42,15 @@ def worker(kind: str, threads: int) -> Iterator[tuple[subprocess.Popen[str], int
     command = [sys.executable, "-m", "benchmarks.service_worker", kind]
     if kind != "bare":
         command += [str(port), str(BATCH)]
+    # As `mrad serve` sets it; here PyTorch is loaded before the service is.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE"} if kind == "mrad" else {}
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        env=environment | os.environ | {"OMP_NUM_THREADS": str(threads)},
     )
     try:
         if kind == "bare":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,6 +70,9 @@ def serve(
             typer.echo(f"error: {where + ': ' if where else ''}{what}", err=True)
         raise typer.Exit(2) from error
     configure(settings.log_format, settings.log_level)
+    # Read when PyTorch is loaded, below: on a CPU its idle threads otherwise spin on the cores that
+    # are to decode images (docs/performance.md, Through HTTP).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from service.serving import run
 
     try:
