@@ -6,14 +6,18 @@ import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mrad.errors import ImageError, ImageTooLargeError, MaskError
 from mrad.types import BoolArray, ImageInput
+
+if (
+    TYPE_CHECKING
+):  # torch is loaded where tensors are made: decoding, as to check a dataset, needs none
+    import torch
 
 DEFAULT_MAX_PIXELS = 100_000_000
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -167,6 +171,8 @@ class Preprocess:
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """`image`: RGB of any size. Returns float32 [3, S, S] on the CPU."""
+        import torch
+
         side = (self.image_size, self.image_size)
         resized = np.asarray(image.resize(side, Image.Resampling.BICUBIC))
         return self._normalised(torch.from_numpy(resized.copy()).permute(2, 0, 1).float())
@@ -179,6 +185,8 @@ class Preprocess:
         levels of 255 apart, and any apart on less than a hundredth of the values
         (tests/mrad/test_preprocess.py).
         """
+        import torch.nn.functional as F
+
         (height, width), side = image.shape[1:], self.image_size
         # Pillow 13 takes the rows first where that costs less; before, it never did.
         rows_first = height > side and height - side > 2 * (width - side)
@@ -191,6 +199,8 @@ class Preprocess:
 
     def _normalised(self, levels: torch.Tensor) -> torch.Tensor:
         """Levels 0..255, float32 [3, S, S], overwritten."""
+        import torch
+
         mean = torch.tensor(self.mean, device=levels.device).view(3, 1, 1)
         std = torch.tensor(self.std, device=levels.device).view(3, 1, 1)
         return levels.div_(255).sub_(mean).div_(std).contiguous()

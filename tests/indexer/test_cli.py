@@ -25,16 +25,26 @@ COMMANDS = (
 )  # fmt: skip
 
 
-def test_help_lists_every_command_and_imports_no_torch():
+def output_without_torch(*arguments: str) -> str:
+    """What `mrad` prints, in a process that must not have loaded what starts slowly."""
     program = (
         "import sys; from typer.testing import CliRunner; from indexer.cli import app; "
-        "done = CliRunner().invoke(app, ['--help']); print(done.stdout); "
+        f"done = CliRunner().invoke(app, {list(arguments)}); print(done.output); "
         "print('heavy:', [m for m in ('torch', 'faiss', 'open_clip') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "heavy: []" in done.stdout, done.stderr
+    return done.stdout
+
+
+def test_help_lists_every_command_and_imports_no_torch():
+    shown = output_without_torch("--help")
     for name in COMMANDS:
-        assert f" {name} " in done.stdout
+        assert f" {name} " in shown
+
+
+def test_a_dataset_is_checked_without_torch(boards):
+    assert "1 unreadable images" in output_without_torch("data", "check", str(boards))
 
 
 def test_version(mrad):
