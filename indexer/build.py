@@ -38,6 +38,7 @@ from mrad.encoder import Encoder
 from mrad.errors import BankCorruptError, BankError, BankNotFoundError, DataError
 from mrad.files import atomic_write_bytes, sha256_file
 from mrad.memory import REGIONS, MemoryBank, PatchKeys
+from mrad.types import ANOMALOUS
 
 SHARD = 64
 """Images in a shard: what a kill can lose."""
@@ -306,6 +307,7 @@ def finish(
     if not bank.entries:
         first = f", the first: {skipped[0].reason}" if skipped else ""
         raise DataError(f"{plan.dataset.root} holds no image that can be used{first}")
+    small = too_small(bank, plan.dataset)
     if options.coreset is not None and options.coreset < len(bank.patch):
         bank = dataclasses.replace(bank, patch=reduced(bank.patch, options.coreset))
     bank.metadata["pretrained"] = options.pretrained
@@ -320,5 +322,14 @@ def finish(
         "made_at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "mrad": version("mrad"),
         "skipped": [asdict(item) for item in skipped],
+        "too_small": small,
     }
     return bank.save(out, replace=replace), skipped
+
+
+def too_small(bank: MemoryBank, dataset: Dataset) -> list[str]:
+    """Sources of the defects whose mask covers no patch wholly: they add no anomalous patch key."""
+    known = set(bank.patch.entry[bank.patch.labels == ANOMALOUS].tolist())
+    masked = {record.source for record in dataset.records if record.anomalous and record.mask}
+    found = (entry.source for row, entry in enumerate(bank.entries) if row not in known)
+    return [source for source in found if source in masked]

@@ -185,10 +185,27 @@ def summarise(built: Built, dataset: Dataset, encoder: Encoder, out: Path) -> No
     unmasked = dataset.counts["unmasked"]
     if unmasked:
         console.print(f"{unmasked} defective images have no mask: they feed the image level only")
+    warn_of_small(bank.metadata.get("build", {}).get("too_small", []), encoder)
     try:
         bank.check(encoder)
     except MRADError as error:
         warn(f"this memory cannot score yet: {error}")
+
+
+def warn_of_small(sources: list[str], encoder: Encoder) -> None:
+    """Defects that are marked and yet say nothing to the heat maps."""
+    if not sources:
+        return
+    side, grid = encoder.image_size, encoder.grid
+    warn(
+        f"{len(sources)} defects have a mask that fills no patch (an image is {side} x {side} px "
+        f"here, a patch {side // grid}), so they add no anomalous patch key and heat maps learn "
+        "nothing from them: crop to the part, cut it into tiles, or take a larger --image-size"
+    )
+    for source in sources[:SHOWN]:
+        errors.print(f"  {escape(source)}", highlight=False, soft_wrap=True)
+    if len(sources) > SHOWN:
+        errors.print("  and others: mrad bank inspect --json lists all")
 
 
 def list_skipped(skipped: tuple[Skipped, ...]) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import faiss
 import numpy as np
 import pytest
+from PIL import Image
 
 from indexer.build import BuildOptions, Plan, build, work_folder
 from indexer.data import read_dataset
@@ -258,3 +259,32 @@ def test_the_command_says_what_it_did(tmp_path, mrad, boards, tiny_options):
     assert "stands already" in " ".join(again.stdout.split())
     good = mrad("build", boards / "..", "--out", tmp_path / "g", *tiny_options, "--only", "x")
     assert good.exit_code == 2
+
+
+def test_defects_too_small_to_give_a_key_are_told_once_by_name(
+    tmp_path, mrad, make_image, tiny_options
+):
+    """Of three masks one covers a patch, one is a pixel, one is a hair across the whole image."""
+    data = tmp_path / "data"
+    for name in ("good", "defect", "masks"):
+        (data / name).mkdir(parents=True)
+    make_image(0)[0].save(data / "good/0.png")
+    for name in ("whole", "pixel", "hair"):
+        image, mask = make_image(1, defect=True)
+        marked = np.array(mask)
+        if name != "whole":
+            marked[:] = 0
+            marked[20, 30 if name == "pixel" else slice(None)] = 255
+        image.save(data / f"defect/{name}.png")
+        Image.fromarray(marked).save(data / f"masks/{name}.png")
+    done = mrad("build", data, "--out", tmp_path / "b", *tiny_options, "--coreset", "4")
+    assert done.exit_code == 0, done.output
+    told = " ".join(done.stderr.split())
+    assert told.count("fills no patch") == 1
+    assert "2 defects have a mask" in told
+    assert "defect/hair.png defect/pixel.png" in told
+    assert "defect/whole.png" not in told
+    again = mrad("build", data, "--out", tmp_path / "b", *tiny_options, "--coreset", "4")
+    assert "defect/hair.png" in again.stderr
+    facts = json.loads(mrad("bank", "inspect", tmp_path / "b", "--json").stdout)
+    assert facts["build"]["too_small"] == ["defect/hair.png", "defect/pixel.png"]
