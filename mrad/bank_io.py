@@ -9,10 +9,14 @@ thumbnails.parquet   optional: entry_id, JPEG
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -202,10 +206,13 @@ def _verify(path: Path, name: str, facts: Any, *, digest: bool) -> None:
 
 
 def _parse(path: Path, manifest: dict[str, Any]) -> MemoryBank:
-    table = pq.read_table(path / ENTRIES, schema=_SCHEMA)
+    # Not `read_table`, whose first call imports what takes longer than to read half a million rows.
+    with pq.ParquetFile(path / ENTRIES) as file:
+        table = file.read(columns=_SCHEMA.names).select(_SCHEMA.names).cast(_SCHEMA)
     thumbnails: dict[str, bytes] = {}
     if THUMBNAILS in manifest["files"]:
-        jpegs = pq.read_table(path / THUMBNAILS)
+        with pq.ParquetFile(path / THUMBNAILS) as file:
+            jpegs = file.read()
         thumbnails = dict(zip(jpegs["entry_id"].to_pylist(), jpegs["jpeg"].to_pylist()))
     image, patch = (_read_level(path, name, table, manifest["dims"][name]) for name in LEVELS)
     return MemoryBank(
@@ -224,13 +231,32 @@ def _read_entries(table: pa.Table) -> tuple[Entry, ...]:
     rows, first = np.unique(table["row"].to_numpy(), return_index=True)
     if not np.array_equal(rows, np.arange(len(rows))):
         raise ValueError(f"{ENTRIES} has gaps in its rows")
-    picked = table.take(pa.array(first))
+    names = ["entry_label" if f.name == "label" else f.name for f in fields(Entry)]
+    picked = table.select(names).take(pa.array(first))
     # Column by column: a memory may have half a million entries, and a dict for each takes seconds.
-    columns = [picked["entry_label" if f.name == "label" else f.name] for f in fields(Entry)]
-    values = [column.to_pylist() for column in columns]
-    tags = [field.name for field in fields(Entry)].index("tags")
-    values[tags] = [tuple(found) for found in values[tags]]
-    return tuple(Entry(*row) for row in zip(*values, strict=True))
+    values = [_values(picked[name]) for name in names]
+    with _uncollected():
+        return tuple(map(Entry, *values))
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    if not pa.types.is_list(column.type):
+        return list(column.to_pylist())
+    lists = column.combine_chunks()
+    cuts, flat = lists.offsets.to_pylist(), lists.values.to_pylist()
+    return [tuple(flat[start:end]) for start, end in pairwise(cuts)]
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the collector, which walks all objects again and again while very many are made."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
 
 
 _PLAIN = (
@@ -246,7 +272,8 @@ _PLAIN = (
 
 
 def _read_level(path: Path, name: str, table: pa.Table, dim: int) -> LevelMemory:
-    rows = table.filter(pa.compute.equal(table["level"], name))
+    columns = table.select(["label", "row", "region", "size"])
+    rows = columns.filter(pa.compute.equal(table["level"], name))
     region = rows["region"].combine_chunks().dictionary_encode()
     names = np.array(region.dictionary.to_pylist(), dtype="U9")
     return LevelMemory(

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from mrad.encoder import Encoder, EncoderIdentity
 
 REGIONS: Final = "regions"
-BLOCK = 8_192
-"""Keys looked at together, which may be mapped and exceed memory."""
+BLOCK = 512
+"""Keys looked at together: they may be mapped and exceed memory, and a block stays in the cache."""
 PatchKeys = Literal["regions", "all"] | int
 """What a region of an image adds to the patch level: its mean, every patch, or so many of them."""
 
@@ -105,6 +105,8 @@ class LevelMemory:
     """[n], grid cells averaged."""
     home: Path | None = None
     """The bank's folder, in whose `derived/` indexes of these keys may be kept."""
+    finite_to: int = 0
+    """So many first keys are known to be finite: those of a memory that grew by the others."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -116,9 +118,9 @@ class LevelMemory:
 
     @cached_property
     def finite(self) -> bool:
-        """Whether every key is: looked at once, in blocks, for keys may be mapped."""
-        starts = range(0, len(self), BLOCK)
-        return all(bool(np.isfinite(self.keys[i : i + BLOCK]).all()) for i in starts)
+        """Whether every key is: what is not known yet is looked at once."""
+        starts = range(self.finite_to, len(self), BLOCK)
+        return all(all_finite(self.keys[i : i + BLOCK]) for i in starts)
 
     @classmethod
     def of(cls, keys: Sequence[Key], rows: dict[str, int], dim: int) -> LevelMemory:
@@ -341,6 +343,17 @@ class MemoryBank:
         if encoder is not None:
             bank.check(encoder)
         return bank
+
+
+def all_finite(block: FloatArray) -> bool:
+    """Whether no number of `block` [m, d] is NaN or infinite.
+
+    One pass of a product is much faster than looking at each number, and a sum of squares that is
+    finite has no other terms. One that is not may be that of finite, very large numbers: look then.
+    """
+    flat = np.require(block, np.float32, ["C", "A"]).ravel()  # mapped keys need not lie aligned
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(flat @ flat) or np.isfinite(flat).all())
 
 
 def unit(vector: npt.NDArray[np.floating[Any]]) -> FloatArray:

@@ -24,6 +24,7 @@ class GrowingLevel:
     def __init__(self, level: LevelMemory) -> None:
         self._dim, self._home = level.dim, level.home
         self._count = len(level)
+        self._finite_to = len(level) if level.finite else 0
         self._arrays = {name: getattr(level, name) for name in FIELDS}
 
     def append(self, keys: Sequence[Key], row: int) -> None:
@@ -38,14 +39,18 @@ class GrowingLevel:
             self._count += 1
 
     def view(self) -> LevelMemory:
-        """The level as it is now; stays so."""
+        """The level as it is now; stays so. Of its keys only the new ones are looked at."""
         arrays = {name: array[: self._count] for name, array in self._arrays.items()}
-        return LevelMemory(**arrays, home=self._home)
+        level = LevelMemory(**arrays, home=self._home, finite_to=self._finite_to)
+        if level.finite:
+            self._finite_to = self._count
+        return level
 
     def keep(self, rows: npt.NDArray[np.bool_]) -> None:
         """Forget the keys of entries whose row is not kept; rows move up."""
         view = self.view()
         kept = rows[view.entry]
+        self._finite_to = int(kept[: self._finite_to].sum())
         moved = np.cumsum(rows) - 1
         self._arrays = {name: getattr(view, name)[kept] for name in FIELDS}
         self._arrays["entry"] = moved[self._arrays["entry"]].astype(np.int64)
