@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.geometry import Geometry, surface
-from benchmarks.precision import COLUMNS, bound, compare, datasets
+from benchmarks.precision import COLUMNS, bound, compare, datasets, mini
 from benchmarks.tables import Table, hardware, main, middle, paired, ratio
 from mrad import Encoder
 from mrad.tower_kernels import ACTIVATIONS, Linear, frozen_mlp
@@ -77,11 +77,7 @@ def speed(geometry: Geometry, runs: int) -> Table:
 
 def run(quick: bool) -> list[Table]:
     """Speed at the paper's geometry, accuracy with mrad-mini."""
-    exact, half = (
-        Encoder.load("mrad-mini", device="cpu", precision=precision)
-        for precision in ("fp32", "bf16")
-    )
-    encoders = {"fp32": exact, "int8 MLPs": in_int8(half)}
+    encoders = {"fp32": mini("fp32"), "int8 MLPs": in_int8(mini("bf16"))}
     sets = datasets(quick)
     rows = [row for name, records in sets.items() for row in compare(name, records, encoders)]
     return [

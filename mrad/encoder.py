@@ -23,7 +23,9 @@ from mrad.uploads import Uploads, gather
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LARGE_TOWER = 50_000_000
-"""Parameters above which `auto` takes bf16 on a CPU that has it; small towers gain nothing."""
+"""Parameters above which `auto` takes bf16, on a GPU or a CPU that has it: small towers gain little."""
+WITHOUT_BF16 = ("mrad-mini",)
+"""Encoders with which bf16 was measured to move maps by too much (`python -m benchmarks precision`)."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,8 @@ class Encoder:
                 OpenAI's TorchScript archive, a state dict, or safetensors.
             image_size: side of the square input; None: the paper's for its encoder, else native.
             device: `auto` (a GPU if there is one), or a torch device.
-            precision: `auto` (bf16 on a GPU, and on CPUs with bf16 instructions for large towers),
-                `fp32` or `bf16`. Outputs are float32 in any case.
+            precision: `auto` (bf16 for large towers, on a GPU or a CPU with bf16 instructions),
+                `fp32` or `bf16`, which `mrad-mini` does not have. Outputs are float32 in any case.
             compiled: `torch.compile` the blocks, for a GPU; needs Triton and a C compiler, and compiles
                 again for each new batch size. CUDA graphs are used in any case.
 
@@ -137,6 +139,11 @@ class Encoder:
         """
         from mrad.weights import load_clip
 
+        if precision == "bf16" and name in WITHOUT_BF16:
+            raise EncoderError(
+                f"bf16 is not offered for {name}: measured, it moves the maps of even surfaces by more "
+                "than its bound; take fp32, or auto"
+            )
         loaded = load_clip(name, pretrained)
         return cls.from_clip(
             loaded.clip,
@@ -245,8 +252,8 @@ def resolve_precision(precision: str, device: torch.device, visual: nn.Module) -
     """`auto`, `fp32` or `bf16` -> the dtype of projections and attention."""
     if precision == "auto":
         large = sum(p.numel() for p in visual.parameters()) >= LARGE_TOWER
-        fast = device.type == "cuda" or (large and cpu_has_bf16())
-        return torch.bfloat16 if fast else torch.float32
+        fast = device.type == "cuda" or cpu_has_bf16()
+        return torch.bfloat16 if large and fast else torch.float32
     if precision not in PRECISIONS:
         raise EncoderError(f"precision {precision!r} is unknown; choose auto, fp32 or bf16")
     return PRECISIONS[precision]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import open_clip
 import pytest
@@ -11,7 +13,8 @@ from torch import nn
 
 from benchmarks.paper_loop import average
 from mrad import Encoder, Features
-from mrad.encoder import digest_of, resolve_device
+from mrad import encoder as encoder_module
+from mrad.encoder import LARGE_TOWER, digest_of, resolve_device, resolve_precision
 from mrad.errors import EncoderError, NonFiniteError, UnsupportedEncoderError
 from mrad.tower import interpolate_positions, neighbourhood_average
 from mrad.tower_kernels import attend, frozen_mlp
@@ -185,6 +188,22 @@ def test_bf16_is_close_and_comes_out_as_float32(tiny_clip):
         assert not torch.equal(one, other)
         cosine = torch.nn.functional.cosine_similarity(one, other, dim=-1)
         assert float(cosine.min()) > 0.9999
+
+
+def test_the_small_encoder_is_not_offered_in_bf16():
+    with pytest.raises(EncoderError, match="bf16 is not offered for mrad-mini"):
+        Encoder.load("mrad-mini", device="cpu", precision="bf16")
+    assert Encoder.load("mrad-mini", device="cpu").dtype == torch.float32
+
+
+def test_auto_takes_bf16_for_large_towers_where_the_device_has_it(tiny_clip, monkeypatch):
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert resolve_precision("auto", gpu, tiny_clip.visual) is torch.float32
+    large = SimpleNamespace(parameters=lambda: [SimpleNamespace(numel=lambda: LARGE_TOWER)])
+    assert resolve_precision("auto", gpu, large) is torch.bfloat16
+    for has, wanted in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(encoder_module, "cpu_has_bf16", lambda has=has: has)
+        assert resolve_precision("auto", cpu, large) is wanted
 
 
 def test_bf16_sees_a_faint_contrast_on_a_bright_surface():
