@@ -8,10 +8,12 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import click
 import pytest
@@ -169,17 +171,19 @@ def test_dashboards_and_alerts_ask_for_metrics_that_the_server_gives() -> None:
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", DOCKERFILES)
-def test_every_run_line_runs_in_a_clean_environment(name: str, tmp_path: Path) -> None:
-    """Each RUN as it stands, in a throw-away copy of this machine's root; downloads torch.
+def test_every_run_line_runs_and_the_result_serves_as_its_user(name: str, tmp_path: Path) -> None:
+    """Each RUN as it stands, in a throw-away copy of this machine's root; downloads torch. Then its
+    user builds a bank there, makes a key and serves, on a root that is read-only as in the manifests.
 
     Copied files stand where COPY puts them. The machine is not the base image: of the GPU image, what
     apt and CUDA do on Ubuntu is not shown by this.
     """
     if os.geteuid() != 0 or not shutil.which("unshare"):
         pytest.skip("a throw-away root needs root's rights and unshare")
-    upper, work, root = (tmp_path / part for part in ("upper", "work", "root"))
-    for folder in (upper, work, root):
+    upper, work, root, banks = (tmp_path / part for part in ("upper", "work", "root", "banks"))
+    for folder in (upper, work, root, banks):
         folder.mkdir()
+    os.chown(banks, 10001, 10001)
     lines = []
     for keyword, argument in instructions(name):
         if keyword == "COPY" and not argument.startswith("--from"):
@@ -192,11 +196,42 @@ def test_every_run_line_runs_in_a_clean_environment(name: str, tmp_path: Path) -
                 copy(source, into)
         elif keyword == "RUN":
             lines.append(f"bash -euc {shlex.quote(argument)}")
+    lines.append("chmod 755 /root")  # this machine's Python may lie there
     check("unshare", "-m", "bash", "-euc", THROW_AWAY.format(
-        upper=upper, work=work, root=root, lines=shlex.quote("\n".join(["set -e", *lines]))
+        upper=upper, work=work, root=root, banks=banks,
+        lines=shlex.quote("\n".join(["set -e", *lines])), use=shlex.quote(use_of(name)),
     ))  # fmt: skip
     assert (upper / "opt/mrad/bin/mrad").exists()
     assert (upper / "banks").stat().st_uid == 10001
+    assert (banks / "current/bank.json").stat().st_uid == 10001
+
+
+def use_of(name: str) -> str:
+    """What a container of the image is asked to do, as its user and with its variables alone."""
+    found = dict(instructions(name))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    user = f"setpriv --reuid 10001 --regid 10001 --clear-groups env -i {found['ENV']}"
+    check = found["HEALTHCHECK"]
+    healthy = json.loads(check[check.index("CMD") + 3 :].replace(":8000", f":{port}"))
+    command = " ".join(json.loads(found["ENTRYPOINT"]) + json.loads(found["CMD"]))
+    serve = command.replace("0.0.0.0", "127.0.0.1").replace("8000", port)
+    gpu = name.endswith("gpu")
+    right = f"import faiss, torch; assert hasattr(faiss, 'StandardGpuResources') is {gpu}"
+    right += "; assert torch.version.cuda" if gpu else ""
+    boards = "/opt/mrad/lib/python3*/site-packages/mrad/demo/deep_pcb/memory"
+    return f"""
+        cd /tmp
+        {user} python -c {shlex.quote(right)}
+        if {user} touch /opt/mrad/x; then exit 9; fi
+        {user} mrad build {boards} --out /banks/current
+        {user} mrad keys add line --scope score
+        {user} {serve} & server=$!
+        until {user} {shlex.join(healthy)} 2>/dev/null; do kill -0 $server; sleep 1; done
+        kill -TERM $server
+        wait $server || test $? = 143  # drained, then ended by the signal
+    """
 
 
 THROW_AWAY = """
@@ -204,6 +239,10 @@ mount -t overlay overlay -o lowerdir=/,upperdir={upper},workdir={work} {root}
 mount -t proc proc {root}/proc
 mount --rbind /dev {root}/dev
 chroot {root} env TORCH_INDEX_URL= bash -c {lines}
+mount -t tmpfs tmpfs {root}/tmp
+mount --bind {banks} {root}/banks
+mount -o remount,ro {root}
+chroot {root} bash -euc {use}
 """
 
 
@@ -238,13 +277,39 @@ def test_alerts_fire_when_they_should() -> None:
     check(tool("promtool"), "test", "rules", Path(__file__).with_name("alerts.test.yml"))
 
 
-def test_manifests_follow_their_schemas() -> None:
-    check(tool("kubernetes-validate"), "--strict", DOCKER / "kubernetes" / "server.yaml")
+@pytest.mark.parametrize("name", ["volumes.yaml", "server.yaml"])
+def test_manifests_follow_their_schemas(name: str) -> None:
+    check(tool("kubernetes-validate"), "--strict", DOCKER / "kubernetes" / name)
+
+
+def manifest(name: str, kind: str) -> list[dict[str, Any]]:
+    documents = yaml.safe_load_all((DOCKER / "kubernetes" / name).read_text())
+    return [document for document in documents if document["kind"] == kind]
+
+
+def test_the_pod_that_fills_the_volumes_and_the_server_share_them_and_their_user() -> None:
+    claims = {
+        claim["metadata"]["name"] for claim in manifest("volumes.yaml", "PersistentVolumeClaim")
+    }
+    filling = manifest("volumes.yaml", "Pod")[0]["spec"]
+    serving = manifest("server.yaml", "Deployment")[0]["spec"]["template"]["spec"]
+    places = []
+    for pod in (filling, serving):
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        assert {v["persistentVolumeClaim"]["claimName"] for v in volumes.values()
+                if "persistentVolumeClaim" in v} == claims  # fmt: skip
+        mounts = pod["containers"][0]["volumeMounts"]
+        places.append({
+            volumes[mount["name"]]["persistentVolumeClaim"]["claimName"]: mount["mountPath"]
+            for mount in mounts if "persistentVolumeClaim" in volumes[mount["name"]]
+        })  # fmt: skip
+    assert places[0] == places[1]
+    assert filling["securityContext"] == serving["securityContext"]
+    assert not any(mount.get("readOnly") for mount in filling["containers"][0]["volumeMounts"])
 
 
 def test_the_pod_probes_what_the_server_serves_and_asks_for_a_gpu() -> None:
-    documents = list(yaml.safe_load_all((DOCKER / "kubernetes" / "server.yaml").read_text()))
-    pod = next(d for d in documents if d["kind"] == "Deployment")["spec"]["template"]["spec"]
+    pod = manifest("server.yaml", "Deployment")[0]["spec"]["template"]["spec"]
     server = pod["containers"][0]
     probes = {name: server[name]["httpGet"]["path"] for name in server if name.endswith("Probe")}
     assert probes["livenessProbe"] == "/health/live"
