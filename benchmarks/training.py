@@ -17,9 +17,10 @@ from benchmarks.tables import Table, main, middle, paired, ratio
 from indexer.train.cache import CachedFeatures
 from indexer.train.clip import train_clip
 from indexer.train.data import TrainingSet
-from indexer.train.ft import start, train_ft
+from indexer.train.ft import train_ft
 from indexer.train.loop import History
 from indexer.train.recipe import CLIPRecipe, FTRecipe
+from indexer.train.start import ft_start
 from mrad.encoder import Encoder
 from mrad.memory import Entry, Key, MemoryBank
 from mrad.types import Level
@@ -91,7 +92,7 @@ def rows_of(
     data = random_set(encoder, images, keys)
     pixels = torch.rand(encoded, 3, encoder.image_size, encoder.image_size)
     ft, clip = FTRecipe(), CLIPRecipe()
-    frozen = start(encoder, ft)
+    frozen = ft_start(encoder, data, ft)
     trainings = {
         "ft": (lambda: train_ft(encoder, data, ft, History()), ft.epochs),
         "clip": (lambda: train_clip(encoder, data, frozen, clip, History()), clip.epochs),

@@ -28,6 +28,9 @@ ClipSettings = Annotated[
     list[str] | None,
     typer.Option("--set-ft", help="a value of the FT stage's recipe, NAME=VALUE"),
 ]
+RecipeName = Annotated[
+    str, typer.Option("--recipe", help="FT's values: paper, or few-images for some hundred images")
+]
 Split = Annotated[str | None, typer.Option(help="train, test, or all that there is")]
 BankPath = Annotated[
     Path | None, typer.Option("--bank", help="retrieve from this memory, not from these images")
@@ -49,6 +52,7 @@ StartFrom = Annotated[
 def ft_command(
     data: Data,
     out: Out,
+    recipe: RecipeName = "paper",
     settings: Settings = None,
     split: Split = None,
     layout: options.Layout = "auto",
@@ -61,7 +65,7 @@ def ft_command(
     cache: CachePath = None,
 ) -> None:
     """Learn projections of queries and keys; writes OUT, its loss curves .csv and .png."""
-    from indexer.train.recipe import FTRecipe
+    from indexer.train.recipe import ft_recipe
 
     _run(
         "ft",
@@ -71,7 +75,7 @@ def ft_command(
         bank_path=bank,
         save_bank=save_bank,
         cache=cache,
-        ft=recipe_of(FTRecipe, settings),
+        ft=recipe_of(ft_recipe(recipe), settings),
     )
 
 
@@ -79,6 +83,7 @@ def ft_command(
 def clip_command(
     data: Data,
     out: Out,
+    recipe: RecipeName = "paper",
     settings: Settings = None,
     settings_ft: ClipSettings = None,
     start_from: StartFrom = None,
@@ -93,7 +98,7 @@ def clip_command(
     cache: CachePath = None,
 ) -> None:
     """Learn prompts on top of FT; writes OUT, its loss curves .csv and .png."""
-    from indexer.train.recipe import CLIPRecipe, FTRecipe
+    from indexer.train.recipe import CLIPRecipe, ft_recipe
 
     _run(
         "clip",
@@ -103,8 +108,8 @@ def clip_command(
         bank_path=bank,
         save_bank=save_bank,
         cache=cache,
-        ft=recipe_of(FTRecipe, settings_ft),
-        clip=recipe_of(CLIPRecipe, settings),
+        ft=recipe_of(ft_recipe(recipe), settings_ft),
+        clip=recipe_of(CLIPRecipe(), settings),
         start_from=start_from,
     )
 
@@ -162,18 +167,18 @@ def _run(
         )
 
 
-def recipe_of(cls: type[Recipe], settings: list[str] | None) -> Recipe:
-    """`NAME=VALUE` texts -> a recipe. Raises `HeadError` naming the option that is wrong."""
-    values: dict[str, Any] = {}
+def recipe_of(base: Recipe, settings: list[str] | None) -> Recipe:
+    """A recipe with `NAME=VALUE` texts put over it. Raises `HeadError` naming what is wrong."""
+    values: dict[str, Any] = base.model_dump()
     for text in settings or []:
         name, equals, value = text.partition("=")
         if not equals:
             raise HeadError(f"{text!r} is not NAME=VALUE")
         values[name.strip()] = _value(value.strip())
     try:
-        return cls.model_validate(values)
+        return type(base).model_validate(values)
     except ValidationError as error:
-        known = ", ".join(cls.model_fields)
+        known = ", ".join(type(base).model_fields)
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise HeadError(f"{wrong} (the recipe has: {known})") from error
 

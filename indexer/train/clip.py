@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from indexer.train.data import TrainingSet
-from indexer.train.ft import Memory, linear_start, map_losses
+from indexer.train.ft import Memory, map_losses
 from indexer.train.loop import History, Progress, optimise
 from indexer.train.losses import TINY, dice_loss
 from indexer.train.recipe import CLIPRecipe
+from indexer.train.start import linear_start
 from mrad.encoder import Encoder
 from mrad.errors import DataError
 from mrad.heads.clip import CLIPConfig, CLIPWeights, prompt_probability, region_priors

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from typing import cast
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from indexer.train.data import TrainingSet
 from indexer.train.loop import History, Progress, optimise
 from indexer.train.losses import dice_loss, focal_loss, image_loss
 from indexer.train.masking import masked_probability, row_quantile
 from indexer.train.recipe import FTRecipe, Stage
+from indexer.train.start import ft_start
 from mrad.encoder import Encoder, Features
 from mrad.heads.ft import FTWeights
 from mrad.types import ANOMALOUS
@@ -66,7 +64,7 @@ def train_ft(
 
     Raises `NonFiniteError`.
     """
-    weights = start(encoder, recipe).to(encoder.device)
+    weights = ft_start(encoder, data, recipe).to(encoder.device)
     memory = Memory(data, recipe, encoder.device)
 
     def losses(rows: list[int]) -> dict[str, Tensor]:
@@ -93,30 +91,3 @@ def map_losses(patch: Tensor, mask: Tensor, recipe: Stage) -> dict[str, Tensor]:
         "focal": recipe.focal_weight * focal_loss(patch, mask, recipe.focal_gamma),
         "dice": recipe.dice_weight * dice_loss(patch, mask),
     }
-
-
-def start(encoder: Encoder, recipe: FTRecipe) -> FTWeights:
-    """Weights before the first step, by the recipe's seed; no global random state is touched."""
-    generator = torch.Generator().manual_seed(recipe.seed)
-    weights = FTWeights(encoder.embed_dim, encoder.width)
-    image, patch = weights.image_proj, cast(nn.ModuleList, weights.patch_proj["fc"])
-    pairs = (
-        (cast(nn.Linear, image["mlp1"]), cast(nn.Linear, image["mlp2"])),
-        (cast(nn.Linear, patch[0]), cast(nn.Linear, patch[1])),
-    )
-    for query, key in pairs:
-        if recipe.start == "linear":
-            linear_start(query, generator)
-            linear_start(key, generator)
-        else:
-            nn.init.orthogonal_(query.weight, math.sqrt(recipe.sharpness), generator)
-            nn.init.zeros_(query.bias)
-            key.load_state_dict(query.state_dict())
-    return weights
-
-
-def linear_start(layer: nn.Linear, generator: torch.Generator) -> None:
-    """torch's own start of a linear layer, with a generator."""
-    bound = layer.in_features**-0.5
-    nn.init.uniform_(layer.weight, -bound, bound, generator)
-    nn.init.uniform_(layer.bias, -bound, bound, generator)

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mrad.errors import HeadError
+
 
 class Stage(BaseModel):
     """What both stages share: Adam with a cosine."""
@@ -32,11 +34,29 @@ class Stage(BaseModel):
 class FTRecipe(Stage):
     """One epoch on both pairs of projections."""
 
-    start: Literal["linear", "isometry"] = "linear"
-    """`linear`: torch's own start of a linear layer; `isometry`: queries and keys share a map that
-    keeps cosines where the widths allow, so that the untrained head ranks as TF does."""
+    start: Literal["linear", "isometry", "whitened"] = "linear"
+    """`linear`: torch's own start of a linear layer. Otherwise queries and keys begin with the same
+    map. `isometry`: it keeps cosines where the widths allow, so that the untrained head ranks as TF
+    does. `whitened`: it centres the training set's features and evens out their variances."""
     sharpness: float = Field(default=1.0, gt=0)
-    """Of q'.k' at an `isometry` start; TF is 1."""
+    """Mean |q'|^2 at an `isometry` or `whitened` start; TF's is 1."""
+    shrinkage: float = Field(default=0.01, gt=0)
+    """`whitened`: what is added to each direction's variance, in mean variances."""
+
+
+FEW_IMAGES = FTRecipe(
+    epochs=10, learning_rate=3e-3, patch_quantile=1.0, start="whitened", sharpness=16.0
+)
+"""For some hundred images of one product. The paper's single epoch is 270 steps over 2,162 images
+and 25 over 200; from a whitened start a few hundred steps are enough."""
+FT_RECIPES = {"paper": FTRecipe(), "few-images": FEW_IMAGES}
+
+
+def ft_recipe(name: str) -> FTRecipe:
+    """A recipe by its name. Raises `HeadError` naming those that there are."""
+    if name not in FT_RECIPES:
+        raise HeadError(f"there is no recipe {name!r}; there are: {', '.join(FT_RECIPES)}")
+    return FT_RECIPES[name]
 
 
 class CLIPRecipe(Stage):

@@ -10,6 +10,7 @@ from indexer import cli_import, cli_train
 from mrad import Encoder, MemoryBank
 from mrad.errors import HeadError
 from mrad.heads import load_head
+from mrad.heads.checkpoint import load_checkpoint
 from mrad.heads.ft import FTWeights
 
 runner = CliRunner()
@@ -66,10 +67,23 @@ def test_a_wrong_setting_is_one_line(tmp_path, dataset, setting, message):
 def test_settings_are_typed():
     from indexer.train.recipe import FTRecipe
 
-    recipe = cli_train.recipe_of(FTRecipe, ["learning_rate=1e-3", "start=isometry", "seed = 4"])
+    recipe = cli_train.recipe_of(FTRecipe(), ["learning_rate=1e-3", "start=isometry", "seed = 4"])
     assert (recipe.learning_rate, recipe.start, recipe.seed) == (1e-3, "isometry", 4)
     with pytest.raises(HeadError, match="start"):
-        cli_train.recipe_of(FTRecipe, ["start=random"])
+        cli_train.recipe_of(FTRecipe(), ["start=random"])
+
+
+@pytest.mark.usefixtures("loads_tiny")
+def test_a_named_recipe(tmp_path, dataset):
+    out = tmp_path / "ft.safetensors"
+    command = ["ft", str(dataset), "--out", str(out), "--cache", str(tmp_path / "cache")]
+    done = runner.invoke(cli_train.app, [*command, "--recipe", "few-images", "--set", "epochs=2"])
+    assert done.exit_code == 0, done.output
+    recipe = load_checkpoint(out).training["recipe"]["ft"]
+    assert (recipe["epochs"], recipe["start"], recipe["patch_quantile"]) == (2, "whitened", 1.0)
+    done = runner.invoke(cli_train.app, [*command, "--recipe", "huge"])
+    assert done.exit_code == 2
+    assert "paper, few-images" in done.stderr
 
 
 @pytest.mark.usefixtures("loads_tiny")

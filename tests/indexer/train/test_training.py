@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from indexer.train.clip import train_clip
 from indexer.train.data import training_set
@@ -16,6 +17,7 @@ from indexer.train.ft import Memory, train_ft
 from indexer.train.loop import History
 from indexer.train.recipe import CLIPRecipe, FTRecipe
 from indexer.train.run import load_ft, train
+from indexer.train.start import ft_start, whitened_start
 from mrad import Detector, Encoder, MemoryBank
 from mrad.errors import CheckpointError, NonFiniteError
 from mrad.heads.checkpoint import load_checkpoint
@@ -48,7 +50,7 @@ def test_masks_and_memory_are_the_bank_s(tiny_encoder, training, records):
     assert masks[1].sum() == masks[2].sum() == 0
 
 
-@pytest.mark.parametrize("start", ["linear", "isometry"])
+@pytest.mark.parametrize("start", ["linear", "isometry", "whitened"])
 def test_ft_learns(tiny_encoder, training, start):
     history = History()
     recipe = FTRecipe(start=start, epochs=12, learning_rate=2e-3)
@@ -59,13 +61,37 @@ def test_ft_learns(tiny_encoder, training, start):
 
 
 def test_an_isometry_starts_as_tf(tiny_encoder, training):
-    from indexer.train.ft import start
-
-    weights = start(tiny_encoder, FTRecipe(start="isometry"))
+    weights = ft_start(tiny_encoder, training, FTRecipe(start="isometry"))
     query = training.features.batch([0]).class_query()
     keys = torch.from_numpy(training.bank.image.keys)
     projected = weights.image_query(query) @ weights.image_key(keys).T
     assert torch.allclose(projected, query @ keys.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [12, 4], ids=["wide", "narrow"])
+def test_a_whitened_start_centres_and_evens_out(width):
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randn(6, 6, generator=generator) * torch.tensor([9, 3, 1, 0.5, 0.1, 0.05])
+    rows = torch.randn(400, 6, generator=generator) @ mixed.T + 5
+    layer = nn.Linear(6, width)
+    recipe = FTRecipe(start="whitened", sharpness=3.0, shrinkage=1e-6)
+    whitened_start(layer, [rows[:150], rows[150:]], recipe, torch.Generator().manual_seed(1))
+    done = layer(rows).detach()
+    assert done.mean(dim=0).abs().max() < 1e-2
+    assert done.square().sum(dim=1).mean() == pytest.approx(3.0, rel=0.05)
+    variances = torch.linalg.svdvals(done - done.mean(dim=0)).square() / len(rows)
+    kept = min(6, width)
+    assert variances[:kept] == pytest.approx(torch.full((kept,), 3.0 / kept).numpy(), rel=0.1)
+    assert (variances[kept:] < 1e-6).all()
+
+
+def test_what_is_all_the_same_has_a_whitened_start_too():
+    layer = nn.Linear(6, 6)
+    recipe = FTRecipe(start="whitened")
+    whitened_start(layer, [torch.ones(5, 6)], recipe, torch.Generator().manual_seed(1))
+    assert layer(torch.ones(1, 6)).abs().max() < 1
+    with pytest.raises(NonFiniteError, match="cannot start"):
+        whitened_start(layer, [torch.full((5, 6), torch.nan)], recipe, torch.Generator())
 
 
 def test_the_same_seed_gives_the_same_weights(tiny_encoder, training):
