@@ -140,6 +140,10 @@ class FormReader:
         _, options = parse_options_header(self._headers.get(b"content-disposition"))
         self._field = options.get(b"name", b"").decode("utf-8", "replace")
         if self._field != "images":
+            if b"filename" in options:
+                raise InvalidRequestError(
+                    f"form field {self._field!r} holds a file: send images in the field `images`"
+                )
             if len(self._fields) >= MAX_FIELDS:
                 raise InvalidRequestError("too many form fields")
             return

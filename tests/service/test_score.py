@@ -130,6 +130,10 @@ def test_bodies_that_are_none(client):
         answer = client.post("/v1/score", **arguments)
         assert answer.status_code in (415, 422), answer.text
         assert answer.json()["code"] in ("unsupported_media_type", "invalid_request")
+    misnamed = client.post("/v1/score", files={"image": bytes(100_000)}).json()
+    assert (
+        misnamed["detail"] == "form field 'image' holds a file: send images in the field `images`"
+    )
     coded = client.post("/v1/score", json={"images": ["%%%"]}).json()["results"][0]
     assert coded["problem"]["code"] == "invalid_request"
 
