@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from mrad.approximate_codec import Codec, Segment, learn_codec, make_segment
-from mrad.cells import KeySource, Stats, assign, make_frame, squares
+from mrad.cells import KeySource, Stats, assign, make_frame
+from mrad.closed_form import LARGEST, ClosedForm
 from mrad.errors import DimensionError, NonFiniteError
 from mrad.retrieval import log_sum_exp, probability_of
 from mrad.types import ANOMALOUS, NORMAL, FloatArray
@@ -101,16 +102,10 @@ class ApproximateRetriever:
         self.probed = 0.0
         """Cells summed key by key in the last call, mean over queries."""
         stats = cells.stats
-        self._count = torch.from_numpy(stats.count).to(self.device)
-        self._log_count = self._count.double().log()  # -inf for an empty cell
-        self._mean = torch.from_numpy(stats.mean).to(self.device)
-        self._variance = torch.from_numpy(stats.variance).to(self.device).double()
-        self._radius = torch.from_numpy(stats.radius).to(self.device)
+        self.closed_form = ClosedForm(stats, self.device)
         self._centroid = torch.from_numpy(stats.frame.centroid).to(self.device)
-        self._basis = torch.from_numpy(stats.frame.basis).to(self.device)
         self._label = torch.from_numpy(stats.frame.label).to(self.device).long()
         self._noise = torch.from_numpy(cells.codec.noise).to(self.device)
-        self._rest = stats.frame.rest
         new = cells.segments[len(resident) :]
         self._codes = [*resident, *(torch.from_numpy(s.codes).to(self.device) for s in new)]
 
@@ -154,7 +149,7 @@ class ApproximateRetriever:
     @property
     def dim(self) -> int:
         """Width of the keys."""
-        return int(self._mean.shape[1])
+        return int(self._centroid.shape[1])
 
     @torch.inference_mode()
     def log_sums(self, queries: Tensor, exclude: Tensor | None = None) -> Tensor:
@@ -180,38 +175,18 @@ class ApproximateRetriever:
         sums, variance = self.closed_form(queries)
         done = self._holding(exclude, sums)
         self._sum_keys(queries, sums, done, exclude)
-        error = missed(variance)
-        if float(error.max()) <= self.cells.tolerance:
-            return sums, done  # so at temperature 1: no share makes a mean exceed its largest part
+        variance = self.closed_form.widened(queries, variance)
+        ceiling = self.closed_form.ceiling(queries, variance).clamp_max(LARGEST).expm1()
+        if float((self._share(sums) @ ceiling).max()) <= self.cells.tolerance:
+            return sums, done  # so at temperature 1 in cells of many keys
+        cautious, error = self.closed_form.cautious(queries, variance)
         for _ in range(ROUNDS):
-            chosen = self._chosen(sums, error.masked_fill(done, 0))
+            chosen = self._chosen(torch.where(done, sums, cautious), error.masked_fill(done, 0))
             if not chosen.any():
                 break
             self._sum_keys(queries, sums, chosen, exclude)
             done |= chosen
         return sums, done
-
-    @torch.inference_mode()
-    def closed_form(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Every cell's log sum float64 [M, C], and the variance of q.k in it float64 [M, C].
-
-        log n + q.m + v / 2 while v <= 2 log n. Beyond, n draws of a Gaussian are too few to show the
-        tail that its mean lives on, and their sum is its largest term: q.m + sqrt(2 v log n) (the
-        frozen phase of Derrida's random energy model; both agree at v = 2 log n). Kept inside what
-        no n keys of that radius can exceed (`bounds`).
-        """
-        base = (queries @ self._mean.T).double() + self._log_count
-        energy = squares(queries, self._basis)
-        energy[:, -1] *= self._rest  # the mean per dimension beyond the basis becomes their sum
-        variance = energy @ self._variance.T
-        count = self._log_count.clamp_min(0)
-        frozen = (2 * variance * count).sqrt() - count
-        gain = torch.where(variance <= 2 * count, variance / 2, frozen)
-        return base + torch.minimum(gain, self._reach(queries)), variance
-
-    def _reach(self, queries: Tensor) -> Tensor:
-        reach = (queries.norm(dim=1, keepdim=True) * self._radius).double()
-        return torch.minimum(reach.square() / 2, reach)
 
     @torch.inference_mode()
     def bounds(self, queries: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,9 +196,9 @@ class ApproximateRetriever:
         and at least nothing (Jensen). Rigorous and wide: use it to prove, and `accuracy` to judge.
         """
         queries = self._checked(queries)
-        base = (queries @ self._mean.T).double() + self._log_count
+        base = self.closed_form.base(queries)
         rounding = 1e-5 * (1 + queries.norm(dim=1, keepdim=True).double())
-        reach = self._reach(queries) * (1 + 1e-5) + rounding
+        reach = self.closed_form.reach(queries) * (1 + 1e-5) + rounding
         return self._per_class(base - rounding), self._per_class(base + reach)
 
     def _per_class(self, sums: Tensor) -> Tensor:
@@ -234,15 +209,19 @@ class ApproximateRetriever:
                 out[:, label] = sums[:, own].logsumexp(dim=1)
         return out
 
+    def _share(self, sums: Tensor) -> Tensor:
+        """Of each cell in its class's sum, [M, C]."""
+        return (sums - self._per_class(sums)[:, self._label]).exp().nan_to_num_()
+
     def _chosen(self, sums: Tensor, error: Tensor) -> Tensor:
         """Cells to sum key by key in this round, bool [M, C].
 
-        A cell's part in its class's error is its share times its own error [M, C]. Largest first,
-        until what is left is within the tolerance, but at most a quarter of the cells in a round:
-        an overestimated cell hides the others' shares until it is summed.
+        A cell's part in its class's error is its share times what it grows by if it is off by its
+        own error [M, C]. Largest first, until what is left is within the tolerance, but at most a
+        quarter of the cells in a round: an overestimated cell hides the others' shares until it is
+        summed.
         """
-        share = (sums - self._per_class(sums)[:, self._label]).exp().nan_to_num_()
-        part = share * error
+        part = self._share(sums) * error.clamp_max(LARGEST).expm1()
         most = -(-part.shape[1] // ROUNDS)
         top = part.topk(most, dim=1)
         left = part.sum(dim=1, keepdim=True) - top.values.cumsum(dim=1) + top.values
@@ -321,12 +300,13 @@ class ApproximateRetriever:
 
     def _nearest_cells(self, queries: Tensor, k: int, excluding: bool) -> Tensor:
         """bool [M, C]: cells to search, enough of them for k keys that are not excluded."""
-        score = (queries @ self._mean.T).masked_fill_(self._count == 0, -torch.inf)
+        form = self.closed_form
+        score = (queries @ form.mean.T).masked_fill_(form.count == 0, -torch.inf)
         order = score.argsort(dim=1, descending=True)
         if excluding:
             entries = np.concatenate([segment.entry for segment in self.cells.segments])
             k += int(np.unique(entries, return_counts=True)[1].max())
-        count = self._count[order]
+        count = form.count[order]
         wanted = (count.cumsum(dim=1) - count < k) & (count > 0)
         wanted[:, :NEAREST_PROBES] = True
         return torch.zeros_like(wanted).scatter_(1, order, wanted)
@@ -379,13 +359,3 @@ class ApproximateRetriever:
         if not torch.isfinite(queries).all():
             raise NonFiniteError("a query holds NaN or infinity")
         return queries
-
-
-def missed(variance: Tensor) -> Tensor:
-    """Estimated error of a cell's closed form, from the variance of q.k in it.
-
-    A cell is no Gaussian: the next term of its cumulant series is skewness * variance ** 1.5 / 6,
-    taken here at a skewness of 2 (an exponential's), and the sum of a frozen cell is known to about
-    its own spread.
-    """
-    return torch.minimum(variance.pow(1.5) / 3, variance.sqrt())

@@ -23,7 +23,7 @@ from mrad.cells import Frame, Stats
 from mrad.errors import BankCorruptError, BankNotFoundError, BankVersionError
 from mrad.files import atomic_folder, sha256_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST, TABLE = "index.json", "cells.safetensors"
 
 
@@ -41,7 +41,7 @@ def write(cells: Cells, folder: Path) -> None:
         "label": stats.frame.label,
         "basis": stats.frame.basis,
         "mean": stats.mean,
-        "variance": stats.variance,
+        "covariance": stats.covariance,
         "radius": stats.radius,
         "count": stats.count,
         "low": codec.low,
@@ -113,9 +113,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
         _ = manifest["source"], manifest["keys"], manifest["segments"], manifest["files"][TABLE]
     except (ValueError, KeyError, TypeError) as error:
         raise BankCorruptError(f"{MANIFEST} of the index at {path} cannot be read") from error
-    if version > FORMAT_VERSION:
+    if version != FORMAT_VERSION:
         raise BankVersionError(
-            f"the index at {path} has format {version}, this version reads up to {FORMAT_VERSION}"
+            f"the index at {path} has format {version}, this version reads {FORMAT_VERSION}; it is "
+            "derived from the bank and is built anew"
         )
     return manifest
 
@@ -135,7 +136,7 @@ def _segment(path: Path, number: int, mapped: bool) -> Segment:
 
 def _assemble(manifest: dict[str, Any], table: dict[str, Any], segments: list[Segment]) -> Cells:
     frame = Frame(table["centroid"], table["label"], table["basis"])
-    stats = Stats(frame, table["mean"], table["variance"], table["radius"], table["count"])
+    stats = Stats(frame, table["mean"], table["covariance"], table["radius"], table["count"])
     if manifest["storage"] not in STORAGES:
         raise ValueError(f"unknown storage {manifest['storage']!r}")
     if int(stats.count.sum()) != sum(len(segment) for segment in segments):

@@ -27,6 +27,8 @@ MIN_PER_CELL = 39
 MAX_CELLS = 512
 RANK = 64
 """Principal directions along which a cell's variance is kept; what lies beyond is isotropic."""
+COVARIED = 32
+"""The first of them, within which its whole covariance is kept."""
 
 
 class KeySource(Protocol):
@@ -53,7 +55,7 @@ class Frame:
     basis: FloatArray
     """[d, r] orthonormal: principal directions of what keys differ by inside cells.
 
-    Cells are stretched alike, so along these a diagonal says nearly all of a cell's covariance.
+    Cells are stretched along the same directions, though each in its own way.
     """
 
     @property
@@ -61,17 +63,41 @@ class Frame:
         """Dimensions beyond the basis."""
         return int(self.basis.shape[0] - self.basis.shape[1])
 
-    def energy(self, vectors: FloatArray) -> npt.NDArray[np.float64]:
-        """[m, d] -> [m, r + 1]: squares along the basis, and their mean over what lies beyond."""
-        return squares(torch.from_numpy(vectors), torch.from_numpy(self.basis)).numpy()
+    @property
+    def diagonal(self) -> npt.NDArray[np.bool_]:
+        """[p]: which of the products of `outer` are squares along the basis."""
+        row, column = pairs(self.basis.shape[1])
+        return np.append((row == column).numpy(), False)
 
 
-def squares(vectors: Tensor, basis: Tensor) -> Tensor:
-    """`vectors` [m, d], `basis` [d, r] -> float64 [m, r + 1]; the last is a mean per dimension."""
-    along = (vectors.to(basis.dtype) @ basis).double().square_()
-    rest = vectors.double().square().sum(dim=1) - along.sum(dim=1)
+def pairs(rank: int) -> tuple[Tensor, Tensor]:
+    """Which coordinates within a basis of `rank` directions are multiplied: two int64 [p - 1]."""
+    whole = min(rank, COVARIED)
+    row, column = torch.triu_indices(whole, whole)
+    alone = torch.arange(whole, rank)
+    return torch.cat([row, alone]), torch.cat([column, alone])
+
+
+def outer(vectors: Tensor, basis: Tensor) -> Tensor:
+    """`vectors` [m, d], `basis` [d, r] -> [m, p]: what makes a covariance when averaged.
+
+    Products of two coordinates within the basis (`pairs`), then the mean square of what lies beyond
+    it, per dimension.
+    """
+    along = vectors @ basis
+    row, column = pairs(along.shape[1])
+    rest = vectors.square().sum(dim=1) - along.square().sum(dim=1)
     beyond = rest.clamp_min(0) / max(basis.shape[0] - basis.shape[1], 1)
-    return torch.cat([along, beyond[:, None]], dim=1)
+    return torch.cat([along[:, row] * along[:, column], beyond[:, None]], dim=1)
+
+
+def weights(queries: Tensor, basis: Tensor) -> Tensor:
+    """[M, d] -> [M, p]: the variance of q.k is its dot product with a cell's `Stats.covariance`."""
+    found = outer(queries, basis)
+    row, column = pairs(basis.shape[1])
+    found[:, :-1] *= 1 + (row != column).to(found)  # each product off the diagonal stands for two
+    found[:, -1] *= basis.shape[0] - basis.shape[1]  # the mean per dimension becomes the sum
+    return found
 
 
 @dataclass(frozen=True)
@@ -81,8 +107,8 @@ class Stats:
     frame: Frame
     mean: FloatArray
     """[C, d] of the keys that the cell holds now."""
-    variance: FloatArray
-    """[C, r + 1], of the same keys: along `frame.basis`, then per dimension beyond it."""
+    covariance: FloatArray
+    """[C, p] of the same keys: within `frame.basis`, then the variance per dimension beyond it."""
     radius: FloatArray
     """[C], largest distance of a key from the mean (an upper bound, after `merge`)."""
     count: npt.NDArray[np.int64]
@@ -94,8 +120,9 @@ class Stats:
         total = np.maximum(n + m, 1)
         gap = other.mean.astype(np.float64) - self.mean
         mean = self.mean + gap * (m / total)
-        apart = self.frame.energy(gap.astype(np.float32)) * (n * m / total)
-        spread = self.variance * n + other.variance * m + apart
+        basis = torch.from_numpy(self.frame.basis).double()
+        apart = outer(torch.from_numpy(gap), basis).numpy() * (n * m / total)
+        spread = self.covariance * n + other.covariance * m + apart
         moved = np.linalg.norm(gap * (m / total), axis=1)
         back = np.linalg.norm(gap * (n / total), axis=1)
         radius = np.maximum(
@@ -111,11 +138,16 @@ class Stats:
         )
 
     @property
+    def spread(self) -> npt.NDArray[np.float64]:
+        """[C], mean squared distance of a cell's keys from their mean."""
+        inside = self.covariance[:, self.frame.diagonal].sum(axis=1, dtype=np.float64)
+        return np.asarray(inside + self.covariance[:, -1] * self.frame.rest)
+
+    @property
     def distortion(self) -> float:
         """Mean squared distance of the keys from their cell's centroid."""
         gap = np.square(self.mean.astype(np.float64) - self.frame.centroid).sum(axis=1)
-        inside = self.variance[:, :-1].sum(axis=1, dtype=np.float64)
-        each = inside + self.variance[:, -1] * self.frame.rest + gap
+        each = self.spread + gap
         return float((each * self.count).sum() / max(int(self.count.sum()), 1))
 
 
@@ -223,16 +255,16 @@ class Moments:
         cells, dim = frame.centroid.shape
         self.frame, self.basis = frame, torch.from_numpy(frame.basis)
         self.first = torch.zeros(cells, dim, dtype=torch.float64)
-        self.second = torch.zeros(cells, self.basis.shape[1] + 1, dtype=torch.float64)
+        self.second = torch.zeros(cells, len(frame.diagonal), dtype=torch.float64)
         self.reach = np.zeros(cells)
         self.count = np.zeros(cells, dtype=np.int64)
 
     def add(self, residual: Tensor, cell: npt.NDArray[np.int64]) -> None:
         """`residual` float32 [m, d] of keys in `cell` [m]."""
         where = torch.from_numpy(cell)
-        block = torch.zeros(self.first.shape)  # float32 within a block, float64 across
-        self.first += block.index_add_(0, where, residual)
-        self.second.index_add_(0, where, squares(residual, self.basis))
+        for total, values in ((self.first, residual), (self.second, outer(residual, self.basis))):
+            block = torch.zeros(total.shape)  # float32 within a block, float64 across
+            total += block.index_add_(0, where, values)
         np.maximum.at(self.reach, cell, residual.norm(dim=1).double().numpy())
         self.count += np.bincount(cell, minlength=len(self.count))
 
@@ -240,12 +272,14 @@ class Moments:
         """Mean, variance about it, and radius of every cell."""
         n = np.maximum(self.count, 1)[:, None]
         shift = self.first.numpy() / n
-        away = squares(torch.from_numpy(shift), self.basis.double()).numpy()
-        variance = np.maximum(self.second.numpy() / n - away, 0)
+        away = outer(torch.from_numpy(shift), self.basis.double()).numpy()
+        covariance = self.second.numpy() / n - away
+        squares = np.append(np.flatnonzero(self.frame.diagonal), -1)
+        covariance[:, squares] = np.maximum(covariance[:, squares], 0)
         return Stats(
             self.frame,
             (self.frame.centroid + shift).astype(np.float32),
-            variance.astype(np.float32),
+            covariance.astype(np.float32),
             (self.reach + np.linalg.norm(shift, axis=1)).astype(np.float32),
             self.count,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `clusters`, under any impo
 from clusters import COUNT, WIDTH, clustered, mixed_labels
 
 from mrad.approximate import ApproximateRetriever
+from mrad.cells import pairs
+from mrad.closed_form import missed
 from mrad.errors import DimensionError, EmptyLevelError, MRADError, NonFiniteError
 from mrad.retrieval import ExactRetriever
 
@@ -69,6 +72,41 @@ def test_the_error_follows_the_tolerance(labels: np.ndarray, sharpness: float) -
     for tolerance in (1e-2, 1e-3, 1e-4):
         retriever.cells = replace(retriever.cells, tolerance=tolerance)
         assert (retriever.probability(queries) - exact).abs().max() <= 2 * tolerance
+
+
+def test_the_closed_form_knows_each_cells_own_covariance() -> None:
+    """Cells stretched along different diagonals of one basis: no shared diagonal can tell them apart."""
+    rng = np.random.default_rng(0)
+    centre = rng.normal(size=(4, WIDTH)) * 20
+    turn = np.linalg.qr(rng.normal(size=(WIDTH, 8)))[0].T
+    keys = np.concatenate([c + rng.normal(size=(500, 8)) @ rng.normal(size=(8, 8)) @ turn * 0.05
+                           for c in centre]).astype(np.float32)  # fmt: skip
+    queries = torch.from_numpy((rng.normal(size=(50, 8)) @ turn).astype(np.float32))
+    retriever = ApproximateRetriever.build(keys, np.zeros(len(keys), np.uint8), cells=4)
+    scores = queries @ torch.from_numpy(keys).T
+    found = retriever.closed_form(queries)[1]
+    segment = retriever.cells.segments[0]
+    for cell in range(4):
+        rows = segment.row[segment.start[cell] : segment.start[cell + 1]]
+        wanted = scores[:, torch.from_numpy(rows)].double().var(dim=1, correction=0)
+        torch.testing.assert_close(found[:, cell], wanted, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("sharpness", [4, 16, 64])
+def test_the_doubt_about_a_cell_knows_of_outliers(labels: np.ndarray, sharpness: float) -> None:
+    """One key far from the others of a small cell is most of its sum, and little of its variance."""
+    keys = clustered(COUNT, 0, sharpness**0.5)
+    queries = torch.from_numpy(clustered(200, 1, sharpness**0.5))
+    retriever = ApproximateRetriever.build(keys, labels)
+    scores, segment = (queries @ torch.from_numpy(keys).T).double(), retriever.cells.segments[0]
+    cells = [segment.row[a:b] for a, b in pairwise(segment.start)]
+    exact = torch.stack([scores[:, torch.from_numpy(rows)].logsumexp(1) for rows in cells], 1)
+    form = retriever.closed_form
+    variance = form.widened(queries, form(queries)[1])
+    sums, error = form.cautious(queries, variance)
+    short = [((exact - sums) > e + 1e-3).sum() for e in (error, missed(variance))]
+    assert short[0] < short[1] / 2
+    assert short[0] < exact.numel() / 100
 
 
 @pytest.mark.parametrize("sharpness", [1, 8, 64])
@@ -190,10 +228,11 @@ def test_merged_moments_are_those_of_all_keys(labels: np.ndarray) -> None:
         rows = np.concatenate([s.row[s.start[cell] : s.start[cell + 1]] for s in segments])
         own = keys[rows].astype(np.float64)
         np.testing.assert_allclose(both.cells.stats.mean[cell], own.mean(axis=0), atol=1e-6)
-        along = (own @ basis).var(axis=0)
-        beyond = (own.var(axis=0).sum() - along.sum()) / (WIDTH - basis.shape[1])
-        found = both.cells.stats.variance[cell]
-        np.testing.assert_allclose(found, np.append(along, beyond), atol=1e-6)
+        inside = np.cov(own @ basis, rowvar=False, bias=True)
+        beyond = (own.var(axis=0).sum() - np.trace(inside)) / (WIDTH - basis.shape[1])
+        row, column = pairs(basis.shape[1])
+        wanted = np.append(inside[row.numpy(), column.numpy()], beyond)
+        np.testing.assert_allclose(both.cells.stats.covariance[cell], wanted, atol=1e-6)
         reach = np.linalg.norm(own - both.cells.stats.mean[cell], axis=1).max()
         assert both.cells.stats.radius[cell] >= reach - 1e-6
 
