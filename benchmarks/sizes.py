@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import scale
-from benchmarks.features import KEY_WIDTH, Patches, records, wide_patches
+from benchmarks.features import KEY_WIDTH, Patches, wide_patches
 from benchmarks.geometry import Geometry
 from benchmarks.retrieval import SHARPNESS
 from benchmarks.tables import Cell, Table, main, middle, ratio, shown
@@ -75,7 +75,7 @@ def size_tables(
     columns += ["bank started in", "bank", "resident, own", "resident, mapped"]
     columns += ["one image's patches", "exact"]
     what = (
-        f"{len(keys.keys):,} keys are patches of {len(records(10**9))} real images by a seeded, "
+        f"{len(keys.keys):,} keys are patches of {len(np.unique(keys.image))} real images by a seeded, "
         "untrained tower of the paper's width; larger sizes repeat them with noise of L2 size 0.05."
     )
     notes = [
@@ -99,8 +99,10 @@ def size_tables(
 
 
 def _alone(work, *arguments):  # type: ignore[no-untyped-def]
-    begin = time.perf_counter()
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    """The work in a process of its own, forked from one that has the libraries and nothing else."""
+    begin, context = time.perf_counter(), get_context("forkserver")
+    context.set_forkserver_preload([scale.__name__])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
         found = pool.submit(work, *arguments).result()
     size = next(a for a in (*arguments, "") if isinstance(a, int | str))
     took = time.perf_counter() - begin

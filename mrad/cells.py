@@ -85,10 +85,11 @@ def outer(vectors: Tensor, basis: Tensor) -> Tensor:
     it, per dimension.
     """
     along = vectors @ basis
-    row, column = pairs(along.shape[1])
-    rest = vectors.square().sum(dim=1) - along.square().sum(dim=1)
+    whole, square = min(along.shape[1], COVARIED), along.square()
+    products = [along[:, i : i + 1] * along[:, i:whole] for i in range(whole)]
+    rest = vectors.norm(dim=1).square() - square.sum(dim=1)
     beyond = rest.clamp_min(0) / max(basis.shape[0] - basis.shape[1], 1)
-    return torch.cat([along[:, row] * along[:, column], beyond[:, None]], dim=1)
+    return torch.cat([*products, square[:, whole:], beyond[:, None]], dim=1)
 
 
 def weights(queries: Tensor, basis: Tensor) -> Tensor:
