@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.geometry import Geometry, surface
 from benchmarks.paper_loop import Memory, PaperLoop
@@ -26,7 +27,11 @@ PRECISIONS = ("fp32", "bf16")
 def run(quick: bool) -> list[Table]:
     """All tables of the encoder on a CPU."""
     geometry = Geometry.tiny() if quick else Geometry.paper()
-    return [against_the_loop(geometry, 1 if quick else 5), by_batch_and_size(geometry, quick)]
+    return [
+        against_the_loop(geometry, 1 if quick else 5),
+        by_operation(geometry),
+        by_batch_and_size(geometry, quick),
+    ]
 
 
 def against_the_loop(geometry: Geometry, runs: int) -> Table:
@@ -80,6 +85,53 @@ def apart(work: Callable[..., None], *arguments: Any) -> int:
 def _report(work: Callable[..., None], arguments: tuple[Any, ...]) -> int:
     work(*arguments)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+OPERATIONS = {
+    "mkldnn::_linear_pointwise": "projections and MLPs",
+    "aten::mm": "attention's products",
+    "aten::_softmax": "softmax",
+    "aten::copy_": "rounding to bf16 and back, layouts",
+    "aten::native_layer_norm": "layer norms",
+}
+LARGE = 4_096
+
+
+def products(geometry: Geometry) -> list[float]:
+    """Operations in one image's projections and MLPs, and in its attention's products."""
+    patches, width, blocks = (geometry.size // geometry.patch) ** 2, geometry.width, geometry.layers
+    tokens = patches + 1
+    each = 3 * tokens + 8 * tokens + tokens  # rows of width x width: q, k, v; MLP; output
+    gained = (blocks - 1) * (patches + 1)  # the V-V path's output, and what all values share
+    spared = 10 * tokens  # of the last block: q, the MLP and the output, but for the class token
+    attended = (2 * blocks - 2) * tokens**2 * width
+    return [2.0 * width**2 * (blocks * each + gained - spared), 4.0 * attended]
+
+
+def by_operation(geometry: Geometry) -> Table:
+    """Where the time of one image in bf16 goes, and how fast its products run."""
+    encoder, pixels = geometry.encoder("bf16"), torch.randn(1, 3, geometry.size, geometry.size)
+    encoder.encode_pixels(pixels)
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        encoder.encode_pixels(pixels)
+    times = {event.key: event.self_cpu_time_total / 1e6 for event in found.key_averages()}
+    named = {what: times.pop(name, 0.0) for name, what in OPERATIONS.items()}
+    named["all else"] = sum(times.values())
+    whole = sum(named.values())
+    done = dict(zip(named, products(geometry)))
+    rows = [
+        [what, f"{taken / whole:.1%}", f"{done[what] / taken / 1e9:.0f}" if what in done else None]
+        for what, taken in named.items()
+    ]
+    large = torch.randn(LARGE, LARGE).bfloat16()
+    rate = 2 * LARGE**3 / median(timed(lambda: large @ large, 3)) / 1e9
+    return Table(
+        f"{geometry.name} at {geometry.size} px, bf16: where an image's time goes",
+        ["", "share", "GFLOP/s"],
+        rows,
+        [hardware(), f"One image under PyTorch's profiler. A product of {LARGE:,} x {LARGE:,} "
+         f"matrices in bf16: {rate:.0f} GFLOP/s."],
+    )  # fmt: skip
 
 
 def by_batch_and_size(geometry: Geometry, quick: bool) -> Table:
