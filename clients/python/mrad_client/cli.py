@@ -14,6 +14,7 @@ try:
     import anyio
     import typer
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -37,6 +38,8 @@ except ImportError as error:  # pragma: no cover - seen in the test of the bare 
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console(stderr=True)
+NAMED = 5
+"""Files with an error that are named at the end; the table has all."""
 
 
 @app.callback()
@@ -82,7 +85,7 @@ def score(
         found = Summary.of(row for row in journal.rows() if row["name"] in wanted)
     if summary is not None:
         write_atomic(summary, found.html(summary.parent).encode())
-    _close(found, out)
+    _close(found, [*out, *(path for path in (maps, overlays, summary) if path is not None)])
 
 
 async def _score(items: list[Item], journal: Journal, options: Options, server: str | None) -> None:
@@ -122,12 +125,15 @@ def _progress() -> Progress:
     return Progress(*columns, console=console)
 
 
-def _close(found: Summary, out: list[Path]) -> None:
+def _close(found: Summary, written: list[Path]) -> None:
     verdicts = ", ".join(f"{count:,} {name}" for name, count in sorted(found.verdicts.items()))
     console.print(f"{found.total:,} images: {verdicts or 'none scored'}")
     for code, count in found.errors.most_common():
-        console.print(f"{count:,} errors: {code}")
-    console.print("Written: " + ", ".join(str(path) for path in out))
+        console.print(f"{count:,} {'error' if count == 1 else 'errors'}: {code}")
+    for row in found.failed[:NAMED]:
+        console.print(f"  {escape(row['name'])}: {escape(row.get('error', ''))}", highlight=False)
+    where = ", ".join(str(path) for path in written)
+    console.print(f"Written: {escape(where)}", highlight=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from mrad_client.batch import Journal, JournalError, Pace, find_items
 from mrad_client.batch.outputs import check_suffix, write_table
 from mrad_client.batch.pictures import overlay
 from mrad_client.batch.summary import Summary
+from mrad_client.cli import _close
 from PIL import Image
 
 
@@ -160,12 +161,34 @@ def test_the_summary_counts_and_escapes(tmp_path: Path) -> None:
     page = Summary.of([*many, row("<script>", 1.0), row("bad", None)])
     html = page.html(tmp_path)
     assert page.total == 102
-    assert page.bins[-1] == 1
+    assert page.bins()[0][-1] == 1
     assert len(page.worst) == 50
     assert "&lt;script&gt;" in html
     assert "<script>" not in html
     assert "&lt;b&gt;e&lt;/b&gt;" in html
     assert html.index("&lt;script&gt;") < html.index("<td>99<")
+
+
+def test_the_end_of_a_run_names_what_failed_and_all_that_was_written(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    failed = [row(f"[{i}].png", None) for i in range(7)]
+    _close(Summary.of([row("a.png", 0.5), *failed]), [Path("r.csv"), Path("overlays")])
+    said = capsys.readouterr().err
+    assert "8 images: 1 " in said
+    assert "7 errors: " in said
+    assert said.count(".png: <b>e</b>") == 5
+    assert "  [0].png: " in said
+    assert "Written: r.csv, overlays" in said
+
+
+def test_the_spread_is_seen_where_scores_differ_in_the_third_decimal() -> None:
+    counts, low, high = Summary.of(row(f"{i}", 0.300 + i / 100_000) for i in range(80)).bins()
+    assert (low, high) == (0.300, pytest.approx(0.30079))
+    assert min(counts) >= 1
+    assert sum(counts) == 80
+    assert sum(Summary.of([row("a", 0.5), row("b", 0.5)]).bins()[0]) == 2
+    assert sum(Summary.of([]).bins()[0]) == 0
 
 
 def test_overlay_is_hot_where_the_map_is() -> None:

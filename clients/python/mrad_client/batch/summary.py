@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import os
+from array import array
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ class Summary:
     verdicts: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     failed: list[Row] = field(default_factory=list)
-    bins: list[int] = field(default_factory=lambda: [0] * BINS)
+    scores: array[float] = field(default_factory=lambda: array("d"))
     worst: list[tuple[float, int, Row]] = field(default_factory=list)
 
     @classmethod
@@ -49,7 +50,7 @@ class Summary:
             self.failed = [*self.failed, row][:SHOWN]
             return
         self.verdicts[row.get("verdict") or "no verdict"] += 1
-        self.bins[min(BINS - 1, int(score * BINS))] += 1
+        self.scores.append(score)
         item = (score, -self.total, row)
         push = heapq.heappush if len(self.worst) < SHOWN else heapq.heappushpop
         push(self.worst, item)
@@ -78,17 +79,29 @@ class Summary:
                 parts.append(f"<p>The first {SHOWN} are shown; the table of results has all.")
         return "\n".join(parts)
 
+    def bins(self) -> tuple[list[int], float, float]:
+        """Counts of `BINS` equal steps from the lowest score to the highest, and these two.
+
+        Not from 0 to 1: a train-free head's scores differ in the third decimal.
+        """
+        low, high = min(self.scores, default=0.0), max(self.scores, default=1.0)
+        counts = [0] * BINS
+        for score in self.scores:
+            counts[min(BINS - 1, int((score - low) / ((high - low) or 1) * BINS))] += 1
+        return counts, low, high
+
     def _histogram(self) -> str:
-        top = max(self.bins) or 1
+        counts, low, high = self.bins()
+        top, step = max(counts) or 1, (high - low) / BINS
         bars = "".join(
             f"<rect x={i * 10} y={100 - 100 * n / top:.2f} width=9 height={100 * n / top:.2f}>"
-            f"<title>{i / BINS:.3f} to {(i + 1) / BINS:.3f}: {n:,}</title></rect>"
-            for i, n in enumerate(self.bins)
+            f"<title>{low + i * step:.5f} to {low + (i + 1) * step:.5f}: {n:,}</title></rect>"
+            for i, n in enumerate(counts)
         )
-        label = "Histogram of scores from 0 on the left to 1 on the right"
+        ends = f"{low:.5f} on the left, {high:.5f} on the right"
         return (
             f"<svg viewBox='0 0 {BINS * 10} 100' preserveAspectRatio=none role=img "
-            f"aria-label='{label}'>{bars}</svg><p>0 on the left, 1 on the right; the highest bar "
+            f"aria-label='Histogram of scores, {ends}'>{bars}</svg><p>{ends}; the highest bar "
             f"holds {top:,}."
         )
 
@@ -101,6 +114,6 @@ def _worst_row(row: Row, folder: Path) -> str:
         picture = f"<a href='{link}'><img loading=lazy src='{link}' alt='{alt}'></a>"
     verdict = escape(row.get("verdict") or "")
     return (
-        f"<tr><td>{escape(row['name'])}<td class=number>{row['score']:.4f}<td>{verdict}"
+        f"<tr><td>{escape(row['name'])}<td class=number>{row['score']:.5f}<td>{verdict}"
         f"<td>{picture}"
     )
