@@ -29,6 +29,20 @@ def image_features(
 
     A smaller picture takes the part of the position table that starts at `corner`.
     """
+    x, grid = _embedded(visual, pixels, corner)
+    x, patches = _through(visual.transformer.resblocks, x)
+    normed = visual.ln_post(patches)
+    return x[:, 0] @ visual.proj, average(normed, grid), grid
+
+
+def before_last(visual: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens [B, 1 + N, W] and V-V path [B, N, W] as the last block meets them."""
+    parts = [_through(visual.transformer.resblocks[:-1], _embedded(visual, p, (0, 0))[0])
+             for p in pixels.split(16)]  # fmt: skip
+    return torch.cat([x for x, _ in parts]), torch.cat([path for _, path in parts])
+
+
+def _embedded(visual: Any, pixels: Tensor, corner: tuple[int, int]) -> tuple[Tensor, int]:
     x = visual.conv1(pixels)
     batch, width, grid, _ = x.shape
     own = visual.grid_size[0]
@@ -37,15 +51,18 @@ def image_features(
     x = x.flatten(2).transpose(1, 2) + window.reshape(1, grid * grid, width)
     start = visual.class_embedding + visual.positional_embedding[0]
     x = visual.ln_pre(torch.cat([start.expand(batch, 1, -1), x], dim=1))
+    return x, grid
+
+
+def _through(blocks: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     patches: Tensor = x
-    for number, block in enumerate(visual.transformer.resblocks):
+    for number, block in enumerate(blocks):
         if number == 1:
             patches = x[:, 1:]
         x, gain = _block(block, x, both=number > 0)
         if gain is not None:
             patches = patches + gain
-    normed = visual.ln_post(patches)
-    return x[:, 0] @ visual.proj, average(normed, grid), grid
+    return x, patches
 
 
 def _block(block: Any, x: Tensor, both: bool) -> tuple[Tensor, Tensor | None]:

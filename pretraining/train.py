@@ -31,6 +31,7 @@ from pretraining.model import NAME, average, build, image_features, text_feature
 from pretraining.scenes import KINDS, Pair, Tiles, coverage, make_pair, near
 from pretraining.start import start
 from pretraining.statistics import Targets
+from pretraining.whiten import whiten
 
 PATCH = 12
 TILE = 400
@@ -52,6 +53,8 @@ class Recipe:
     large_side: int = 264
     start_pairs: int = 80
     """Of the sample on which the first weights are solved for."""
+    last_pairs: int = 200
+    """Of the sample on which the last ones are."""
     tiles: int = 48
     batches_per_tiles: int = 40
     lr: float = 1e-3
@@ -165,15 +168,19 @@ class Training:
         self.step = 0
         self._resume()
 
+    def _sample(self, stream: int, count: int) -> Batch:
+        """Pairs of the encoder's own size, on which weights are solved for."""
+        recipe = self.recipe
+        rng = np.random.default_rng((recipe.seed, stream))
+        tiles = Tiles(rng, recipe.tiles, TILE)
+        pairs = [make_pair(rng, tiles, recipe.large_side) for _ in range(count)]
+        return prepare(_arrays(pairs, recipe.large_side), self.tokenizer, torch.device("cpu"))
+
     def _start(self) -> tuple[Targets, Heads]:
         """Lay the image tower out on a first sample; what its features are to hold from then on,
         and a reading of it that is right already."""
-        recipe, grid = self.recipe, self.recipe.large_side // PATCH
-        rng = np.random.default_rng((recipe.seed, 2))
-        tiles = Tiles(rng, recipe.tiles, TILE)
-        pairs = [make_pair(rng, tiles, recipe.large_side) for _ in range(recipe.start_pairs)]
-        sample = prepare(_arrays(pairs, recipe.large_side), self.tokenizer, torch.device("cpu"))
-        visual = self.clip.visual
+        grid, visual = self.recipe.large_side // PATCH, self.clip.visual
+        sample = self._sample(2, self.recipe.start_pairs)
         targets = Targets(sample.pixels, grid)
         defect = torch.where(sample.cells < 0, 0.3, sample.cells.float())[..., None]
         wanted = targets(sample.pixels, grid)
@@ -226,6 +233,14 @@ class Training:
                 progress.update(task, advance=1, description=f"loss {record['loss']:.3f}")
                 if self.step % save_every == 0 or self.step == self.recipe.steps:
                     self._save()
+
+    def finish(self) -> float:
+        """The trained tower with whitened patch features; returns `whiten`'s explained share.
+
+        Behind the last checkpoint, so that a resumed run does it once too.
+        """
+        sample = self._sample(3, self.recipe.last_pairs)
+        return whiten(self.clip.cpu().visual, sample.pixels, sample.cells)
 
     def _advance(self, raw: dict[str, Any]) -> dict[str, float]:
         batch = prepare(raw, self.tokenizer, self.device)

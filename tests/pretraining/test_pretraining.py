@@ -74,6 +74,28 @@ def test_before_the_first_step_features_hold_statistics_of_fresh_pictures(tmp_pa
     assert np.median(relations) > 0.2
 
 
+def test_whitening_spreads_variance_and_leaves_captions_their_patches(tmp_path: Path) -> None:
+    recipe = Recipe(steps=1, pairs=8, start_pairs=16, last_pairs=24, tiles=16)
+    training = Training(recipe, tmp_path, torch.device("cpu"))
+    visual = training.clip.visual
+    sample = training._sample(3, recipe.last_pairs)
+    good = sample.cells == 0
+    with torch.no_grad():
+        _, before, _ = image_features(visual, sample.pixels, (0, 0))
+        joint = before @ visual.proj
+        assert training.finish() > 0.8
+        _, after, _ = image_features(visual, sample.pixels, (0, 0))
+        now = after @ visual.proj
+    assert directions(after[good]) > 1.5 * directions(before[good])
+    assert F.cosine_similarity(joint, now, dim=-1).mean() > 0.8
+
+
+def directions(patch: torch.Tensor) -> float:
+    """How many equally wide directions would hold the features' variance."""
+    covariance = torch.cov(patch.T)
+    return float(covariance.trace().square() / covariance.square().sum())
+
+
 def test_a_board_has_copper_and_bare_ground() -> None:
     copper = np.stack([board(np.random.default_rng(seed), 96) for seed in range(8)])
     assert copper.shape == (8, 96, 96)
