@@ -51,6 +51,7 @@ class MemoryAdded(BaseModel):
     entry: MemoryEntry
     repeated: bool = Field(description="true when this idempotency key had added it before")
     entries: int = Field(description="in the memory now")
+    note: str | None = Field(description="what the image could not teach; null where all is well")
 
 
 class MemoryPage(BaseModel):

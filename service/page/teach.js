@@ -98,10 +98,12 @@ export class Teacher {
     try {
       const mask = label === "anomalous" ? await this.#mask(item) : null;
       const options = { mask, defect, attempt: this.#attempt };
-      const { entry } = await teach(item.file, label, options);
+      const { entry, note } = await teach(item.file, label, options);
       this.#lessons.unshift({ item, label, defect, entryId: entry.entry_id, busy: false });
       this.cancel();
-      await this.#compare(item, label === "normal" ? "Learnt as fine" : "Learnt as a defect");
+      const learnt = label === "normal" ? "Learnt as fine" : "Learnt as a defect";
+      await this.#compare(item, learnt);
+      if (note) this.#say(`${learnt}, but ${note}.`);
     } catch (problem) {
       this.#failed(problem);
     } finally {

@@ -20,13 +20,17 @@ from starlette.background import BackgroundTask
 from mrad.detector import Decoded, Detector
 from mrad.encoder import Features
 from mrad.keys import keys_of
-from mrad.memory import Entry
+from mrad.memory import Entry, Key
 from mrad.preprocess import DEFAULT_MAX_PIXELS, load_mask
 from mrad.types import ANOMALOUS, NORMAL, Sample
 from service.durable import DurableMemory, EntryNotFoundError
 from service.errors import BodyTooLargeError
 from service.schemas_memory import Label, MemoryAdded, MemoryEntry, MemoryPage
 
+THIN = (
+    "the mask covers no patch wholly: the image as a whole is learned, but heat maps learn nothing "
+    "of this defect; paint more generously, or cut the image closer"
+)
 THUMBNAIL = 192
 """Longest side, pixels."""
 Text = Annotated[str, Form(max_length=500)]
@@ -132,8 +136,14 @@ def add_entry(
     request.state.audit = {"entry_id": standing.entry_id, "label": label, "repeated": repeated}
     response.status_code = 200 if repeated else 201
     return MemoryAdded(
-        entry=_described(request, memory, standing), repeated=repeated, entries=len(memory)
-    )
+        entry=_described(request, memory, standing), repeated=repeated, entries=len(memory),
+        note=THIN if region is not None and anomalous and not teaches_patches(keys) else None,
+    )  # fmt: skip
+
+
+def teaches_patches(keys: list[Key]) -> bool:
+    """Whether a defect's keys have one of its patches, which a heat map learns from."""
+    return any(key.level == "patch" and key.label == ANOMALOUS for key in keys)
 
 
 def list_entries(

@@ -11,6 +11,7 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from mrad import Detector, MemoryBank
 from mrad.errors import MRADError
@@ -89,6 +90,22 @@ def test_what_is_taught_is_scored_with_at_once(client, runtime, make_image, tiny
     with DurableMemory.open(path, encoder=tiny_encoder) as again:
         assert again.get(entry["entry_id"]).defect == "blob"
         assert {str(r) for r in again.bank.patch.region[-2:]} == {"normal", "anomalous"}
+
+
+def test_a_mask_too_thin_for_any_patch_is_said(client, make_image) -> None:
+    image, mask = make_image(5, defect=True)
+    thin = Image.new("L", mask.size)
+    thin.putpixel((3, 3), 255)
+    notes = [
+        client.post(
+            "/v1/memory/entries",
+            data={"label": "anomalous"},
+            files={"image": ("a.png", png(image)), "mask": ("m.png", png(painted))},
+        ).json()["note"]
+        for painted in (mask, thin)
+    ]
+    assert notes[0] is None
+    assert "covers no patch" in notes[1]
 
 
 def test_a_retry_adds_nothing(client, make_image) -> None:

@@ -94,6 +94,8 @@ export interface components {
             repeated: boolean;
             /** @description in the memory now */
             entries: number;
+            /** @description what the image could not teach; null where all is well */
+            note: string | null;
         };
         /** @description One labelled image of the memory. */
         MemoryEntry: {
