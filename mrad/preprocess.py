@@ -14,9 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from mrad.errors import ImageError, ImageTooLargeError, MaskError
 from mrad.types import BoolArray, ImageInput
 
-if (
-    TYPE_CHECKING
-):  # torch is loaded where tensors are made: decoding, as to check a dataset, needs none
+# Loaded where tensors are made: decoding, as to check a dataset, needs none.
+if TYPE_CHECKING:
     import torch
 
 DEFAULT_MAX_PIXELS = 100_000_000
