@@ -21,6 +21,7 @@ SHARED = ROOT.parent / "shared" / "data"
 DEMO = ROOT / "mrad" / "demo" / "deep_pcb"
 
 MakeImage = Callable[..., tuple[Image.Image, Image.Image | None]]
+MakeFolder = Callable[[Path, int], Path]
 
 
 def draw_image(
@@ -58,6 +59,23 @@ def build_tiny_clip(seed: int = 0, **vision: int) -> torch.nn.Module:
 def make_image() -> MakeImage:
     """`make_image(seed, size=(w, h), defect=False)` -> image, mask or None."""
     return draw_image
+
+
+@pytest.fixture(scope="session")
+def make_folder() -> MakeFolder:
+    """`make_folder(root, count)` -> root, with good/, defect/ and masks/ of small images."""
+
+    def make(root: Path, count: int) -> Path:
+        for name in ("good", "defect", "masks"):
+            (root / name).mkdir(parents=True)
+        for seed in range(count):
+            image, mask = draw_image(seed, (40, 32), defect=seed % 3 == 0)
+            image.save(root / ("defect" if mask else "good") / f"{seed:03}.png")
+            if mask is not None:
+                mask.save(root / "masks" / f"{seed:03}.png")
+        return root
+
+    return make
 
 
 @pytest.fixture(scope="session")

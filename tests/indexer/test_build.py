@@ -199,15 +199,9 @@ def test_nothing_usable_is_an_error(tmp_path, tiny_encoder):
         build(tiny_encoder, read_dataset(tmp_path / "data"), tmp_path / "b")
 
 
-def test_killed_at_60_percent_and_resumed(tmp_path, make_image, tiny_options, spawn, mrad):
+def test_killed_at_60_percent_and_resumed(tmp_path, make_folder, tiny_options, spawn, mrad):
     """The real command, SIGKILL, the real command again: the same keys, byte for byte."""
-    data = tmp_path / "data"
-    for seed in range(200):
-        image, mask = make_image(seed, (40, 32), defect=seed % 4 == 0)
-        for kind, picture in (("defect" if mask else "good", image), ("masks", mask)):
-            if picture is not None:
-                (data / kind).mkdir(parents=True, exist_ok=True)
-                picture.save(data / kind / f"{seed:03}.png")
+    data = make_folder(tmp_path / "data", 200)
     command = ["build", data, *tiny_options, "--batch-size", "8", "--out"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     journal = work_folder(killed) / "journal.jsonl"

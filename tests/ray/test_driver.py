@@ -44,16 +44,10 @@ def shards(journal: Path) -> int:
 
 @pytest.mark.nightly
 def test_a_driver_killed_and_started_again_gives_the_bank_of_a_local_build(
-    make_image: Any, tmp_path: Path
+    make_folder: Any, tmp_path: Path
 ) -> None:
     """SIGKILL after the first shard of five is kept; every image is encoded once more at most."""
-    data = tmp_path / "data"
-    for seed in range(320):
-        image, mask = make_image(seed, (40, 32), defect=seed % 3 == 0)
-        for kind, picture in (("defect" if mask else "good", image), ("masks", mask)):
-            if picture is not None:
-                (data / kind).mkdir(parents=True, exist_ok=True)
-                picture.save(data / kind / f"{seed:03}.png")
+    data = make_folder(tmp_path / "data", 320)
     on_ray, local = tmp_path / "ray", tmp_path / "local"
     journal = work_folder(on_ray) / "journal.jsonl"
     command = ("build", data, "--device", "cpu", "--out")
