@@ -103,11 +103,16 @@ def add_entry(image: ImageInput, label: Label, options: EntryOptions) -> Call[En
     return Call(
         "POST",
         "/v1/memory/entries",
-        lambda response: Entry.model_validate(response.json()["entry"]),
+        _added,
         data={name: value for name, value in data.items() if value},
         files=files,
         headers={"Idempotency-Key": options.get("idempotency_key") or str(uuid.uuid4())},
     )
+
+
+def _added(response: httpx.Response) -> Entry:
+    answer = response.json()
+    return Entry.model_validate({**answer["entry"], "note": answer.get("note")})
 
 
 def remove_entry(entry_id: str) -> Call[None]:

@@ -162,6 +162,8 @@ class Entry(Model):
     added_by: str = ""
     thumbnail: str | None = None
     """Where its thumbnail can be had, on the server."""
+    note: str | None = None
+    """Of `add_entry`'s answer: what the image could not teach."""
 
 
 class EntryPage(Model):

@@ -112,12 +112,17 @@ def test_timeouts_are_told_apart() -> None:
 def test_a_retried_write_keeps_its_key_and_the_next_gets_another() -> None:
     entry = httpx.Response(
         201,
-        json={"entry": {"entry_id": "e1", "label": "anomalous"}, "repeated": False, "entries": 7},
+        json={
+            "entry": {"entry_id": "e1", "label": "anomalous"},
+            "repeated": False,
+            "entries": 7,
+            "note": "the mask is thin",
+        },
     )
     server = Script(httpx.ReadError("cut"), entry)
     client = server.client()
     added = client.add_entry(b"img", "anomalous", mask=np.ones((2, 2), bool), tags=["a", "b"])
-    assert added.entry_id == "e1"
+    assert (added.entry_id, added.note) == ("e1", "the mask is thin")
     client.add_entry(b"img", "anomalous")
     keys = [request.headers["idempotency-key"] for request in server.requests]
     assert keys[0] == keys[1] != keys[2]

@@ -11,6 +11,8 @@ type Schemas = components["schemas"];
 export type Bank = Schemas["Bank"];
 export type BankList = Schemas["BankList"];
 export type Entry = Schemas["MemoryEntry"];
+/** A new entry; `note`: what its image could not teach. */
+export type Added = Entry & Pick<Schemas["MemoryAdded"], "note">;
 export type EntryPage = Schemas["MemoryPage"];
 export type Problem = Schemas["Problem"];
 export type Result = Schemas["Result"];
@@ -109,7 +111,7 @@ export class MradClient {
   }
 
   /** Teach a labelled image. When this resolves it is on disk and scored with. */
-  async addEntry(image: ImageInput, label: Label, options: EntryOptions = {}): Promise<Entry> {
+  async addEntry(image: ImageInput, label: Label, options: EntryOptions = {}): Promise<Added> {
     const { mask, tags, idempotencyKey, ...texts } = options;
     const form = new FormData();
     form.append("image", blobOf(image), nameOf(image, "image"));
@@ -121,7 +123,8 @@ export class MradClient {
     }
     const headers = { "Idempotency-Key": idempotencyKey ?? randomKey() };
     const asked = { body: form, headers };
-    return (await this.#json<Schemas["MemoryAdded"]>("POST", "/v1/memory/entries", asked)).entry;
+    const answer = await this.#json<Schemas["MemoryAdded"]>("POST", "/v1/memory/entries", asked);
+    return { ...answer.entry, note: answer.note };
   }
 
   /** Forget an entry. A 404 on a repeated try means that an earlier one did the work. */
