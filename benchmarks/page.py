@@ -27,17 +27,27 @@ PLOTS = (
     ("growth", "Rate by input size", "input px", "images/s", "rate-by-size.png"),
 )
 """Benchmark, start of the table's title, columns of x and y, file."""
+WIDE = 4
+"""Between the largest and the smallest rate, from which equal steps would hide the small ones."""
 
 
 def fill(page: str, name: str, facts: dict[str, Any], pictures: Sequence[str] = ()) -> str:
-    """`page` with the tables and pictures of one benchmark between its marks, where it has them."""
+    """`page` with the tables and pictures of one benchmark between its marks.
+
+    Raises ValueError where the page has no such marks: figures would be lost without a word.
+    """
     tables = [
         Table(t["title"], t["columns"], t["rows"], t["notes"]).markdown() for t in facts["tables"]
     ]
     tables += [f"![{Path(file).stem.replace('-', ' ')}](images/{file})\n" for file in pictures]
     body = f"Taken on: {facts['hardware']}.\n\n" + "\n".join(tables).strip()
     marked = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.S)
-    return marked.sub(lambda found: f"{found[1]}\n{body}\n\n{found[2]}", page)
+    filled, places = marked.subn(lambda found: f"{found[1]}\n{body}\n\n{found[2]}", page)
+    if not places:
+        raise ValueError(
+            f"the page has no place for {name}: put <!-- {name} --> and <!-- /{name} --> there"
+        )
+    return filled
 
 
 def number(cell: Any) -> float:
@@ -51,7 +61,7 @@ def number(cell: Any) -> float:
 
 
 def draw(table: dict[str, Any], x: str, y: str, path: Path) -> None:
-    """One line, both axes logarithmic, small enough to commit."""
+    """One line, small enough to commit; rates that differ much stand on a logarithmic axis."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -61,7 +71,13 @@ def draw(table: dict[str, Any], x: str, y: str, path: Path) -> None:
     points = [(row[columns.index(x)], number(row[columns.index(y)])) for row in table["rows"]]
     figure, axes = plt.subplots(figsize=(5, 3), dpi=90, layout="constrained")
     axes.plot(*zip(*points), marker="o")
-    axes.set(xscale="log", yscale="log", xlabel=x, ylabel="images/s", title=table["title"])
+    axes.set(xscale="log", xlabel=x, ylabel="images/s", title=table["title"])
+    rates = [p[1] for p in points]
+    if max(rates) > WIDE * min(rates):
+        axes.set_yscale("log")
+        axes.set_yticks(rates, [f"{rate:.3g}" for rate in rates])
+    else:
+        axes.set_ylim(0, 1.15 * max(rates))
     axes.set_xticks([p[0] for p in points], [f"{p[0]:,}" for p in points])
     axes.minorticks_off()
     axes.grid(alpha=0.3)

@@ -99,11 +99,13 @@ def test_page_takes_tables_between_its_marks(
     assert (tmp_path / "images" / "rate.png").stat().st_size < 50_000
 
 
-def test_the_page_marks_what_there_is() -> None:
+def test_the_page_has_a_place_for_every_benchmark() -> None:
     text = page.PAGE.read_text()
-    for name in ("paper_loop", "growth", "retrieval", "sizes", "service", "heads", "mini"):
-        assert f"<!-- {name} -->\n" in text
-        assert f"<!-- /{name} -->" in text
+    facts = {"hardware": "a machine", "tables": []}
+    for name in command.available():
+        assert "Taken on: a machine" in page.fill(text, name, facts)
+    with pytest.raises(ValueError, match="no place for nothing"):
+        page.fill(text, "nothing", facts)
 
 
 def test_repeated_keys_are_real_ones_first_then_noisy_ones() -> None:
