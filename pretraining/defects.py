@@ -256,11 +256,17 @@ def spoil_circuit(rng: Rng, copper: Array, name: str) -> tuple[Array, Array]:
     if not len(places):
         return copper, np.zeros(shape, np.float32)
     size = {"an open track": 0.75, "a short": 1.1, "spurious copper": 0.6, "a pinhole": 0.22}
-    radius = width * size.get(name, 0.42) * rng.uniform(0.75, 1.3)
-    lump = blob(rng, shape, max(1.2, radius), 0.4)
+    radius = width * size.get(name, 0.42) * rng.uniform(0.5, 1.2)
+    lump = _slit(rng, shape, radius) if rng.random() < 0.5 else blob(rng, shape, radius, 0.4)
     move = places[rng.integers(len(places))] - np.array(ndimage.center_of_mass(lump))
     lump = np.clip(ndimage.shift(lump, move, order=1), 0, 1).astype(np.float32)
     adds = name in ("a short", "a spur", "spurious copper")
     changed = np.maximum(copper, lump) if adds else copper * (1 - lump)
     cover = np.abs(changed - copper)
     return changed.astype(np.float32), cover.astype(np.float32)
+
+
+def _slit(rng: Rng, shape: tuple[int, int], radius: float) -> Array:
+    """A short stroke, as a hair on the film or a knife leaves it."""
+    line = walk(rng, shape, max(4.0, 3 * radius), rng.uniform(0, 0.25))
+    return stroke(shape, [line], min(log_uniform(rng, 1.0, 4.0), max(1.2, radius)))

@@ -34,8 +34,8 @@ def curves(log: Path, picture: Path) -> None:
 
     records = [json.loads(line) for line in log.read_text().splitlines()]
     names = [name for name in records[0] if name != "step"]
-    figure, axes = plt.subplots(3, 3, figsize=(12, 8), constrained_layout=True)
-    for name, axis in zip(names, axes.flat):
+    figure, axes = plt.subplots(2, 5, figsize=(16, 6), constrained_layout=True)
+    for name, axis in zip(names, axes.flat, strict=True):
         values = np.array([record[name] for record in records])
         window = min(25, len(values))
         axis.plot(np.convolve(values, np.ones(window) / window, mode="valid"), linewidth=1)

@@ -32,6 +32,7 @@ class Heads(nn.Module):
         super().__init__()
         self.kind = nn.Linear(width, kinds)
         self.statistics = nn.Linear(width, STATISTICS + MIXES)
+        self.teacher = nn.Linear(width, 1)
 
 
 def clip_loss(images: Tensor, texts: Tensor, same: Tensor, scale: Tensor) -> Tensor:

@@ -77,14 +77,24 @@ def make_pair(rng: Rng, tiles: Tiles, side: int, boost: float = 1.0) -> Pair:
 
 def _circuit(rng: Rng, side: int) -> Pair | None:
     kind = CIRCUIT_DEFECTS[rng.integers(len(CIRCUIT_DEFECTS))]
-    copper = tracks(rng, side) if rng.random() < 0.35 else board(rng, side)
+    copper = tracks(rng, side) if rng.random() < 0.15 else board(rng, side)
     spoilt, cover = copper, np.zeros_like(copper)
-    for _ in range(rng.choice([1, 1, 2, 4])):
+    for _ in range(rng.choice([1, 2, 4, 8])):
         spoilt, more = spoil_circuit(rng, spoilt, kind)
         cover = np.maximum(cover, more)
+    if rng.random() < 0.4:
+        return _scanned(rng, copper, spoilt, cover, kind)
     seed = int(rng.integers(1 << 31))
     good, bad = (paint_circuit(np.random.default_rng(seed), c) for c in (copper, spoilt))
     return _finish(rng, good, bad, cover, "printed circuit board", kind)
+
+
+def _scanned(rng: Rng, copper: Array, spoilt: Array, cover: Array, kind: str) -> Pair | None:
+    """As a scanner for boards delivers them: two tones, and no camera behind them."""
+    if rng.random() < 0.7:
+        copper, spoilt = 1 - copper, 1 - spoilt
+    good, bad = (np.repeat(c[..., None], 3, axis=2) for c in (copper, spoilt))
+    return _finish(rng, good, bad, cover, "printed circuit board", kind, camera=False)
 
 
 def _general(rng: Rng, tiles: Tiles, side: int, boost: float) -> Pair | None:
@@ -131,14 +141,15 @@ def _framed(rng: Rng, face: Array) -> tuple[Array, Array]:
 
 
 def _finish(
-    rng: Rng, good: Array, bad: Array, cover: Array, subject: str, kind: str
+    rng: Rng, good: Array, bad: Array, cover: Array, subject: str, kind: str, camera: bool = True
 ) -> Pair | None:
     # Blurred, so that the mask of a changed grain is an area and not a cloud of its pixels.
     changed = blur(np.abs(bad.clip(0, 1) - good.clip(0, 1)).mean(axis=2), 1.0)
     mask = ((changed > VISIBLE) & (cover > 0.2)).astype(np.float32)
     if mask.sum() < 6 or mask.mean() > 0.5:
         return None
-    good, bad = _photograph(rng, good, bad)
+    if camera:
+        good, bad = _photograph(rng, good, bad)
     return Pair(good, bad, mask, pair(rng, subject, kind), KINDS.index(kind))
 
 

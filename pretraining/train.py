@@ -31,6 +31,7 @@ from pretraining.model import NAME, average, build, image_features, text_feature
 from pretraining.scenes import KINDS, Pair, Tiles, coverage, make_pair, near
 from pretraining.start import start
 from pretraining.statistics import Targets
+from pretraining.teacher import Teacher
 from pretraining.whiten import whiten
 
 PATCH = 12
@@ -43,7 +44,7 @@ class Recipe:
     """Everything that decides the weights."""
 
     seed: int = 0
-    steps: int = 1800
+    steps: int = 2400
     pairs: int = 16
     side: int = 132
     """Pictures of the first part, pixels: a window of the position table."""
@@ -53,6 +54,8 @@ class Recipe:
     large_side: int = 264
     start_pairs: int = 80
     """Of the sample on which the first weights are solved for."""
+    teacher_samples: int = 4
+    """Of `last_pairs` each, from which the trees learn."""
     last_pairs: int = 200
     """Of the sample on which the last ones are."""
     tiles: int = 48
@@ -62,7 +65,7 @@ class Recipe:
     """Of the rate, for what the patch features pass through."""
     weight_decay: float = 0.05
     warmup: int = 60
-    weights: tuple[float, ...] = (0.5, 2.0, 1.0, 1.0, 0.5, 10.0)
+    weights: tuple[float, ...] = (0.5, 2.0, 1.0, 1.0, 0.5, 10.0, 3.0)
     """Of the losses in the order of `LOSSES`."""
 
     boost: float = 1.5
@@ -86,7 +89,7 @@ CLASS_ONLY = {
       for part in ("mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias")),
 }  # fmt: skip
 """Parameters of the image tower that patch features do not depend on."""
-LOSSES = ("clip", "dense", "retrieval", "image_retrieval", "kind", "statistics")
+LOSSES = ("clip", "dense", "retrieval", "image_retrieval", "kind", "statistics", "teacher")
 
 
 class Batches(Dataset[dict[str, Any]]):
@@ -161,6 +164,7 @@ class Training:
         self.tokenizer = open_clip.SimpleTokenizer()
         self.clip: Any = build(recipe.seed)
         self.targets, self.heads = self._start()
+        self.teacher = self._teacher()
         self.clip.to(device)
         self.heads.to(device)
         self.scale = nn.Parameter(torch.tensor([10.0, 10.0], device=device).log())
@@ -195,6 +199,12 @@ class Training:
             heads.statistics.weight.copy_(solved[:-1].T)
             heads.statistics.bias.copy_(solved[-1])
         return Targets(sample.pixels.to(self.device), grid), heads
+
+    def _teacher(self) -> Teacher:
+        recipe = self.recipe
+        samples = [self._sample(4 + i, recipe.last_pairs) for i in range(recipe.teacher_samples)]
+        pixels, cells = (torch.cat([getattr(s, n) for s in samples]) for n in ("pixels", "cells"))
+        return Teacher(pixels, cells, recipe.large_side // PATCH)
 
     def _optimiser(self) -> torch.optim.Optimizer:
         """Adam. What patch features pass through has a start worth keeping and learns slowly;
@@ -281,7 +291,7 @@ class Training:
             patch, self.clip.visual.proj, texts, batch.cells, scale[1]
         )
         wanted = self.targets(batch.pixels, grid)
-        read = self.heads.statistics(patch)
+        read, odds = self.heads.statistics(patch), self.teacher(batch.pixels, grid)
         parts = [
             losses.clip_loss(images, texts, batch.same, scale[0]),
             dense,
@@ -289,6 +299,7 @@ class Training:
             losses.image_retrieval_loss(images),
             losses.kind_loss(self.heads.kind(patch), batch.cells, batch.kinds),
             F.smooth_l1_loss(read, average(wanted, grid)),
+            F.smooth_l1_loss(self.heads.teacher(patch), average(odds, grid)),
         ]
         return parts, _readings(images, texts, log_odds, batch.cells)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ from pretraining.model import NAME, average, build, image_features, text_feature
 from pretraining.scenes import KINDS, Tiles, make_pair
 from pretraining.statistics import PLANES, STATISTICS
 from pretraining.surfaces import SURFACES, tracks
-from pretraining.train import Batches, Recipe, Training, prepare
+from pretraining.train import PATCH, Batches, Recipe, Training, prepare
 
-SMALL = Recipe(steps=4, pairs=2, large_pairs=2, tiles=3, large_from=0.75, start_pairs=4)
+FEW = Recipe(steps=1, pairs=8, start_pairs=16, last_pairs=24, teacher_samples=1, tiles=16)
+SMALL = replace(
+    FEW, steps=4, pairs=2, large_pairs=2, tiles=3, large_from=0.75, start_pairs=4, last_pairs=4
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +64,8 @@ def test_a_batch_is_a_function_of_seed_and_number() -> None:
 
 
 def test_before_the_first_step_features_hold_statistics_of_fresh_pictures(tmp_path: Path) -> None:
-    recipe = Recipe(steps=1, pairs=8, start_pairs=16, tiles=16)
-    training = Training(recipe, tmp_path, torch.device("cpu"))
-    fresh = prepare(Batches(recipe)[0], training.tokenizer, torch.device("cpu")).pixels
+    training = Training(FEW, tmp_path, torch.device("cpu"))
+    fresh = prepare(Batches(FEW)[0], training.tokenizer, torch.device("cpu")).pixels
     with torch.no_grad():
         _, patch, grid = image_features(training.clip.visual, fresh, (0, 0))
         wanted = average(training.targets(fresh, grid), grid)
@@ -75,10 +78,9 @@ def test_before_the_first_step_features_hold_statistics_of_fresh_pictures(tmp_pa
 
 
 def test_whitening_spreads_variance_and_leaves_captions_their_patches(tmp_path: Path) -> None:
-    recipe = Recipe(steps=1, pairs=8, start_pairs=16, last_pairs=24, tiles=16)
-    training = Training(recipe, tmp_path, torch.device("cpu"))
+    training = Training(FEW, tmp_path, torch.device("cpu"))
     visual = training.clip.visual
-    sample = training._sample(3, recipe.last_pairs)
+    sample = training._sample(3, FEW.last_pairs)
     good = sample.cells == 0
     with torch.no_grad():
         _, before, _ = image_features(visual, sample.pixels, (0, 0))
@@ -88,6 +90,15 @@ def test_whitening_spreads_variance_and_leaves_captions_their_patches(tmp_path: 
         now = after @ visual.proj
     assert directions(after[good]) > 1.5 * directions(before[good])
     assert F.cosine_similarity(joint, now, dim=-1).mean() > 0.8
+
+
+def test_the_trees_tell_defective_cells_of_fresh_pictures_apart(tmp_path: Path) -> None:
+    training = Training(replace(FEW, last_pairs=60), tmp_path, torch.device("cpu"))
+    batch = prepare(Batches(FEW)[0], training.tokenizer, torch.device("cpu"))
+    odds = training.teacher(batch.pixels, FEW.side // PATCH)
+    assert odds.shape == (*batch.cells.shape, 1)
+    good, bad = (odds[batch.cells == label].flatten() for label in (0, 1))
+    assert (bad[:, None] > good).float().mean() > 0.65
 
 
 def directions(patch: torch.Tensor) -> float:
@@ -178,7 +189,7 @@ def test_another_recipe_does_not_go_on(tmp_path: Path) -> None:
     training = Training(SMALL, tmp_path, torch.device("cpu"))
     training._save()
     with pytest.raises(ValueError, match="another recipe"):
-        Training(Recipe(seed=7), tmp_path, torch.device("cpu"))
+        Training(replace(SMALL, seed=7), tmp_path, torch.device("cpu"))
 
 
 def test_the_shipped_clip_is_open_clips_too() -> None:
