@@ -35,6 +35,7 @@ NAME = "mini"
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SETS = ("magnetic_tile", "deep_pcb")
 FUSION = 0.7
+SEEDS = 5
 NORMAL_CELLS = 60
 """Of each picture, for the probes: neighbours say the same again."""
 COVERED = 0.2
@@ -54,6 +55,7 @@ class Encoded:
     cover: np.ndarray  # [n, N] share of each cell that is anomalous, 0..1
     masks: np.ndarray  # [n, S, S] bool
     labels: np.ndarray  # [n] bool
+    kinds: np.ndarray  # [n] str: of defect; empty for the flawless
 
     def of(self, chosen: np.ndarray) -> Encoded:
         """Some of the pictures."""
@@ -61,6 +63,7 @@ class Encoded:
         return Encoded(
             self.image[rows], self.patch[rows], self.statistics[chosen], self.normal[rows],
             self.anomalous[rows], self.cover[chosen], self.masks[chosen], self.labels[chosen],
+            self.kinds[chosen],
         )  # fmt: skip
 
 
@@ -92,6 +95,7 @@ def encode_set(encoder: Encoder, root: Path, limit: int | None) -> tuple[Encoded
         torch.stack([normal for normal, _ in regions]), torch.stack([bad for _, bad in regions]),
         np.stack(cover),
         np.stack(masks), np.array([record.anomalous for record in records]),
+        np.array([record.defect if record.anomalous else "" for record in records]),
     )  # fmt: skip
     return encoded, float(np.median(times))
 
@@ -188,7 +192,13 @@ def measure(
     judge: Judge, memory: Encoded, test: Encoded, encoder: Encoder
 ) -> tuple[float, float, float]:
     """Image AUROC, pixel AUROC and AUPRO."""
-    patch, image = judge(memory, test, encoder.grid)
+    return figures(*judge(memory, test, encoder.grid), test, encoder)
+
+
+def figures(
+    patch: torch.Tensor, image: torch.Tensor | None, test: Encoded, encoder: Encoder
+) -> tuple[float, float, float]:
+    """The same, of what a judge said already."""
     pixels, scores = PixelScores(), []
     for row in range(len(patch)):
         values = anomaly_map(patch[row : row + 1], encoder.image_size)
@@ -230,20 +240,51 @@ def run(quick: bool) -> list[Table]:
              for n, (_, t) in found.items()]  # fmt: skip
     columns = ["method", "memory of", "tested on", "image AUROC", "pixel AUROC", "AUPRO"]
     title = "mrad-mini: five seeds, mean and spread (largest - smallest)"
-    return [Table(title, columns, rows, notes)]
+    return [Table(title, columns, rows, notes)] + [
+        _by_kind(name, encoded, encoder, quick)
+        for name, encoded in sets.items()
+        if len(set(encoded.kinds)) > 2
+    ]
 
 
 def _row(
     judge: Judge, sets: dict[str, Encoded], memory: str, test: str, encoder: Encoder, quick: bool
 ) -> list[str]:
-    figures = []
-    for seed in range(1 if quick else 5):
+    found = []
+    for seed in range(1 if quick else SEEDS):
         keep, held = halves(sets[memory].labels, seed)
         if memory != test:
             held = halves(sets[test].labels, seed)[1]
-        figures.append(measure(judge, sets[memory].of(keep), sets[test].of(held), encoder))
-    values = np.array(figures)
-    return [f"{v.mean():.3f} ({v.max() - v.min():.3f})" for v in values.T]
+        found.append(measure(judge, sets[memory].of(keep), sets[test].of(held), encoder))
+    return _spread(found)
+
+
+def _spread(found: list[tuple[float, ...]]) -> list[str]:
+    return [f"{v.mean():.3f} ({v.max() - v.min():.3f})" for v in np.array(found).T]
+
+
+def _by_kind(name: str, encoded: Encoded, encoder: Encoder, quick: bool) -> Table:
+    """One's own memory of every kind; the test's flawless pictures with one kind at a time."""
+    kinds = sorted(set(encoded.kinds) - {""})
+    rows = []
+    for method in ("TF", "linear probe"):
+        found: dict[str, list[tuple[float, ...]]] = {kind: [] for kind in kinds}
+        for seed in range(1 if quick else SEEDS):
+            keep, held = halves(encoded.labels, seed)
+            test = encoded.of(held)
+            patch, image = METHODS[method](encoded.of(keep), test, encoder.grid)
+            for kind in kinds:
+                some = np.flatnonzero((test.kinds == kind) | ~test.labels)
+                if test.labels[some].any():
+                    told = None if image is None else image[some]
+                    found[kind].append(figures(patch[some], told, test.of(some), encoder))
+        rows += [
+            [method, kind, int((encoded.kinds == kind).sum()), *_spread(found[kind])]
+            for kind in kinds
+            if found[kind]
+        ]
+    columns = ["method", "defect", "pictures", "image AUROC", "pixel AUROC", "AUPRO"]
+    return Table(f"mrad-mini on {name}, its own memory, by kind of defect", columns, rows)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ test("what is taught is listed, once for a key, and forgotten", async () => {
   const again = await client.addEntry(bad, "anomalous", options);
   assert.equal(again.entry_id, entry.entry_id);
   assert.deepEqual(entry.tags, ["a,b", "ü"]);
+  assert.equal(entry.note, null);
   const ids = [];
   for await (const one of client.entries()) ids.push(one.entry_id);
   assert.equal(ids.length, before + 1);
