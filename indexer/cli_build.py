@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 
 from indexer.console import console, errors, progress, warn
+from indexer.options import Precision
 from mrad.errors import MRADError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def build_command(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16")] = "auto",
+    precision: Precision = "fp32",
     strict: Annotated[
         bool, typer.Option("--strict", help="stop at an image that cannot be used")
     ] = False,
@@ -89,7 +90,7 @@ def build_command(
     from indexer.build import BuildOptions, build
     from indexer.data import read_dataset
     from indexer.loading import choose
-    from mrad.encoder import Encoder, precision_of
+    from mrad.encoder import Encoder
     from mrad.keys import parse_patch_keys
 
     try:
@@ -98,8 +99,11 @@ def build_command(
         raise typer.BadParameter(f"--patch-keys: {error}") from error
     dataset = choose(read_dataset(data, layout=layout), split, only)
     say_what_is_missing(dataset)
-    load = partial(Encoder.load, encoder, pretrained, image_size=image_size, device=device)
-    loaded = load(precision=precision)
+    load = partial(
+        Encoder.load, encoder, pretrained,
+        image_size=image_size, device=device, precision=precision,
+    )  # fmt: skip
+    loaded = load()
     errors.print(f"{len(dataset)} images, {loaded.identity} on {loaded.device}", style="dim")
     if pretrained is not None and Path(pretrained).is_file():
         pretrained = str(Path(pretrained).absolute())
@@ -139,7 +143,7 @@ def build_command(
             replace=replace,
             restart=restart,
             progress=report,
-            engine=engine_of(engine, partial(load, precision=precision_of(loaded)), workers),
+            engine=engine_of(engine, load, workers),
         )
         bar.update(task, completed=len(dataset))
     summarise(built, dataset, loaded, out)

@@ -46,7 +46,7 @@ def calibrate_command(
     pretrained: options.Pretrained = None,
     batch_size: options.BatchSize = 8,
     device: options.Device = "auto",
-    precision: options.Precision = "auto",
+    precision: options.Precision = "fp32",
 ) -> None:
     """Choose thresholds and fit probabilities. An image of the bank never retrieves itself.
 

@@ -50,7 +50,7 @@ def eval_command(
     pretrained: options.Pretrained = None,
     batch_size: options.BatchSize = 8,
     device: options.Device = "auto",
-    precision: options.Precision = "auto",
+    precision: options.Precision = "fp32",
 ) -> None:
     """Evaluate on labelled images: image and pixel AUROC, AP, F1-max, AUPRO."""
     from indexer.data import read_dataset

@@ -72,7 +72,7 @@ def score_command(
     pretrained: options.Pretrained = None,
     batch_size: options.BatchSize = 8,
     device: options.Device = "auto",
-    precision: options.Precision = "auto",
+    precision: options.Precision = "fp32",
 ) -> None:
     """Score images without a server; stop it at any time and run it again: it goes on.
 

@@ -42,7 +42,7 @@ def watch_command(
     pretrained: options.Pretrained = None,
     batch_size: options.BatchSize = 8,
     device: options.Device = "auto",
-    precision: options.Precision = "auto",
+    precision: options.Precision = "fp32",
 ) -> None:
     """Judge images as they arrive, until Ctrl-C or SIGTERM; what lies there already comes first.
 

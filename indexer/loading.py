@@ -33,7 +33,7 @@ def encoder_of(
     *,
     pretrained: str | None = None,
     device: str = "auto",
-    precision: str = "auto",
+    precision: str = "fp32",
 ) -> Encoder:
     """The encoder that built a bank. Raises `WeightsNotFoundError`, `EncoderMismatchError`.
 

@@ -22,8 +22,6 @@ from mrad.types import ImageInput
 from mrad.uploads import Uploads, gather
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-LARGE_TOWER = 50_000_000
-"""Parameters above which `auto` takes bf16, on a GPU or a CPU that has it: small towers gain little."""
 WITHOUT_BF16 = ("mrad-mini",)
 """Encoders with which bf16 was measured to move maps by too much (`python -m benchmarks precision`)."""
 
@@ -118,7 +116,7 @@ class Encoder:
         *,
         image_size: int | None = None,
         device: str = "auto",
-        precision: str = "auto",
+        precision: str = "fp32",
         compiled: bool = False,
     ) -> Encoder:
         """Load by open_clip's name.
@@ -129,8 +127,8 @@ class Encoder:
                 OpenAI's TorchScript archive, a state dict, or safetensors.
             image_size: side of the square input; None: the paper's for its encoder, else native.
             device: `auto` (a GPU if there is one), or a torch device.
-            precision: `auto` (bf16 for large towers, on a GPU or a CPU with bf16 instructions),
-                `fp32` or `bf16`, which `mrad-mini` does not have. Outputs are float32 in any case.
+            precision: `fp32`, or `bf16` for speed: what that changes was not measured with large
+                towers, and `mrad-mini` does not have it. Outputs are float32 in any case.
             compiled: `torch.compile` the blocks, for a GPU; needs Triton and a C compiler, and compiles
                 again for each new batch size. CUDA graphs are used in any case.
 
@@ -142,7 +140,7 @@ class Encoder:
         if precision == "bf16" and name in WITHOUT_BF16:
             raise EncoderError(
                 f"bf16 is not offered for {name}: measured, it moves the maps of even surfaces by more "
-                "than its bound; take fp32, or auto"
+                "than its bound; take fp32"
             )
         loaded = load_clip(name, pretrained)
         return cls.from_clip(
@@ -181,7 +179,7 @@ class Encoder:
             tuple(mean or getattr(visual, "image_mean", None) or OPENAI_MEAN),
             tuple(std or getattr(visual, "image_std", None) or OPENAI_STD),
         )
-        dtype = resolve_precision(precision, target, visual)
+        dtype = resolve_precision(precision)
         return cls(clip_model.eval(), identity, preprocess, target, dtype, compiled)
 
     def encode(self, images: Sequence[ImageInput], *, raw: bool = False) -> Features:
@@ -248,22 +246,8 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def resolve_precision(precision: str, device: torch.device, visual: nn.Module) -> torch.dtype:
-    """`auto`, `fp32` or `bf16` -> the dtype of projections and attention."""
-    if precision == "auto":
-        large = sum(p.numel() for p in visual.parameters()) >= LARGE_TOWER
-        fast = device.type == "cuda" or cpu_has_bf16()
-        return torch.bfloat16 if large and fast else torch.float32
+def resolve_precision(precision: str) -> torch.dtype:
+    """`fp32` or `bf16` -> the dtype of projections and attention."""
     if precision not in PRECISIONS:
-        raise EncoderError(f"precision {precision!r} is unknown; choose auto, fp32 or bf16")
+        raise EncoderError(f"precision {precision!r} is unknown; choose fp32 or bf16")
     return PRECISIONS[precision]
-
-
-def precision_of(encoder: Encoder) -> str:
-    """`fp32` or `bf16`: what `auto` came to, for another process to do the same."""
-    return next(name for name, dtype in PRECISIONS.items() if dtype is encoder.dtype)
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 in hardware (AVX512-BF16 or AMX)."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -36,7 +36,10 @@ def serve(
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda, or several: cuda:0,cuda:1  [auto]")
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16  [auto]")] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="fp32, or bf16: faster, not measured with large towers  [fp32]"),
+    ] = None,
     host: Annotated[str | None, typer.Option(help="address to listen on  [127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="[8000]; 0 takes a free one")] = None,
     max_batch: Annotated[int | None, typer.Option(help="images in a device batch  [8]")] = None,

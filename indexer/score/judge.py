@@ -48,7 +48,7 @@ class Judge:
         target_fpr: float | None = None,
         pretrained: str | None = None,
         device: str = "auto",
-        precision: str = "auto",
+        precision: str = "fp32",
     ) -> Judge:
         """From a bank's folder, on the encoder that it names; see `of`."""
         bank = MemoryBank.load(bank_path)

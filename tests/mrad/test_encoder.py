@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import inspect
 
 import numpy as np
 import open_clip
@@ -13,11 +13,11 @@ from torch import nn
 
 from benchmarks.paper_loop import average
 from mrad import Encoder, Features
-from mrad import encoder as encoder_module
-from mrad.encoder import LARGE_TOWER, digest_of, resolve_device, resolve_precision
+from mrad.encoder import digest_of, resolve_device
 from mrad.errors import EncoderError, NonFiniteError, UnsupportedEncoderError
 from mrad.tower import interpolate_positions, neighbourhood_average
 from mrad.tower_kernels import attend, frozen_mlp
+from service.settings import Settings
 from tests.mrad.plain import build_clip, build_timm, plain_features
 
 GEOMETRIES = [  # patch, native size, asked size, QuickGELU, blocks
@@ -196,14 +196,10 @@ def test_the_small_encoder_is_not_offered_in_bf16():
     assert Encoder.load("mrad-mini", device="cpu").dtype == torch.float32
 
 
-def test_auto_takes_bf16_for_large_towers_where_the_device_has_it(tiny_clip, monkeypatch):
-    gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    assert resolve_precision("auto", gpu, tiny_clip.visual) is torch.float32
-    large = SimpleNamespace(parameters=lambda: [SimpleNamespace(numel=lambda: LARGE_TOWER)])
-    assert resolve_precision("auto", gpu, large) is torch.bfloat16
-    for has, wanted in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(encoder_module, "cpu_has_bf16", lambda has=has: has)
-        assert resolve_precision("auto", cpu, large) is wanted
+def test_nothing_takes_bf16_unasked(tiny_clip):
+    assert Encoder.from_clip(tiny_clip, device="cpu").dtype == torch.float32
+    assert inspect.signature(Encoder.load).parameters["precision"].default == "fp32"
+    assert Settings.model_fields["precision"].default == "fp32"
 
 
 def test_bf16_sees_a_faint_contrast_on_a_bright_surface():
