@@ -6,12 +6,14 @@ long to come upon from masks alone; asked for their log-odds, cell by cell, it i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 from torch import Tensor
 
+from pretraining.losses import Batch
 from pretraining.statistics import PLANES, statistics
 
 LARGEST = 6.0
@@ -21,13 +23,17 @@ LARGEST = 6.0
 class Teacher:
     """Fitted on a sample; asked for log-odds, of mean 0 and deviation 1 on that sample."""
 
-    def __init__(self, pixels: Tensor, cells: Tensor, grid: int) -> None:
-        """`pixels` [B, 3, S, S] normalised, `cells` [B, N] as in `losses.Batch`."""
-        parts = [_readings(part, grid) for part in pixels.split(32)]
-        known = cells.flatten() >= 0
-        found = torch.cat(parts)[known].numpy()
+    def __init__(self, samples: Iterable[Batch], grid: int) -> None:
+        """Reads one sample after the other: a picture takes far more room than its statistics."""
+        parts, labels = [], []
+        for sample in samples:
+            known = sample.cells.flatten() >= 0
+            read = torch.cat([_readings(part, grid) for part in sample.pixels.split(32)])
+            parts.append(read[known])
+            labels.append(sample.cells.flatten()[known])
+        found = torch.cat(parts).numpy()
         self._trees: Any = HistGradientBoostingClassifier(class_weight="balanced", random_state=0)
-        self._trees.fit(found, cells.flatten()[known].numpy())
+        self._trees.fit(found, torch.cat(labels).numpy())
         odds = torch.from_numpy(self._trees.decision_function(found)).clamp(-LARGEST, LARGEST)
         self._mean, self._deviation = float(odds.mean()), float(odds.std())
 

@@ -54,10 +54,9 @@ class Recipe:
     large_side: int = 264
     start_pairs: int = 80
     """Of the sample on which the first weights are solved for."""
+    sample_pairs: int = 200
+    """Of the sample on which the last weights are solved for, and of those that the trees learn from."""
     teacher_samples: int = 4
-    """Of `last_pairs` each, from which the trees learn."""
-    last_pairs: int = 200
-    """Of the sample on which the last ones are."""
     tiles: int = 48
     batches_per_tiles: int = 40
     lr: float = 1e-3
@@ -202,9 +201,9 @@ class Training:
 
     def _teacher(self) -> Teacher:
         recipe = self.recipe
-        samples = [self._sample(4 + i, recipe.last_pairs) for i in range(recipe.teacher_samples)]
-        pixels, cells = (torch.cat([getattr(s, n) for s in samples]) for n in ("pixels", "cells"))
-        return Teacher(pixels, cells, recipe.large_side // PATCH)
+        numbers = range(recipe.teacher_samples)
+        samples = (self._sample(4 + number, recipe.sample_pairs) for number in numbers)
+        return Teacher(samples, recipe.large_side // PATCH)
 
     def _optimiser(self) -> torch.optim.Optimizer:
         """Adam. What patch features pass through has a start worth keeping and learns slowly;
@@ -249,7 +248,7 @@ class Training:
 
         Behind the last checkpoint, so that a resumed run does it once too.
         """
-        sample = self._sample(3, self.recipe.last_pairs)
+        sample = self._sample(3, self.recipe.sample_pairs)
         return whiten(self.clip.cpu().visual, sample.pixels, sample.cells)
 
     def _advance(self, raw: dict[str, Any]) -> dict[str, float]:

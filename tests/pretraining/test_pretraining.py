@@ -22,9 +22,9 @@ from pretraining.statistics import PLANES, STATISTICS
 from pretraining.surfaces import SURFACES, tracks
 from pretraining.train import PATCH, Batches, Recipe, Training, prepare
 
-FEW = Recipe(steps=1, pairs=8, start_pairs=16, last_pairs=24, teacher_samples=1, tiles=16)
+FEW = Recipe(steps=1, pairs=8, start_pairs=16, sample_pairs=24, teacher_samples=1, tiles=16)
 SMALL = replace(
-    FEW, steps=4, pairs=2, large_pairs=2, tiles=3, large_from=0.75, start_pairs=4, last_pairs=4
+    FEW, steps=4, pairs=2, large_pairs=2, tiles=3, large_from=0.75, start_pairs=4, sample_pairs=4
 )
 
 
@@ -80,7 +80,7 @@ def test_before_the_first_step_features_hold_statistics_of_fresh_pictures(tmp_pa
 def test_whitening_spreads_variance_and_leaves_captions_their_patches(tmp_path: Path) -> None:
     training = Training(FEW, tmp_path, torch.device("cpu"))
     visual = training.clip.visual
-    sample = training._sample(3, FEW.last_pairs)
+    sample = training._sample(3, FEW.sample_pairs)
     good = sample.cells == 0
     with torch.no_grad():
         _, before, _ = image_features(visual, sample.pixels, (0, 0))
@@ -93,7 +93,7 @@ def test_whitening_spreads_variance_and_leaves_captions_their_patches(tmp_path: 
 
 
 def test_the_trees_tell_defective_cells_of_fresh_pictures_apart(tmp_path: Path) -> None:
-    training = Training(replace(FEW, last_pairs=60), tmp_path, torch.device("cpu"))
+    training = Training(replace(FEW, sample_pairs=60), tmp_path, torch.device("cpu"))
     batch = prepare(Batches(FEW)[0], training.tokenizer, torch.device("cpu"))
     odds = training.teacher(batch.pixels, FEW.side // PATCH)
     assert odds.shape == (*batch.cells.shape, 1)
