@@ -243,7 +243,7 @@ def run(quick: bool) -> list[Table]:
     return [Table(title, columns, rows, notes)] + [
         _by_kind(name, encoded, encoder, quick)
         for name, encoded in sets.items()
-        if len(set(encoded.kinds)) > 2
+        if len(set(encoded.kinds) - {""}) > 1
     ]
 
 
