@@ -8,7 +8,7 @@ than bf16; this module is the measurement, not an offer.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from benchmarks.precision import COLUMNS, bound, compare, datasets, mini
 from benchmarks.tables import Table, hardware, main, middle, paired, ratio
 from mrad import Encoder
 from mrad.tower_kernels import ACTIVATIONS, Linear, frozen_mlp
+from mrad.tower_parts import parts_of
 
 NAME = "int8"
 ZERO, LARGEST = 128, 126
@@ -52,15 +53,14 @@ class Int8Linear(nn.Module):
 
 
 def in_int8(encoder: Encoder) -> Encoder:
-    """A bf16 encoder of an open_clip tower, its MLPs changed to int8."""
-    tower, visual = encoder.tower, encoder.clip.visual
+    """A bf16 encoder, its MLPs changed to int8."""
+    tower, visual = encoder.tower, cast(nn.Module, encoder.clip.visual)
     blocks: list[Any] = [tower.first, *tower.middle, tower.last]
-    sources: Any = visual.transformer.resblocks  # type: ignore[union-attr]
-    for block, source in zip(blocks, sources, strict=True):
-        mlp: Any = frozen_mlp(source.mlp, torch.float32)
+    for block, source in zip(blocks, parts_of(visual).blocks, strict=True):
+        mlp = frozen_mlp(source["mlp"], torch.float32)
+        layers = [layer for layer in mlp.children() if isinstance(layer, Linear)]
         block.mlp = nn.Sequential(
-            Int8Linear(mlp.c_fc.weight, mlp.c_fc.bias, mlp.c_fc.activation),
-            Int8Linear(mlp.c_proj.weight, mlp.c_proj.bias, "none"),
+            *(Int8Linear(cast(Tensor, p.weight), p.bias, p.activation) for p in layers)
         )
     return encoder
 

@@ -23,8 +23,8 @@ from mrad.tower_kernels import Linear, attend, frozen_mlp
 class TowerParts:
     """What the two paths need of a ViT, whichever library built it."""
 
-    patch_weight: Tensor  # [W, 3, p, p]
-    patch_bias: Tensor | None
+    patches: nn.Module  # [B, 3, S, S] -> [B, N, W]
+    patch_size: int
     class_token: Tensor  # [W]
     positions: Tensor  # [1 + grid**2, W], the class position first
     norm_pre: nn.Module
@@ -149,16 +149,13 @@ class Tower(nn.Module):
         super().__init__()
         if len(parts.blocks) < 2:
             raise UnsupportedEncoderError("the V-V path starts at the second block; there is one")
-        patch = parts.patch_weight.shape[-1]
+        patch = parts.patch_size
         if image_size < patch or image_size % patch:
             raise EncoderError(
                 f"image size {image_size} is not a multiple of the patch size {patch}"
             )
         self.patch_size, self.grid, self.dtype = patch, image_size // patch, dtype
-        # Float32 whatever the rest runs in: a patch is nearly flat, so its products cancel, and
-        # bf16 weights would be off by more than the contrast that is looked for. A thousandth of
-        # the work.
-        self.patches = Linear(parts.patch_weight.flatten(1), parts.patch_bias, torch.float32)
+        self.patches = parts.patches
         positions = interpolate_positions(parts.positions.detach().float(), self.grid)
         self.register_buffer("class_start", parts.class_token.detach().float() + positions[0])
         self.register_buffer("positions", positions[1:].clone())
@@ -192,12 +189,9 @@ class Tower(nn.Module):
         return class_token @ self.projection, normed
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Patches as one matrix product, class token and positions added: [B, 1 + N, W]."""
-        batch, grid, patch = pixels.shape[0], self.grid, self.patch_size
-        cells = pixels.float().view(batch, 3, grid, patch, grid, patch)
-        flat = cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, grid * grid, -1)
-        tokens = self.patches(flat) + self.positions
-        start = self.class_start.expand(batch, 1, -1)
+        """Patches, class token and positions: [B, 1 + N, W]."""
+        tokens = self.patches(pixels.float()) + self.positions
+        start = self.class_start.expand(len(tokens), 1, -1)
         embedded: Tensor = self.norm_pre(torch.cat([start, tokens], dim=1))
         return embedded
 

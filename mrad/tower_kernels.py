@@ -64,6 +64,44 @@ class Linear(nn.Module):
             self.weight = None
 
 
+class Cut(nn.Module):
+    """Plain patches as one matrix product.
+
+    Float32 whatever the rest runs in: a patch is nearly flat, so its products cancel, and bf16
+    weights would be off by more than the contrast that is looked for. A thousandth of the work.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        """`weight` [W, 3, p, p]."""
+        super().__init__()
+        self.side = weight.shape[-1]
+        self.product = Linear(weight.flatten(1), bias, torch.float32)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[B, 3, S, S] -> [B, N, W], row by row."""
+        batch, side = pixels.shape[0], self.side
+        grid = pixels.shape[-1] // side
+        cells = pixels.view(batch, 3, grid, side, grid, side)
+        rows: Tensor = self.product(cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, grid * grid, -1))
+        return rows
+
+
+class Stem(nn.Module):
+    """Convolutions before the blocks, in float32 as `Cut`."""
+
+    def __init__(self, convolutions: nn.Module) -> None:
+        super().__init__()
+        own = copy.deepcopy(convolutions).float()
+        # oneDNN and cuDNN read neighbouring channels together faster.
+        self.convolutions: nn.Module = own.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[B, 3, S, S] -> [B, N, W], row by row."""
+        found = self.convolutions(pixels.contiguous(memory_format=torch.channels_last))
+        rows: Tensor = found.flatten(2).transpose(1, 2)
+        return rows
+
+
 def can_pack(weight: Tensor) -> bool:
     """Whether this PyTorch has oneDNN's packed product for these weights."""
     ready = torch.backends.mkldnn.is_available() and weight.device.type == "cpu"

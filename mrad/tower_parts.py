@@ -2,11 +2,10 @@
 
 Accepted: open_clip's own VisionTransformer with class-token pooling and plain attention, and timm's
 VisionTransformer behind open_clip with a class token, learned absolute positions, plain attention
-and a linear head. Refused, for the V-V path or the class feature is not defined there: towers
+and a linear head, also behind convolutions (`mrad-mini`). Refused, for the V-V path or the class feature is not defined there: towers
 without a class token (SigLIP, average or attention pooling, CoCa), with rotary or relative
-positions (EVA-02, PE), with query/key norms or scaled-cosine attention, with register tokens,
-with convolutions before the patches (hybrids, MobileCLIP), and convolutional towers (ResNet,
-ConvNeXt). docs/encoders.md lists them by name.
+positions (EVA-02, PE), with query/key norms or scaled-cosine attention, with register tokens, and
+convolutional towers (ResNet, ConvNeXt). docs/encoders.md lists them by name.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from torch import nn
 
 from mrad.errors import UnsupportedEncoderError
 from mrad.tower import TowerParts
+from mrad.tower_kernels import Cut, Stem
 
 
 def parts_of(visual: nn.Module) -> TowerParts:
@@ -64,8 +64,8 @@ def _open_clip_parts(visual: VisionTransformer) -> TowerParts:
             }
         )
     return TowerParts(
-        patch_weight=visual.conv1.weight,
-        patch_bias=None,
+        patches=Cut(visual.conv1.weight, None),
+        patch_size=visual.conv1.weight.shape[-1],
         class_token=visual.class_embedding,
         positions=visual.positional_embedding,
         norm_pre=visual.ln_pre,
@@ -79,10 +79,10 @@ def _timm_parts(visual: nn.Module, trunk: nn.Module) -> TowerParts:
     _refuse_timm(visual, trunk)
     model: Any = trunk
     projection: Any = getattr(visual.head, "proj", None)
-    embed = model.patch_embed.proj
+    patches, patch_size = _timm_patches(model.patch_embed)
     return TowerParts(
-        patch_weight=embed.weight,
-        patch_bias=embed.bias,
+        patches=patches,
+        patch_size=patch_size,
         class_token=model.cls_token[0, 0],
         positions=_timm_positions(model),
         norm_pre=model.norm_pre,
@@ -93,7 +93,6 @@ def _timm_parts(visual: nn.Module, trunk: nn.Module) -> TowerParts:
 
 
 def _refuse_timm(visual: nn.Module, trunk: nn.Module) -> None:
-    from timm.layers.patch_embed import PatchEmbed
     from timm.models.vision_transformer import VisionTransformer as TimmViT
 
     name = type(trunk).__name__
@@ -109,16 +108,26 @@ def _refuse_timm(visual: nn.Module, trunk: nn.Module) -> None:
         )
     if trunk.num_prefix_tokens != 1 or trunk.pos_embed is None:
         raise UnsupportedEncoderError(f"timm's {name} has register tokens or no position table")
-    embed = trunk.patch_embed
-    plain = type(embed) is PatchEmbed and isinstance(embed.norm, nn.Identity)
-    if not plain or embed.proj.kernel_size != embed.proj.stride:
-        raise UnsupportedEncoderError(
-            f"timm's {name} does not cut its input into plain patches (a convolutional stem, a "
-            "hybrid, or a norm behind the patches)"
-        )
     projection = getattr(visual.head, "proj", None)
     if not isinstance(projection, nn.Linear) or projection.bias is not None:
         raise UnsupportedEncoderError(f"timm's {name} has no plain linear head to the joint space")
+
+
+def _timm_patches(embed: Any) -> tuple[nn.Module, int]:
+    """What makes the patches, and the side of one in pixels."""
+    from timm.layers.hybrid_embed import HybridEmbed
+    from timm.layers.patch_embed import PatchEmbed
+
+    if type(embed) is HybridEmbed:
+        side: Any = embed.feat_ratio()
+        return Stem(nn.Sequential(embed.backbone, embed.proj)), int(side)
+    plain = type(embed) is PatchEmbed and isinstance(embed.norm, nn.Identity)
+    if not plain or embed.proj.kernel_size != embed.proj.stride:
+        raise UnsupportedEncoderError(
+            f"timm's {type(embed).__name__} does not cut its input into plain patches (they overlap, "
+            "or a norm follows them)"
+        )
+    return Cut(embed.proj.weight, embed.proj.bias), embed.proj.weight.shape[-1]
 
 
 def _timm_positions(model: Any) -> torch.Tensor:

@@ -31,7 +31,7 @@ def main(
     (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1))
     training = Training(recipe, out, resolve_device(device))
     training.run(workers)
-    print(f"whitening explains {training.finish():.2f} of what was wanted of the patch features")
+    training.finish()
     curves(out / "log.jsonl", out / "curves.png")
     print(f"weights: {export(training.clip, out)}")
 

@@ -20,19 +20,20 @@ class Batch:
 
     pixels: Tensor  # [2P, 3, S, S], normalised
     cells: Tensor  # [2P, N] target: 1 anomalous, 0 normal, -1 neither
+    fine: Tensor  # the same of the stem's places
     kinds: Tensor  # [P]
     tokens: Tensor  # [2P, L]
     same: Tensor  # [2P, 2P] bool: the captions are equal
 
 
 class Heads(nn.Module):
-    """Linear readings of patch features that only training needs; they are not shipped."""
+    """Linear readings that only training needs; they are not shipped."""
 
-    def __init__(self, width: int, kinds: int) -> None:
+    def __init__(self, width: int, channels: int, kinds: int) -> None:
         super().__init__()
         self.kind = nn.Linear(width, kinds)
         self.statistics = nn.Linear(width, STATISTICS + MIXES)
-        self.teacher = nn.Linear(width, 1)
+        self.fine = nn.Conv2d(channels, 1, 1)
 
 
 def clip_loss(images: Tensor, texts: Tensor, same: Tensor, scale: Tensor) -> Tensor:

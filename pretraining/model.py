@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, cast
 
 import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mrad import models
 
@@ -15,69 +17,86 @@ NAME = "mrad-mini"
 
 
 def build(seed: int) -> nn.Module:
-    """`mrad-mini` as open_clip makes it, from its shipped config."""
+    """`mrad-mini` as open_clip makes it, from its shipped config, its stem ready to learn."""
     models.register()
     torch.manual_seed(seed)
-    clip: nn.Module = open_clip.create_model(NAME, load_weights=False)
-    return clip
+    clip: Any = open_clip.create_model(NAME, load_weights=False)
+    embed = clip.visual.trunk.patch_embed
+    embed.backbone = _normed(embed.backbone)
+    return cast(nn.Module, clip)
+
+
+def _normed(stem: nn.Sequential) -> nn.Sequential:
+    """Batch norms behind all convolutions but the last: without them it hardly starts to learn."""
+    layers: list[nn.Module] = []
+    for number, layer in enumerate(stem):
+        layers.append(layer)
+        if isinstance(layer, nn.Conv2d) and number < len(stem) - 1:
+            layers.append(nn.BatchNorm2d(layer.out_channels))
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def fold(clip: Any) -> None:
+    """Put the batch norms into the convolutions before them: the tower as it is shipped."""
+    layers: list[nn.Module] = []
+    for layer in clip.eval().visual.trunk.patch_embed.backbone:
+        if isinstance(layer, nn.BatchNorm2d):
+            layers[-1] = fuse_conv_bn_eval(cast(nn.Conv2d, layers[-1]), layer)
+        else:
+            layers.append(layer)
+    clip.visual.trunk.patch_embed.backbone = nn.Sequential(*layers)
 
 
 def image_features(
     visual: Any, pixels: Tensor, corner: tuple[int, int]
-) -> tuple[Tensor, Tensor, int]:
-    """Class feature [B, E] and averaged patch features [B, N, W] (METHOD.md), with gradients.
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Class feature [B, E], averaged patch features [B, N, W] (METHOD.md) and what the stem's last
+    convolution reads [B, C, F, F], with gradients; and the grid.
 
     A smaller picture takes the part of the position table that starts at `corner`.
     """
-    x, grid = _embedded(visual, pixels, corner)
-    x, patches = _through(visual.transformer.resblocks, x)
-    normed = visual.ln_post(patches)
-    return x[:, 0] @ visual.proj, average(normed, grid), grid
+    token, patches, fine = _paths(visual.trunk, pixels, corner)
+    grid = math.isqrt(patches.shape[1])
+    return visual.head(token), average(patches, grid), fine, grid
 
 
-def before_last(visual: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens [B, 1 + N, W] and V-V path [B, N, W] as the last block meets them."""
-    parts = [_through(visual.transformer.resblocks[:-1], _embedded(visual, p, (0, 0))[0])
-             for p in pixels.split(16)]  # fmt: skip
-    return torch.cat([x for x, _ in parts]), torch.cat([path for _, path in parts])
-
-
-def _embedded(visual: Any, pixels: Tensor, corner: tuple[int, int]) -> tuple[Tensor, int]:
-    x = visual.conv1(pixels)
-    batch, width, grid, _ = x.shape
-    own = visual.grid_size[0]
-    table = visual.positional_embedding[1:].view(own, own, width)
-    window = table[corner[0] : corner[0] + grid, corner[1] : corner[1] + grid]
-    x = x.flatten(2).transpose(1, 2) + window.reshape(1, grid * grid, width)
-    start = visual.class_embedding + visual.positional_embedding[0]
-    x = visual.ln_pre(torch.cat([start.expand(batch, 1, -1), x], dim=1))
-    return x, grid
-
-
-def _through(blocks: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+def _paths(trunk: Any, pixels: Tensor, corner: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    fine = trunk.patch_embed.backbone[:-1](pixels.contiguous(memory_format=torch.channels_last))
+    x = _embedded(trunk, fine, corner)
     patches: Tensor = x
-    for number, block in enumerate(blocks):
+    for number, block in enumerate(trunk.blocks):
         if number == 1:
             patches = x[:, 1:]
         x, gain = _block(block, x, both=number > 0)
         if gain is not None:
             patches = patches + gain
-    return x, patches
+    return x[:, 0], trunk.norm(patches), fine
+
+
+def _embedded(trunk: Any, fine: Tensor, corner: tuple[int, int]) -> Tensor:
+    x = trunk.patch_embed.backbone[-1](fine)
+    batch, width, grid, _ = x.shape
+    own = trunk.patch_embed.grid_size[0]
+    table = trunk.pos_embed[0, 1:].view(own, own, width)
+    window = table[corner[0] : corner[0] + grid, corner[1] : corner[1] + grid]
+    x = x.flatten(2).transpose(1, 2) + window.reshape(1, grid * grid, width)
+    start = trunk.cls_token + trunk.pos_embed[:, :1]
+    return torch.cat([start.expand(batch, -1, -1), x], dim=1)
 
 
 def _block(block: Any, x: Tensor, both: bool) -> tuple[Tensor, Tensor | None]:
     attention = block.attn
     batch, tokens, width = x.shape
-    qkv = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
+    qkv = attention.qkv(block.norm1(x))
     heads = qkv.view(batch, tokens, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
     # Attention in float32: its bfloat16 backward pass is the slower one on a CPU.
     q, k, v = heads.float()
     joined = F.scaled_dot_product_attention(q, k, v)
     if both:
         joined = torch.cat([joined, F.scaled_dot_product_attention(v[:, :, 1:], v, v)], dim=2)
-    out = attention.out_proj(joined.transpose(1, 2).reshape(batch, -1, width))
+    out = attention.proj(joined.transpose(1, 2).reshape(batch, -1, width))
     x = x + out[:, :tokens]
-    return x + block.mlp(block.ln_2(x)), out[:, tokens:] if both else None
+    return x + block.mlp(block.norm2(x)), out[:, tokens:] if both else None
 
 
 def average(patch: Tensor, grid: int) -> Tensor:

@@ -24,17 +24,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from mrad.errors import NonFiniteError
+from mrad.models.architecture import SIDE
 from mrad.preprocess import OPENAI_MEAN, OPENAI_STD
 from pretraining import losses
 from pretraining.losses import Batch, Heads
-from pretraining.model import NAME, average, build, image_features, text_features
+from pretraining.model import NAME, average, build, fold, image_features, text_features
 from pretraining.scenes import KINDS, Pair, Tiles, coverage, make_pair, near
-from pretraining.start import start
 from pretraining.statistics import Targets
-from pretraining.teacher import Teacher
-from pretraining.whiten import whiten
 
 PATCH = 12
+FINE = 4
+"""Pixels of a place of the stem before its last convolution."""
 TILE = 400
 """Side of a surface from which crops are taken, pixels."""
 
@@ -44,27 +44,18 @@ class Recipe:
     """Everything that decides the weights."""
 
     seed: int = 0
-    steps: int = 2400
+    steps: int = 5000
     pairs: int = 16
     side: int = 132
-    """Pictures of the first part, pixels: a window of the position table."""
-    large_from: float = 0.6
-    """Share of the steps after which pictures have the encoder's own size."""
-    large_pairs: int = 4
-    large_side: int = 264
-    start_pairs: int = 80
-    """Of the sample on which the first weights are solved for."""
-    sample_pairs: int = 200
-    """Of the sample on which the last weights are solved for, and of those that the trees learn from."""
-    teacher_samples: int = 4
+    """Of pictures, pixels: they see a window of the position table."""
+    sample_pairs: int = 100
+    """Of the encoder's own size: what the hand-made statistics' means and deviations are taken of."""
     tiles: int = 48
     batches_per_tiles: int = 40
-    lr: float = 1e-3
-    slow_share: float = 0.2
-    """Of the rate, for what the patch features pass through."""
+    lr: float = 1.5e-3
     weight_decay: float = 0.05
     warmup: int = 60
-    weights: tuple[float, ...] = (0.5, 2.0, 1.0, 1.0, 0.5, 10.0, 3.0)
+    weights: tuple[float, ...] = (0.5, 2.0, 1.0, 1.0, 0.5, 3.0, 1.0)
     """Of the losses in the order of `LOSSES`."""
 
     boost: float = 1.5
@@ -76,19 +67,8 @@ class Recipe:
         done = min(1.0, step / (self.boost_until * self.steps))
         return float(self.boost ** (1 - done))
 
-    def is_large(self, step: int) -> bool:
-        """Whether a step's pictures have the encoder's own size."""
-        return step >= self.large_from * self.steps
 
-
-CLASS_ONLY = {
-    "visual.proj",
-    "visual.class_embedding",
-    *(f"visual.transformer.resblocks.3.{part}"
-      for part in ("mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias")),
-}  # fmt: skip
-"""Parameters of the image tower that patch features do not depend on."""
-LOSSES = ("clip", "dense", "retrieval", "image_retrieval", "kind", "statistics", "teacher")
+LOSSES = ("clip", "dense", "retrieval", "image_retrieval", "kind", "statistics", "fine")
 
 
 class Batches(Dataset[dict[str, Any]]):
@@ -104,12 +84,10 @@ class Batches(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         recipe, step = self.recipe, index + self.first
         rng = np.random.default_rng((recipe.seed, 1, step))
-        large = recipe.is_large(step)
-        side = recipe.large_side if large else recipe.side
         tiles = self._tiles_of(step // recipe.batches_per_tiles)
-        count = recipe.large_pairs if large else recipe.pairs
-        pairs = [make_pair(rng, tiles, side, recipe.boost_at(step)) for _ in range(count)]
-        free = (recipe.large_side - side) // PATCH + 1
+        side, boost = recipe.side, recipe.boost_at(step)
+        pairs = [make_pair(rng, tiles, side, boost) for _ in range(recipe.pairs)]
+        free = (SIDE - side) // PATCH + 1
         corner = tuple(int(v) for v in rng.integers(0, free, 2))
         return {**_arrays(pairs, side), "corner": corner}
 
@@ -124,18 +102,19 @@ def _arrays(pairs: list[Pair], side: int) -> dict[str, Any]:
     pictures = np.stack([p.good for p in pairs] + [p.bad for p in pairs])
     return {
         "pictures": (pictures * 255).round().astype(np.uint8),
-        "cells": _targets([p.mask for p in pairs], side // PATCH),
+        "cells": _targets([p.mask for p in pairs], side // PATCH, 0.05),
+        "fine": _targets([p.mask for p in pairs], side // FINE, 0.3),
         "kinds": np.array([p.kind for p in pairs]),
         "captions": [p.captions[0] for p in pairs] + [p.captions[1] for p in pairs],
     }
 
 
-def _targets(masks: list[Any], grid: int) -> Any:
-    """[2P, N] int8: 1 where a twentieth of a cell is anomalous, -1 around and below, else 0."""
+def _targets(masks: list[Any], grid: int, least: float) -> Any:
+    """[2P, N] int8: 1 where that share of a cell is anomalous, -1 around and below, else 0."""
     good = np.zeros((len(masks), grid, grid), np.int8)
     shares = np.stack([coverage(mask, grid) for mask in masks])
     around = np.stack([near(share) for share in shares])
-    bad = np.where(shares >= 0.05, 1, np.where(around, -1, 0)).astype(np.int8)
+    bad = np.where(shares >= least, 1, np.where(around, -1, 0)).astype(np.int8)
     return np.concatenate([good, bad]).reshape(2 * len(masks), -1)
 
 
@@ -149,6 +128,7 @@ def prepare(raw: dict[str, Any], tokenizer: Any, device: torch.device) -> Batch:
     return Batch(
         pixels=((pixels - mean) / std).contiguous(),
         cells=torch.as_tensor(raw["cells"]).to(device),
+        fine=torch.as_tensor(raw["fine"]).to(device),
         kinds=torch.as_tensor(raw["kinds"]).to(device),
         tokens=tokenizer(captions).to(device),
         same=same.to(device),
@@ -162,8 +142,9 @@ class Training:
         self.recipe, self.out, self.device = recipe, out, device
         self.tokenizer = open_clip.SimpleTokenizer()
         self.clip: Any = build(recipe.seed)
-        self.targets, self.heads = self._start()
-        self.teacher = self._teacher()
+        stem = self.clip.visual.trunk.patch_embed.backbone
+        self.targets = Targets(self._sample().pixels, SIDE // PATCH)
+        self.heads = Heads(stem[-1].out_channels, stem[-1].in_channels, len(KINDS))
         self.clip.to(device)
         self.heads.to(device)
         self.scale = nn.Parameter(torch.tensor([10.0, 10.0], device=device).log())
@@ -171,57 +152,20 @@ class Training:
         self.step = 0
         self._resume()
 
-    def _sample(self, stream: int, count: int) -> Batch:
-        """Pairs of the encoder's own size, on which weights are solved for."""
+    def _sample(self) -> Batch:
         recipe = self.recipe
-        rng = np.random.default_rng((recipe.seed, stream))
+        rng = np.random.default_rng((recipe.seed, 2))
         tiles = Tiles(rng, recipe.tiles, TILE)
-        pairs = [make_pair(rng, tiles, recipe.large_side) for _ in range(count)]
-        return prepare(_arrays(pairs, recipe.large_side), self.tokenizer, torch.device("cpu"))
-
-    def _start(self) -> tuple[Targets, Heads]:
-        """Lay the image tower out on a first sample; what its features are to hold from then on,
-        and a reading of it that is right already."""
-        grid, visual = self.recipe.large_side // PATCH, self.clip.visual
-        sample = self._sample(2, self.recipe.start_pairs)
-        targets = Targets(sample.pixels, grid)
-        defect = torch.where(sample.cells < 0, 0.3, sample.cells.float())[..., None]
-        wanted = targets(sample.pixels, grid)
-        both = torch.cat([wanted, (defect - defect.mean()) / defect.std()], dim=-1)
-        explained = start(visual, sample.pixels, sample.cells, both)[:-1].mean()
-        print(f"before the first step the patch features explain {explained:.2f} of the statistics")
-        heads = Heads(visual.conv1.weight.shape[0], len(KINDS))
-        with torch.no_grad():
-            parts = [image_features(visual, p, (0, 0))[1] for p in sample.pixels.split(16)]
-            features = F.pad(torch.cat(parts), (0, 1), value=1.0).flatten(0, 1)
-            solved = torch.linalg.lstsq(features, average(wanted, grid).flatten(0, 1)).solution
-            heads.statistics.weight.copy_(solved[:-1].T)
-            heads.statistics.bias.copy_(solved[-1])
-        return Targets(sample.pixels.to(self.device), grid), heads
-
-    def _teacher(self) -> Teacher:
-        recipe = self.recipe
-        numbers = range(recipe.teacher_samples)
-        samples = (self._sample(4 + number, recipe.sample_pairs) for number in numbers)
-        return Teacher(samples, recipe.large_side // PATCH)
+        pairs = [make_pair(rng, tiles, SIDE) for _ in range(recipe.sample_pairs)]
+        return prepare(_arrays(pairs, SIDE), self.tokenizer, torch.device("cpu"))
 
     def _optimiser(self) -> torch.optim.Optimizer:
-        """Adam. What patch features pass through has a start worth keeping and learns slowly;
-        texts, the class token's own last MLP, projections and readings start from nothing."""
-        slow: list[nn.Parameter] = []
-        tables: list[nn.Parameter] = []
-        rest: list[nn.Parameter] = [self.scale]
-        for name, value in [*self.clip.named_parameters(), *self.heads.named_parameters()]:
-            kept = name.startswith("visual.") and name not in CLASS_ONLY
-            kept = kept or name.startswith("statistics.")
-            (slow if kept else tables if value.ndim > 1 else rest).append(value)
-        decay, share = self.recipe.weight_decay, self.recipe.slow_share
+        named = [*self.clip.parameters(), *self.heads.parameters()]
         groups = [
-            {"params": slow, "weight_decay": 0.0, "share": share},
-            {"params": tables, "weight_decay": decay, "share": 1.0},
-            {"params": rest, "weight_decay": 0.0, "share": 1.0},
+            {"params": [p for p in named if p.ndim > 1], "weight_decay": self.recipe.weight_decay},
+            {"params": [self.scale, *(p for p in named if p.ndim <= 1)], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, self.recipe.lr, betas=(0.9, 0.98))
+        return torch.optim.AdamW(groups, self.recipe.lr, betas=(0.9, 0.98), fused=True)
 
     def run(self, workers: int, save_every: int = 100) -> None:
         """Train to the end of the recipe."""
@@ -243,19 +187,16 @@ class Training:
                 if self.step % save_every == 0 or self.step == self.recipe.steps:
                     self._save()
 
-    def finish(self) -> float:
-        """The trained tower with whitened patch features; returns `whiten`'s explained share.
-
-        Behind the last checkpoint, so that a resumed run does it once too.
-        """
-        sample = self._sample(3, self.recipe.sample_pairs)
-        return whiten(self.clip.cpu().visual, sample.pixels, sample.cells)
+    def finish(self) -> None:
+        """Make the trained tower what is shipped, behind the last checkpoint."""
+        fold(self.clip.cpu())
 
     def _advance(self, raw: dict[str, Any]) -> dict[str, float]:
         batch = prepare(raw, self.tokenizer, self.device)
+        self.clip.train()
         rate = self._rate()
         for group in self.optimiser.param_groups:
-            group["lr"] = self.recipe.lr * rate * group["share"]
+            group["lr"] = self.recipe.lr * rate
         self.optimiser.zero_grad(set_to_none=True)
         parts, readings = self._losses(batch, raw["corner"])
         loss = torch.stack([w * p for w, p in zip(self.recipe.weights, parts)]).sum()
@@ -282,23 +223,21 @@ class Training:
     ) -> tuple[list[Tensor], dict[str, float]]:
         # Products in bfloat16 are more than twice as fast here; sums and losses stay float32.
         with torch.autocast(self.device.type, torch.bfloat16):
-            images, patch, grid = image_features(self.clip.visual, batch.pixels, corner)
-        images, patch = images.float(), patch.float()
+            images, patch, fine, grid = image_features(self.clip.visual, batch.pixels, corner)
+        images, patch, fine = images.float(), patch.float(), fine.float()
         texts = text_features(self.clip, batch.tokens)
         scale = self.scale.exp()
-        dense, log_odds = losses.dense_loss(
-            patch, self.clip.visual.proj, texts, batch.cells, scale[1]
-        )
+        projection = self.clip.visual.head.proj.weight.T
+        dense, log_odds = losses.dense_loss(patch, projection, texts, batch.cells, scale[1])
         wanted = self.targets(batch.pixels, grid)
-        read, odds = self.heads.statistics(patch), self.teacher(batch.pixels, grid)
         parts = [
             losses.clip_loss(images, texts, batch.same, scale[0]),
             dense,
             losses.retrieval_loss(patch, batch.cells),
             losses.image_retrieval_loss(images),
             losses.kind_loss(self.heads.kind(patch), batch.cells, batch.kinds),
-            F.smooth_l1_loss(read, average(wanted, grid)),
-            F.smooth_l1_loss(self.heads.teacher(patch), average(odds, grid)),
+            F.smooth_l1_loss(self.heads.statistics(patch), average(wanted, grid)),
+            losses.balanced(self.heads.fine(fine).flatten(1), batch.fine),
         ]
         return parts, _readings(images, texts, log_odds, batch.cells)
 

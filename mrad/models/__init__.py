@@ -6,6 +6,8 @@ from pathlib import Path
 
 import open_clip
 
+from mrad.models import architecture  # noqa: F401  timm learns of its towers
+
 FOLDER = Path(__file__).parent
 
 

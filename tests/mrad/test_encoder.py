@@ -70,18 +70,30 @@ def test_at_its_native_size_the_class_feature_is_clips_own_before_the_last_norm(
     torch.testing.assert_close(features.class_feature, own @ clip.visual.proj, rtol=1e-4, atol=1e-5)
 
 
-def test_a_timm_tower_behind_open_clip_gives_timms_own_class_token():
-    clip = build_timm("vit_tiny_patch16_224", size=224)
+@pytest.mark.parametrize(
+    ("name", "cells"), [("vit_tiny_patch16_224", 14), ("vit_tiny_r_s16_p8_224", 7)]
+)
+def test_a_timm_tower_behind_open_clip_gives_timms_own_class_token(name, cells):
+    """Also one with convolutions before its blocks."""
+    clip = build_timm(name, size=224)
     encoder = Encoder.from_clip(clip, device="cpu")
     pixels = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         trunk = clip.visual.trunk
-        x = trunk.norm_pre(trunk._pos_embed(trunk.patch_embed(pixels)))
+        patches = trunk.patch_embed(pixels)
+        patches = patches[0] if isinstance(patches, tuple) else patches
+        x = trunk.norm_pre(trunk._pos_embed(patches))
         own = clip.visual.head(trunk.blocks(x)[:, 0])
     features = encoder.encode_pixels(pixels)
     torch.testing.assert_close(features.class_feature, own, rtol=1e-4, atol=1e-5)
-    assert features.patch.shape == (1, 14 * 14, encoder.width)
+    assert features.patch.shape == (1, cells**2, encoder.width)
     assert Encoder.from_clip(clip, 96, device="cpu").encode_pixels(pixels[..., :96, :96])
+
+
+def with_a_norm_behind_its_patches():
+    clip = build_timm("vit_tiny_patch16_224")
+    clip.visual.trunk.patch_embed.norm = nn.LayerNorm(192)
+    return clip
 
 
 REFUSED = [
@@ -90,7 +102,7 @@ REFUSED = [
     (lambda: build_timm("deit_tiny_distilled_patch16_224"), "register tokens"),
     (lambda: build_timm("vit_relpos_small_patch16_224", pool="avg"), "not a plain vision"),
     (lambda: build_timm("resnet18", pool="avg"), "ResNet behind open_clip is refused"),
-    (lambda: build_timm("vit_tiny_r_s16_p8_224"), "plain patches"),
+    (with_a_norm_behind_its_patches, "plain patches"),
     (lambda: build_clip(pool_type="avg"), "without a class token"),
     (lambda: build_clip(attentional_pool=True), "without a class token"),
     (lambda: build_clip(qk_norm=True, block_type="custom"), "query/key norms"),
