@@ -23,7 +23,6 @@ from mrad import Detector, Encoder, MemoryBank
 from mrad.encoder import PRECISIONS
 from mrad.preprocess import load_image
 from mrad.types import FloatArray
-from mrad.weights import load_clip
 
 NAME = "precision"
 SETS = ("magnetic_tile", "deep_pcb")
@@ -114,9 +113,8 @@ def datasets(quick: bool) -> dict[str, list[Record]]:
 
 
 def mini(precision: str) -> Encoder:
-    """mrad-mini in any precision, also in one that it is not offered in."""
-    clip = load_clip("mrad-mini", None).clip
-    return Encoder.from_clip(clip, name="mrad-mini", device="cpu", precision=precision)
+    """mrad-mini in any precision."""
+    return Encoder.load("mrad-mini", device="cpu", precision=precision)
 
 
 def run(quick: bool) -> list[Table]:

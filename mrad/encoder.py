@@ -22,8 +22,6 @@ from mrad.types import ImageInput
 from mrad.uploads import Uploads, gather
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-WITHOUT_BF16 = ("mrad-mini",)
-"""Encoders with which bf16 was measured to move maps by too much (`python -m benchmarks precision`)."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +125,8 @@ class Encoder:
                 OpenAI's TorchScript archive, a state dict, or safetensors.
             image_size: side of the square input; None: the paper's for its encoder, else native.
             device: `auto` (a GPU if there is one), or a torch device.
-            precision: `fp32`, or `bf16` for speed: what that changes was not measured with large
-                towers, and `mrad-mini` does not have it. Outputs are float32 in any case.
+            precision: `fp32`, or `bf16` for speed: what that changes was measured with
+                `mrad-mini` alone. Outputs are float32 in any case.
             compiled: `torch.compile` the blocks, for a GPU; needs Triton and a C compiler, and compiles
                 again for each new batch size. CUDA graphs are used in any case.
 
@@ -137,11 +135,6 @@ class Encoder:
         """
         from mrad.weights import load_clip
 
-        if precision == "bf16" and name in WITHOUT_BF16:
-            raise EncoderError(
-                f"bf16 is not offered for {name}: measured, it moves the maps of even surfaces by more "
-                "than its bound; take fp32"
-            )
         loaded = load_clip(name, pretrained)
         return cls.from_clip(
             loaded.clip,

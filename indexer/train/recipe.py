@@ -45,7 +45,12 @@ class FTRecipe(Stage):
 
 
 FEW_IMAGES = FTRecipe(
-    epochs=5, learning_rate=3e-3, patch_quantile=1.0, start="whitened", sharpness=16.0
+    epochs=5,
+    learning_rate=1e-3,
+    patch_quantile=1.0,
+    start="whitened",
+    sharpness=16.0,
+    shrinkage=1e-4,
 )
 """For some hundred images of one product. The paper's single epoch is 270 steps over 2,162 images
 and 25 over 200; from a whitened start a few hundred steps are enough."""

@@ -202,12 +202,6 @@ def test_bf16_is_close_and_comes_out_as_float32(tiny_clip):
         assert float(cosine.min()) > 0.9999
 
 
-def test_the_small_encoder_is_not_offered_in_bf16():
-    with pytest.raises(EncoderError, match="bf16 is not offered for mrad-mini"):
-        Encoder.load("mrad-mini", device="cpu", precision="bf16")
-    assert Encoder.load("mrad-mini", device="cpu").dtype == torch.float32
-
-
 def test_nothing_takes_bf16_unasked(tiny_clip):
     assert Encoder.from_clip(tiny_clip, device="cpu").dtype == torch.float32
     assert inspect.signature(Encoder.load).parameters["precision"].default == "fp32"
