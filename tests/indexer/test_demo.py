@@ -16,7 +16,7 @@ def test_the_bundle_is_small_whole_and_licensed():
     assert sum(path.stat().st_size for path in files) < 2_500_000
     assert "MIT License" in (demo.FOLDER / "LICENSE").read_text()
     memory, query = (read_dataset(demo.FOLDER / part) for part in ("memory", "query"))
-    assert (len(memory), len(query)) == (86, 6)
+    assert (len(memory), len(query)) == (81, 6)
     assert memory.counts["unmasked"] == query.counts["unmasked"] == 0
     assert not {r.image.stem for r in memory.records} & {r.image.stem for r in query.records}
 
@@ -25,7 +25,7 @@ def test_demo(tmp_path, mrad, mini_encoder):
     done = mrad("demo", "--out", tmp_path / "demo", "--device", "cpu")
     assert done.exit_code == 0, done.output
     bank = MemoryBank.load(tmp_path / "demo/bank", encoder=mini_encoder)
-    assert len(bank.entries) == 86
+    assert len(bank.entries) == 81
     assert len(list((tmp_path / "demo/overlays").iterdir())) == 6
     with Image.open(tmp_path / "demo/contact-sheet.png") as sheet:
         assert sheet.width == 948
