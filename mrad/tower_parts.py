@@ -2,10 +2,11 @@
 
 Accepted: open_clip's own VisionTransformer with class-token pooling and plain attention, and timm's
 VisionTransformer behind open_clip with a class token, learned absolute positions, plain attention
-and a linear head, also behind convolutions (`mrad-mini`). Refused, for the V-V path or the class feature is not defined there: towers
-without a class token (SigLIP, average or attention pooling, CoCa), with rotary or relative
-positions (EVA-02, PE), with query/key norms or scaled-cosine attention, with register tokens, and
-convolutional towers (ResNet, ConvNeXt). docs/encoders.md lists them by name.
+and a linear head, also behind convolutions (`mrad-mini`). Refused, for the V-V path or the class
+feature is not defined there: towers without a class token (SigLIP, average or attention pooling,
+CoCa), with rotary or relative positions (EVA-02, PE), with query/key norms or scaled-cosine
+attention, with register tokens, and convolutional towers (ResNet, ConvNeXt). docs/encoders.md lists
+them by name.
 """
 
 from __future__ import annotations

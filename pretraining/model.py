@@ -27,7 +27,7 @@ def build(seed: int) -> nn.Module:
 
 
 def _normed(stem: nn.Sequential) -> nn.Sequential:
-    """Batch norms behind all convolutions but the last: without them it hardly starts to learn."""
+    """Batch norms behind all convolutions but the last, while it learns."""
     layers: list[nn.Module] = []
     for number, layer in enumerate(stem):
         layers.append(layer)
