@@ -2,8 +2,8 @@
 
 The MLPs alone, over half of the work, in int8: a scale for each token, as it comes, and for each
 output channel; what all tokens of an image share is taken out first and multiplied in bf16; all else
-as in bf16. It is offered when it keeps the bound of `benchmarks.precision` on both sets and is faster
-than bf16; this module is the measurement, not an offer.
+as in bf16. Accuracy can be measured here with mrad-mini alone, which says little of large towers: this
+module is the measurement, not an offer.
 """
 
 from __future__ import annotations

@@ -15,6 +15,9 @@ from typing import Any
 
 import torch
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from timm.layers.hybrid_embed import HybridEmbed
+from timm.layers.patch_embed import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import nn
 
 from mrad.errors import UnsupportedEncoderError
@@ -94,8 +97,6 @@ def _timm_parts(visual: nn.Module, trunk: nn.Module) -> TowerParts:
 
 
 def _refuse_timm(visual: nn.Module, trunk: nn.Module) -> None:
-    from timm.models.vision_transformer import VisionTransformer as TimmViT
-
     name = type(trunk).__name__
     if not isinstance(trunk, TimmViT):
         raise UnsupportedEncoderError(
@@ -116,9 +117,6 @@ def _refuse_timm(visual: nn.Module, trunk: nn.Module) -> None:
 
 def _timm_patches(embed: Any) -> tuple[nn.Module, int]:
     """What makes the patches, and the side of one in pixels."""
-    from timm.layers.hybrid_embed import HybridEmbed
-    from timm.layers.patch_embed import PatchEmbed
-
     if type(embed) is HybridEmbed:
         side: Any = embed.feat_ratio()
         return Stem(nn.Sequential(embed.backbone, embed.proj)), int(side)

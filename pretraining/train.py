@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from mrad.errors import NonFiniteError
-from mrad.models.architecture import SIDE
+from mrad.models.architecture import FINE, PATCH, SIDE
 from mrad.preprocess import OPENAI_MEAN, OPENAI_STD
 from pretraining import losses
 from pretraining.losses import Batch, Heads
@@ -32,9 +32,6 @@ from pretraining.model import NAME, average, build, fold, image_features, text_f
 from pretraining.scenes import KINDS, Pair, Tiles, coverage, make_pair, near
 from pretraining.statistics import Targets
 
-PATCH = 12
-FINE = 4
-"""Pixels of a place of the stem before its last convolution."""
 TILE = 400
 """Side of a surface from which crops are taken, pixels."""
 
@@ -143,7 +140,7 @@ class Training:
         self.tokenizer = open_clip.SimpleTokenizer()
         self.clip: Any = build(recipe.seed)
         stem = self.clip.visual.trunk.patch_embed.backbone
-        self.targets = Targets(self._sample().pixels, SIDE // PATCH)
+        self.targets = Targets(self._sample(), SIDE // PATCH)
         self.heads = Heads(stem[-1].out_channels, stem[-1].in_channels, len(KINDS))
         self.clip.to(device)
         self.heads.to(device)
@@ -152,12 +149,13 @@ class Training:
         self.step = 0
         self._resume()
 
-    def _sample(self) -> Batch:
+    def _sample(self) -> Tensor:
+        """Pictures of the encoder's own size, on the device that trains."""
         recipe = self.recipe
         rng = np.random.default_rng((recipe.seed, 2))
         tiles = Tiles(rng, recipe.tiles, TILE)
         pairs = [make_pair(rng, tiles, SIDE) for _ in range(recipe.sample_pairs)]
-        return prepare(_arrays(pairs, SIDE), self.tokenizer, torch.device("cpu"))
+        return prepare(_arrays(pairs, SIDE), self.tokenizer, self.device).pixels
 
     def _optimiser(self) -> torch.optim.Optimizer:
         named = [*self.clip.parameters(), *self.heads.parameters()]

@@ -4,6 +4,7 @@ transformer with a class token stands on their cells, so that the V-V path is de
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -17,11 +18,15 @@ SIDE = 264
 WIDTH = 256
 STAGES = ((32, 2), (32, 1), (64, 2), (64, 1), (96, 1), (WIDTH, 3))
 """Channels and stride of each 3 x 3 convolution; the last reads cells that do not overlap."""
+FINE = math.prod(stride for _, stride in STAGES[:-1])
+"""Pixels of a place before the last convolution."""
+PATCH = FINE * STAGES[-1][1]
+"""Pixels of a cell."""
 default_cfgs = generate_default_cfgs({"mrad_mini.ours": {"input_size": (3, SIDE, SIDE)}})
 
 
 def stem() -> nn.Sequential:
-    """[B, 3, S, S] -> [B, WIDTH, S / 12, S / 12], rectified between the convolutions."""
+    """[B, 3, S, S] -> [B, WIDTH, S / PATCH, S / PATCH], rectified between the convolutions."""
     layers: list[nn.Module] = []
     channels = 3
     for number, (out, stride) in enumerate(STAGES):
