@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,12 @@ from mrad.errors import EncoderError, NonFiniteError, UnsupportedEncoderError
 from mrad.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess, load_image
 from mrad.tower import Tower, neighbourhood_average
 from mrad.tower_graphs import Graphs, compile_blocks
+from mrad.tower_kernels import has_bf16
 from mrad.tower_parts import parts_of
 from mrad.types import ImageInput
 from mrad.uploads import Uploads, gather
+
+logger = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -173,6 +177,11 @@ class Encoder:
             tuple(std or getattr(visual, "image_std", None) or OPENAI_STD),
         )
         dtype = resolve_precision(precision)
+        if dtype == torch.bfloat16 and not has_bf16(target):
+            logger.warning(
+                "%s has no bf16 instructions and emulates them, many times slower: take fp32",
+                target,
+            )
         return cls(clip_model.eval(), identity, preprocess, target, dtype, compiled)
 
     def encode(self, images: Sequence[ImageInput], *, raw: bool = False) -> Features:

@@ -102,9 +102,20 @@ class Stem(nn.Module):
         return rows
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether products in bf16 are a device's own; what has none computes them by emulation."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def can_pack(weight: Tensor) -> bool:
     """Whether this PyTorch has oneDNN's packed product for these weights."""
     ready = torch.backends.mkldnn.is_available() and weight.device.type == "cpu"
+    if weight.dtype == torch.bfloat16:
+        ready = ready and has_bf16(weight.device)
     names = ("_linear_pointwise", "_reorder_linear_weight")
     return ready and all(hasattr(torch.ops.mkldnn, name) for name in names)
 

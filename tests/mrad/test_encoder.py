@@ -16,7 +16,7 @@ from mrad import Encoder, Features
 from mrad.encoder import digest_of, resolve_device
 from mrad.errors import EncoderError, NonFiniteError, UnsupportedEncoderError
 from mrad.tower import interpolate_positions, neighbourhood_average
-from mrad.tower_kernels import attend, frozen_mlp
+from mrad.tower_kernels import attend, frozen_mlp, has_bf16
 from service.settings import Settings
 from tests.mrad.plain import build_clip, build_timm, plain_features
 
@@ -206,6 +206,20 @@ def test_nothing_takes_bf16_unasked(tiny_clip):
     assert Encoder.from_clip(tiny_clip, device="cpu").dtype == torch.float32
     assert inspect.signature(Encoder.load).parameters["precision"].default == "fp32"
     assert Settings.model_fields["precision"].default == "fp32"
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_bf16_works_without_instructions_for_it_and_says_so(own, tiny_clip, monkeypatch, caplog):
+    if own and not has_bf16(torch.device("cpu")):
+        pytest.skip("this CPU has no bf16 instructions")
+    for module in ("encoder", "tower_kernels"):
+        monkeypatch.setattr(f"mrad.{module}.has_bf16", lambda device: own)
+    pixels = torch.randn(2, 3, 96, 96)
+    exact = Encoder.from_clip(tiny_clip, 96, device="cpu").encode_pixels(pixels).patch
+    assert not caplog.text
+    half = Encoder.from_clip(tiny_clip, 96, device="cpu", precision="bf16").encode_pixels(pixels)
+    assert ("take fp32" in caplog.text) == (not own)
+    assert float(torch.nn.functional.cosine_similarity(exact, half.patch, dim=-1).min()) > 0.9999
 
 
 def test_bf16_sees_a_faint_contrast_on_a_bright_surface():

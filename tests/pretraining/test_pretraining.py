@@ -148,6 +148,22 @@ def test_a_cut_off_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
         torch.testing.assert_close(value, other, atol=1e-5, rtol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_products_are_in_bf16_where_they_are_the_devices_own(
+    own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def watched(*args: Any) -> Any:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return image_features(*args)
+
+    monkeypatch.setattr("pretraining.train.has_bf16", lambda device: own)
+    monkeypatch.setattr("pretraining.train.image_features", watched)
+    Training(SMALL, tmp_path, torch.device("cpu"))._advance(Batches(SMALL)[0])
+    assert seen == [own]
+
+
 def test_another_recipe_does_not_go_on(tmp_path: Path) -> None:
     training = Training(SMALL, tmp_path, torch.device("cpu"))
     training._save()
