@@ -179,8 +179,7 @@ class Encoder:
         dtype = resolve_precision(precision)
         if dtype == torch.bfloat16 and not has_bf16(target):
             logger.warning(
-                "%s has no bf16 instructions and emulates them, many times slower: take fp32",
-                target,
+                "bf16 is emulated on this %s, many times slower than fp32: take fp32", target
             )
         return cls(clip_model.eval(), identity, preprocess, target, dtype, compiled)
 

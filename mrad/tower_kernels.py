@@ -103,7 +103,10 @@ class Stem(nn.Module):
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether products in bf16 are a device's own; what has none computes them by emulation."""
+    """Whether bf16 pays on a device: a GPU with it, a CPU of which oneDNN says so (x86: AVX-512).
+
+    Elsewhere PyTorch emulates its products, and oneDNN's packed ones fail.
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
@@ -113,9 +116,9 @@ def has_bf16(device: torch.device) -> bool:
 
 def can_pack(weight: Tensor) -> bool:
     """Whether this PyTorch has oneDNN's packed product for these weights."""
+    if weight.dtype == torch.bfloat16 and not has_bf16(weight.device):
+        return False
     ready = torch.backends.mkldnn.is_available() and weight.device.type == "cpu"
-    if weight.dtype == torch.bfloat16:
-        ready = ready and has_bf16(weight.device)
     names = ("_linear_pointwise", "_reorder_linear_weight")
     return ready and all(hasattr(torch.ops.mkldnn, name) for name in names)
 
