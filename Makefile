@@ -51,7 +51,7 @@ guard: setup  ## ratios of the last bench against the committed ones; never seco
 	$(BIN)/python -m benchmarks.guard
 
 mini: setup  ## train the shipped small CLIP anew (under two hours on 2 cores with bf16 instructions, under three without)
-	$(BIN)/python -m pretraining --out runs/mini
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pretraining --out runs/mini
 
 docs: setup  ## the documentation, strictly
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[docs]'

@@ -19,6 +19,8 @@ STATISTICS = 5 * PLANES
 MIXES = 64
 FLOOR = 0.02
 """Of energies before the logarithm, in deviations of OpenAI's normalisation."""
+LEAST = 1e-8
+"""Weight of a far place that counts: denormal ones make a product forty times slower."""
 
 
 @torch.no_grad()
@@ -33,7 +35,9 @@ def statistics(pixels: Tensor, grid: int) -> Tensor:
     mean, peak = F.avg_pool2d(planes, cell), F.max_pool2d(planes, cell)
     around = F.avg_pool2d(mean, 5, 1, 2, count_include_pad=False)
     whole = mean.mean(dim=(2, 3), keepdim=True)
-    spread = planes.std(dim=(2, 3), keepdim=True).clamp_min(0.1)
+    # By two means: ten times faster than `std`.
+    variance = planes.square().mean(dim=(2, 3), keepdim=True) - whole.square()
+    spread = variance.clamp_min(0.01).sqrt()
     far = ((mean - whole) / spread).abs()
     parts = [mean, peak - mean, mean - around, (mean - whole) / spread, far]
     return torch.cat(parts, dim=1).flatten(2).transpose(1, 2)
@@ -61,6 +65,7 @@ def _blur(image: Tensor, sigma: float) -> Tensor:
 def _gaussian(side: int, sigma: float) -> Tensor:
     place = torch.arange(side, dtype=torch.float32)
     weights = torch.exp(-(place[:, None] - place).square() / (2 * sigma**2))
+    weights[weights < LEAST] = 0
     return weights / weights.sum(dim=1, keepdim=True)
 
 

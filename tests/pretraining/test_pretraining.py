@@ -20,8 +20,9 @@ from pretraining.captions import pair
 from pretraining.defects import CIRCUIT_DEFECTS, DEFECTS, Scene, spoil_circuit
 from pretraining.model import NAME, build, fold, image_features, text_features
 from pretraining.scenes import KINDS, Tiles, make_pair
+from pretraining.statistics import SCALES, _gaussian, statistics
 from pretraining.surfaces import SURFACES, tracks
-from pretraining.train import Batches, Recipe, Training
+from pretraining.train import Batches, Recipe, Training, pays_in_bf16
 
 FEW = Recipe(steps=1, pairs=8, sample_pairs=24, tiles=16)
 SMALL = replace(FEW, steps=4, pairs=2, tiles=3, sample_pairs=4)
@@ -158,10 +159,52 @@ def test_products_are_in_bf16_where_they_are_the_devices_own(
         seen.append(torch.is_autocast_enabled("cpu"))
         return image_features(*args)
 
-    monkeypatch.setattr("pretraining.train.has_bf16", lambda device: own)
+    monkeypatch.setattr("pretraining.train.pays_in_bf16", lambda device: own)
     monkeypatch.setattr("pretraining.train.image_features", watched)
     Training(SMALL, tmp_path, torch.device("cpu"))._advance(Batches(SMALL)[0])
     assert seen == [own]
+
+
+@pytest.mark.parametrize("emulated", [torch.float32, torch.bfloat16])
+def test_the_faster_type_is_found_by_trying(
+    emulated: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+
+    def product(left: torch.Tensor, right: torch.Tensor) -> None:
+        clock[0] += 2.0 if left.dtype == emulated else 1.0
+
+    monkeypatch.setattr("pretraining.train.has_bf16", lambda device: True)
+    monkeypatch.setattr("pretraining.train.torch.mm", product)
+    monkeypatch.setattr("pretraining.train.time.perf_counter", lambda: clock[0])
+    assert pays_in_bf16(torch.device("cpu")) == (emulated == torch.float32)
+
+
+def test_a_device_without_bf16_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pretraining.train.has_bf16", lambda device: False)
+    monkeypatch.setattr("pretraining.train.torch.mm", None)
+    assert not pays_in_bf16(torch.device("cpu"))
+
+
+def test_no_gaussian_has_denormal_weights() -> None:
+    """They make a product forty times slower on some CPUs."""
+    tiny = torch.finfo(torch.float32).tiny
+    for scale in (*SCALES, 2 * SCALES[-1]):
+        weights = _gaussian(132, scale)
+        assert not ((weights > 0) & (weights < tiny)).any()
+        torch.testing.assert_close(weights.sum(dim=1), torch.ones(132))
+
+
+def test_statistics_read_how_far_a_cell_stands_from_its_picture() -> None:
+    pixels = torch.zeros(1, 3, 132, 132)
+    pixels[..., :12, :12] = 1.0  # the first of 11 x 11 cells
+    level, _, _, whole, far = statistics(pixels, 11)[0].unflatten(1, (5, -1))[..., 0].T
+    share = 1 / 121
+    assert level[0] == 1
+    assert level[1:].abs().max() == 0
+    deviation = max((share - share**2) ** 0.5, 0.1)
+    assert whole[0].item() == pytest.approx((1 - share) / deviation, rel=1e-3)
+    assert far[-1].item() == pytest.approx(share / deviation, rel=1e-3)
 
 
 def test_another_recipe_does_not_go_on(tmp_path: Path) -> None:
