@@ -24,8 +24,8 @@ def main(
     workers: Annotated[int, typer.Option(help="Processes that make pictures.")] = 1,
 ) -> None:
     """Train mrad-mini by contrast of made pictures and captions. Run again to resume."""
-    # Optimiser states that fade into denormal numbers cost a tenth of a step, and more with time. Before
-    # the first product: threads and workers inherit it.
+    # Denormal numbers, in tails of Gaussians and in fading optimiser states, are slow to multiply. Set
+    # before the first product, for threads and workers inherit it.
     torch.set_flush_denormal(True)
     if threads:
         torch.set_num_threads(threads)

@@ -20,9 +20,9 @@ from pretraining.captions import pair
 from pretraining.defects import CIRCUIT_DEFECTS, DEFECTS, Scene, spoil_circuit
 from pretraining.model import NAME, build, fold, image_features, text_features
 from pretraining.scenes import KINDS, Tiles, make_pair
-from pretraining.statistics import SCALES, _gaussian, statistics
+from pretraining.statistics import statistics
 from pretraining.surfaces import SURFACES, tracks
-from pretraining.train import Batches, Recipe, Training, pays_in_bf16
+from pretraining.train import Batches, Recipe, Training, pays_in_bf16, product_seconds
 
 FEW = Recipe(steps=1, pairs=8, sample_pairs=24, tiles=16)
 SMALL = replace(FEW, steps=4, pairs=2, tiles=3, sample_pairs=4)
@@ -138,7 +138,7 @@ def test_a_cut_off_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     whole.run(workers=0)
     cut = Training(SMALL, _folder(tmp_path, "cut"), torch.device("cpu"))
     for step in range(2):
-        cut._advance(Batches(SMALL)[step])
+        cut.advance(Batches(SMALL)[step])
     cut._save()
     resumed = Training(SMALL, tmp_path / "cut", torch.device("cpu"))
     assert resumed.step == 2
@@ -150,7 +150,7 @@ def test_a_cut_off_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_products_are_in_bf16_where_they_are_the_devices_own(
+def test_products_are_in_bf16_where_that_is_faster(
     own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
@@ -161,38 +161,27 @@ def test_products_are_in_bf16_where_they_are_the_devices_own(
 
     monkeypatch.setattr("pretraining.train.pays_in_bf16", lambda device: own)
     monkeypatch.setattr("pretraining.train.image_features", watched)
-    Training(SMALL, tmp_path, torch.device("cpu"))._advance(Batches(SMALL)[0])
+    Training(SMALL, tmp_path, torch.device("cpu")).advance(Batches(SMALL)[0])
     assert seen == [own]
 
 
-@pytest.mark.parametrize("emulated", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("slower", [torch.float32, torch.bfloat16])
 def test_the_faster_type_is_found_by_trying(
-    emulated: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    slower: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = [0.0]
-
-    def product(left: torch.Tensor, right: torch.Tensor) -> None:
-        clock[0] += 2.0 if left.dtype == emulated else 1.0
-
     monkeypatch.setattr("pretraining.train.has_bf16", lambda device: True)
-    monkeypatch.setattr("pretraining.train.torch.mm", product)
-    monkeypatch.setattr("pretraining.train.time.perf_counter", lambda: clock[0])
-    assert pays_in_bf16(torch.device("cpu")) == (emulated == torch.float32)
+    monkeypatch.setattr("pretraining.train.product_seconds", lambda t: 2.0 if t == slower else 1.0)
+    assert pays_in_bf16(torch.device("cpu")) == (slower == torch.float32)
 
 
-def test_a_device_without_bf16_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_without_bf16_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pretraining.train.has_bf16", lambda device: False)
-    monkeypatch.setattr("pretraining.train.torch.mm", None)
+    monkeypatch.setattr("pretraining.train.product_seconds", None)
     assert not pays_in_bf16(torch.device("cpu"))
 
 
-def test_no_gaussian_has_denormal_weights() -> None:
-    """They make a product forty times slower on some CPUs."""
-    tiny = torch.finfo(torch.float32).tiny
-    for scale in (*SCALES, 2 * SCALES[-1]):
-        weights = _gaussian(132, scale)
-        assert not ((weights > 0) & (weights < tiny)).any()
-        torch.testing.assert_close(weights.sum(dim=1), torch.ones(132))
+def test_a_product_takes_some_time() -> None:
+    assert product_seconds(torch.float32) > 0
 
 
 def test_statistics_read_how_far_a_cell_stands_from_its_picture() -> None:
