@@ -26,6 +26,8 @@ BINS_PER_OCTAVE = 1 << (23 - SHIFT)
 FLOOR = 2.0**-12
 """Smaller map values share one bin: no threshold lies there."""
 FPR_LIMIT = 0.3
+FUSIONS = (0.0, 0.5, 0.7, 0.9, 1.0)
+"""Weights of the image probability to compare: the map alone, some between, the image level alone."""
 EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=np.int8)
 
 
@@ -77,6 +79,18 @@ def image_metrics(scores: Sequence[float], labels: Sequence[bool]) -> ImageMetri
         f1_max=f1,
         f1_threshold=threshold,
     )
+
+
+def auroc_by_fusion(
+    tops: Sequence[float], images: Sequence[float], labels: Sequence[bool]
+) -> dict[float, float | None]:
+    """Weight of the image probability -> image AUROC (METHOD.md, Scores), from a score's two parts.
+
+    `tops`: mean of each map's largest values; `images`: image probabilities; `labels`: True for
+    anomalous; all [n]. Raises `NonFiniteError`.
+    """
+    top, image = np.asarray(tops, dtype=np.float64), np.asarray(images, dtype=np.float64)
+    return {w: image_metrics(list((1 - w) * top + w * image), labels).auroc for w in FUSIONS}
 
 
 def f1_max(values: Float64Array, truth: BoolArray) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from indexer.data import Dataset
 from indexer.evaluate.figures import curves_figure, histograms_figure
-from indexer.evaluate.runner import METRICS, Evaluation
+from indexer.evaluate.runner import METRICS, CandidateResult, Evaluation
 from indexer.evaluate.sheets import Sheet, sheets_of
 from mrad.detector import Detector
 
@@ -27,6 +27,9 @@ HEADINGS = {
     ("pixel", "f1_max"): "F1-max",
     ("pixel", "aupro"): "AUPRO",
 }
+
+FUSION_GAIN = 0.05
+"""From this gain in image AUROC on another weight of the image level is worth a note."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,7 @@ def notes(evaluation: Evaluation) -> list[str]:
                 f"Of the images evaluated, {item.in_memory} lie in the memory of {item.name} (or "
                 "equal one that does) and retrieve themselves: these figures flatter."
             )
+        found += _fusion_note(item)
     first = evaluation.candidates[0]
     for result in first.objects:
         if result.image.auroc is None:
@@ -157,6 +161,19 @@ def notes(evaluation: Evaluation) -> list[str]:
     if worst > 1e-3:
         found.append(f"Pixel values are so close that binning may move an AUROC by {worst:.1e}.")
     return found
+
+
+def _fusion_note(item: CandidateResult) -> list[str]:
+    """How images would be ordered with another weight of the image level, where one does it better."""
+    now = item.mean("image", "auroc")
+    found = {w: auroc for w, auroc in item.mean_by_fusion().items() if auroc is not None}
+    if now is None or max(found.values()) < now + FUSION_GAIN:
+        return []
+    listed = ", ".join(f"{100 * auroc:.1f} at {w:g}" for w, auroc in found.items())
+    return [
+        f"Another --fusion orders these images better than {item.name}'s {100 * now:.1f}: image AUROC "
+        f"{listed} (0: maps alone, 1: image level alone). Choose on other images than you report."
+    ]
 
 
 def _section(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
@@ -15,10 +15,12 @@ from PIL import Image
 
 from indexer.data import Dataset, Record
 from indexer.evaluate.metrics import (
+    FUSIONS,
     Curve,
     ImageMetrics,
     PixelMetrics,
     PixelScores,
+    auroc_by_fusion,
     image_metrics,
 )
 from mrad.detector import Decoded, Detector
@@ -66,6 +68,8 @@ class ObjectResult:
     masked: int
     """Anomalous images with a mask; only they and the normal ones count for pixels."""
     image: ImageMetrics
+    image_auroc_by_fusion: Mapping[float, float | None]
+    """Weight of the image probability -> what `image.auroc` would be with it."""
     pixel: PixelMetrics
     curves: Mapping[str, Curve]
     low: float
@@ -86,9 +90,11 @@ class CandidateResult:
 
     def mean(self, level: str, metric: str) -> float | None:
         """Mean over the objects for which the metric is defined; None when for none."""
-        values = [getattr(getattr(item, level), metric) for item in self.objects]
-        defined = [value for value in values if value is not None]
-        return fmean(defined) if defined else None
+        return _mean(getattr(getattr(item, level), metric) for item in self.objects)
+
+    def mean_by_fusion(self) -> dict[float, float | None]:
+        """Weight of the image probability -> mean image AUROC, as `mean` takes it."""
+        return {w: _mean(item.image_auroc_by_fusion[w] for item in self.objects) for w in FUSIONS}
 
     @property
     def in_memory(self) -> int:
@@ -110,11 +116,17 @@ class Evaluation:
         content = asdict(self)
         for candidate, result in zip(content["candidates"], self.candidates):
             candidate["mean"] = {f"{a}_{b}": result.mean(a, b) for a, b in METRICS}
+            candidate["mean_image_auroc_by_fusion"] = result.mean_by_fusion()
             candidate["images_in_memory"] = result.in_memory
             for item in candidate["objects"]:
                 if not curves:
                     item.pop("curves")
         return content
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return fmean(defined) if defined else None
 
 
 @dataclass
@@ -275,6 +287,11 @@ def _result(name: str, tally: _Tally) -> ObjectResult:
         anomalous=sum(labels),
         masked=tally.masked,
         image=image_metrics([score.score for score in tally.scores], labels),
+        image_auroc_by_fusion=auroc_by_fusion(
+            [score.top_score for score in tally.scores],
+            [score.class_score for score in tally.scores],
+            labels,
+        ),
         pixel=tally.pixels.metrics(),
         curves=tally.pixels.curves(),
         low=tally.pixels.quantile(0.01) if seen else 0.0,

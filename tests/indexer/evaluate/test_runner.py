@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -106,6 +107,29 @@ def test_images_of_the_memory_are_pointed_out(tiny_encoder, data):
     assert found.candidates[0].in_memory == 6
     assert any("6 lie in the memory of tf" in note for note in notes(found))
     assert SAME_IMAGE < 1
+
+
+def test_fusion_is_compared_without_judging_again(evaluation, detectors, data):
+    fused, maps = evaluation.candidates
+    assert maps.mean_by_fusion() == pytest.approx(fused.mean_by_fusion(), abs=1e-6)
+    for weight in (0.0, 0.7, 1.0):
+        detector = Detector(detectors["tf"].encoder, detectors["tf"].bank, fusion=weight)
+        own = evaluate({"own": detector}, read_dataset(data)).candidates[0]
+        assert fused.mean_by_fusion()[weight] == pytest.approx(own.mean("image", "auroc"))
+
+
+def test_a_better_fusion_is_named(evaluation):
+    def shifted(candidate, gain):
+        items = []
+        for item in candidate.objects:
+            by = dict.fromkeys(item.image_auroc_by_fusion, item.image.auroc)
+            items.append(replace(item, image_auroc_by_fusion=by | {1.0: item.image.auroc + gain}))
+        return replace(candidate, objects=tuple(items))
+
+    for gain, named in ((0.01, False), (0.1, True)):
+        candidates = tuple(shifted(c, gain) for c in evaluation.candidates)
+        found = notes(replace(evaluation, candidates=candidates))
+        assert any("Another --fusion" in note for note in found) is named
 
 
 def test_one_class_gives_no_image_metrics_but_says_so(detectors, data):
