@@ -8,7 +8,7 @@ and across: memory of one set, test on the other. Pictures are judged at the enc
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -250,13 +250,14 @@ def run(quick: bool) -> list[Table]:
 def _row(
     judge: Judge, sets: dict[str, Encoded], memory: str, test: str, encoder: Encoder, quick: bool
 ) -> list[str]:
-    found = []
+    splits = _splits(sets[memory], sets[test], quick)
+    return _spread([measure(judge, kept, held, encoder) for kept, held in splits])
+
+
+def _splits(memory: Encoded, test: Encoded, quick: bool) -> Iterator[tuple[Encoded, Encoded]]:
+    """By seed: half of one set as memory, the other half of the test's to be judged."""
     for seed in range(1 if quick else SEEDS):
-        keep, held = halves(sets[memory].labels, seed)
-        if memory != test:
-            held = halves(sets[test].labels, seed)[1]
-        found.append(measure(judge, sets[memory].of(keep), sets[test].of(held), encoder))
-    return _spread(found)
+        yield memory.of(halves(memory.labels, seed)[0]), test.of(halves(test.labels, seed)[1])
 
 
 def _spread(found: list[tuple[float, ...]]) -> list[str]:
@@ -269,10 +270,8 @@ def _by_fusion(sets: dict[str, Encoded], encoder: Encoder, quick: bool) -> Table
     for memory in sets:
         for test in sets:
             found: list[tuple[float, ...]] = []
-            for seed in range(1 if quick else SEEDS):
-                keep, _ = halves(sets[memory].labels, seed)
-                held = sets[test].of(halves(sets[test].labels, seed)[1])
-                patch, image = tf(sets[memory].of(keep), held, encoder.grid)
+            for kept, held in _splits(sets[memory], sets[test], quick):
+                patch, image = tf(kept, held, encoder.grid)
                 tops = [float(top_mean(anomaly_map(p[None], encoder.image_size))) for p in patch]
                 by = auroc_by_fusion(tops, image.tolist(), list(held.labels))
                 found.append(tuple(value or 0.0 for value in by.values()))
@@ -287,10 +286,8 @@ def _by_kind(name: str, encoded: Encoded, encoder: Encoder, quick: bool) -> Tabl
     rows = []
     for method in ("TF", "linear probe"):
         found: dict[str, list[tuple[float, ...]]] = {kind: [] for kind in kinds}
-        for seed in range(1 if quick else SEEDS):
-            keep, held = halves(encoded.labels, seed)
-            test = encoded.of(held)
-            patch, image = METHODS[method](encoded.of(keep), test, encoder.grid)
+        for kept, test in _splits(encoded, encoded, quick):
+            patch, image = METHODS[method](kept, test, encoder.grid)
             for kind in kinds:
                 some = np.flatnonzero((test.kinds == kind) | ~test.labels)
                 if test.labels[some].any():

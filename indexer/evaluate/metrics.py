@@ -12,10 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy import ndimage
 from scipy.integrate import trapezoid
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
+from mrad.detector import fuse
 from mrad.errors import MRADError, NonFiniteError
 from mrad.types import BoolArray, FloatArray
 
@@ -89,8 +91,8 @@ def auroc_by_fusion(
     `tops`: mean of each map's largest values; `images`: image probabilities; `labels`: True for
     anomalous; all [n]. Raises `NonFiniteError`.
     """
-    top, image = np.asarray(tops, dtype=np.float64), np.asarray(images, dtype=np.float64)
-    return {w: image_metrics(list((1 - w) * top + w * image), labels).auroc for w in FUSIONS}
+    top, image = torch.tensor(tops, dtype=torch.float64), torch.tensor(images, dtype=torch.float64)
+    return {w: image_metrics(fuse(top, image, w).tolist(), labels).auroc for w in FUSIONS}
 
 
 def f1_max(values: Float64Array, truth: BoolArray) -> tuple[float, float]:

@@ -29,7 +29,7 @@ HEADINGS = {
 }
 
 FUSION_GAIN = 0.05
-"""From this gain in image AUROC on another weight of the image level is worth a note."""
+"""Of image AUROC by another weight of the image level: from here on it is worth a note."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -180,8 +181,16 @@ def test_a_cpu_without_bf16_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not pays_in_bf16(torch.device("cpu"))
 
 
-def test_a_product_takes_some_time() -> None:
-    assert product_seconds(torch.float32) > 0
+def test_a_product_counts_by_its_shortest_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    types = []
+
+    def repeat(product: Callable[[], torch.Tensor], number: int, repeat: int) -> list[float]:
+        types.append(product().dtype)
+        return [3.0, 1.0, 2.0]
+
+    monkeypatch.setattr("pretraining.train.timeit.repeat", repeat)
+    assert product_seconds(torch.bfloat16) == 1.0
+    assert types == [torch.bfloat16]
 
 
 def test_statistics_read_how_far_a_cell_stands_from_its_picture() -> None:
