@@ -12,11 +12,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from mrad_indexer.datasets import read_dataset
+from mrad_indexer.evaluation.metrics import FPR_LIMIT, PixelScores, area
 from skimage import measure
 
 from benchmarks.tables import Table, hardware, main, middle, paired, ratio, timed
-from indexer.data import read_dataset
-from indexer.evaluate.metrics import FPR_LIMIT, PixelScores, area
 from mrad import Detector, Encoder, MemoryBank
 
 NAME = "aupro"

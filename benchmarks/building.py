@@ -8,15 +8,15 @@ from itertools import count
 from pathlib import Path
 
 import torch
+from mrad_indexer.build.build import BuildOptions, build
+from mrad_indexer.datasets.records import Dataset
 
 from benchmarks.features import ROOT, records
 from benchmarks.geometry import Geometry
 from benchmarks.tables import Cell, Table, main, paired, ratio
-from indexer.build import BuildOptions, build
-from indexer.data.records import Dataset
 from mrad import Encoder
-from mrad.memory import PatchKeys
-from mrad.preprocess import load_image
+from mrad.images.preprocess import load_image
+from mrad.memory.entry import PatchKeys
 
 NAME = "building"
 BATCH = 8

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.tables import Table, main, middle, timed
-from mrad.retrieval import ExactRetriever
+from mrad.retrieval.exact import ExactRetriever
 
 NAME = "exact"
 WIDTH, GRID = 1024, 37

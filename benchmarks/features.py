@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from mrad_indexer.datasets import read_dataset
+from mrad_indexer.datasets.records import Record
 
 from benchmarks.geometry import Geometry
-from indexer.data import read_dataset
-from indexer.data.records import Record
 from mrad import Encoder
-from mrad.cells import blocks
-from mrad.keys import region_grid
+from mrad.images.preprocess import load_image
+from mrad.memory.keys import region_grid
 from mrad.models import shipped
-from mrad.preprocess import load_image
+from mrad.retrieval.approximate.cells import blocks
 from mrad.types import FloatArray
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from mrad import Encoder
-from mrad.weights import PAPER_IMAGE_SIZE
+from mrad.encoder.weights import PAPER_IMAGE_SIZE
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from benchmarks import service
 from benchmarks.geometry import Geometry, surface
 from benchmarks.load import drive
 from benchmarks.tables import Table, hardware, main, middle, paired, ratio, timed
-from mrad.encoder import Encoder
+from mrad.encoder.encoder import Encoder
+from mrad.images.preprocess import Preprocess
 from mrad.maps import anomaly_map
-from mrad.nearest import resources_of
-from mrad.preprocess import Preprocess
-from mrad.retrieval import ExactRetriever
+from mrad.retrieval.exact import ExactRetriever
+from mrad.retrieval.nearest import resources_of
 
 NAME = "gpu"
 BOUND = 1e-3

@@ -12,21 +12,22 @@ import time
 
 import numpy as np
 import torch
+from mrad_indexer.training.cache import CachedFeatures
+from mrad_indexer.training.clip import train_clip
+from mrad_indexer.training.data import TrainingSet
+from mrad_indexer.training.ft import train_ft
+from mrad_indexer.training.loop import History
+from mrad_indexer.training.recipe import FEW_IMAGES, CLIPRecipe, FTRecipe
 
 from benchmarks.mini import DATA, SETS, Encoded, Judge, encode_set, halves, measure
 from benchmarks.tables import Table, main
-from indexer.train.cache import CachedFeatures
-from indexer.train.clip import train_clip
-from indexer.train.data import TrainingSet
-from indexer.train.ft import train_ft
-from indexer.train.loop import History
-from indexer.train.recipe import FEW_IMAGES, CLIPRecipe, FTRecipe
-from mrad.encoder import Encoder, Features
+from mrad.encoder.encoder import Encoder, Features
 from mrad.heads import Head, load_head
 from mrad.heads.clip import CLIPConfig, CLIPHead
 from mrad.heads.ft import FTConfig, FTHead
-from mrad.keys import keys_of
-from mrad.memory import Entry, MemoryBank
+from mrad.memory.bank import MemoryBank
+from mrad.memory.entry import Entry
+from mrad.memory.keys import keys_of
 from mrad.types import Sample
 
 NAME = "heads"

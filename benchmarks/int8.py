@@ -17,8 +17,8 @@ from benchmarks.geometry import Geometry, surface
 from benchmarks.precision import COLUMNS, bound, compare, datasets, mini
 from benchmarks.tables import Table, hardware, main, middle, paired, ratio
 from mrad import Encoder
-from mrad.tower_kernels import ACTIVATIONS, Linear, frozen_mlp
-from mrad.tower_parts import parts_of
+from mrad.encoder.kernels import ACTIVATIONS, Linear, frozen_mlp
+from mrad.encoder.parts import parts_of
 
 NAME = "int8"
 ZERO, LARGEST = 128, 126

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mrad_indexer.datasets import read_dataset
+from mrad_indexer.evaluation.metrics import FUSIONS, PixelScores, auroc_by_fusion, image_metrics
 from scipy import ndimage
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
@@ -22,14 +24,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.tables import Table, main
-from indexer.data import read_dataset
-from indexer.evaluate.metrics import FUSIONS, PixelScores, auroc_by_fusion, image_metrics
 from mrad.detector import fuse
-from mrad.encoder import Encoder
-from mrad.keys import region_grid
+from mrad.encoder.encoder import Encoder
+from mrad.images.preprocess import load_image
 from mrad.maps import anomaly_map, top_mean
-from mrad.preprocess import load_image
-from mrad.retrieval import ExactRetriever
+from mrad.memory.keys import region_grid
+from mrad.retrieval.exact import ExactRetriever
 
 NAME = "mini"
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -1,7 +1,7 @@
 """Ten times the rate that a server can do: what is accepted stays fast, what is not is refused cleanly.
 
 The offered load does not wait for answers (open loop), as cameras do not. A request brings eight
-images, the house holds twelve and a device batch four: the next request is let in when half of the
+images, the queue holds twelve and a device batch four: the next request is let in when half of the
 one before is done, so it takes half as long again as alone. That is how a line that wants bounded
 latency sets it (docs/operations.md).
 """
@@ -32,7 +32,7 @@ NAME = "overload"
 IMAGES = 8
 """Of each request."""
 BATCH = IMAGES // 2
-HOUSE = IMAGES + BATCH
+QUEUE = IMAGES + BATCH
 FACTOR = 10
 MIB = 1 << 20
 
@@ -64,9 +64,9 @@ class Seen:
 
 def serve(port: int) -> None:
     """The server: the shipped encoder (a seeded one when quick) on the bundled boards."""
-    from service.logs import configure
-    from service.serving import make_server
-    from service.settings import Settings
+    from mrad_service.serving import make_server
+    from mrad_service.settings import Settings
+    from mrad_service.telemetry.logs import configure
 
     judge = detector()
     configure("json", "error")
@@ -74,7 +74,7 @@ def serve(port: int) -> None:
         judge.bank.save(Path(folder) / "bank")
         settings = Settings(
             bank=Path(folder) / "bank", auth="off", port=port, max_batch=BATCH,
-            queue_images=HOUSE,
+            queue_images=QUEUE,
         )  # fmt: skip
         make_server(settings, encoder_of=lambda bank, device: judge.encoder).run()
 
@@ -216,7 +216,7 @@ def run(quick: bool) -> list[Table]:
         f"The rate is {rate:.1f} images/s: three clients that wait, {BATCH} images a request.",
         f"Accepted requests' p99 under overload is {slower:.2f} times the unloaded one, and the "
         f"server judges {IMAGES * len(flood.accepted) / flood.seconds / rate:.0%} of the rate.",
-        f"{IMAGES} images a request, max_batch {BATCH}, queue_images {HOUSE}, otherwise the defaults.",
+        f"{IMAGES} images a request, max_batch {BATCH}, queue_images {QUEUE}, otherwise the defaults.",
         "Load generator and server share the machine's cores; growth is the memory's highest value "
         "of the second half of the run above that of the first.",
     ]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks.geometry import Geometry, surface
 from benchmarks.tables import Table, hardware, main, middle, timed
-from mrad.preprocess import Preprocess
+from mrad.images.preprocess import Preprocess
 from mrad.types import FloatArray
 
 NAME = "paper_loop"

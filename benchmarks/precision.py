@@ -12,16 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from mrad_indexer.datasets import read_dataset
+from mrad_indexer.datasets.records import Record
+from mrad_indexer.evaluation.metrics import PixelScores, image_metrics
 from scipy.stats import rankdata
 
 from benchmarks.features import DEMO, SHARED
 from benchmarks.tables import Table, hardware, main
-from indexer.data import read_dataset
-from indexer.data.records import Record
-from indexer.evaluate.metrics import PixelScores, image_metrics
 from mrad import Detector, Encoder, MemoryBank
-from mrad.encoder import PRECISIONS
-from mrad.preprocess import load_image
+from mrad.encoder.encoder import PRECISIONS
+from mrad.images.preprocess import load_image
 from mrad.types import FloatArray
 
 NAME = "precision"

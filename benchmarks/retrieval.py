@@ -13,9 +13,10 @@ from scipy.stats import spearmanr
 
 from benchmarks.features import Patches, error_encoder, patches
 from benchmarks.tables import Cell, Table, main, shown
-from mrad.approximate import ApproximateRetriever
-from mrad.approximate_codec import STORAGES
-from mrad.retrieval import ExactRetriever, probability_of
+from mrad.retrieval.approximate.codec import STORAGES
+from mrad.retrieval.approximate.index import ApproximateRetriever
+from mrad.retrieval.base import probability_of
+from mrad.retrieval.exact import ExactRetriever
 
 NAME = "retrieval"
 SHARPNESS = (1, 4, 16, 64)

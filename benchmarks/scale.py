@@ -15,12 +15,14 @@ from scipy.stats import spearmanr
 from benchmarks.features import Repeated
 from benchmarks.geometry import Geometry
 from benchmarks.tables import seconds
-from mrad import Detector, Entry, MemoryBank, approximate_io
-from mrad.approximate import ApproximateRetriever
-from mrad.cells import blocks
+from mrad import Detector, Entry, MemoryBank
 from mrad.files import sha256_file
-from mrad.memory import LevelMemory
-from mrad.retrieval import BLOCK, ExactRetriever, log_sum_exp, probability_of
+from mrad.memory.level import LevelMemory
+from mrad.retrieval.approximate import store as approximate_io
+from mrad.retrieval.approximate.cells import blocks
+from mrad.retrieval.approximate.index import ApproximateRetriever
+from mrad.retrieval.base import log_sum_exp, probability_of
+from mrad.retrieval.exact import BLOCK, ExactRetriever
 
 RUNS = 5
 

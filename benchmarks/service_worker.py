@@ -66,9 +66,9 @@ def bare() -> None:
 
 def mrad(port: int, batch: int) -> None:
     """This project's server."""
-    from service.logs import configure
-    from service.serving import make_server
-    from service.settings import Settings
+    from mrad_service.serving import make_server
+    from mrad_service.settings import Settings
+    from mrad_service.telemetry.logs import configure
 
     judge = detector()
     configure("json", "warning")

@@ -11,20 +11,21 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+from mrad_indexer.training.cache import CachedFeatures
+from mrad_indexer.training.clip import train_clip
+from mrad_indexer.training.data import TrainingSet
+from mrad_indexer.training.ft import train_ft
+from mrad_indexer.training.loop import History
+from mrad_indexer.training.recipe import CLIPRecipe, FTRecipe
+from mrad_indexer.training.start import ft_start
 
 from benchmarks.geometry import Geometry
 from benchmarks.tables import Table, main, middle, paired, ratio
-from indexer.train.cache import CachedFeatures
-from indexer.train.clip import train_clip
-from indexer.train.data import TrainingSet
-from indexer.train.ft import train_ft
-from indexer.train.loop import History
-from indexer.train.recipe import CLIPRecipe, FTRecipe
-from indexer.train.start import ft_start
-from mrad.encoder import Encoder
-from mrad.memory import Entry, Key, MemoryBank
+from mrad.encoder.encoder import Encoder
+from mrad.encoder.weights import PAPER_IMAGE_SIZE
+from mrad.memory.bank import MemoryBank
+from mrad.memory.entry import Entry, Key
 from mrad.types import Level
-from mrad.weights import PAPER_IMAGE_SIZE
 
 NAME = "training"
 VISA = (2_162, 3_360)

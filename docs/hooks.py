@@ -9,7 +9,7 @@ import typer.main
 from mkdocs.structure.files import File, Files
 from typer.cli import get_docs_for_click
 
-PROGRAMS = {"mrad": "indexer.cli", "mrad-client": "mrad_client.cli"}
+PROGRAMS = {"mrad": "mrad_indexer.cli.main", "mrad-client": "mrad_client.cli"}
 MARKUP = re.compile(r"\[/?(?:bold|dim|italic)\]")
 
 

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mrad_indexer.datasets import Dataset, read_dataset
+from mrad_indexer.demo import Shown
+from mrad_indexer.demo import run as run_demo
+from mrad_indexer.scoring.judge import Judge
+from mrad_indexer.scoring.pictures import draw
 from PIL import Image, ImageDraw, ImageFont
 
-from indexer.data import Dataset, read_dataset
-from indexer.demo import Shown
-from indexer.demo import run as run_demo
-from indexer.score.judge import Judge
-from indexer.score.pictures import draw
 from mrad import Encoder, MemoryBank, demo
-from mrad.keys import region_grid
+from mrad.images.preprocess import load_image
 from mrad.maps import anomaly_map, overlay
-from mrad.preprocess import load_image
+from mrad.memory.keys import region_grid
 from mrad.types import Evidence, FloatArray
 
 OUT = Path(__file__).parent / "images"

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mrad.detector import Detector
-    from mrad.encoder import Encoder, EncoderIdentity, Features
+    from mrad.encoder.encoder import Encoder, Features
+    from mrad.encoder.identity import EncoderIdentity
     from mrad.errors import MRADError
-    from mrad.memory import Entry, MemoryBank
+    from mrad.memory.bank import MemoryBank
+    from mrad.memory.entry import Entry
     from mrad.types import ANOMALOUS, NORMAL, Evidence, Prediction, Sample
 
 __version__ = version("mrad")
@@ -24,13 +26,13 @@ _HOMES = {
     "ANOMALOUS": "mrad.types",
     "NORMAL": "mrad.types",
     "Detector": "mrad.detector",
-    "Encoder": "mrad.encoder",
-    "EncoderIdentity": "mrad.encoder",
-    "Entry": "mrad.memory",
+    "Encoder": "mrad.encoder.encoder",
+    "EncoderIdentity": "mrad.encoder.encoder",
+    "Entry": "mrad.memory.bank",
     "Evidence": "mrad.types",
-    "Features": "mrad.encoder",
+    "Features": "mrad.encoder.encoder",
     "MRADError": "mrad.errors",
-    "MemoryBank": "mrad.memory",
+    "MemoryBank": "mrad.memory.bank",
     "Prediction": "mrad.types",
     "Sample": "mrad.types",
 }

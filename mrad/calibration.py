@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mrad.errors import CalibrationError
 
 if TYPE_CHECKING:
-    from mrad.memory import MemoryBank
+    from mrad.memory.bank import MemoryBank
 
 Rule = Literal["f1", "fpr"]
 MAX_KEPT = 2_000

@@ -12,13 +12,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mrad.encoder import Encoder, Features
+from mrad.encoder.encoder import Encoder, Features
 from mrad.errors import MRADError
 from mrad.heads import Head, HeadOutput, load_head
+from mrad.images.preprocess import DEFAULT_MAX_PIXELS, load_image
 from mrad.maps import anomaly_map, resize_map, top_mean
-from mrad.memory import MemoryBank
-from mrad.preprocess import DEFAULT_MAX_PIXELS, load_image
-from mrad.retrieval import ExactRetriever, Retriever, make_retriever
+from mrad.memory.bank import MemoryBank
+from mrad.retrieval.base import Retriever
+from mrad.retrieval.choose import make_retriever
+from mrad.retrieval.exact import ExactRetriever
 from mrad.types import Evidence, ImageInput, Level, Prediction
 
 
@@ -60,7 +62,7 @@ class Detector:
             fusion: weight of the image probability in the score; the paper uses 0.5 to 0.8.
             sigma: of the map's Gaussian, in pixels of the encoder's input.
             top: share of the map's pixels whose mean is the top score.
-            retrieval: how the memory is asked (`mrad.retrieval.make_retriever`).
+            retrieval: how the memory is asked (`mrad.retrieval.choose.make_retriever`).
 
         Raises what `MemoryBank.check` and `load_head` raise.
         """

@@ -1,14 +1,18 @@
-"""Files that are either whole or absent, also after a power cut."""
+"""Files that are either whole or absent, also after a power cut; and files from strangers."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
+import pickle
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+from mrad.errors import MRADError
 
 
 def fsync_folder(path: Path) -> None:
@@ -86,3 +90,21 @@ def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's content, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_tensors(path: Path, error: type[MRADError]) -> Mapping[str, Any]:
+    """A torch file that holds tensors and plain containers only. Raises `error` for any other."""
+    import torch
+
+    if not path.is_file():
+        raise error(f"no file at {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as cause:
+        reason = (str(cause) or type(cause).__name__).splitlines()[0]
+        raise error(
+            f"{path} is no torch file that holds only tensors, and nothing else is read: {reason}"
+        ) from cause
+    if not isinstance(content, Mapping):
+        raise error(f"{path} holds {type(content).__name__}, not a dict of entries")
+    return content

@@ -10,7 +10,7 @@ from typing import Annotated
 import torch
 import typer
 
-from mrad.encoder import resolve_device
+from mrad.encoder.encoder import resolve_device
 from pretraining.export import curves, export
 from pretraining.train import Recipe, Training
 

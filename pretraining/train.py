@@ -24,10 +24,10 @@ from rich.progress import (
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from mrad.encoder.kernels import has_bf16
 from mrad.errors import NonFiniteError
+from mrad.images.preprocess import OPENAI_MEAN, OPENAI_STD
 from mrad.models.architecture import FINE, PATCH, SIDE
-from mrad.preprocess import OPENAI_MEAN, OPENAI_STD
-from mrad.tower_kernels import has_bf16
 from pretraining import losses
 from pretraining.losses import Batch, Heads
 from pretraining.model import NAME, average, build, fold, image_features, text_features

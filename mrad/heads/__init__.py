@@ -18,8 +18,8 @@ from torch import Tensor
 from mrad.errors import HeadError
 
 if TYPE_CHECKING:
-    from mrad.encoder import Encoder, Features
-    from mrad.memory import MemoryBank
+    from mrad.encoder.encoder import Encoder, Features
+    from mrad.memory.bank import MemoryBank
 
 GROUP = "mrad.heads"
 

@@ -21,7 +21,8 @@ from mrad.errors import CheckpointError
 from mrad.files import atomic_write_bytes
 
 if TYPE_CHECKING:
-    from mrad.encoder import Encoder, EncoderIdentity
+    from mrad.encoder.encoder import Encoder
+    from mrad.encoder.identity import EncoderIdentity
 
 FORMAT_VERSION = 1
 
@@ -79,7 +80,7 @@ def save_checkpoint(
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint. Raises `CheckpointError` when it is absent, damaged, foreign or too new."""
-    from mrad.encoder import EncoderIdentity
+    from mrad.encoder.identity import EncoderIdentity
 
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")

@@ -16,7 +16,7 @@ from mrad.heads.ft import FTHead, FTWeights
 from mrad.heads.text import TextTower, text_part
 
 if TYPE_CHECKING:
-    from mrad.encoder import Encoder, Features
+    from mrad.encoder.encoder import Encoder, Features
 
 
 class CLIPConfig(BaseModel):

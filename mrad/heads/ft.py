@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from mrad.errors import HeadError
 from mrad.heads import HeadOutput
 from mrad.heads.checkpoint import fill
-from mrad.memory import LevelMemory
-from mrad.retrieval import Retriever, at_whole_prior, make_retriever
+from mrad.memory.level import LevelMemory
+from mrad.retrieval.base import Retriever, at_whole_prior
+from mrad.retrieval.choose import make_retriever
 
 if TYPE_CHECKING:
-    from mrad.encoder import Encoder, Features
-    from mrad.memory import MemoryBank
+    from mrad.encoder.encoder import Encoder, Features
+    from mrad.memory.bank import MemoryBank
 
 
 SAMPLE = 256

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mrad.encoder.tower import Block
 from mrad.errors import UnsupportedEncoderError
-from mrad.tower import Block
 
 PLACEHOLDER = "X"
 KeyValue = tuple[Tensor, Tensor]

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from mrad.errors import HeadError
 from mrad.heads import HeadOutput
-from mrad.retrieval import Retriever, at_whole_prior, make_retriever
+from mrad.retrieval.base import Retriever, at_whole_prior
+from mrad.retrieval.choose import make_retriever
 
 if TYPE_CHECKING:
-    from mrad.encoder import Encoder, Features
-    from mrad.memory import MemoryBank
+    from mrad.encoder.encoder import Encoder, Features
+    from mrad.memory.bank import MemoryBank
 
 
 class TFConfig(BaseModel):

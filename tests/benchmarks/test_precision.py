@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from benchmarks.int8 import Int8Linear
 from benchmarks.precision import datasets, verdict
-from mrad.tower_kernels import Linear
+from mrad.encoder.kernels import Linear
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from mrad_client import Client, NotFoundError
+from mrad_service.memory import DurableMemory
+from mrad_service.routes.memory import memory_router
 
 from mrad import Detector, MemoryBank
 from mrad.errors import MRADError
-from service.durable import DurableMemory
-from service.routes.memory import memory_router
 
 
 class Runtime:

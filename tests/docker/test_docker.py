@@ -122,8 +122,8 @@ def test_install_script_parses_and_stops_at_the_first_failure(tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_settings_of_the_image_are_the_servers(name: str) -> None:
-    from indexer.cli import app
-    from service.settings import Settings
+    from mrad_indexer.cli.main import app
+    from mrad_service.settings import Settings
 
     found = dict(instructions(name))
     assert json.loads(found["ENTRYPOINT"]) == ["mrad"]
@@ -145,7 +145,7 @@ def test_settings_of_the_image_are_the_servers(name: str) -> None:
 
 
 def test_dashboards_and_alerts_ask_for_metrics_that_the_server_gives() -> None:
-    from service.metrics import Metrics
+    from mrad_service.telemetry.metrics import Metrics
 
     labels: dict[str, set[str]] = {}
     for collector in list(Metrics().registry._collector_to_names):

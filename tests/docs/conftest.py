@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mrad_service.serving import make_server
+from mrad_service.settings import Settings
 from PIL import Image
 
 from mrad import Encoder, MemoryBank, Sample
-from service.serving import make_server
-from service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 BOARDS = ROOT / "mrad" / "demo" / "deep_pcb"

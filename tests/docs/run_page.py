@@ -40,7 +40,7 @@ def run_shell(text: str) -> None:
 
 
 def run_mrad(arguments: list[str]) -> None:
-    from indexer.cli import app
+    from mrad_indexer.cli.main import app
 
     try:
         app(arguments, standalone_mode=True)
@@ -84,10 +84,9 @@ def child(job: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    import mrad_indexer.cli.main  # noqa: F401
     import open_clip  # noqa: F401
     import torch  # noqa: F401
-
-    import indexer.cli  # noqa: F401
 
     for line in sys.stdin:
         number = os.fork()

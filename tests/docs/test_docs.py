@@ -65,8 +65,7 @@ def test_every_mrad_command_exists_with_its_options(
 ) -> None:
     import click
     import typer.main
-
-    from indexer.cli import app
+    from mrad_indexer.cli.main import app
 
     group: click.Command = typer.main.get_command(app)
     context, rest = click.Context(group, info_name="mrad"), command[1:]

@@ -12,10 +12,9 @@ from pathlib import Path
 import open_clip
 import pytest
 from click.testing import Result
+from mrad_indexer.cli.main import app
 from safetensors.torch import save_file
 from typer.testing import CliRunner
-
-from indexer.cli import app
 
 WORKER = Path(__file__).with_name("tiny_mrad.py")
 CONFIG = {

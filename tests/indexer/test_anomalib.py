@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mrad_indexer.anomalib import batches, read_folder, save
+from mrad_indexer.datasets import read_dataset
+from mrad_indexer.evaluation.runner import evaluate
 from sklearn.metrics import roc_auc_score
 
-from indexer.anomalib import batches, read_folder, save
-from indexer.data import read_dataset
-from indexer.evaluate.runner import evaluate
 from mrad.errors import DataError
 
 NOTEBOOK = Path(__file__).parents[2] / "docs/notebooks/anomalib.ipynb"

@@ -10,14 +10,14 @@ from importlib.metadata import EntryPoint, version
 
 import pytest
 import typer
+from mrad_indexer.cli.console import MRADGroup
+from mrad_indexer.cli.main import GROUP, plug
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from indexer.cli import GROUP, plug
-from indexer.console import MRADGroup
 from mrad import MemoryBank
 from mrad.errors import BankNotFoundError, MRADError
-from mrad.retrieval import make_retriever
+from mrad.retrieval.choose import make_retriever
 
 COMMANDS = (
     "demo", "build", "calibrate", "score", "watch", "bank", "data", "eval", "train", "import",
@@ -28,7 +28,7 @@ COMMANDS = (
 def output_without_torch(*arguments: str) -> str:
     """What `mrad` prints, in a process that must not have loaded what starts slowly."""
     program = (
-        "import sys; from typer.testing import CliRunner; from indexer.cli import app; "
+        "import sys; from typer.testing import CliRunner; from mrad_indexer.cli.main import app; "
         f"done = CliRunner().invoke(app, {list(arguments)}); print(done.output); "
         "print('heavy:', [m for m in ('torch', 'faiss', 'open_clip') if m in sys.modules])"
     )

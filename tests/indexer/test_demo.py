@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from mrad_indexer.datasets import read_dataset
+from mrad_indexer.demo import contact_sheet
+from mrad_indexer.scoring.judge import Judge
 from PIL import Image
 
-from indexer.data import read_dataset
-from indexer.demo import contact_sheet
-from indexer.score.judge import Judge
 from mrad import MemoryBank, demo
 
 

@@ -11,13 +11,13 @@ import time
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from mrad_indexer.journal import Journal, JournalError
+from mrad_indexer.scoring.judge import Judge, thresholds
+from mrad_indexer.scoring.page import Summary
+from mrad_indexer.scoring.pictures import OUTLINE, draw, place
+from mrad_indexer.scoring.sources import find_items
 from PIL import Image
 
-from indexer.journal import Journal, JournalError
-from indexer.score.judge import Judge, thresholds
-from indexer.score.page import Summary
-from indexer.score.pictures import OUTLINE, draw, place
-from indexer.score.sources import find_items
 from mrad import Detector, MemoryBank
 from mrad.calibration import Calibration
 from mrad.errors import CalibrationError, DataError

@@ -12,10 +12,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from mrad_indexer import watch
+from mrad_indexer.scoring.judge import Judge
+from mrad_indexer.watch import WatchOptions, move, watch_folder
 
-from indexer import watch
-from indexer.score.judge import Judge
-from indexer.watch import WatchOptions, move, watch_folder
 from mrad.errors import DataError
 
 

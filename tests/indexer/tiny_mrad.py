@@ -13,7 +13,7 @@ from pathlib import Path
 
 import open_clip
 
-from mrad.encoder import Encoder
+from mrad.encoder.encoder import Encoder
 
 
 def slow_down(seconds: float) -> None:
@@ -30,6 +30,6 @@ def slow_down(seconds: float) -> None:
 if __name__ == "__main__":
     open_clip.add_model_config(Path(sys.argv.pop(1)))
     slow_down(float(os.environ.get("MRAD_TEST_SLOW", "0")))
-    from indexer.cli import app
+    from mrad_indexer.cli.main import app
 
     app()

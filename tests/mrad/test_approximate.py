@@ -15,11 +15,11 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `clusters`, under any impo
 
 from clusters import COUNT, WIDTH, clustered, mixed_labels
 
-from mrad.approximate import ApproximateRetriever
-from mrad.cells import pairs
-from mrad.closed_form import missed
 from mrad.errors import DimensionError, EmptyLevelError, MRADError, NonFiniteError
-from mrad.retrieval import ExactRetriever
+from mrad.retrieval.approximate.cells import pairs
+from mrad.retrieval.approximate.closed_form import missed
+from mrad.retrieval.approximate.index import ApproximateRetriever
+from mrad.retrieval.exact import ExactRetriever
 
 
 @pytest.fixture(scope="module")

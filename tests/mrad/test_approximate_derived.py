@@ -16,13 +16,16 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `clusters`, under any impo
 
 from clusters import COUNT, WIDTH, clustered, mixed_labels
 
-from mrad import Detector, Encoder, MemoryBank, approximate_derived
-from mrad.approximate import ApproximateRetriever
-from mrad.approximate_derived import approximate, stored
+from mrad import Detector, Encoder, MemoryBank
 from mrad.errors import EmptyLevelError, MRADError
 from mrad.heads.ft import FTConfig, FTHead, FTWeights
-from mrad.memory import LevelMemory
-from mrad.retrieval import ExactRetriever, choose, make_retriever, sharpness_of, streamed_log_sums
+from mrad.memory.level import LevelMemory
+from mrad.retrieval.approximate import derived as approximate_derived
+from mrad.retrieval.approximate.derived import approximate, stored
+from mrad.retrieval.approximate.index import ApproximateRetriever
+from mrad.retrieval.base import streamed_log_sums
+from mrad.retrieval.choose import choose, make_retriever, sharpness_of
+from mrad.retrieval.exact import ExactRetriever
 
 
 def level_of(count: int, home: Path | None = None, seed: int = 0) -> LevelMemory:
@@ -129,7 +132,7 @@ def test_a_place_that_cannot_be_written_is_said(
 
 
 def test_auto_chooses_and_says_why(caplog: pytest.LogCaptureFixture, builds: list[int]) -> None:
-    with caplog.at_level(logging.INFO, logger="mrad.retrieval"):
+    with caplog.at_level(logging.INFO, logger="mrad.retrieval.choose"):
         assert isinstance(make_retriever(level_of(600), mode="auto"), ExactRetriever)
     assert "600 keys of width 96 are few" in caplog.text
     with pytest.raises(MRADError, match="exact, approximate, auto"):

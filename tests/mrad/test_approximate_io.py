@@ -14,10 +14,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `clusters`, under any impo
 
 from clusters import COUNT, clustered, mixed_labels
 
-from mrad import approximate_io
-from mrad.approximate import ApproximateRetriever
 from mrad.errors import BankCorruptError, BankNotFoundError, BankVersionError
-from mrad.retrieval import ExactRetriever
+from mrad.retrieval.approximate import store as approximate_io
+from mrad.retrieval.approximate.index import ApproximateRetriever
+from mrad.retrieval.exact import ExactRetriever
 
 
 @pytest.fixture(scope="module")

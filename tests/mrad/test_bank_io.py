@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrad import Detector, EncoderIdentity, Entry, MemoryBank, bank_io
+from mrad import Detector, EncoderIdentity, Entry, MemoryBank
 from mrad.errors import (
     BankCorruptError,
     BankError,
@@ -22,7 +22,9 @@ from mrad.errors import (
     BankVersionError,
     EncoderMismatchError,
 )
-from mrad.memory import Key, unit
+from mrad.memory import store as bank_io
+from mrad.memory.entry import Key
+from mrad.memory.level import unit
 
 FILES = ("bank.json", "image.faiss", "patch.faiss", "entries.parquet", "thumbnails.parquet")
 

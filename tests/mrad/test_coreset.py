@@ -13,9 +13,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `clusters`, under any impo
 
 from clusters import clustered
 
-from mrad.coreset import covering_radius, greedy_coreset, reduced
 from mrad.errors import DimensionError, MRADError, NonFiniteError
-from mrad.memory import LevelMemory
+from mrad.memory.coreset import covering_radius, greedy_coreset, reduced
+from mrad.memory.level import LevelMemory
 
 
 def test_coreset_covers_far_better_than_chance() -> None:

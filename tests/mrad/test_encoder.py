@@ -8,16 +8,16 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from mrad_service.settings import Settings
 from open_clip.transformer import QuickGELU
 from torch import nn
 
 from benchmarks.paper_loop import average
 from mrad import Encoder, Features
-from mrad.encoder import digest_of, resolve_device
+from mrad.encoder.encoder import digest_of, resolve_device
+from mrad.encoder.kernels import attend, frozen_mlp, has_bf16
+from mrad.encoder.tower import interpolate_positions, neighbourhood_average
 from mrad.errors import EncoderError, NonFiniteError, UnsupportedEncoderError
-from mrad.tower import interpolate_positions, neighbourhood_average
-from mrad.tower_kernels import attend, frozen_mlp, has_bf16
-from service.settings import Settings
 from tests.mrad.plain import build_clip, build_timm, plain_features
 
 GEOMETRIES = [  # patch, native size, asked size, QuickGELU, blocks
@@ -212,8 +212,8 @@ def test_nothing_takes_bf16_unasked(tiny_clip):
 def test_bf16_works_without_instructions_for_it_and_says_so(own, tiny_clip, monkeypatch, caplog):
     if own and not has_bf16(torch.device("cpu")):
         pytest.skip("this CPU has no bf16 instructions")
-    for module in ("encoder", "tower_kernels"):
-        monkeypatch.setattr(f"mrad.{module}.has_bf16", lambda device: own)
+    for module in ("encoder", "kernels"):
+        monkeypatch.setattr(f"mrad.encoder.{module}.has_bf16", lambda device: own)
     pixels = torch.randn(2, 3, 96, 96)
     exact = Encoder.from_clip(tiny_clip, 96, device="cpu").encode_pixels(pixels).patch
     assert not caplog.text

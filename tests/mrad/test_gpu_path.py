@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from mrad import Detector, Encoder
-from mrad.nearest import by_blocks, nearest, resources_of
-from mrad.preprocess import Preprocess
-from mrad.retrieval import ExactRetriever
-from mrad.tower_graphs import Graphs, bucket_of, compile_blocks
+from mrad.encoder.cuda import Graphs, bucket_of, compile_blocks
+from mrad.images.preprocess import Preprocess
+from mrad.retrieval.exact import ExactRetriever
+from mrad.retrieval.nearest import by_blocks, nearest, resources_of
 from tests.mrad.plain import build_clip
 
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

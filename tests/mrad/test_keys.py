@@ -7,9 +7,9 @@ import pytest
 
 from mrad import Encoder, MemoryBank, Sample
 from mrad.errors import MRADError
-from mrad.keys import keys_of, parse_patch_keys, region_grid
-from mrad.memory import Entry
-from mrad.preprocess import load_image, load_mask
+from mrad.images.preprocess import load_image, load_mask
+from mrad.memory.entry import Entry
+from mrad.memory.keys import keys_of, parse_patch_keys, region_grid
 
 
 def test_every_patch_a_key(tiny_encoder: Encoder, tiny_samples: list[Sample]) -> None:

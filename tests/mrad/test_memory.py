@@ -23,8 +23,9 @@ from mrad.errors import (
     NonFiniteError,
     OneClassError,
 )
-from mrad.keys import region_grid
-from mrad.memory import Key, new_entry_id, unit
+from mrad.memory.entry import Key, new_entry_id
+from mrad.memory.keys import region_grid
+from mrad.memory.level import unit
 
 IDENTITY = EncoderIdentity("test", 96, "0" * 64)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mrad.errors import ImageError, ImageTooLargeError, MaskError
-from mrad.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess, load_image, load_mask
+from mrad.images.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess, load_image, load_mask
 
 PATTERN = np.zeros((6, 9, 3), np.uint8)
 PATTERN[:3, :4] = (200, 30, 60)

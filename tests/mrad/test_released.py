@@ -12,8 +12,9 @@ from mrad import Detector, MemoryBank
 from mrad.errors import BankError, CheckpointError, DimensionError, NonFiniteError
 from mrad.heads import load_head
 from mrad.heads.clip import CLIPWeights
+from mrad.heads.released import convert_checkpoint
 from mrad.heads.text import text_part
-from mrad.released import convert_checkpoint, convert_memory
+from mrad.memory.released import convert_memory
 
 PARTS = ("image_proj", "patch_proj", "prompt_proj", "prompt_learner")
 

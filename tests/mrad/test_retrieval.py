@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrad.errors import DimensionError, EmptyLevelError, MRADError, NonFiniteError
-from mrad.memory import LevelMemory
-from mrad.retrieval import ExactRetriever, at_whole_prior, make_retriever, probability_of
+from mrad.memory.level import LevelMemory
+from mrad.retrieval.base import at_whole_prior, probability_of
+from mrad.retrieval.choose import make_retriever
+from mrad.retrieval.exact import ExactRetriever
 
 
 def naive(queries: np.ndarray, keys: np.ndarray, labels: np.ndarray, banned=None) -> np.ndarray:
@@ -50,7 +52,7 @@ def test_any_block_size_and_sharpness_equals_the_plain_softmax(seed, count, quer
 
 
 def test_more_queries_than_a_block_of_queries(monkeypatch):
-    monkeypatch.setattr("mrad.retrieval.QUERY_BLOCK", 7)
+    monkeypatch.setattr("mrad.retrieval.exact.QUERY_BLOCK", 7)
     keys, labels, asked = make(1, 40, 23)
     found = ExactRetriever(keys, labels).probability(torch.from_numpy(asked))
     np.testing.assert_allclose(found, naive(asked, keys, labels), atol=1e-6)

@@ -12,10 +12,11 @@ from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 from torch import nn
 
-from mrad import Encoder, models, weights
+from mrad import Encoder, models
+from mrad.encoder import weights
+from mrad.encoder.kernels import QUICK
+from mrad.encoder.weights import list_weights, load_clip, locate, read_state, search_paths, verify
 from mrad.errors import EncoderError, WeightsNotFoundError
-from mrad.tower_kernels import QUICK
-from mrad.weights import list_weights, load_clip, locate, read_state, search_paths, verify
 
 SMALL = "mrad-test-small"
 CONFIG = {

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mrad import Encoder, Features, MemoryBank, Sample
-from mrad.weights import PAPER_IMAGE_SIZE
+from mrad.encoder.weights import PAPER_IMAGE_SIZE
 
 FOLDER = Path(__file__).parent
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mrad import Detector, Encoder, Features, MemoryBank, Sample
+from mrad.images.preprocess import load_image
 from mrad.maps import anomaly_map
-from mrad.preprocess import load_image
 
 QUERIES = (0, 1, 2)
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mrad.encoder import Encoder
+from mrad.encoder.encoder import Encoder
 from mrad.models.architecture import SIDE
 from pretraining.boards import board
 from pretraining.captions import pair

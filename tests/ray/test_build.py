@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mrad_indexer.build.build import BuildOptions, Built, build
+from mrad_indexer.datasets import read_dataset
 
-from indexer.build import BuildOptions, Built, build
-from indexer.data import read_dataset
 from mrad import Encoder
 from mrad.errors import EncoderMismatchError, ImageError
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'mrad[ray]'")
-from indexer.ray_build import RayEngine
+from mrad_indexer.build.ray import RayEngine
 
 OPTIONS = BuildOptions(batch_size=2, shard=4, patch_keys=2)
 Load = Callable[[], Encoder]
@@ -102,9 +102,9 @@ def test_a_worker_with_other_weights_is_refused(
 @pytest.mark.nightly
 def test_the_command(ray_cluster: Any, images: Path, tmp_path: Path) -> None:
     """`mrad build --engine ray` on the shipped encoder: the local command's keys."""
+    from mrad_indexer.cli.main import app
     from typer.testing import CliRunner
 
-    from indexer.cli import app
     from mrad import MemoryBank
 
     command = ["build", str(images), "--device", "cpu", "--out"]

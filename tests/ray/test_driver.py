@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mrad_indexer.build.build import work_folder
 
-from indexer.build import work_folder
 from mrad import MemoryBank
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'mrad[ray]'")
@@ -24,7 +24,7 @@ LIMIT = 900
 
 def mrad(*arguments: object) -> subprocess.Popen[str]:
     """The command as a process of its own, the leader of a group."""
-    command = [sys.executable, "-m", "indexer.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "mrad_indexer.cli.main", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("RAY_ADDRESS", None)  # its own cluster, not that of other tests
     return subprocess.Popen(

@@ -35,10 +35,9 @@ def served(
     tmp_path: Path, unused_port: int, monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[tuple[str, Any]]:  # fmt: skip
     """Address of two replicas, and the settings they have."""
+    from mrad_service.ray import Scale, deployment
+    from mrad_service.settings import Settings
     from ray import serve
-
-    from service.ray_serve import Scale, deployment
-    from service.settings import Settings
 
     MemoryBank.from_samples(load(), tiny_samples).save(tmp_path / "bank")
     settings = Settings(bank=tmp_path / "bank", auth="off", device="cpu")
@@ -58,7 +57,7 @@ def unused_port() -> int:
 
 
 def test_arguments_are_settings_and_scale(tmp_path: Path) -> None:
-    from service.ray_serve import build
+    from mrad_service.ray import build
 
     arguments = {"bank": str(tmp_path), "auth": "off", "replicas": "3", "gpus": "0.5"}
     deployed = build(arguments)._bound_deployment
@@ -79,7 +78,7 @@ def test_replicas_answer_as_one_server_and_outlive_a_kill(
     make_image: Any,
     tmp_path: Path,
 ) -> None:
-    from service.app import create_app
+    from mrad_service.app import create_app
 
     url, settings = served
     image, _ = make_image(70, defect=True)

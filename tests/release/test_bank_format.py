@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from mrad import MemoryBank
-from mrad.bank_io import FORMAT_VERSION
 from mrad.errors import BankVersionError
+from mrad.memory.store import FORMAT_VERSION
 
 HERE = Path(__file__).parent
 EXPECTED = {1: {"entries": 6, "image": 6, "patch": 9, "sum": 1.0155210494995117}}
@@ -61,7 +61,7 @@ def test_a_later_release_migrates_into_a_new_folder_and_an_earlier_one_refuses_i
     old, new = tmp_path / "bank", tmp_path / "migrated"
     shutil.copytree(HERE / "bank_v1", old)
     with monkeypatch.context() as later:
-        later.setattr("mrad.bank_io.FORMAT_VERSION", FORMAT_VERSION + 1)
+        later.setattr("mrad.memory.store.FORMAT_VERSION", FORMAT_VERSION + 1)
         bank = MemoryBank.load(old)
         bank.save(new)
         again = MemoryBank.load(new)

@@ -16,10 +16,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CLIENT = ROOT / "clients" / "python"
 PACKAGES = {
-    "mrad": (ROOT, ["mrad", "indexer", "service"]),
+    "mrad": (ROOT, ["mrad", "indexer/mrad_indexer", "service/mrad_service"]),
     "mrad-client": (CLIENT, ["mrad_client"]),
 }
-IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "dist")
+IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", "dist")
 
 
 def run(*command: str | Path, **options: object) -> str:
@@ -68,9 +68,13 @@ def test_a_wheel_holds_every_file_of_its_packages(name: str, wheels: dict[str, P
     if not tracked:
         pytest.skip("not a git checkout: nobody knows which files belong to it")
     inside = set(zipfile.ZipFile(wheels[name]).namelist())
-    missing = {path for path in tracked if (source / path).exists()} - inside
+    outer = tuple(f"{Path(package).parent}/" for package in packages if "/" in package)
+    expected = {path for path in tracked if (source / path).exists()}
+    for prefix in outer:
+        expected = {path.removeprefix(prefix) for path in expected}
+    missing = expected - inside
     assert not missing
-    strangers = {path.split("/")[0] for path in inside} - set(packages)
+    strangers = {path.split("/")[0] for path in inside} - {Path(p).name for p in packages}
     assert all(path.endswith(".dist-info") for path in strangers), strangers
 
 
@@ -83,11 +87,10 @@ def test_versions_agree_with_each_other_and_the_changelog() -> None:
 
 def test_client_and_server_speak_one_version_of_the_api() -> None:
     from mrad_client._call import API_VERSION, VERSION_HEADER
+    from mrad_service.middleware import observability
 
-    from service import front
-
-    assert int(front.API_VERSION) == API_VERSION
-    assert VERSION_HEADER in front.__dict__["HEADERS"]
+    assert int(observability.API_VERSION) == API_VERSION
+    assert VERSION_HEADER in observability.__dict__["HEADERS"]
     assert f"`/v{API_VERSION}`" in (ROOT / "CHANGELOG.md").read_text()
 
 
@@ -95,6 +98,21 @@ def test_the_client_needs_four_packages_and_never_torch() -> None:
     project = tomllib.loads((CLIENT / "pyproject.toml").read_text())["project"]
     names = {re.match(r"[\w-]+", need).group() for need in project["dependencies"]}  # type: ignore[union-attr]
     assert names == {"httpx", "numpy", "pillow", "pydantic"}
+
+
+def test_folders_called_service_and_indexer_do_not_shadow_it(
+    wheels: dict[str, Path], tmp_path: Path
+) -> None:
+    """People have such folders; the packages of the wheel are called otherwise."""
+    packages, work = tmp_path / "packages", tmp_path / "work"
+    for name in ("service", "indexer"):
+        (work / name).mkdir(parents=True)
+        (work / name / "__init__.py").write_text("raise RuntimeError('not this one')")
+    run(uv(), "pip", "install", "-q", "--no-deps", "--target", packages, "--python", sys.executable, wheels["mrad"])  # fmt: skip
+    script = "from mrad_indexer.cli.main import app; app(['serve', '--help'], prog_name='mrad')"
+    environment = {"PYTHONPATH": f"{work}:{packages}"}
+    said = run(sys.executable, "-c", script, cwd=work, env=environment)
+    assert "--bank" in said
 
 
 @pytest.mark.parametrize(("name", "module"), [("mrad", "mrad"), ("mrad-client", "mrad_client")])

@@ -16,13 +16,13 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from mrad_service.app import create_app
+from mrad_service.settings import Settings
 from PIL import Image
 
 from mrad import Detector, Encoder, MemoryBank
-from mrad.bank_io import save_calibration
 from mrad.calibration import Calibration, Platt, Reliability, Summary, Tail, Threshold
-from service.app import create_app
-from service.settings import Settings
+from mrad.memory.store import save_calibration
 
 
 @pytest.fixture(autouse=True)

@@ -11,15 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
-
-from mrad.detector import Decoded
-from mrad.encoder import Features
-from mrad.errors import ImageError, MRADError
-from mrad.types import Prediction
-from service.batcher import Batcher
-from service.batches import Limits
-from service.errors import (
+from mrad_service.errors import (
     ClientGoneError,
     DeadlineError,
     DeviceError,
@@ -27,7 +19,15 @@ from service.errors import (
     DrainingError,
     QueueFullError,
 )
-from service.jobs import Job, Patience, Rate, Wanted
+from mrad_service.scheduler.batch import Limits
+from mrad_service.scheduler.batcher import Batcher
+from mrad_service.scheduler.queue import Job, Patience, Rate, Wanted
+from PIL import Image
+
+from mrad.detector import Decoded
+from mrad.encoder.encoder import Features
+from mrad.errors import ImageError, MRADError
+from mrad.types import Prediction
 
 
 @dataclass

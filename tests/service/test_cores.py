@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from service.cores import usable_cores
+from mrad_service.scheduler.cores import usable_cores
 
 
 @pytest.fixture

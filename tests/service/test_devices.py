@@ -7,10 +7,10 @@ import threading
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from mrad_service.models.loading import devices_of
+from mrad_service.settings import Settings
 
 from mrad import Encoder
-from service.loading import devices_of
-from service.settings import Settings
 
 
 def scores(client: TestClient, files: list[bytes]) -> list[float]:

@@ -21,11 +21,10 @@ import numpy as np
 import open_clip
 import pytest
 from mrad_client import Client
+from mrad_indexer.cli.main import app as mrad
 from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
-
-from indexer.cli import app as mrad
 
 MRAD = Path(__file__).parents[1] / "indexer" / "tiny_mrad.py"
 CONFIG = {

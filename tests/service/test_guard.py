@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from mrad_service.cli.keys import app as keys_app
+from mrad_service.middleware.access import hostname
+from mrad_service.middleware.auth import KeyFile, KeysFileError
+from mrad_service.settings import Settings
 from pydantic import ValidationError
 from typer.testing import CliRunner
-
-from service.auth import KeyFile, KeysFileError
-from service.cli_keys import app as keys_app
-from service.guard import hostname
-from service.settings import Settings
 
 
 @pytest.fixture

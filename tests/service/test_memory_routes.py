@@ -11,12 +11,12 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
+from mrad_service.memory import DurableMemory
+from mrad_service.routes.memory import memory_router
 from PIL import Image
 
 from mrad import Detector, MemoryBank
 from mrad.errors import MRADError
-from service.durable import DurableMemory
-from service.routes.memory import memory_router
 
 
 class Runtime:
@@ -85,7 +85,7 @@ def test_what_is_taught_is_scored_with_at_once(client, runtime, make_image, tiny
     assert after.evidence[0].similarity == pytest.approx(1, abs=1e-5)
     thumbnail = client.get(entry["thumbnail"])
     assert thumbnail.content[:2] == b"\xff\xd8"
-    path = runtime.live.home.bank
+    path = runtime.live.folder.bank
     runtime.live.close()
     with DurableMemory.open(path, encoder=tiny_encoder) as again:
         assert again.get(entry["entry_id"]).defect == "blob"
@@ -147,7 +147,7 @@ def test_list_remove_export(client, runtime, tmp_path: Path) -> None:
     assert [entry.entry_id for entry in copy.entries] == [
         entry.entry_id for entry in runtime.live.bank.entries
     ]
-    assert not any(runtime.live.home.temporary.iterdir()), "the export cleans up behind itself"
+    assert not any(runtime.live.folder.temporary.iterdir()), "the export cleans up behind itself"
 
 
 def test_what_is_no_image_or_mask_is_refused(client, make_image) -> None:

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from mrad_service.oip.codec import split_bytes
 from PIL import Image
-
-from service.oip import split_bytes
 
 http = pytest.importorskip("tritonclient.http", reason="pip install 'tritonclient[http]'")
 from tritonclient.utils import InferenceServerException  # noqa: E402

@@ -7,9 +7,8 @@ import io
 
 import numpy as np
 import pytest
+from mrad_service.schemas.score import FIELDS
 from PIL import Image
-
-from service.schemas import FIELDS
 
 
 def post(client, *files, **data):

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import structlog
 import torch
+from mrad_service.telemetry.drift import compare
+from mrad_service.telemetry.logs import configure
 
 from mrad.calibration import Summary
-from service.drift import compare
-from service.logs import configure
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,7 +94,7 @@ def test_logs_are_json_lines_with_the_requests_id(capsys) -> None:
     try:
         configure("json", "info")
         structlog.contextvars.bind_contextvars(request_id="r-1")
-        structlog.get_logger("service.test").info("request", status=200)
+        structlog.get_logger("mrad_service.test").info("request", status=200)
         logging.getLogger("uvicorn.error").warning("from the library")
         logging.getLogger("faiss.loader").info("of no interest")
         lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
@@ -106,7 +106,7 @@ def test_logs_are_json_lines_with_the_requests_id(capsys) -> None:
         structlog.contextvars.clear_contextvars()
         structlog.reset_defaults()
         root.handlers, root.level = handlers, level
-        for name in ("service", "mrad", "uvicorn"):
+        for name in ("mrad_service", "mrad", "uvicorn"):
             logging.getLogger(name).setLevel(logging.NOTSET)
         logging.getLogger("uvicorn.access").disabled = False
 
@@ -121,7 +121,7 @@ def test_every_stage_is_a_span_of_its_request(make_app, png, monkeypatch) -> Non
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr("service.tracing._exporting_provider", lambda: provider)
+    monkeypatch.setattr("mrad_service.telemetry.tracing._exporting_provider", lambda: provider)
     app = make_app(tracing=True)
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     with TestClient(app, base_url="http://127.0.0.1") as client:

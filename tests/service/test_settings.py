@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from mrad_service.settings import Settings, is_loopback
 from pydantic import ValidationError
-
-from service.settings import Settings, is_loopback
 
 
 def test_the_environment_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

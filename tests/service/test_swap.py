@@ -10,12 +10,12 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from mrad_service.app import create_app
+from mrad_service.memory import DurableMemory
+from mrad_service.settings import BankSpec, Settings
 
 from mrad import Detector, MemoryBank
-from mrad.bank_io import save_calibration
-from service.app import create_app
-from service.durable import DurableMemory
-from service.settings import BankSpec, Settings
+from mrad.memory.store import save_calibration
 
 SWAPS = 20
 

@@ -4,7 +4,7 @@ import torch
 from pydantic import BaseModel, Field
 
 from mrad.heads import HeadOutput
-from mrad.retrieval import make_retriever
+from mrad.retrieval.choose import make_retriever
 
 
 class KNNConfig(BaseModel):

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi import FastAPI
+from mrad_indexer.calibration.calibrate import Scored, calibrate
+from mrad_service.app import create_app
+from mrad_service.routes.memory import thumbnail_of
+from mrad_service.settings import Settings
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from indexer.calibrate import Scored, calibrate
 from mrad import Detector, Encoder, MemoryBank
-from service.app import create_app
-from service.routes.memory import thumbnail_of
-from service.settings import Settings
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-FOLDER = Path(__file__).parents[3] / "service" / "page"
+FOLDER = Path(__file__).parents[3] / "service" / "mrad_service" / "page"
 
 
 class Reader(HTMLParser):

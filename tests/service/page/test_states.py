@@ -8,8 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import uvicorn
-
-from service.auth import KeyFile
+from mrad_service.middleware.auth import KeyFile
 
 
 @pytest.fixture

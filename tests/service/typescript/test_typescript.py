@@ -9,8 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
-from service.auth import KeyFile
+from mrad_service.middleware.auth import KeyFile
 
 CLIENT = Path(__file__).parents[3] / "clients" / "typescript"
 SOURCES = ("package.json", "package-lock.json", "tsconfig.json", "types.mjs", "src", "test")

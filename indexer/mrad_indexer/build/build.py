@@ -1,0 +1,336 @@
+"""A dataset -> a bank on disk, through a work folder that survives a kill.
+
+OUT.building/ holds `journal.jsonl` (what was asked, then a line for each shard with its digest) and
+the shards. Running the same build again goes on with the shards that are missing. The bank appears
+whole under OUT, then the work folder goes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mrad.encoder.encoder import Encoder
+from mrad.errors import BankCorruptError, BankError, BankNotFoundError, DataError
+from mrad.files import atomic_write_bytes, sha256_file
+from mrad.memory.bank import MemoryBank
+from mrad.memory.coreset import reduced
+from mrad.memory.entry import REGIONS, PatchKeys
+from mrad.memory.store import MANIFEST
+from mrad.types import ANOMALOUS
+from mrad_indexer.ahead import ahead
+from mrad_indexer.build.encode import (
+    Shard,
+    Skipped,
+    bank_of,
+    decode_record,
+    encode_shard,
+    from_bytes,
+    to_bytes,
+)
+from mrad_indexer.datasets import Dataset, Record
+from mrad_indexer.journal import Journal
+
+SHARD = 64
+"""Images in a shard: what a kill can lose."""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What decides the bank's content, beside the data and the encoder."""
+
+    batch_size: int = 8
+    thumbnails: bool = True
+    strict: bool = False
+    """Stop at the first image or mask that cannot be used, instead of skipping it."""
+    pretrained: str | None = None
+    """Tag or file of the encoder's weights, kept in the bank so that it finds them again."""
+    added_by: str = ""
+    origin: dict[str, Any] | None = None
+    """Where the images were read from (path, layout, split, objects), kept for `mrad calibrate`."""
+    shard: int = SHARD
+    patch_keys: PatchKeys = REGIONS
+    """What a region of an image adds to the patch level (`mrad.memory.keys.keys_of`)."""
+    coreset: int | None = None
+    """Keep so many patch keys of all, those that cover the others best."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build gave."""
+
+    bank: MemoryBank
+    skipped: tuple[Skipped, ...]
+    encoded: int
+    """Images encoded now."""
+    resumed: int
+    """Images that an earlier run had encoded."""
+    already: bool = False
+    """Whether the bank stood there from the same images and settings: nothing was done."""
+
+
+@dataclass
+class Plan:
+    """A dataset cut into shards, and the identity of the whole."""
+
+    dataset: Dataset
+    asked: dict[str, Any]
+    shards: list[Sequence[Record]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, encoder: Encoder, dataset: Dataset, options: BuildOptions) -> Plan:
+        """Look at every file once (size, time of change), read none. Raises `DataError`."""
+        size = options.shard
+        records = dataset.records
+        asked = {
+            "data": _data_fingerprint(records),
+            "images": len(records),
+            "encoder": str(encoder.identity),
+            "encoder_digest": encoder.identity.digest,
+            "precision": str(encoder.dtype).removeprefix("torch."),
+            "batch_size": options.batch_size,
+            "shard": size,
+            "thumbnails": options.thumbnails,
+        }
+        # Told only where they differ from the default, so that older banks keep their fingerprint.
+        if options.patch_keys != REGIONS:
+            asked["patch_keys"] = options.patch_keys
+        if options.coreset is not None:
+            asked["coreset"] = options.coreset
+        shards = [records[start : start + size] for start in range(0, len(records), size)]
+        return cls(dataset, asked, shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that decides the keys."""
+        return hashlib.sha256(json.dumps(self.asked, sort_keys=True).encode()).hexdigest()
+
+
+Progress = Callable[[int, int, bool], None]
+Engine = Callable[[Encoder, Plan, BuildOptions, Path, Journal, set[int], Progress], int]
+"""See `encode_missing`."""
+
+
+def _data_fingerprint(records: Sequence[Record]) -> str:
+    digest = hashlib.sha256()
+    for record in records:
+        facts = asdict(record) | {"image": _stamp(record.image), "mask": _stamp(record.mask)}
+        digest.update(json.dumps(facts, default=str).encode())
+    return digest.hexdigest()
+
+
+def _stamp(path: Path | None) -> list[int] | None:
+    if path is None:
+        return None
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise DataError(f"{path} has gone: {error.strerror}") from error
+    return [facts.st_size, facts.st_mtime_ns]
+
+
+def work_folder(out: Path) -> Path:
+    """Where a build of `out` keeps its shards until the bank stands."""
+    return out.with_name(out.name + ".building")
+
+
+def shard_path(work: Path, number: int) -> Path:
+    """The file of shard `number`."""
+    return work / f"{number:06}.safetensors"
+
+
+def build(
+    encoder: Encoder,
+    dataset: Dataset,
+    out: Path,
+    options: BuildOptions | None = None,
+    *,
+    replace: bool = False,
+    restart: bool = False,
+    progress: Progress | None = None,
+    engine: Engine | None = None,
+) -> Built:
+    """Encode a dataset and write the bank to `out`; goes on where an earlier run was cut off.
+
+    Args:
+        replace: take the place of another bank that stands at `out`.
+        restart: forget the shards of an earlier run.
+        progress: called with images done, images skipped, and whether they come from an earlier run.
+        engine: what encodes the missing shards; None: this process.
+
+    Raises `BankError` (`out` is taken), `JournalError` (another build is under way there, or was
+    begun with other images or settings), `DataError`, `NonFiniteError`; with `strict` also
+    `ImageError`, `MaskError`.
+    """
+    options = options or BuildOptions()
+    plan = Plan.of(encoder, dataset, options)
+    work = work_folder(out)
+    if (found := _standing(out, plan, replace)) is not None:
+        shutil.rmtree(work, ignore_errors=True)
+        return Built(found, skipped_of(found), 0, 0, already=True)
+    if restart:
+        shutil.rmtree(work, ignore_errors=True)
+    hint = (
+        "Its shards cannot be mixed with this build's: run it as it was, use --restart to begin "
+        "anew, or choose another --out"
+    )
+    with Journal(work / "journal.jsonl", plan.asked, hint=hint) as journal:
+        ready = [n for n in range(len(plan.shards)) if is_ready(work, journal, n)]
+        report = progress or (lambda done, skipped, old: None)
+        for number in ready:
+            row = journal.row(str(number))
+            report(row["images"] + row["skipped"], row["skipped"], True)
+        encode = engine or encode_missing
+        encoded = encode(encoder, plan, options, work, journal, set(ready), report)
+        bank, skipped = finish(encoder, plan, options, work, out, replace=replace)
+    shutil.rmtree(work)
+    return Built(bank, tuple(skipped), encoded, len(bank.entries) + len(skipped) - encoded)
+
+
+def _standing(out: Path, plan: Plan, replace: bool) -> MemoryBank | None:
+    """The bank at `out` if this very build made it. Raises `BankError` when something else is there."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    try:
+        made = json.loads((out / MANIFEST).read_bytes())["metadata"]["build"]["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        made = None
+    if made == plan.fingerprint:
+        return MemoryBank.load(out)
+    if not replace:
+        what = "another bank" if (out / MANIFEST).is_file() else "something that is no bank"
+        raise BankError(f"{out} holds {what}; choose another --out, or --replace it")
+    if not (out / MANIFEST).is_file():
+        raise BankNotFoundError(f"{out} is no bank, so it is not replaced; choose another --out")
+    return None
+
+
+def skipped_of(bank: MemoryBank) -> tuple[Skipped, ...]:
+    """What its build left out, as the bank remembers it."""
+    return tuple(Skipped(**row) for row in bank.metadata.get("build", {}).get("skipped", []))
+
+
+def is_ready(work: Path, journal: Journal, number: int) -> bool:
+    """Whether a shard is journalled and on disk as it was written."""
+    path = shard_path(work, number)
+    return path.is_file() and journal.has(str(number), sha256_file(path))
+
+
+def encode_missing(
+    encoder: Encoder,
+    plan: Plan,
+    options: BuildOptions,
+    work: Path,
+    journal: Journal,
+    ready: set[int],
+    report: Progress,
+) -> int:
+    """Encode the shards that are not ready; decoding runs ahead across their borders.
+
+    Keeps each with `keep_shard`, tells `report`, and gives the number of images looked at. An engine
+    does the same elsewhere (`mrad_indexer.build.ray`).
+    """
+    missing = [n for n in range(len(plan.shards)) if n not in ready]
+    records = [record for n in missing for record in plan.shards[n]]
+    decode = partial(
+        decode_record,
+        prepare=encoder.prepare,
+        thumbnails=options.thumbnails,
+        strict=options.strict,
+    )
+    decoded = ahead(decode, records, depth=2 * options.batch_size)
+
+    def counted(count: int) -> Iterator[Any]:
+        for item in islice(decoded, count):
+            yield item
+            report(1, int(isinstance(item, Skipped)), False)
+
+    for number in missing:
+        shard = encode_shard(
+            encoder,
+            counted(len(plan.shards[number])),
+            batch_size=options.batch_size,
+            added_by=options.added_by,
+            patch_keys=options.patch_keys,
+        )
+        keep_shard(work, journal, number, to_bytes(shard), shard)
+    return len(records)
+
+
+def keep_shard(work: Path, journal: Journal, number: int, data: bytes, shard: Shard) -> None:
+    """Write a shard's bytes, then journal them: in this order nothing is claimed that is not there."""
+    path = shard_path(work, number)
+    atomic_write_bytes(path, data)
+    row = {
+        "name": str(number),
+        "stamp": hashlib.sha256(data).hexdigest(),
+        "images": len(shard.entries),
+        "skipped": len(shard.skipped),
+    }
+    journal.append([row])
+
+
+def finish(
+    encoder: Encoder,
+    plan: Plan,
+    options: BuildOptions,
+    work: Path,
+    out: Path,
+    *,
+    replace: bool = False,
+) -> tuple[MemoryBank, list[Skipped]]:
+    """Join all shards and write the bank.
+
+    Raises `DataError` when no image could be used, `MRADError` when `coreset` leaves a class empty.
+    """
+    skipped: list[Skipped] = []
+
+    def shards() -> Iterator[Shard]:
+        for number in range(len(plan.shards)):
+            path = shard_path(work, number)
+            if not path.is_file():
+                raise BankCorruptError(f"{path} has gone while the build ran; run it again")
+            shard = from_bytes(path.read_bytes(), str(path))
+            skipped.extend(shard.skipped)
+            yield shard
+
+    bank = bank_of(shards(), encoder.identity, (encoder.embed_dim, encoder.width))
+    if not bank.entries:
+        first = f", the first: {skipped[0].reason}" if skipped else ""
+        raise DataError(f"{plan.dataset.root} holds no image that can be used{first}")
+    small = too_small(bank, plan.dataset)
+    if options.coreset is not None and options.coreset < len(bank.patch):
+        bank = dataclasses.replace(bank, patch=reduced(bank.patch, options.coreset))
+    bank.metadata["pretrained"] = options.pretrained
+    bank.metadata["patch_keys"] = options.patch_keys
+    bank.metadata["build"] = {
+        "fingerprint": plan.fingerprint,
+        "data": plan.dataset.root.name,
+        "layout": plan.dataset.name,
+        "origin": options.origin,
+        "precision": plan.asked["precision"],
+        "coreset": options.coreset,
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "mrad": version("mrad"),
+        "skipped": [asdict(item) for item in skipped],
+        "too_small": small,
+    }
+    return bank.save(out, replace=replace), skipped
+
+
+def too_small(bank: MemoryBank, dataset: Dataset) -> list[str]:
+    """Sources of the defects whose mask covers no patch wholly: they add no anomalous patch key."""
+    known = set(bank.patch.entry[bank.patch.labels == ANOMALOUS].tolist())
+    masked = {record.source for record in dataset.records if record.anomalous and record.mask}
+    found = (entry.source for row, entry in enumerate(bank.entries) if row not in known)
+    return [source for source in found if source in masked]

@@ -1,0 +1,222 @@
+"""The two steps of a build: labelled records -> a shard of keys, and shards -> a bank.
+
+Both are pure, so that any engine can run them anywhere: a shard depends on its records, the encoder
+and the batch size alone. Batches never reach across shards, hence a build that was cut off and
+resumed, or spread over machines, has the same keys to the last bit as one that was not.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+
+import numpy as np
+import safetensors.numpy
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+
+from mrad.encoder.encoder import Encoder
+from mrad.encoder.identity import EncoderIdentity
+from mrad.errors import BankCorruptError, ImageError, MaskError
+from mrad.images.preprocess import load_image
+from mrad.memory.bank import MemoryBank
+from mrad.memory.entry import REGIONS, Entry, Key, PatchKeys
+from mrad.memory.keys import keys_of
+from mrad.memory.level import LevelMemory
+from mrad.types import BoolArray, Sample
+from mrad_indexer.datasets import Record
+
+FORMAT_VERSION = 1
+LEVELS = ("image", "patch")
+PARTS = ("image", "normal", "anomalous")
+THUMBNAIL = 160
+"""Longer side, pixels."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An image that could not be used, and why."""
+
+    source: str
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class DecodedRecord:
+    """A labelled image on its way to the encoder."""
+
+    record: Record
+    pixels: Tensor
+    """float32 [3, S, S]."""
+    size: tuple[int, int]
+    mask: BoolArray | None
+    thumbnail: bytes | None
+
+
+@dataclass
+class Shard:
+    """Entries of consecutive records, their keys in the same order, and what was skipped."""
+
+    entries: list[Entry] = field(default_factory=list)
+    keys: list[Key] = field(default_factory=list)
+    thumbnails: dict[str, bytes] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+def decode_record(
+    record: Record,
+    prepare: Callable[[Image.Image], Tensor],
+    *,
+    thumbnails: bool = False,
+    strict: bool = False,
+) -> DecodedRecord | Skipped:
+    """Decode one image and its mask, in any thread. `prepare`: `Encoder.prepare`.
+
+    What cannot be read becomes `Skipped`; with `strict` it raises `ImageError` or `MaskError`.
+    """
+    try:
+        image = load_image(record.image)
+        mask = record.read_mask(image.size) if record.anomalous else None
+    except (ImageError, MaskError) as error:
+        if strict:
+            raise
+        return Skipped(record.source, error.code, str(error))
+    thumbnail = thumbnail_of(image) if thumbnails else None
+    return DecodedRecord(record, prepare(image), image.size, mask, thumbnail)
+
+
+def encode_shard(
+    encoder: Encoder,
+    decoded: Iterable[DecodedRecord | Skipped],
+    *,
+    batch_size: int,
+    added_by: str = "",
+    patch_keys: PatchKeys = REGIONS,
+) -> Shard:
+    """Encode one shard's records, given in order, in batches of `batch_size`.
+
+    `map(decode_record, records)` will do for `decoded`; a build decodes ahead in threads.
+    `patch_keys`: what a region adds to the memory (`mrad.memory.keys.keys_of`). Raises `NonFiniteError`.
+    """
+    shard = Shard()
+    for batch in _batches(decoded, batch_size, shard.skipped):
+        features = encoder.encode_prepared([item.pixels for item in batch])
+        for index, item in enumerate(batch):
+            entry = Entry.of(_facts(item.record), item.size, added_by)
+            shard.entries.append(entry)
+            shard.keys.extend(keys_of(encoder, features, index, entry, item.mask, patch_keys))
+            if item.thumbnail is not None:
+                shard.thumbnails[entry.entry_id] = item.thumbnail
+    return shard
+
+
+def _facts(record: Record) -> Sample:
+    """The record without its mask, which is decoded already."""
+    return Sample(
+        record.image, record.anomalous, None, record.source, record.object_name, record.defect
+    )
+
+
+def _batches(
+    decoded: Iterable[DecodedRecord | Skipped], batch_size: int, skipped: list[Skipped]
+) -> Iterator[list[DecodedRecord]]:
+    """Usable records by `batch_size`; the others go to `skipped`."""
+
+    def usable() -> Iterator[DecodedRecord]:
+        for item in decoded:
+            if isinstance(item, Skipped):
+                skipped.append(item)
+            else:
+                yield item
+
+    stream = usable()
+    while batch := list(islice(stream, batch_size)):
+        yield batch
+
+
+def bank_of(
+    shards: Iterable[Shard],
+    identity: EncoderIdentity,
+    dims: tuple[int, int],
+) -> MemoryBank:
+    """The bank of all shards, in the order given; they are taken one at a time.
+
+    `dims`: widths of image and patch keys.
+    """
+    entries: list[Entry] = []
+    thumbnails: dict[str, bytes] = {}
+    parts: tuple[list[LevelMemory], list[LevelMemory]] = ([], [])
+    for shard in shards:
+        rows = {entry.entry_id: len(entries) + row for row, entry in enumerate(shard.entries)}
+        for level, dim, found in zip(LEVELS, dims, parts):
+            keys = [key for key in shard.keys if key.level == level]
+            found.append(LevelMemory.of(keys, rows, dim))
+        entries.extend(shard.entries)
+        thumbnails.update(shard.thumbnails)
+    image, patch = (_joined(found) for found in parts)
+    return MemoryBank(identity, tuple(entries), image, patch, thumbnails=thumbnails)
+
+
+def _joined(parts: list[LevelMemory]) -> LevelMemory:
+    """Like `LevelMemory.join`, of any number and copying once."""
+    names = ("keys", "labels", "entry", "region", "size")
+    return LevelMemory(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})
+
+
+def to_bytes(shard: Shard) -> bytes:
+    """A shard as one safetensors file."""
+    rows = {entry.entry_id: row for row, entry in enumerate(shard.entries)}
+    tensors: dict[str, np.ndarray] = {}
+    for level in LEVELS:
+        keys = [key for key in shard.keys if key.level == level]
+        vectors = np.stack([key.vector for key in keys]) if keys else np.empty((0, 0), np.float32)
+        tensors[f"{level}.keys"] = vectors
+        tensors[f"{level}.facts"] = np.array(
+            [[rows[k.entry_id], k.label, PARTS.index(k.region), k.size] for k in keys], np.int64
+        ).reshape(-1, 4)
+    jpegs = [shard.thumbnails.get(entry.entry_id, b"") for entry in shard.entries]
+    tensors["thumbnails"] = np.frombuffer(b"".join(jpegs), np.uint8)
+    about = {
+        "format_version": FORMAT_VERSION,
+        "entries": [asdict(entry) for entry in shard.entries],
+        "skipped": [asdict(item) for item in shard.skipped],
+        "thumbnail_bytes": [len(jpeg) for jpeg in jpegs],
+    }
+    return safetensors.numpy.save(tensors, {"shard": json.dumps(about)})
+
+
+def from_bytes(data: bytes, name: str = "the shard") -> Shard:
+    """Inverse of `to_bytes`. Raises `BankCorruptError`."""
+    try:
+        header = int.from_bytes(data[:8], "little")
+        about = json.loads(json.loads(data[8 : 8 + header])["__metadata__"]["shard"])
+        tensors = safetensors.numpy.load(data)
+        entries = [Entry(**{**row, "tags": tuple(row["tags"])}) for row in about["entries"]]
+        shard = Shard(entries, skipped=[Skipped(**row) for row in about["skipped"]])
+        for level in LEVELS:
+            for vector, facts in zip(tensors[f"{level}.keys"], tensors[f"{level}.facts"].tolist()):
+                row, label, region, size = facts
+                entry_id = entries[row].entry_id
+                kind = "image" if level == "image" else "patch"
+                shard.keys.append(Key(kind, label, entry_id, PARTS[region], size, vector))
+        ends = np.cumsum([0, *about["thumbnail_bytes"]]).tolist()
+        jpegs = tensors["thumbnails"].tobytes()
+        for entry, start, end in zip(entries, ends, ends[1:]):
+            if end > start:
+                shard.thumbnails[entry.entry_id] = jpegs[start:end]
+    except (ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
+        raise BankCorruptError(f"{name} cannot be read: {error!r}") from error
+    return shard
+
+
+def thumbnail_of(image: Image.Image) -> bytes:
+    """A small JPEG of an upright RGB image."""
+    small, buffer = image.copy(), io.BytesIO()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()

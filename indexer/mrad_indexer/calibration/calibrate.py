@@ -1,0 +1,372 @@
+"""Scores of labelled images, none of which retrieves itself -> a calibration for the bank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
+
+from mrad.calibration import (
+    Calibration,
+    Isotonic,
+    Platt,
+    Reliability,
+    Rule,
+    Summary,
+    Tail,
+    Threshold,
+    above,
+)
+from mrad.detector import Decoded, Detector
+from mrad.encoder.encoder import Features
+from mrad.errors import CalibrationError, ImageError, MaskError
+from mrad.types import BoolArray, Prediction
+from mrad_indexer.datasets import Dataset, Record
+
+Values = npt.NDArray[np.float64]
+Truth = npt.NDArray[np.bool_]
+Opened = tuple[Record, Decoded, BoolArray | None]
+
+SAME_IMAGE = 0.99999
+"""Cosine of class features from which an image is taken for the bank's own copy of it."""
+PIXELS_KEPT = 1_000
+"""Of each class, per image, to choose a pixel threshold from."""
+
+
+@dataclass
+class Scored:
+    """What calibration needs of every image, in bounded memory."""
+
+    score: list[float] = field(default_factory=list)
+    anomalous: list[bool] = field(default_factory=list)
+    own_row: list[int] = field(default_factory=list)
+    """Row of the image's own entry, excluded while it was scored; -1 for none."""
+    similarity_image: list[float] = field(default_factory=list)
+    similarity_patch: list[float] = field(default_factory=list)
+    pixels: list[Values] = field(default_factory=list)
+    """Sampled map values; of one image and one class each."""
+    pixel_image: list[int] = field(default_factory=list)
+    pixel_truth: list[bool] = field(default_factory=list)
+    pixel_weight: list[float] = field(default_factory=list)
+    """Pixels that one sampled value stands for."""
+    skipped: list[str] = field(default_factory=list)
+    """Why images were left out: they, or their masks, cannot be read."""
+
+
+def score_without_self(
+    detector: Detector,
+    dataset: Dataset,
+    *,
+    batch_size: int = 8,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Scored:
+    """Score every image; one that the bank holds does not retrieve its own keys.
+
+    An image is the bank's own when an entry has its source and object, or its class feature. What
+    cannot be read is left out, as it was from the bank.
+    """
+    scored, rng = Scored(), np.random.default_rng(seed)
+    rows = {(e.source, e.object_name): row for row, e in enumerate(detector.bank.entries)}
+    records = dataset.records
+    for start in range(0, len(records), batch_size):
+        chunk = records[start : start + batch_size]
+        if opened := _open(detector, chunk, scored):
+            _score_batch(detector, opened, rows, scored, rng)
+        if progress is not None:
+            progress(start + len(chunk))
+    return scored
+
+
+def _open(detector: Detector, records: Sequence[Record], scored: Scored) -> list[Opened]:
+    """Those of the images that can be read, with their masks."""
+    opened = []
+    for record in records:
+        try:
+            decoded = detector.decode(record.image)
+            opened.append((record, decoded, record.read_mask(decoded.size)))
+        except (ImageError, MaskError) as error:
+            scored.skipped.append(f"{record.source}: {error}")
+    return opened
+
+
+def _score_batch(
+    detector: Detector,
+    opened: Sequence[Opened],
+    rows: dict[tuple[str, str], int],
+    scored: Scored,
+    rng: np.random.Generator,
+) -> None:
+    decoded = [item for _, item, _ in opened]
+    features = detector.encode(decoded)
+    own = _own_rows(detector, features, [record for record, _, _ in opened], rows)
+    sizes = [item.size for item in decoded]
+    predictions = detector.finish(features, sizes, exclude=own, evidence=1)
+    for (record, _, mask), prediction, row in zip(opened, predictions, own.tolist()):
+        _keep(scored, record, mask, prediction, row, rng)
+
+
+def _own_rows(
+    detector: Detector,
+    features: Features,
+    records: Sequence[Record],
+    rows: dict[tuple[str, str], int],
+) -> torch.Tensor:
+    bank = detector.bank
+    keys = torch.from_numpy(bank.image.keys).to(features.class_feature.device)
+    best = (features.class_query() @ keys.T).max(dim=1)
+    same = best.values > SAME_IMAGE
+    own = [
+        int(bank.image.entry[key]) if equal else rows.get((record.source, record.object_name), -1)
+        for record, key, equal in zip(records, best.indices.tolist(), same.tolist())
+    ]
+    return torch.tensor(own, dtype=torch.int64)
+
+
+def _keep(
+    scored: Scored,
+    record: Record,
+    mask: BoolArray | None,
+    prediction: Prediction,
+    row: int,
+    rng: np.random.Generator,
+) -> None:
+    image = len(scored.score)
+    scored.score.append(prediction.score)
+    scored.anomalous.append(record.anomalous)
+    scored.own_row.append(row)
+    for evidence in prediction.evidence:
+        kept = scored.similarity_image if evidence.level == "image" else scored.similarity_patch
+        kept.append(evidence.similarity)
+    if mask is None or prediction.anomaly_map is None:
+        return
+    for truth in (False, True):
+        values = prediction.anomaly_map[mask == truth]
+        if not len(values):
+            continue
+        count = min(PIXELS_KEPT, len(values))
+        # The largest normal values decide a false-alarm rate: strata by rank keep the tail's shape.
+        ranked = np.sort(values)
+        edges = np.linspace(0, len(ranked), count + 1)
+        picked = (edges[:-1] + rng.random(count) * np.diff(edges)).astype(int)
+        scored.pixels.append(ranked[picked.clip(0, len(ranked) - 1)].astype(np.float64))
+        scored.pixel_image.append(image)
+        scored.pixel_truth.append(truth)
+        scored.pixel_weight.append(len(values) / count)
+
+
+@dataclass(frozen=True)
+class Points:
+    """Values in falling order with their truth, the image each belongs to, and a weight."""
+
+    value: Values
+    truth: Truth
+    image: npt.NDArray[np.int64]
+    weight: Values
+
+    @classmethod
+    def of(
+        cls, value: Values, truth: Truth, image: npt.NDArray[np.int64], weight: Values
+    ) -> Points:
+        """Sort by value."""
+        order = np.argsort(-value, kind="stable")
+        return cls(value[order], truth[order], image[order], weight[order])
+
+    def choose(self, rule: Rule, target_fpr: float, times: Values) -> dict[str, float]:
+        """The threshold by `rule`, every image counted `times[image]`, and what it does."""
+        weight = self.weight * times[self.image]
+        tp, fp = np.cumsum(weight * self.truth), np.cumsum(weight * ~self.truth)
+        last = np.append(np.diff(self.value) < 0, True)  # a cut cannot part equal values
+        recall, fpr = tp / max(tp[-1], 1e-12), fp / max(fp[-1], 1e-12)
+        f1 = 2 * tp / np.maximum(tp + fp + tp[-1], 1e-12)
+        if rule == "f1":
+            best = int(np.where(last, f1, -1.0).argmax())
+        else:
+            allowed = np.flatnonzero(last & (fpr <= target_fpr + 1e-12))
+            if not len(allowed):  # not even the highest may be flagged
+                nothing = dict.fromkeys(("precision", "recall", "f1", "fpr"), 0.0)
+                return {"value": above(self.value[0]), **nothing}
+            best = int(allowed[-1])
+        precision = tp[best] / max(tp[best] + fp[best], 1e-12)
+        return {
+            "value": self._between(best),
+            "precision": float(precision),
+            "recall": float(recall[best]),
+            "f1": float(f1[best]),
+            "fpr": float(fpr[best]),
+        }
+
+    def _between(self, place: int) -> float:
+        """Half way to the next lower value: neither class has to repeat its digits."""
+        lower = self.value[place + 1] if place + 1 < len(self.value) else self.value[place]
+        middle = (self.value[place] + lower) / 2
+        return float(middle if middle > lower else self.value[place])
+
+
+def threshold_of(
+    points: Points, images: Truth, rule: Rule, target_fpr: float, draws: int, seed: int
+) -> Threshold:
+    """The threshold and its 95 % interval: images drawn anew within each class, `draws` times."""
+    rng = np.random.default_rng(seed)
+    classes = [np.flatnonzero(images == truth) for truth in (False, True)]
+    values = []
+    for _ in range(draws):
+        times = np.zeros(len(images))
+        for members in classes:
+            drawn = rng.choice(members, len(members)) if len(members) else members
+            times += np.bincount(drawn, minlength=len(images))
+        values.append(points.choose(rule, target_fpr, times)["value"])
+    chosen = points.choose(rule, target_fpr, np.ones(len(images)))
+    low, high = np.quantile(values, [0.025, 0.975]) if values else [chosen["value"]] * 2
+    return Threshold(
+        rule=rule,
+        target_fpr=target_fpr if rule == "fpr" else None,
+        low=min(float(low), chosen["value"]),
+        high=max(float(high), chosen["value"]),
+        **chosen,
+    )
+
+
+def fit_platt(score: Values, truth: Truth) -> Platt:
+    """Logistic regression with Platt's softened targets; never falling."""
+    centre, scale = float(score.mean()), float(score.std()) or 1.0
+    x = np.tile((score - centre) / scale, 2)[:, None]
+    positives, negatives = int(truth.sum()), int((~truth).sum())
+    target = np.where(truth, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+    y = np.repeat([True, False], len(score))
+    weight = np.concatenate([target, 1 - target])
+    fitted = LogisticRegression(C=1e6, max_iter=1_000).fit(x, y, sample_weight=weight)
+    slope = float(fitted.coef_[0, 0])
+    return Platt(
+        slope=max(slope, 1e-6), offset=float(fitted.intercept_[0]), centre=centre, scale=scale
+    )
+
+
+def fit_isotonic(score: Values, truth: Truth) -> Isotonic:
+    """Best rising function; ends are softened, so that nothing is ever certain."""
+    count = len(score)
+    fitted = IsotonicRegression(y_min=1 / (count + 2), y_max=1 - 1 / (count + 2)).fit(score, truth)
+    return Isotonic(x=fitted.X_thresholds_.tolist(), y=fitted.y_thresholds_.tolist())
+
+
+FITS: dict[str, Callable[[Values, Truth], Platt | Isotonic]] = {
+    "platt": fit_platt,
+    "isotonic": fit_isotonic,
+}
+
+
+def reliability_of(
+    score: Values, truth: Truth, method: str, seed: int, bins: int = 8
+) -> Reliability:
+    """Predicted against observed, each image judged by a fit that had not seen it."""
+    folds = min(5, int(truth.sum()), int((~truth).sum()))
+    predicted = np.empty(len(score))
+    for train, test in StratifiedKFold(folds, shuffle=True, random_state=seed).split(score, truth):
+        model = FITS[method](score[train], truth[train])
+        predicted[test] = [model(value) for value in score[test]]
+    parts = [part for part in np.array_split(np.argsort(predicted), bins) if len(part)]
+    mean = np.array([predicted[part].mean() for part in parts])
+    seen = np.array([truth[part].mean() for part in parts])
+    count = np.array([len(part) for part in parts])
+    return Reliability(
+        predicted=mean.tolist(),
+        observed=seen.tolist(),
+        count=count.tolist(),
+        brier=float(np.mean((predicted - truth) ** 2)),
+        expected_error=float(np.average(np.abs(mean - seen), weights=count)),
+    )
+
+
+def calibrate(
+    detector: Detector,
+    scored: Scored,
+    *,
+    rule: Rule = "f1",
+    target_fpr: float = 0.01,
+    method: str = "platt",
+    draws: int = 500,
+    seed: int = 0,
+    source: str = "",
+    checkpoint: str = "",
+) -> Calibration:
+    """Thresholds, probabilities and reference statistics from scores.
+
+    Raises `CalibrationError` with fewer than two images of a class, an unknown `method`, or when
+    defective images do not score higher.
+    """
+    score, truth = np.array(scored.score), np.array(scored.anomalous, dtype=bool)
+    if min(int(truth.sum()), int((~truth).sum())) < 2:
+        raise CalibrationError(
+            f"calibration needs at least two images of each class, there are {int((~truth).sum())} "
+            f"good and {int(truth.sum())} defective ones"
+        )
+    if score[truth].mean() <= score[~truth].mean():
+        raise CalibrationError(
+            "defective images do not score higher than good ones here, so no probability can be "
+            "fitted; look at the memory (other products? too few images?) or train a head"
+        )
+    if method not in FITS:
+        raise CalibrationError(f"method {method!r} is unknown; choose {' or '.join(FITS)}")
+    images = Points.of(score, truth, np.arange(len(score)), np.ones(len(score)))
+    pixels = _pixel_points(scored)
+    bad_pixels = pixels is not None and bool(pixels.truth.any())
+    own = np.array(scored.own_row) >= 0
+    return Calibration(
+        head=detector.head.name,
+        settings=_settings(detector, checkpoint),
+        scored="leave-one-out" if own.all() else "mixed" if own.any() else "held-out",
+        made_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        source=source,
+        normal=int((~truth).sum()),
+        anomalous=int(truth.sum()),
+        image=threshold_of(images, truth, rule, target_fpr, draws, seed),
+        pixel=threshold_of(pixels, truth, rule, target_fpr, min(draws, 200), seed)
+        if pixels is not None and (bad_pixels or rule == "fpr")
+        else None,
+        normal_scores=Tail.of(score[~truth]),
+        normal_pixels=_pixel_tail(pixels),
+        model=FITS[method](score, truth),
+        prevalence=float(truth.mean()),
+        reliability=reliability_of(score, truth, method, seed),
+        scores_normal=Summary.of(score[~truth]),
+        scores_anomalous=Summary.of(score[truth]),
+        similarity_image=Summary.of(np.array(scored.similarity_image)),
+        similarity_patch=Summary.of(np.array(scored.similarity_patch)),
+    )
+
+
+def _settings(detector: Detector, checkpoint: str) -> dict[str, Any]:
+    return {
+        "fusion": detector.fusion,
+        "sigma": detector.sigma,
+        "top": detector.top,
+        "retrieval": detector.retrieval,
+        "checkpoint": checkpoint,
+    }
+
+
+def _pixel_points(scored: Scored) -> Points | None:
+    if not scored.pixels:
+        return None
+    lengths = [len(values) for values in scored.pixels]
+    return Points.of(
+        np.concatenate(scored.pixels),
+        np.repeat(np.array(scored.pixel_truth, dtype=bool), lengths),
+        np.repeat(np.array(scored.pixel_image), lengths),
+        np.repeat(np.array(scored.pixel_weight), lengths),
+    )
+
+
+def _pixel_tail(pixels: Points | None) -> Tail | None:
+    if pixels is None or pixels.truth.all():
+        return None
+    good = ~pixels.truth
+    return Tail.of(pixels.value[good], np.rint(pixels.weight[good]).astype(np.int64).clip(1))

@@ -1,0 +1,1 @@
+"""The `mrad` command, a file a command."""

@@ -1,0 +1,217 @@
+"""`mrad bank inspect`: what a memory holds and whether it is whole."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from mrad_indexer.cli.console import MRADGroup, console
+
+if TYPE_CHECKING:
+    from mrad.memory.bank import MemoryBank
+    from mrad.memory.level import LevelMemory
+
+app = typer.Typer(cls=MRADGroup, no_args_is_help=True)
+SHOWN = 20
+
+
+@app.callback()
+def about() -> None:
+    """Memories on disk."""
+
+
+def register(main: typer.Typer) -> None:
+    """Add the commands to the `mrad` app."""
+    main.add_typer(app, name="bank")
+
+
+@app.command("inspect")
+def inspect_command(
+    bank: Annotated[Path, typer.Argument(help="the bank's folder")],
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+    every: Annotated[bool, typer.Option("--all", help="list every skipped image")] = False,
+) -> None:
+    """Verify every digest, then say what the memory holds. A damaged bank is an error."""
+    from mrad.memory.bank import MemoryBank
+
+    memory = MemoryBank.load(bank)
+    facts = describe(memory, bank)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+    else:
+        show(facts, every)
+
+
+def describe(bank: MemoryBank, path: Path) -> dict[str, Any]:
+    """Everything that is shown, as plain JSON values."""
+    manifest = json.loads((path / "bank.json").read_bytes())
+    build = bank.metadata.get("build", {})
+    return {
+        "path": str(path),
+        "format_version": manifest["format_version"],
+        "verified": True,
+        "digest": bank.digest,
+        "encoder": manifest["encoder"],
+        "pretrained": bank.metadata.get("pretrained"),
+        "entries": len(bank.entries),
+        "labels": _named(Counter(entry.label for entry in bank.entries)),
+        "levels": {name: _level(getattr(bank, name)) for name in ("image", "patch")},
+        "patch_keys": bank.patch_keys,
+        "indexes": _indexes(bank, path),
+        "objects": {
+            name: _named(Counter(e.label for e in bank.entries if e.object_name == name))
+            for name in dict.fromkeys(entry.object_name for entry in bank.entries)
+        },
+        "defects": dict(Counter(e.defect for e in bank.entries if e.label).most_common()),
+        "usable": _problem(bank) is None,
+        "problem": _problem(bank),
+        "calibration": {
+            head: {
+                "image_threshold": facts.get("image", {}).get("value"),
+                "pixel_threshold": (facts.get("pixel") or {}).get("value"),
+                "normal": facts.get("normal"),
+                "anomalous": facts.get("anomalous"),
+                "scored": facts.get("scored"),
+                "made_at": facts.get("made_at"),
+                "settings": facts.get("settings"),
+            }
+            for head, facts in (bank.calibration or {}).items()
+        },
+        "thumbnails": len(bank.thumbnails),
+        "build": {name: value for name, value in build.items() if name != "skipped"},
+        "skipped": build.get("skipped", []),
+        "files": manifest["files"],
+    }
+
+
+def _named(labels: Counter[int]) -> dict[str, int]:
+    return {"normal": labels[0], "anomalous": labels[1]}
+
+
+def _level(level: LevelMemory) -> dict[str, int]:
+    return {
+        "keys": len(level),
+        "dim": level.dim,
+        **_named(Counter(level.labels.tolist())),
+        "bytes": level.keys.nbytes,
+    }
+
+
+def _indexes(bank: MemoryBank, path: Path) -> list[dict[str, Any]]:
+    """Approximate indexes in the bank's folder, and their error against exact retrieval."""
+    from mrad.retrieval.approximate.derived import fingerprint, stored
+
+    found = []
+    for index in stored(path):
+        of = "a head's projection, or an earlier memory"
+        for name in ("image", "patch"):
+            level, keys = getattr(bank, name), index["keys"]
+            if 0 < keys <= len(level) and fingerprint(level, keys) == index["source"]:
+                of = name
+        kept = {name: index[name] for name in ("keys", "dim", "cells", "storage", "bytes")}
+        found.append({"of": of, **kept, "accuracy": index["accuracy"], "path": str(index["path"])})
+    return found
+
+
+def _problem(bank: MemoryBank) -> str | None:
+    """What keeps any encoder from querying this memory."""
+    from mrad.errors import MRADError
+
+    try:
+        bank.image.check("image", bank.image.dim)
+        bank.patch.check("patch", bank.patch.dim)
+    except MRADError as error:
+        return str(error)
+    return None
+
+
+def show(facts: dict[str, Any], every: bool) -> None:
+    """For people."""
+    encoder = facts["encoder"]
+    name = escape(facts["path"])
+    console.print(f"[bold]{name}[/bold] [green]every digest holds[/green]", soft_wrap=True)
+    console.print(
+        f"encoder {encoder['architecture']} at {encoder['image_size']} px, "
+        f"weights {encoder['digest'][:12]}"
+        + (f" ({facts['pretrained']})" if facts["pretrained"] else ""),
+        highlight=False,
+    )
+    counts = Table("level", box=box.SIMPLE_HEAD)
+    for heading in ("keys", "normal", "anomalous", "wide", "MB"):
+        counts.add_column(heading, justify="right")
+    for level, found in facts["levels"].items():
+        numbers = [found[key] for key in ("keys", "normal", "anomalous", "dim")]
+        counts.add_row(level, *map(str, numbers), f"{found['bytes'] / 1e6:.1f}")
+    console.print(counts)
+    adds = {"regions": "one key a region", "all": "every patch a key"}
+    granularity = facts["patch_keys"]
+    console.print(
+        "an image adds to the patch level: "
+        + adds.get(granularity, f"at most {granularity} patches of each region"),
+        highlight=False,
+    )
+    _show_indexes(facts["indexes"])
+    objects = Table("object", box=box.SIMPLE_HEAD)
+    for heading in ("good", "defective"):
+        objects.add_column(heading, justify="right")
+    for item, found in facts["objects"].items():
+        objects.add_row(escape(item) or "–", str(found["normal"]), str(found["anomalous"]))
+    console.print(objects)
+    if facts["defects"]:
+        kinds = ", ".join(f"{kind or '–'} {count}" for kind, count in facts["defects"].items())
+        console.print(f"defects: {escape(kinds)}", highlight=False)
+    _show_calibration(facts)
+    size = sum(file["bytes"] for file in facts["files"].values())
+    console.print(
+        f"{len(facts['files'])} files, {size / 1e6:.1f} MB, digest {facts['digest'][:12]}"
+    )
+    if facts["problem"]:
+        console.print(f"[yellow]cannot score yet[/yellow] {escape(facts['problem'])}")
+    skipped = facts["skipped"]
+    if skipped:
+        console.print(f"[yellow]{len(skipped)} images were skipped when it was built[/yellow]")
+    for item in skipped if every else skipped[:SHOWN]:
+        console.print(f"  {escape(item['source'])}: {escape(item['reason'])}", highlight=False)
+
+
+def _show_indexes(indexes: list[dict[str, Any]]) -> None:
+    """What approximate retrieval keeps, and how far it was from exact when that was built."""
+    if not indexes:
+        return
+    table = Table("index of", box=box.SIMPLE_HEAD)
+    for heading in ("keys", "cells", "kept as", "MB", "largest error", "rank", "on queries"):
+        table.add_column(heading, justify="right")
+    for index in indexes:
+        error = index["accuracy"]
+        measured = ["not measured", "", ""]
+        if error is not None:
+            measured = [f"{error['largest_error']:.1e}", f"{error['spearman']:.5f}"]
+            measured.append(str(error["queries"]))
+        table.add_row(
+            index["of"],
+            *(str(index[name]) for name in ("keys", "cells", "storage")),
+            f"{index['bytes'] / 1e6:.1f}",
+            *measured,
+        )
+    console.print(table)
+
+
+def _show_calibration(facts: dict[str, Any]) -> None:
+    if not facts["calibration"]:
+        console.print("not calibrated: scores come without verdicts; see mrad calibrate")
+    for head, found in facts["calibration"].items():
+        pixel = found["pixel_threshold"]
+        console.print(
+            f"calibration of {head}: image threshold {found['image_threshold']:.5f}, pixel "
+            f"threshold {'none' if pixel is None else format(pixel, '.5f')}, on {found['normal']} "
+            f"good and {found['anomalous']} defective images ({found['scored']}), "
+            f"{found['made_at']}",
+            highlight=False,
+        )

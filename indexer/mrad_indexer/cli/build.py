@@ -1,0 +1,223 @@
+"""`mrad build`: labelled images -> a memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from mrad.errors import MRADError
+from mrad_indexer.cli.console import console, errors, progress, warn
+from mrad_indexer.cli.options import Precision
+
+if TYPE_CHECKING:
+    from mrad.encoder.encoder import Encoder
+    from mrad_indexer.build.build import Built, Engine
+    from mrad_indexer.build.encode import Skipped
+    from mrad_indexer.datasets import Dataset
+
+SHOWN = 10
+
+
+def register(main: typer.Typer) -> None:
+    """Add the command to the `mrad` app."""
+    main.command("build")(build_command)
+
+
+def build_command(
+    data: Annotated[Path, typer.Argument(help="a dataset's folder, a .csv or .jsonl list")],
+    out: Annotated[Path, typer.Option(help="the bank's folder, to be written")],
+    encoder: Annotated[
+        str, typer.Option(help="mrad-mini, or an open_clip name as ViT-L-14-336")
+    ] = "mrad-mini",
+    pretrained: Annotated[
+        str | None, typer.Option(help="tag or file of the encoder's weights  [shipped ones]")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="side of the encoder's input  [the paper's, or native]")
+    ] = None,
+    layout: Annotated[str, typer.Option(help="of the data; see mrad data layouts")] = "auto",
+    split: Annotated[str, typer.Option(help="train, test, all")] = "all",
+    only: Annotated[
+        list[str] | None, typer.Option("--only", "--objects", help="only this object; repeat")
+    ] = None,
+    patch_keys: Annotated[
+        str,
+        typer.Option(
+            metavar="regions|all|N",
+            help="what the good and the defective part of an image each add to the memory: their "
+            "mean (regions, as the paper), every patch (all), or the N patches that cover the rest",
+        ),
+    ] = "regions",
+    coreset: Annotated[
+        int | None,
+        typer.Option(min=2, help="then keep only so many patch keys, which cover all  [every one]"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
+    precision: Precision = "fp32",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="stop at an image that cannot be used")
+    ] = False,
+    thumbnails: Annotated[bool, typer.Option(help="keep small copies, shown as evidence")] = True,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="take the place of the bank at OUT")
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="forget an earlier run's progress")
+    ] = False,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: the cluster of RAY_ADDRESS, else all CPUs here")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="processes on ray  [one a GPU, else one a CPU]")
+    ] = None,
+) -> None:
+    """Build a memory from labelled images, with masks of the defects where there are any.
+
+    Stop it, kill it, run the same command again: it goes on, and the keys are the same to the last
+    bit. Images that cannot be used are skipped and listed.
+
+    Every patch as a key finds a defect like one seen before by its own patch, at hundreds of times
+    the memory: numbers between, as --patch-keys 16, are often enough. --coreset compares every key
+    with each that is kept, so it suits up to some thousands kept of some hundred thousand.
+    """
+    from mrad.encoder.encoder import Encoder
+    from mrad.memory.keys import parse_patch_keys
+    from mrad_indexer.build.build import BuildOptions, build
+    from mrad_indexer.datasets import read_dataset
+    from mrad_indexer.loading import choose
+
+    try:
+        kept = parse_patch_keys(patch_keys)
+    except MRADError as error:
+        raise typer.BadParameter(f"--patch-keys: {error}") from error
+    dataset = choose(read_dataset(data, layout=layout), split, only)
+    say_what_is_missing(dataset)
+    load = partial(
+        Encoder.load, encoder, pretrained,
+        image_size=image_size, device=device, precision=precision,
+    )  # fmt: skip
+    loaded = load()
+    errors.print(f"{len(dataset)} images, {loaded.identity} on {loaded.device}", style="dim")
+    if pretrained is not None and Path(pretrained).is_file():
+        pretrained = str(Path(pretrained).absolute())
+    options = BuildOptions(
+        batch_size,
+        thumbnails,
+        strict,
+        pretrained,
+        added_by="mrad build",
+        origin={
+            "path": str(data.absolute()),
+            "layout": layout,
+            "split": split,
+            "objects": only or [],
+        },
+        patch_keys=kept,
+        coreset=coreset,
+    )
+    with progress() as bar:
+        task = bar.add_task("images", total=len(dataset), note="")
+        skipped = resumed = 0
+
+        def report(done: int, left_out: int, old: bool) -> None:
+            nonlocal skipped, resumed
+            skipped, resumed = skipped + left_out, resumed + done * old
+            if old:  # the rate is of images encoded now
+                bar.reset(task, completed=resumed, total=len(dataset))
+            else:
+                bar.advance(task, done)
+            bar.update(task, note=f"{skipped} skipped" if skipped else "")
+
+        built = build(
+            loaded,
+            dataset,
+            out,
+            options,
+            replace=replace,
+            restart=restart,
+            progress=report,
+            engine=engine_of(engine, load, workers),
+        )
+        bar.update(task, completed=len(dataset))
+    summarise(built, dataset, loaded, out)
+
+
+def engine_of(name: str, load: Callable[[], Encoder], workers: int | None) -> Engine | None:
+    """What encodes: None for this process. `load` makes the encoder of a worker elsewhere."""
+    if name == "local" and workers is None:
+        return None
+    if name != "ray":
+        raise typer.BadParameter("--engine is local or ray; --workers goes with ray")
+    from mrad_indexer.build.ray import RayEngine
+
+    return RayEngine(load, workers)
+
+
+def say_what_is_missing(dataset: Dataset) -> None:
+    """Before an hour of encoding, not after it."""
+    counts = dataset.counts
+    for name, what in (("normal", "good"), ("anomalous", "defective")):
+        if not counts[name]:
+            warn(f"{dataset.root} has no {what} image; a memory of one class cannot score")
+    if counts["anomalous"] and not counts["masks"]:
+        warn("no defective image has a mask, so no patch of the memory will be anomalous")
+
+
+def summarise(built: Built, dataset: Dataset, encoder: Encoder, out: Path) -> None:
+    """What the memory holds, what was left out, and whether it can be used."""
+    bank = built.bank
+    if built.already:
+        console.print(f"{out} stands already, from the same images and settings")
+    elif built.resumed:
+        console.print(f"{built.resumed} images were encoded before, {built.encoded} now")
+    labels = Counter(entry.label for entry in bank.entries)
+    console.print(
+        f"[bold]{escape(str(out))}[/bold]: {labels[0]} good and {labels[1]} defective images, "
+        f"{len(bank.image)} image keys, {len(bank.patch)} patch keys "
+        f"({int(bank.patch.labels.sum())} anomalous)",
+        soft_wrap=True,
+        highlight=False,
+    )
+    list_skipped(built.skipped)
+    unmasked = dataset.counts["unmasked"]
+    if unmasked:
+        console.print(f"{unmasked} defective images have no mask: they feed the image level only")
+    warn_of_small(bank.metadata.get("build", {}).get("too_small", []), encoder)
+    try:
+        bank.check(encoder)
+    except MRADError as error:
+        warn(f"this memory cannot score yet: {error}")
+
+
+def warn_of_small(sources: list[str], encoder: Encoder) -> None:
+    """Defects that are marked and yet say nothing to the heat maps."""
+    if not sources:
+        return
+    side, grid = encoder.image_size, encoder.grid
+    warn(
+        f"{len(sources)} defects have a mask that fills no patch (an image is {side} x {side} px "
+        f"here, a patch {side // grid}), so they add no anomalous patch key and heat maps learn "
+        "nothing from them: crop to the part, cut it into tiles, or take a larger --image-size"
+    )
+    for source in sources[:SHOWN]:
+        errors.print(f"  {escape(source)}", highlight=False, soft_wrap=True)
+    if len(sources) > SHOWN:
+        errors.print("  and others: mrad bank inspect --json lists all")
+
+
+def list_skipped(skipped: tuple[Skipped, ...]) -> None:
+    """The images left out, the first few by name."""
+    if not skipped:
+        return
+    console.print(f"[yellow]{len(skipped)} images skipped[/yellow]")
+    for item in skipped[:SHOWN]:
+        console.print(f"  {escape(item.source)}: {escape(item.reason)}", highlight=False)
+    if len(skipped) > SHOWN:
+        console.print("  and others: mrad bank inspect lists all")

@@ -1,0 +1,73 @@
+"""`mrad data`: what a dataset is recognised as, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from mrad_indexer.cli.console import MRADGroup, console
+
+app = typer.Typer(cls=MRADGroup, help="Datasets: recognise, count, check.", no_args_is_help=True)
+
+
+def register(main: typer.Typer) -> None:
+    """Add the commands to the `mrad` app."""
+    main.add_typer(app, name="data")
+
+
+@app.command("layouts")
+def layouts_command() -> None:
+    """The layouts that are recognised, in the order they are tried."""
+    from mrad_indexer.datasets import READERS
+
+    shown = Table("layout", "what", box=box.SIMPLE_HEAD)
+    for reader in READERS:
+        shown.add_row(reader.name, escape(reader.about))
+    console.print(shown)
+
+
+@app.command("check")
+def check_command(
+    path: Annotated[Path, typer.Argument(help="a dataset's folder, a .csv or .jsonl list")],
+    layout: Annotated[str, typer.Option(help="see mrad data layouts")] = "auto",
+    strict: Annotated[bool, typer.Option(help="exit with 1 when anything is wrong")] = False,
+    show: Annotated[int, typer.Option(help="how many findings of each kind to list")] = 5,
+) -> None:
+    """Say what was recognised; open every image and mask and list what is missing or odd."""
+    from mrad_indexer.datasets import read_dataset
+    from mrad_indexer.datasets.check import check
+
+    dataset = read_dataset(path, layout=layout)
+    with console.status(f"{len(dataset)} images"):
+        findings = check(dataset)
+    console.print(f"[bold]{dataset.name}[/bold] layout, {len(dataset)} images in {path}")
+    shown = Table(box=box.SIMPLE_HEAD)
+    for name in ("object", "split", "good", "defective", "masks", "defects"):
+        shown.add_column(
+            name, justify="right" if name in ("good", "defective", "masks") else "left"
+        )
+    for name in dataset.objects:
+        part = dataset.select(object_name=name)
+        for split in sorted({record.split for record in part.records}):
+            chosen = part.select(split=split)
+            counts, kinds = chosen.counts, Counter(r.defect for r in chosen.records if r.anomalous)
+            kinds_text = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common(6))
+            figures = [str(counts[key]) for key in ("normal", "anomalous", "masks")]
+            shown.add_row(escape(name), split or "–", *figures, escape(kinds_text))
+    console.print(shown)
+    sizes = ", ".join(f"{w} x {h} ({count})" for (w, h), count in findings.sizes.most_common(4))
+    console.print(f"sizes: {sizes}" + (" and others" if len(findings.sizes) > 4 else ""))
+    for problem, sources in findings.problems.items():
+        console.print(f"[yellow]{len(sources)} {problem}[/yellow]")
+        for source in sources[:show]:
+            console.print(f"  {escape(source)}", highlight=False)
+    if not findings.problems:
+        console.print("[green]nothing wrong[/green]")
+    elif strict:
+        raise typer.Exit(1)

@@ -1,0 +1,168 @@
+"""`mrad eval`: metrics, JSON and a report, of one or several banks and heads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mrad_indexer.cli import options
+from mrad_indexer.cli.console import console, errors
+
+if TYPE_CHECKING:
+    from mrad.detector import Detector
+    from mrad_indexer.datasets import Dataset
+    from mrad_indexer.evaluation.runner import Evaluation
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the `mrad` app."""
+    app.command("eval")(eval_command)
+
+
+def eval_command(
+    data: Annotated[Path, typer.Argument(help="dataset: a folder or a list of images")],
+    bank: Annotated[list[Path], typer.Option(help="a bank's folder; repeat to compare")],
+    head: Annotated[
+        list[str] | None, typer.Option(help="tf, or NAME:CHECKPOINT; repeat to compare  [tf]")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="folder for report.html and report.json")] = Path(
+        "report"
+    ),
+    layout: options.Layout = "auto",
+    split: Annotated[
+        str, typer.Option(help="train, test, all; auto: test where there is one")
+    ] = "auto",
+    only: options.Only = None,
+    resolution: Annotated[
+        int | None, typer.Option(help="side for pixel metrics  [each image's own size]")
+    ] = None,
+    fusion: options.Fusion = 0.7,
+    sigma: options.Sigma = 4.0,
+    retrieval: options.Retrieval = "exact",
+    cards: Annotated[int, typer.Option(help="images in each row of the contact sheets")] = 4,
+    title: Annotated[str, typer.Option(help="of the report")] = "",
+    pretrained: options.Pretrained = None,
+    batch_size: options.BatchSize = 8,
+    device: options.Device = "auto",
+    precision: options.Precision = "fp32",
+) -> None:
+    """Evaluate on labelled images: image and pixel AUROC, AP, F1-max, AUPRO."""
+    from mrad.memory.bank import MemoryBank
+    from mrad_indexer.datasets import read_dataset
+    from mrad_indexer.evaluation.runner import evaluate
+    from mrad_indexer.loading import HeadChoice, choose, detector_of, encoder_of
+
+    dataset = choose(read_dataset(data, layout=layout), split, only)
+    banks = {path: MemoryBank.load(path) for path in bank}
+    encoder = encoder_of(
+        next(iter(banks.values())), pretrained=pretrained, device=device, precision=precision
+    )
+    detectors: dict[str, Detector] = {}
+    configs: dict[str, dict[str, object]] = {}
+    for text in head or ["tf"]:
+        choice = HeadChoice.parse(text)
+        for path, memory in banks.items():
+            name = _unique(choice.name, path, len(banks) > 1, detectors)
+            detectors[name] = detector_of(
+                encoder, memory, choice, fusion=fusion, sigma=sigma, retrieval=retrieval
+            )
+            configs[name] = describe(detectors[name], path, choice.checkpoint)
+    with _progress() as progress:
+        task = progress.add_task("images", total=len(dataset))
+        evaluation = evaluate(
+            detectors,
+            dataset,
+            batch_size=batch_size,
+            resolution=resolution,
+            configs=configs,
+            progress=lambda done: progress.update(task, completed=done),
+        )
+    show(evaluation)
+    write(evaluation, detectors, dataset, out, title=title, cards=cards)
+
+
+def _unique(head: str, path: Path, several: bool, taken: dict[str, Detector]) -> str:
+    name = f"{head} on {path.name}" if several else head
+    number = 2
+    while name in taken:
+        name = f"{name.split(' #')[0]} #{number}"
+        number += 1
+    return name
+
+
+def describe(detector: Detector, bank: Path, checkpoint: Path | None) -> dict[str, object]:
+    """What a reader of the report must know to repeat a candidate."""
+    memory = detector.bank
+    return {
+        "head": detector.head.name,
+        "checkpoint": str(checkpoint or ""),
+        "bank": bank.name,
+        "bank_digest": memory.digest,
+        "entries": len(memory.entries),
+        "image_keys": len(memory.image),
+        "patch_keys": len(memory.patch),
+        "encoder": str(memory.identity),
+        "precision": str(detector.encoder.dtype).removeprefix("torch."),
+        "device": str(detector.encoder.device),
+        "fusion": detector.fusion,
+        "sigma": detector.sigma,
+        "top": detector.top,
+        "retrieval": detector.retrieval,
+    }
+
+
+def show(evaluation: Evaluation) -> None:
+    """The table on screen."""
+    from mrad_indexer.evaluation.report import HEADINGS, notes, table
+    from mrad_indexer.evaluation.runner import METRICS
+
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold", expand=False)
+    for name in ("object", "detector"):
+        shown.add_column(name, overflow="fold")
+    shown.add_column("good\n+ bad", justify="right", no_wrap=True)
+    for level, metric in METRICS:
+        heading = HEADINGS[level, metric].replace("F1-max", "F1")
+        shown.add_column(f"{level}\n{heading}", justify="right", no_wrap=True)
+    last = None
+    for row in table(evaluation):
+        if last is not None and row.name != last:
+            shown.add_section()
+        last = row.name
+        cells = [f"[bold]{cell.text}[/bold]" if cell.best else cell.text for cell in row.cells]
+        shown.add_row(row.name, row.candidate, row.images.replace(" ", ""), *cells)
+    console.print(shown)
+    console.print("percent; F1: the best over all thresholds", style="dim")
+    for note in notes(evaluation):
+        console.print(f"[yellow]note[/yellow] {note}", highlight=False)
+
+
+def write(
+    evaluation: Evaluation,
+    detectors: dict[str, Detector],
+    dataset: Dataset,
+    out: Path,
+    *,
+    title: str,
+    cards: int,
+) -> None:
+    """report.json, then report.html."""
+    from mrad.files import atomic_write_bytes
+    from mrad_indexer.evaluation.report import render, versions
+
+    out.mkdir(parents=True, exist_ok=True)
+    content = {**evaluation.to_json(), "versions": versions()}
+    atomic_write_bytes(out / "report.json", json.dumps(content, indent=1).encode())
+    page = render(evaluation, detectors, dataset, title=title, cards=cards)
+    atomic_write_bytes(out / "report.html", page.encode())
+    console.print(f"{out / 'report.html'} ({len(page) / 1e6:.1f} MB), {out / 'report.json'}")
+
+
+def _progress() -> Progress:
+    columns = (SpinnerColumn(), *Progress.get_default_columns()[:2], MofNCompleteColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=errors, transient=True)

@@ -1,0 +1,58 @@
+"""`mrad import checkpoint|memory`: the paper's own files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mrad_indexer.cli.console import MRADGroup
+
+app = typer.Typer(
+    cls=MRADGroup, help="Bring the paper's checkpoints and memories.", no_args_is_help=True
+)
+
+Out = Annotated[Path, typer.Option("--out", help="where to write")]
+EncoderName = Annotated[str, typer.Option("--encoder", help="the encoder they were made with")]
+Pretrained = Annotated[str | None, typer.Option(help="tag or file of the encoder's weights")]
+ImageSize = Annotated[int | None, typer.Option(help="side of the encoder's input")]
+
+
+@app.command("checkpoint")
+def checkpoint_command(
+    source: Annotated[Path, typer.Argument(help="the release's torch file")],
+    out: Out,
+    head: Annotated[str | None, typer.Option(help="ft or clip; by itself: what it holds")] = None,
+    encoder: EncoderName = "ViT-L-14-336",
+    pretrained: Pretrained = "openai",
+    image_size: ImageSize = None,
+) -> None:
+    """image_proj, patch_proj (+ prompt_proj, prompt_learner) -> OUT.safetensors."""
+    from mrad.encoder.encoder import Encoder
+    from mrad.heads.released import convert_checkpoint
+
+    loaded = Encoder.load(encoder, pretrained, image_size=image_size)
+    name = convert_checkpoint(source, out, loaded, head)
+    typer.echo(f"{out}: head {name} for {loaded.identity}")
+
+
+@app.command("memory")
+def memory_command(
+    image: Annotated[Path, typer.Argument(help="cache_model_<data>.pt")],
+    patch: Annotated[Path, typer.Argument(help="cache_patch_model_<data>.pt")],
+    out: Out,
+    encoder: EncoderName = "ViT-L-14-336",
+    pretrained: Pretrained = "openai",
+    image_size: ImageSize = None,
+) -> None:
+    """The two memory caches, each keys and values -> a bank's folder."""
+    from mrad.encoder.encoder import Encoder
+    from mrad.memory.released import convert_memory
+
+    loaded = Encoder.load(encoder, pretrained, image_size=image_size)
+    bank = convert_memory(image, patch, loaded)
+    bank.check(loaded)
+    replace(bank, metadata=bank.metadata | {"pretrained": pretrained}).save(out)
+    typer.echo(f"{out}: {len(bank.image)} image keys, {len(bank.patch)} patch keys")

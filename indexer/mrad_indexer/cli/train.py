@@ -1,0 +1,190 @@
+"""`mrad train ft|clip`: heads trained over features that are computed once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from platformdirs import user_cache_path
+from pydantic import BaseModel, ValidationError
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mrad.errors import HeadError
+from mrad_indexer.cli import options
+from mrad_indexer.cli.console import MRADGroup, errors
+
+app = typer.Typer(cls=MRADGroup, help="Train a head on labelled images.", no_args_is_help=True)
+Recipe = TypeVar("Recipe", bound=BaseModel)
+
+Data = Annotated[Path, typer.Argument(help="a dataset in any layout that `mrad data check` knows")]
+Out = Annotated[Path, typer.Option("--out", help="the checkpoint, NAME.safetensors")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="a value of the recipe, NAME=VALUE; again for more"),
+]
+ClipSettings = Annotated[
+    list[str] | None,
+    typer.Option("--set-ft", help="a value of the FT stage's recipe, NAME=VALUE"),
+]
+RecipeName = Annotated[
+    str, typer.Option("--recipe", help="FT's values: paper, or few-images for some hundred images")
+]
+Split = Annotated[str | None, typer.Option(help="train, test, or all that there is")]
+BankPath = Annotated[
+    Path | None, typer.Option("--bank", help="retrieve from this memory, not from these images")
+]
+SaveBank = Annotated[
+    Path | None, typer.Option("--save-bank", help="keep the memory built of these images here")
+]
+EncoderName = Annotated[str, typer.Option("--encoder", help="an open_clip name, or mrad-mini")]
+ImageSize = Annotated[int | None, typer.Option(help="side of the encoder's input")]
+CachePath = Annotated[
+    Path | None, typer.Option("--cache", help="where features are kept between runs")
+]
+StartFrom = Annotated[
+    Path | None, typer.Option("--start-from", help="an FT checkpoint; else FT is trained first")
+]
+
+
+@app.command("ft")
+def ft_command(
+    data: Data,
+    out: Out,
+    recipe: RecipeName = "paper",
+    settings: Settings = None,
+    split: Split = None,
+    layout: options.Layout = "auto",
+    bank: BankPath = None,
+    save_bank: SaveBank = None,
+    encoder: EncoderName = "mrad-mini",
+    pretrained: options.Pretrained = None,
+    image_size: ImageSize = None,
+    device: options.Device = "auto",
+    cache: CachePath = None,
+) -> None:
+    """Learn projections of queries and keys; writes OUT, its loss curves .csv and .png."""
+    from mrad_indexer.training.recipe import ft_recipe
+
+    _run(
+        "ft",
+        (data, split, layout),
+        out,
+        (encoder, pretrained, image_size, device),
+        bank_path=bank,
+        save_bank=save_bank,
+        cache=cache,
+        ft=recipe_of(ft_recipe(recipe), settings),
+    )
+
+
+@app.command("clip")
+def clip_command(
+    data: Data,
+    out: Out,
+    recipe: RecipeName = "paper",
+    settings: Settings = None,
+    settings_ft: ClipSettings = None,
+    start_from: StartFrom = None,
+    split: Split = None,
+    layout: options.Layout = "auto",
+    bank: BankPath = None,
+    save_bank: SaveBank = None,
+    encoder: EncoderName = "mrad-mini",
+    pretrained: options.Pretrained = None,
+    image_size: ImageSize = None,
+    device: options.Device = "auto",
+    cache: CachePath = None,
+) -> None:
+    """Learn prompts on top of FT; writes OUT, its loss curves .csv and .png."""
+    from mrad_indexer.training.recipe import CLIPRecipe, ft_recipe
+
+    _run(
+        "clip",
+        (data, split, layout),
+        out,
+        (encoder, pretrained, image_size, device),
+        bank_path=bank,
+        save_bank=save_bank,
+        cache=cache,
+        ft=recipe_of(ft_recipe(recipe), settings_ft),
+        clip=recipe_of(CLIPRecipe(), settings),
+        start_from=start_from,
+    )
+
+
+def _run(
+    head: str,
+    data: tuple[Path, str | None, str],
+    out: Path,
+    encoder_options: tuple[str, str | None, int | None, str],
+    *,
+    bank_path: Path | None,
+    save_bank: Path | None,
+    cache: Path | None,
+    **recipes: Any,
+) -> None:
+    from mrad import Encoder, MemoryBank
+    from mrad_indexer.datasets import read_dataset
+    from mrad_indexer.training.run import train
+
+    name, pretrained, image_size, device = encoder_options
+    encoder = Encoder.load(name, pretrained, image_size=image_size, device=device)
+    path, split, layout = data
+    records = read_dataset(path, split=split, layout=layout).records
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=errors) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, done: int, of: int, note: str = "") -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=of)
+            bar.update(tasks[stage], completed=done, description=f"{stage} {note}")
+
+        result = train(
+            head,
+            encoder,
+            records,
+            out,
+            cache or user_cache_path("mrad") / "features",
+            bank=None if bank_path is None else MemoryBank.load(bank_path, encoder=encoder),
+            bank_path=save_bank,
+            metadata={"pretrained": pretrained} if pretrained else {},
+            encoding=lambda done, of: show("encode", done, of),
+            progress=lambda stage, done, of, loss: show(stage, done, of, f"loss {loss:.3f}"),
+            **recipes,
+        )
+    typer.echo(f"{out} ({len(records)} images, {result.encoded} encoded now)")
+    for stage, seconds in result.history.seconds.items():
+        epochs = result.history.epochs[stage]
+        last = result.history.epoch_mean(stage, epochs)
+        typer.echo(f"{stage}: {epochs} epochs in {seconds:.1f} s, last mean loss {last:.4f}")
+    if result.history.epochs:
+        typer.echo(
+            f"an epoch took {result.epoch_seconds():.2f} s over cached features; encoding anew "
+            f"would add {result.encode_seconds:.1f} s to each ({result.speedup():.0f} times slower)"
+        )
+
+
+def recipe_of(base: Recipe, settings: list[str] | None) -> Recipe:
+    """A recipe with `NAME=VALUE` texts put over it. Raises `HeadError` naming what is wrong."""
+    values: dict[str, Any] = base.model_dump()
+    for text in settings or []:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise HeadError(f"{text!r} is not NAME=VALUE")
+        values[name.strip()] = _value(value.strip())
+    try:
+        return type(base).model_validate(values)
+    except ValidationError as error:
+        known = ", ".join(type(base).model_fields)
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise HeadError(f"{wrong} (the recipe has: {known})") from error
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

@@ -1,0 +1,84 @@
+"""`mrad watch`: a folder that images arrive in -> verdicts, without a server."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from mrad_indexer.cli import options
+from mrad_indexer.cli.console import console, errors
+
+if TYPE_CHECKING:
+    from mrad_indexer.journal import Row
+
+
+def register(main: typer.Typer) -> None:
+    """Add the command to the `mrad` app."""
+    main.command("watch")(watch_command)
+
+
+def watch_command(
+    folder: Annotated[Path, typer.Argument(help="where images arrive; searched through")],
+    bank: options.Bank,
+    out: Annotated[Path, typer.Option(help="folder for verdicts.jsonl and overlays/")],
+    head: options.Head = "tf",
+    threshold: options.Threshold = None,
+    target_fpr: options.TargetFPR = None,
+    move_to: Annotated[
+        Path | None, typer.Option(help="move judged images to MOVE_TO/ok, ng, error")
+    ] = None,
+    poll: Annotated[
+        float | None, typer.Option(help="seconds between looks, for network folders", min=0.05)
+    ] = None,
+    settle: Annotated[
+        float, typer.Option(help="seconds without change after which a file is whole", min=0)
+    ] = 0.5,
+    overlays: options.Overlays = True,
+    pretrained: options.Pretrained = None,
+    batch_size: options.BatchSize = 8,
+    device: options.Device = "auto",
+    precision: options.Precision = "fp32",
+) -> None:
+    """Judge images as they arrive, until Ctrl-C or SIGTERM; what lies there already comes first.
+
+    A line for each image is added to OUT/verdicts.jsonl and synced to disk. Stop it, kill it, start
+    it again: no image is judged twice, none is left out.
+    """
+    from mrad_indexer.loading import HeadChoice
+    from mrad_indexer.scoring.judge import Judge
+    from mrad_indexer.watch import WatchOptions, watch_folder
+
+    choice = HeadChoice.parse(head)
+    judge = Judge.load(
+        bank,
+        head=choice.name,
+        checkpoint=choice.checkpoint,
+        threshold=threshold,
+        target_fpr=target_fpr,
+        pretrained=pretrained,
+        device=device,
+        precision=precision,
+    )
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    limit = "no threshold, no verdicts" if judge.threshold is None else f"{judge.threshold:.5f}"
+    errors.print(f"watching {escape(str(folder))}, threshold {limit}; Ctrl-C stops", style="dim")
+    how = WatchOptions(out, overlays, settle, move_to, poll, batch_size)
+    watch_folder(folder, judge, how, stop=stop, report=show)
+
+
+def show(row: Row) -> None:
+    """One line for an image."""
+    name = escape(row["name"])
+    if row["status"] != "ok":
+        line = f"[yellow]error[/yellow]  {'':9} {name}: {escape(row['error'])}"
+    else:
+        mark = {"normal": "[green]ok[/green]   ", "anomalous": "[red]NG[/red]   "}
+        line = f"{mark.get(row['verdict'], '–    ')}  {row['score']:.5f}   {name}"
+    console.print(line, highlight=False, soft_wrap=True)

@@ -1,0 +1,94 @@
+"""`mrad weights`: which encoders can be used now, and how to get others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from mrad_indexer.cli.console import MRADGroup, console, errors
+
+app = typer.Typer(cls=MRADGroup, help="Encoders' weights: list, fetch, verify.")
+Name = Annotated[str, typer.Argument(help="an open_clip model, as ViT-L-14-336")]
+
+
+@app.command("list")
+def list_command(
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+) -> None:
+    """Weights on this machine: shipped inside, or in one of the folders that are looked through."""
+    from mrad.encoder.weights import list_weights, search_paths
+
+    found = list_weights()
+    if as_json:
+        rows = [
+            {
+                "name": item.name,
+                "pretrained": None if item.shipped else item.pretrained,
+                "path": str(item.path),
+                "bytes": item.size,
+            }
+            for item in found
+        ]
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    shown = Table("encoder", "pretrained", "size", "file", box=box.SIMPLE_HEAD)
+    for item in found:
+        tag = "(shipped)" if item.shipped else item.pretrained
+        shown.add_row(item.name, tag, f"{item.size / 1e6:.1f} MB", escape(str(item.path)))
+    if found:
+        console.print(shown)
+    else:
+        console.print("no weights on this machine")
+    places = ", ".join(str(path) for path in search_paths())
+    console.print(f"looked through: {escape(places)} (MRAD_WEIGHTS adds folders)", style="dim")
+
+
+@app.command("fetch")
+def fetch_command(
+    name: Name,
+    pretrained: Annotated[str, typer.Argument(help="a tag of open_clip, as openai")] = "openai",
+) -> None:
+    """Download weights once; afterwards they are found without a network."""
+    from mrad.encoder.weights import fetch, locate
+
+    path = locate(name, pretrained)
+    if path is None:
+        with errors.status(f"{name} {pretrained}"):
+            path = fetch(name, pretrained)
+    console.print(escape(str(path)), soft_wrap=True)
+
+
+@app.command("verify")
+def verify_command(
+    source: Annotated[str, typer.Argument(help="a file, or an encoder's name")],
+    pretrained: Annotated[
+        str | None, typer.Argument(help="its tag; none for a shipped encoder")
+    ] = None,
+) -> None:
+    """Read weights without unpickling: digest, tensors; by name also whether the encoder loads."""
+    from mrad.encoder.encoder import Encoder
+    from mrad.encoder.weights import locate, verify
+    from mrad.errors import WeightsNotFoundError
+    from mrad.models import shipped
+
+    by_name = not Path(source).is_file()
+    named = shipped().get(source) if pretrained is None else locate(source, pretrained)
+    path = named if by_name else Path(source)
+    if path is None:
+        what = f"{source} {pretrained or ''}".strip()
+        raise WeightsNotFoundError(
+            f"{what} is neither a file nor weights on this machine; see mrad weights list, or "
+            f"mrad weights fetch {what}"
+        )
+    for name, value in verify(path).items():
+        console.print(f"{name:12} {value}", highlight=False, soft_wrap=True)
+    if by_name:
+        encoder = Encoder.load(source, pretrained, device="cpu", precision="fp32")
+        console.print(f"encoder      {encoder.identity}", highlight=False)
+        console.print(f"image tower  {encoder.identity.digest}", highlight=False)

@@ -1,0 +1,138 @@
+"""Lists of images: CSV, JSON Lines, and the `meta.json` of the paper's code.
+
+Columns image,label[,mask,object,defect,split]; paths relative to the list's own folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mrad.errors import DataError
+from mrad_indexer.datasets.records import GOOD_NAMES, Dataset, Record, relative, require
+
+LABELS = {
+    **dict.fromkeys(("0", "false", "no", "negative", *GOOD_NAMES), False),
+    **dict.fromkeys(
+        ("1", "true", "yes", "positive", "anomalous", "anomaly", "abnormal", "defect", "bad", "ng"),
+        True,
+    ),
+}
+
+
+def detect_csv(path: Path) -> bool:
+    """A .csv or .tsv file."""
+    return path.is_file() and path.suffix.lower() in (".csv", ".tsv")
+
+
+def read_csv(path: Path) -> Dataset:
+    """A table with a header. Raises `DataError` naming the line that cannot be used."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        missing = {"image", "label"} - set(rows.fieldnames or ())
+        if missing:
+            raise DataError(
+                f"{path} lacks the columns {sorted(missing)}; needed: image,label; "
+                "optional: mask,object,defect,split"
+            )
+        return require("csv", path.parent, list(_records(path, enumerate(rows, start=2))))
+
+
+def detect_jsonl(path: Path) -> bool:
+    """A .jsonl or .ndjson file."""
+    return path.is_file() and path.suffix.lower() in (".jsonl", ".ndjson")
+
+
+def read_jsonl(path: Path) -> Dataset:
+    """One JSON object a line. Raises `DataError` naming the line that cannot be used."""
+    return require("jsonl", path.parent, list(_records(path, _lines(path))))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path}, line {number} is not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{path}, line {number} is not a JSON object")
+            yield number, row
+
+
+def _records(path: Path, rows: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[Record]:
+    for number, row in rows:
+        where = f"{path}, line {number}"
+        text = {key: "" if value is None else str(value).strip() for key, value in row.items()}
+        if not text.get("image"):
+            raise DataError(f"{where} names no image")
+        yield _record(path.parent, where, text)
+
+
+def _record(root: Path, where: str, row: dict[str, str]) -> Record:
+    image = root / row["image"]
+    anomalous = _label(row.get("label", ""), where)
+    mask = root / row["mask"] if row.get("mask") and anomalous else None
+    for file in (image, mask):
+        if file is not None and not file.is_file():
+            raise DataError(f"{where}: {file} does not exist")
+    return Record(
+        image=image,
+        anomalous=anomalous,
+        mask=mask,
+        source=relative(image, root),
+        object_name=row.get("object", "") or root.name,
+        defect=(row.get("defect") or "defect") if anomalous else "",
+        split=row.get("split", "").lower(),
+    )
+
+
+def _label(text: str, where: str) -> bool:
+    if text.lower() not in LABELS:
+        raise DataError(f"{where}: label {text!r} is neither normal nor anomalous: {list(LABELS)}")
+    return LABELS[text.lower()]
+
+
+def detect_meta(path: Path) -> bool:
+    """The file itself, or a folder that holds it."""
+    return _meta(path).is_file()
+
+
+def read_meta(path: Path) -> Dataset:
+    """{split: {object: [{img_path, mask_path, cls_name, specie_name, anomaly}]}}."""
+    file = _meta(path)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        rows = [
+            _meta_record(file.parent, f"{file}, {split}/{name}, item {i}", split, item)
+            for split, objects in content.items()
+            for name, items in objects.items()
+            for i, item in enumerate(items)
+        ]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise DataError(f"{file} is not a meta.json of the paper's code: {error}") from error
+    return require("meta", file.parent, rows)
+
+
+def _meta(path: Path) -> Path:
+    return path / "meta.json" if path.is_dir() else path if path.name == "meta.json" else Path()
+
+
+def _meta_record(root: Path, where: str, split: str, item: dict[str, Any]) -> Record:
+    missing = {"img_path", "anomaly"} - item.keys()
+    if missing:
+        raise DataError(f"{where} lacks {sorted(missing)}")
+    row = {
+        "image": str(item["img_path"]),
+        "label": str(int(item["anomaly"])),
+        "mask": str(item.get("mask_path") or ""),
+        "object": str(item.get("cls_name") or ""),
+        "defect": str(item.get("specie_name") or ""),
+        "split": split,
+    }
+    return _record(root, where, row)

@@ -1,0 +1,118 @@
+"""Medical sets: labels without masks (HeadCT, BrainMRI, Br35H) and masks without normal images
+(CVC-ClinicDB, CVC-ColonDB, Kvasir, Endo, ISIC, TN3K)."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from mrad.errors import DataError
+from mrad_indexer.datasets.records import (
+    Dataset,
+    Record,
+    child,
+    folders_in,
+    images_below,
+    images_in,
+    masks_by_stem,
+    relative,
+    require,
+)
+
+
+def _yes_no(root: Path) -> tuple[Path, Path] | None:
+    """BrainMRI nests the two folders once more in a folder of the same name."""
+    for place in (root, *folders_in(root)):
+        yes, no = child(place, "yes"), child(place, "no")
+        if yes and no:
+            return yes, no
+    return None
+
+
+def detect_yes_no(root: Path) -> bool:
+    """BrainMRI, Br35H: folders `yes` (tumour) and `no`."""
+    return _yes_no(root) is not None
+
+
+def read_yes_no(root: Path) -> Dataset:
+    """Labels only."""
+    found = _yes_no(root)
+    if found is None:
+        raise DataError(f"{root} has no folders yes and no")
+    records = [
+        Record(image, anomalous, None, relative(image, root), "brain", "tumour" * anomalous)
+        for folder, anomalous in zip(found, (True, False))
+        for image in images_in(folder)
+    ]
+    return require("yes_no", root, records)
+
+
+def detect_head_ct(root: Path) -> bool:
+    """HeadCT: labels.csv beside head_ct/."""
+    return (root / "labels.csv").is_file() and child(root, "head_ct") is not None
+
+
+def read_head_ct(root: Path) -> Dataset:
+    """labels.csv: `id, hemorrhage`; id 7 is the image 007.png."""
+    folder = child(root, "head_ct")
+    if folder is None or not (root / "labels.csv").is_file():
+        raise DataError(f"{root} lacks labels.csv or head_ct/")
+    images = {int(path.stem): path for path in images_below(folder) if path.stem.isdigit()}
+    records = []
+    with (root / "labels.csv").open(newline="", encoding="utf-8-sig") as file:
+        for number, row in enumerate(csv.reader(file), start=1):
+            if number == 1 or not row:
+                continue
+            try:
+                image, anomalous = images[int(row[0])], bool(int(row[1]))
+            except (ValueError, KeyError, IndexError) as error:
+                raise DataError(
+                    f"{root / 'labels.csv'}, line {number}: {row} names no image in {folder}"
+                ) from error
+            source = relative(image, root)
+            defect = "haemorrhage" if anomalous else ""
+            records.append(Record(image, anomalous, None, source, "head", defect))
+    return require("head_ct", root, records)
+
+
+PAIRS: tuple[tuple[str, str, str], ...] = (
+    ("images", "masks", ""),  # Kvasir-SEG, CVC-ColonDB, Endo
+    ("image", "mask", ""),
+    ("Original", "Ground Truth", ""),  # CVC-ClinicDB
+    ("Original", "GroundTruth", ""),
+    ("trainval-image", "trainval-mask", "train"),  # TN3K
+    ("test-image", "test-mask", "test"),
+    ("ISBI2016_ISIC_Part1_Training_Data", "ISBI2016_ISIC_Part1_Training_GroundTruth", "train"),
+    ("ISBI2016_ISIC_Part1_Test_Data", "ISBI2016_ISIC_Part1_Test_GroundTruth", "test"),
+    ("ISIC-2017_Test_v2_Data", "ISIC-2017_Test_v2_Part1_GroundTruth", "test"),
+    ("ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth", "train"),
+    ("ISIC2018_Task1-2_Test_Input", "ISIC2018_Task1_Test_GroundTruth", "test"),
+)
+"""Folder of images, folder of masks, split."""
+
+
+def _pairs(root: Path) -> list[tuple[Path, Path, str]]:
+    """CVC-ClinicDB also comes as PNG/ and TIF/ side by side: the first that fits is read."""
+    for place in (root, *folders_in(root)):
+        found = [(child(place, a), child(place, b), split) for a, b, split in PAIRS]
+        pairs = [(a, b, split) for a, b, split in found if a and b]
+        if pairs:
+            return pairs
+    return []
+
+
+def detect_segmentation(root: Path) -> bool:
+    """A folder of images and a folder of masks, by the names those sets use."""
+    return bool(_pairs(root))
+
+
+def read_segmentation(root: Path) -> Dataset:
+    """Every image shows a lesion; there are no normal ones, so only pixels can be evaluated."""
+    records = []
+    for images, truth, split in _pairs(root):
+        masks = masks_by_stem(images_below(truth))
+        for image in images_below(images):
+            mask = masks.get(image.stem.lower())
+            source = relative(image, root)
+            records.append(Record(image, True, mask, source, root.name, "lesion", split))
+    return require("segmentation", root, records)

@@ -1,0 +1,171 @@
+"""What every reader gives: records of images that exist, with what is known about each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mrad.errors import DataError, MaskError
+from mrad.images.preprocess import load_mask
+from mrad.types import BoolArray, Sample
+
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2"}
+)
+LOSSY = frozenset({".jpg", ".jpeg", ".webp"})
+GOOD_NAMES = frozenset({"good", "ok", "normal"})
+MASK_ENDINGS = ("", "_mask", "_label", "_gt", "_segmentation", "_groundtruth", "-mask", "_seg")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One labelled image of a dataset."""
+
+    image: Path
+    anomalous: bool
+    mask: Path | None = None
+    """Anomalous pixels are > 0, or above 127 in lossy formats, whose edges ring."""
+    source: str = ""
+    """Path relative to the dataset's root, with forward slashes."""
+    object_name: str = ""
+    defect: str = ""
+    split: str = ""
+    """`train`, `test` or unknown."""
+
+    def read_mask(self, size: tuple[int, int]) -> BoolArray | None:
+        """Anomalous pixels, bool [height, width]; all False for a normal image; None if unknown.
+
+        `size`: width, height of the upright image. Raises `MaskError`.
+        """
+        if not self.anomalous:
+            return np.zeros(size[::-1], dtype=bool)
+        return None if self.mask is None else read_mask(self.mask, size)
+
+    def sample(self) -> Sample:
+        """The same image for the memory. Lossy masks are decoded here, others later."""
+        mask: Path | BoolArray | None = self.mask if self.anomalous else None
+        if isinstance(mask, Path) and mask.suffix.lower() in LOSSY:
+            with Image.open(mask) as opened:
+                mask = read_mask(mask, opened.size)
+        return Sample(self.image, self.anomalous, mask, self.source, self.object_name, self.defect)
+
+
+def read_mask(path: Path, size: tuple[int, int]) -> BoolArray:
+    """Mask file -> bool [height, width]. Raises `MaskError` when unreadable or of another size."""
+    if path.suffix.lower() not in LOSSY:
+        return load_mask(path, size)
+    try:
+        with Image.open(path) as opened:
+            grey = np.asarray(opened.convert("L"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise MaskError(f"{path} cannot be read: {error}") from error
+    return load_mask(grey > 127, size)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a reader recognised under `root`."""
+
+    name: str
+    """The reader's name."""
+    root: Path
+    records: tuple[Record, ...]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def objects(self) -> tuple[str, ...]:
+        """Names of the inspected products, in order."""
+        return tuple(dict.fromkeys(record.object_name for record in self.records))
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Images, `normal`, `anomalous`, `masks` and `unmasked` (anomalous without a mask)."""
+        counts = Counter(images=len(self.records), normal=0, anomalous=0, masks=0, unmasked=0)
+        for record in self.records:
+            counts["anomalous" if record.anomalous else "normal"] += 1
+            if record.anomalous:
+                counts["masks" if record.mask else "unmasked"] += 1
+        return counts
+
+    def select(self, *, split: str | None = None, object_name: str | None = None) -> Dataset:
+        """Only one split or one object. Raises `DataError` when nothing is left."""
+        kept = tuple(
+            record
+            for record in self.records
+            if (split is None or record.split == split)
+            and (object_name is None or record.object_name == object_name)
+        )
+        if not kept:
+            splits = sorted({record.split or "(none)" for record in self.records})
+            raise DataError(
+                f"{self.root} has no image with split {split!r}, object {object_name!r}; "
+                f"it has splits {splits} and objects {list(self.objects)}"
+            )
+        return replace(self, records=kept)
+
+
+def is_image(path: Path) -> bool:
+    """A file that looks like an image, not a system's leftover."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Images directly in `folder`, by name; none when it does not exist."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if is_image(path) and path.is_file())
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Images in `folder` and below, by path."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.rglob("*") if is_image(path) and path.is_file())
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """Visible folders directly in `folder`, by name."""
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def child(folder: Path, *names: str) -> Path | None:
+    """The first folder directly inside whose name, in any case, is one of `names`."""
+    found = {path.name.lower(): path for path in folders_in(folder)}
+    return next((found[name.lower()] for name in names if name.lower() in found), None)
+
+
+def masks_by_stem(masks: Iterable[Path]) -> dict[str, Path]:
+    """Stem of the image that each mask belongs to (lower case) -> mask."""
+    found: dict[str, Path] = {}
+    for mask in masks:
+        stem = mask.stem.lower()
+        for ending in MASK_ENDINGS:
+            if stem.endswith(ending):
+                name = stem[: len(stem) - len(ending)] if ending else stem
+                if name and (not ending or name not in found):
+                    found[name] = mask
+    return found
+
+
+def relative(path: Path, root: Path) -> str:
+    """`path` below `root`, with forward slashes; the whole path if it lies elsewhere."""
+    try:
+        return path.relative_to(root).as_posix()
+    except ValueError:
+        return path.as_posix()
+
+
+def require(name: str, root: Path, records: Sequence[Record]) -> Dataset:
+    """The dataset, or `DataError` when it would be empty."""
+    if not records:
+        raise DataError(f"{root} has the folders of a {name} dataset but no image in them")
+    return Dataset(name, root, tuple(records))

@@ -1,0 +1,300 @@
+"""A dataset through one or several detectors -> scores, metrics, curves. One encoding for all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mrad.detector import Decoded, Detector
+from mrad.encoder.encoder import Features
+from mrad.errors import MRADError
+from mrad.memory.bank import MemoryBank
+from mrad.types import BoolArray, Prediction
+from mrad_indexer.datasets import Dataset, Record
+from mrad_indexer.evaluation.metrics import (
+    FUSIONS,
+    Curve,
+    ImageMetrics,
+    PixelMetrics,
+    PixelScores,
+    auroc_by_fusion,
+    image_metrics,
+)
+
+METRICS = (
+    ("image", "auroc"),
+    ("image", "ap"),
+    ("image", "f1_max"),
+    ("pixel", "auroc"),
+    ("pixel", "ap"),
+    ("pixel", "f1_max"),
+    ("pixel", "aupro"),
+)
+SAME_IMAGE = 0.99999
+"""Cosine of class features from which an image counts as one that the memory holds."""
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """One image's scores, raw probabilities."""
+
+    source: str
+    object_name: str
+    defect: str
+    anomalous: bool
+    score: float
+    class_score: float
+    top_score: float
+    in_memory: bool
+    record: int
+    """Row in the dataset evaluated."""
+
+
+@dataclass(frozen=True)
+class ObjectResult:
+    """One object under one candidate."""
+
+    name: str
+    images: int
+    anomalous: int
+    masked: int
+    """Anomalous images with a mask; only they and the normal ones count for pixels."""
+    image: ImageMetrics
+    image_auroc_by_fusion: Mapping[float, float | None]
+    """Weight of the image probability -> what `image.auroc` would be with it."""
+    pixel: PixelMetrics
+    curves: Mapping[str, Curve]
+    low: float
+    high: float
+    """Map values at which colours start and end: 1 % of all pixels below, 0.1 % above."""
+    scores: tuple[ImageScore, ...]
+
+
+@dataclass(frozen=True)
+class CandidateResult:
+    """One detector: its objects and the mean over them."""
+
+    name: str
+    config: Mapping[str, Any]
+    objects: tuple[ObjectResult, ...]
+    finish_seconds: float
+    """Retrieval, scoring and maps, all images."""
+
+    def mean(self, level: str, metric: str) -> float | None:
+        """Mean over the objects for which the metric is defined; None when for none."""
+        return _mean(getattr(getattr(item, level), metric) for item in self.objects)
+
+    def mean_by_fusion(self) -> dict[float, float | None]:
+        """Weight of the image probability -> mean image AUROC, as `mean` takes it."""
+        return {w: _mean(item.image_auroc_by_fusion[w] for item in self.objects) for w in FUSIONS}
+
+    @property
+    def in_memory(self) -> int:
+        """Evaluated images that the memory itself holds: above 0 the figures flatter."""
+        return sum(score.in_memory for item in self.objects for score in item.scores)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that the table, the JSON and the report show."""
+
+    dataset: Mapping[str, Any]
+    candidates: tuple[CandidateResult, ...]
+    settings: Mapping[str, Any]
+    encode_seconds: float
+
+    def to_json(self, *, curves: bool = False) -> dict[str, Any]:
+        """Plain JSON types; scores of every image included."""
+        content = asdict(self)
+        for candidate, result in zip(content["candidates"], self.candidates):
+            candidate["mean"] = {f"{a}_{b}": result.mean(a, b) for a, b in METRICS}
+            candidate["mean_image_auroc_by_fusion"] = result.mean_by_fusion()
+            candidate["images_in_memory"] = result.in_memory
+            for item in candidate["objects"]:
+                if not curves:
+                    item.pop("curves")
+        return content
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return fmean(defined) if defined else None
+
+
+@dataclass
+class _Tally:
+    """What is collected while images stream by."""
+
+    pixels: PixelScores = field(default_factory=PixelScores)
+    scores: list[ImageScore] = field(default_factory=list)
+    masked: int = 0
+
+
+def evaluate(
+    detectors: Mapping[str, Detector],
+    dataset: Dataset,
+    *,
+    batch_size: int = 8,
+    resolution: int | None = None,
+    configs: Mapping[str, Mapping[str, Any]] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Score every image once per detector.
+
+    Args:
+        detectors: name -> detector; all on the same encoder, which then runs once.
+        resolution: side to which maps and masks are brought for pixel metrics (the paper: the
+            encoder's input); None: each image's own size.
+        configs: name -> what to print about it.
+        progress: called with the number of images done.
+
+    Images go by one object at a time, so that memory holds one object's histograms and one batch.
+    Raises `MRADError` when detectors differ in encoder, `ImageError`, `MaskError`.
+    """
+    encoder = _common_encoder(detectors)
+    finish = dict.fromkeys(detectors, 0.0)
+    results: dict[str, list[ObjectResult]] = {name: [] for name in detectors}
+    encode_seconds, done = 0.0, 0
+    for object_name in dataset.objects:
+        rows = [i for i, r in enumerate(dataset.records) if r.object_name == object_name]
+        tallies = {name: _Tally() for name in detectors}
+        for chosen, decoded, features, seconds in _encoded(encoder, dataset, rows, batch_size):
+            encode_seconds += seconds
+            masks = [
+                mask_at(dataset.records[row], item.size, resolution)
+                for row, item in zip(chosen, decoded)
+            ]
+            sizes = [mask_size(item.size, resolution) for item in decoded]
+            for name, detector in detectors.items():
+                start = time.perf_counter()
+                predictions = detector.finish(features, sizes)
+                finish[name] += time.perf_counter() - start
+                known = _in_memory(features, detector.bank)
+                _collect(tallies[name], dataset, chosen, predictions, masks, known)
+            done += len(chosen)
+            if progress is not None:
+                progress(done)
+        for name, tally in tallies.items():
+            results[name].append(_result(object_name, tally))
+    return Evaluation(
+        dataset={
+            "layout": dataset.name,
+            "root": str(dataset.root),
+            "counts": dict(dataset.counts),
+            "objects": list(dataset.objects),
+        },
+        candidates=tuple(
+            CandidateResult(name, (configs or {}).get(name, {}), tuple(items), finish[name])
+            for name, items in results.items()
+        ),
+        settings={"batch_size": batch_size, "resolution": resolution or "each image's own"},
+        encode_seconds=encode_seconds,
+    )
+
+
+def _common_encoder(detectors: Mapping[str, Detector]) -> Detector:
+    """Any of the detectors, to encode for all. Raises `MRADError` when their encoders differ."""
+    identities = {str(detector.encoder.identity) for detector in detectors.values()}
+    if len(identities) != 1:
+        raise MRADError(f"one comparison needs one encoder, these are {sorted(identities)}")
+    return next(iter(detectors.values()))
+
+
+def _encoded(
+    detector: Detector, dataset: Dataset, rows: Sequence[int], batch_size: int
+) -> Iterator[tuple[Sequence[int], list[Decoded], Features, float]]:
+    """Batches of one object; the next is decoded in threads while this one is used."""
+    chunks = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
+    def decode(chunk: Sequence[int]) -> list[Decoded]:
+        return [detector.decode(dataset.records[row].image) for row in chunk]
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        pending = pool.submit(decode, chunks[0])
+        for position, chunk in enumerate(chunks):
+            decoded = pending.result()
+            if position + 1 < len(chunks):
+                pending = pool.submit(decode, chunks[position + 1])
+            start = time.perf_counter()
+            features = detector.encode(decoded)
+            yield chunk, decoded, features, time.perf_counter() - start
+
+
+def mask_size(size: tuple[int, int], resolution: int | None) -> tuple[int, int]:
+    """Width, height at which pixels of an image of `size` are compared."""
+    return size if resolution is None else (resolution, resolution)
+
+
+def mask_at(record: Record, size: tuple[int, int], resolution: int | None) -> BoolArray | None:
+    """An image's mask, brought to `mask_size`; None if unknown. Raises `MaskError`."""
+    mask = record.read_mask(size)
+    if mask is None or resolution is None:
+        return mask
+    grey = Image.fromarray(mask.astype(np.uint8) * 255)
+    side = mask_size(size, resolution)
+    return np.asarray(grey.resize(side, Image.Resampling.BILINEAR)) > 127
+
+
+def _in_memory(features: Features, bank: MemoryBank) -> list[bool]:
+    """Which images of the batch the bank holds, by the cosine of their class features."""
+    keys = torch.from_numpy(bank.image.keys).to(features.class_feature.device)
+    best = (features.class_query() @ keys.T).amax(dim=1)
+    return [bool(value) for value in best > SAME_IMAGE]
+
+
+def _collect(
+    tally: _Tally,
+    dataset: Dataset,
+    rows: Sequence[int],
+    predictions: Sequence[Prediction],
+    masks: Sequence[BoolArray | None],
+    known: Sequence[bool],
+) -> None:
+    for row, prediction, mask, in_memory in zip(rows, predictions, masks, known):
+        record = dataset.records[row]
+        tally.scores.append(
+            ImageScore(
+                source=record.source,
+                object_name=record.object_name,
+                defect=record.defect,
+                anomalous=record.anomalous,
+                score=prediction.score,
+                class_score=prediction.class_score,
+                top_score=prediction.top_score,
+                in_memory=in_memory,
+                record=row,
+            )
+        )
+        if mask is not None and prediction.anomaly_map is not None:
+            tally.pixels.add(prediction.anomaly_map, mask)
+            tally.masked += record.anomalous
+
+
+def _result(name: str, tally: _Tally) -> ObjectResult:
+    labels = [score.anomalous for score in tally.scores]
+    seen = bool(len(tally.pixels.normal))
+    return ObjectResult(
+        name=name,
+        images=len(labels),
+        anomalous=sum(labels),
+        masked=tally.masked,
+        image=image_metrics([score.score for score in tally.scores], labels),
+        image_auroc_by_fusion=auroc_by_fusion(
+            [score.top_score for score in tally.scores],
+            [score.class_score for score in tally.scores],
+            labels,
+        ),
+        pixel=tally.pixels.metrics(),
+        curves=tally.pixels.curves(),
+        low=tally.pixels.quantile(0.01) if seen else 0.0,
+        high=tally.pixels.quantile(0.999) if seen else 1.0,
+        scores=tuple(tally.scores),
+    )

@@ -1,0 +1,113 @@
+"""Contact sheets: which images a detector judged best and worst, with masks and maps."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from skimage.segmentation import find_boundaries
+
+from mrad.detector import Detector
+from mrad.images.preprocess import load_image
+from mrad.maps import overlay
+from mrad_indexer.datasets import Dataset, Record
+from mrad_indexer.evaluation.runner import ImageScore, ObjectResult
+
+SIDE = 180
+OUTLINE = (40, 220, 90)
+
+
+@dataclass(frozen=True)
+class Card:
+    """One image of a sheet; pictures are data URIs."""
+
+    source: str
+    defect: str
+    score: float
+    class_score: float
+    top_score: float
+    picture: str
+    """The image with the mask's outline."""
+    heat: str
+    """The map over the image."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A titled row of cards."""
+
+    title: str
+    about: str
+    cards: tuple[Card, ...]
+
+
+def sheets_of(
+    detector: Detector, dataset: Dataset, result: ObjectResult, *, count: int = 4
+) -> tuple[Sheet, ...]:
+    """Up to four rows: misses, false alarms, clearest finds, quietest goods of one object.
+
+    Maps are computed anew for the few images shown, so that an evaluation keeps none. All maps of
+    one object share one colour scale (`result.low` to `result.high`).
+    """
+    bad = sorted((s for s in result.scores if s.anomalous), key=lambda s: s.score)
+    good = sorted((s for s in result.scores if not s.anomalous), key=lambda s: -s.score)
+    rows: list[tuple[str, str, Sequence[ImageScore]]] = [
+        ("Defects scored lowest", "what a threshold would miss first", bad[:count]),
+        ("Good images scored highest", "the first false alarms", good[:count]),
+        ("Defects scored highest", "the clearest finds", bad[::-1][:count]),
+        ("Good images scored lowest", "the quietest", good[::-1][:count]),
+    ]
+    sheets = []
+    for title, about, scores in rows:
+        cards = tuple(_card(detector, dataset, score, result) for score in scores)
+        if cards:
+            sheets.append(Sheet(title, about, cards))
+    return tuple(sheets)
+
+
+def _card(detector: Detector, dataset: Dataset, score: ImageScore, result: ObjectResult) -> Card:
+    record = dataset.records[score.record]
+    image = load_image(record.image)
+    anomaly_map = detector.predict([image])[0].anomaly_map
+    if anomaly_map is None:
+        raise AssertionError("predict gives maps unless told otherwise")
+    heat = overlay(image, anomaly_map, low=result.low, high=result.high, alpha=0.7)
+    return Card(
+        source=score.source,
+        defect=score.defect,
+        score=score.score,
+        class_score=score.class_score,
+        top_score=score.top_score,
+        picture=data_uri(outlined(image, record)),
+        heat=data_uri(shrink(heat)),
+    )
+
+
+def outlined(image: Image.Image, record: Record) -> Image.Image:
+    """A small copy of the image with its mask's outline."""
+    small = shrink(image)
+    mask = record.read_mask(image.size)
+    if mask is None or not mask.any():
+        return small
+    grey = Image.fromarray(mask.astype(np.uint8) * 255).resize(small.size, Image.Resampling.BOX)
+    pixels = np.asarray(small).copy()
+    pixels[find_boundaries(np.asarray(grey) > 0, mode="outer")] = OUTLINE
+    return Image.fromarray(pixels)
+
+
+def shrink(image: Image.Image) -> Image.Image:
+    """A copy whose longer side is `SIDE`."""
+    factor = SIDE / max(image.size)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+
+
+def data_uri(image: Image.Image) -> str:
+    """JPEG within the page."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,87 @@
+"""A bank's folder and a head's name -> a detector, on the encoder that the bank names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mrad.detector import Detector
+from mrad.encoder.encoder import Encoder
+from mrad.errors import DataError
+from mrad.memory.bank import MemoryBank
+from mrad_indexer.datasets import Dataset, read_dataset
+
+
+@dataclass(frozen=True)
+class HeadChoice:
+    """`tf`, or `ft:path/to/ft.safetensors`."""
+
+    name: str
+    checkpoint: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> HeadChoice:
+        """From the command line."""
+        name, _, checkpoint = text.partition(":")
+        return cls(name, Path(checkpoint) if checkpoint else None)
+
+
+def encoder_of(
+    bank: MemoryBank,
+    *,
+    pretrained: str | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+) -> Encoder:
+    """The encoder that built a bank. Raises `WeightsNotFoundError`, `EncoderMismatchError`.
+
+    `pretrained`: tag or file of its weights; None: what the bank's metadata says, else the default.
+    """
+    identity = bank.identity
+    encoder = Encoder.load(
+        identity.architecture,
+        pretrained or bank.metadata.get("pretrained"),
+        image_size=identity.image_size,
+        device=device,
+        precision=precision,
+    )
+    bank.check(encoder)
+    return encoder
+
+
+def own_images(bank: MemoryBank) -> Dataset:
+    """The images that a bank was built of, from where they were. Raises `DataError`."""
+    origin = (bank.metadata.get("build") or {}).get("origin")
+    if not origin:
+        raise DataError("the bank does not say which images it was built of; give their folder")
+    try:
+        dataset = read_dataset(origin["path"], layout=origin["layout"])
+        return choose(dataset, origin["split"], origin["objects"])
+    except DataError as error:
+        raise DataError(
+            f"the images that the bank was built of cannot be read any more ({error}); give their "
+            "folder"
+        ) from error
+
+
+def detector_of(encoder: Encoder, bank: MemoryBank, head: HeadChoice, **options: Any) -> Detector:
+    """A detector; `options` are `Detector`'s."""
+    return Detector(encoder, bank, head.name, checkpoint=head.checkpoint, **options)
+
+
+def choose(dataset: Dataset, split: str = "auto", objects: Sequence[str] | None = None) -> Dataset:
+    """One split and some objects. `auto`: `test` where there is one, else everything.
+
+    Raises `DataError` when nothing is left.
+    """
+    if split == "auto":
+        split = "test" if any(r.split == "test" for r in dataset.records) else "all"
+    chosen = dataset if split == "all" else dataset.select(split=split)
+    if not objects:
+        return chosen
+    unknown = sorted(set(objects) - set(chosen.objects))
+    if unknown:
+        raise DataError(f"{dataset.root} has no object {unknown}; it has {list(chosen.objects)}")
+    return replace(chosen, records=tuple(r for r in chosen.records if r.object_name in objects))

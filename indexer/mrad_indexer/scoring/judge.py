@@ -1,0 +1,177 @@
+"""A detector with its thresholds and its colour scale: what turns a prediction into a verdict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mrad.calibration import Calibration
+from mrad.detector import Detector
+from mrad.encoder.encoder import Encoder, Features
+from mrad.errors import CalibrationError
+from mrad.files import sha256_file
+from mrad.memory.bank import MemoryBank
+from mrad.types import ANOMALOUS
+from mrad_indexer.loading import HeadChoice, detector_of, encoder_of
+
+KEYS = 2_048
+"""Of the memory, at most, to choose colours from."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Everything that decides a verdict."""
+
+    detector: Detector
+    threshold: float | None
+    """Image scores at or above are anomalous; None: no verdict."""
+    pixel_threshold: float | None
+    """Map values at or above are outlined; None: no outline."""
+    low: float
+    high: float
+    """Map values of the coldest and hottest colour, the same for every image."""
+    calibration: Calibration | None
+    checkpoint: Path | None
+
+    @classmethod
+    def load(
+        cls,
+        bank_path: Path,
+        *,
+        head: str = "tf",
+        checkpoint: Path | None = None,
+        threshold: float | None = None,
+        target_fpr: float | None = None,
+        pretrained: str | None = None,
+        device: str = "auto",
+        precision: str = "fp32",
+    ) -> Judge:
+        """From a bank's folder, on the encoder that it names; see `of`."""
+        bank = MemoryBank.load(bank_path)
+        encoder = encoder_of(bank, pretrained=pretrained, device=device, precision=precision)
+        return cls.of(
+            encoder,
+            bank,
+            head=head,
+            checkpoint=checkpoint,
+            threshold=threshold,
+            target_fpr=target_fpr,
+        )
+
+    @classmethod
+    def of(
+        cls,
+        encoder: Encoder,
+        bank: MemoryBank,
+        *,
+        head: str = "tf",
+        checkpoint: Path | None = None,
+        threshold: float | None = None,
+        target_fpr: float | None = None,
+    ) -> Judge:
+        """From what is loaded already.
+
+        The detector takes the settings that the head was calibrated with. `threshold` wins over
+        `target_fpr`, that over the calibration's own; a bank without calibration gives scores but
+        no verdict. Raises `CalibrationError` when `target_fpr` cannot be had, or when the head's
+        checkpoint is not the one calibrated.
+        """
+        calibration = _calibration(bank, head, checkpoint)
+        settings = calibration.settings if calibration else {}
+        names = ("fusion", "sigma", "top", "retrieval")
+        options = {name: settings[name] for name in names if name in settings}
+        detector = detector_of(encoder, bank, HeadChoice(head, checkpoint), **options)
+        if calibration is None and target_fpr is not None:
+            raise CalibrationError(
+                f"--target-fpr needs a calibration, and the bank has none for head {head!r}: run "
+                "mrad calibrate first"
+            )
+        image, pixel = thresholds(calibration, threshold, target_fpr)
+        low, high = colour_scale(detector, calibration, pixel)
+        return cls(detector, image, pixel, low, high, calibration, checkpoint)
+
+    def verdict(self, score: float) -> str | None:
+        """`anomalous` or `normal`; None without a threshold."""
+        if self.threshold is None:
+            return None
+        return "anomalous" if score >= self.threshold else "normal"
+
+    def probability(self, score: float) -> float | None:
+        """Calibrated; None without a calibration."""
+        return None if self.calibration is None else self.calibration.probability(score)
+
+    def asked(self) -> dict[str, Any]:
+        """What decides scores and verdicts, for a journal."""
+        detector = self.detector
+        return {
+            "bank": detector.bank.digest,
+            "head": detector.head.name,
+            "checkpoint": sha256_file(self.checkpoint) if self.checkpoint else None,
+            "precision": str(detector.encoder.dtype).removeprefix("torch."),
+            "threshold": self.threshold,
+            "pixel_threshold": self.pixel_threshold,
+        }
+
+
+def _calibration(bank: MemoryBank, head: str, checkpoint: Path | None) -> Calibration | None:
+    if head not in (bank.calibration or {}):
+        return None
+    calibration = Calibration.of(bank, head)
+    known = calibration.settings.get("checkpoint") or ""
+    given = checkpoint.name if checkpoint else ""
+    if known != given:
+        raise CalibrationError(
+            f"head {head!r} was calibrated with the checkpoint {known or '(none)'}, this run uses "
+            f"{given or '(none)'}; calibrate anew, or give the same checkpoint"
+        )
+    return calibration
+
+
+def thresholds(
+    calibration: Calibration | None, threshold: float | None, target_fpr: float | None
+) -> tuple[float | None, float | None]:
+    """Image and pixel threshold from what was asked and what is calibrated."""
+    if calibration is None:
+        return threshold, None
+    image = threshold
+    pixel = calibration.pixel.value if calibration.pixel else None
+    if image is None and target_fpr is not None:
+        image = calibration.threshold_at(target_fpr)
+        if calibration.normal_pixels is not None:
+            pixel = calibration.threshold_at(target_fpr, "pixel")
+    return calibration.image_threshold if image is None else image, pixel
+
+
+def colour_scale(
+    detector: Detector, calibration: Calibration | None, pixel_threshold: float | None
+) -> tuple[float, float]:
+    """Map values of the coldest and hottest colour: one scale for all, so that colours compare.
+
+    With a pixel threshold it sits in the middle, and three quarters of the good pixels stay cold.
+    Without, the middle is the high end of what the head says of the memory's own anomalous keys,
+    and cold is the median of its normal ones.
+    """
+    if pixel_threshold is not None:
+        middle, tail = pixel_threshold, calibration and calibration.normal_pixels
+        low = tail.threshold_at(0.25) if tail else middle
+        if low >= middle:  # good and bad overlap
+            low = min(_of_own_keys(detector)[0], middle)
+    else:
+        low, middle = _of_own_keys(detector)
+    return (low, 2 * middle - low) if middle > low else (0.0, 1.0)
+
+
+@torch.inference_mode()
+def _of_own_keys(detector: Detector) -> tuple[float, float]:
+    """Median over normal, 95 % quantile over anomalous patch keys of what the head says of them."""
+    memory, device = detector.bank.patch, detector.encoder.device
+    rows = np.linspace(0, len(memory) - 1, min(KEYS, len(memory))).astype(int)
+    keys = torch.from_numpy(memory.keys[rows]).to(device)
+    whole = torch.from_numpy(detector.bank.image.keys[:1]).to(device)
+    values = detector.head(Features(whole, keys[None])).patch[0].cpu().numpy()
+    bad = memory.labels[rows] == ANOMALOUS
+    return float(np.median(values[~bad])), float(np.quantile(values[bad], 0.95))

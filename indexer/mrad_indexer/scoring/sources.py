@@ -1,0 +1,97 @@
+"""Which files: images, folders, patterns, manifests."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mrad.errors import DataError
+from mrad_indexer.datasets.records import images_below
+
+MANIFESTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".txt")
+COLUMN = "image"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file to score."""
+
+    name: str
+    """Unique in the run: the path below the folder, or as the manifest or pattern gives it."""
+    path: Path
+
+    def stamp(self) -> str:
+        """Changes when the file does; empty when it cannot be read."""
+        try:
+            facts = self.path.stat()
+        except OSError:
+            return ""
+        return f"{facts.st_size}:{facts.st_mtime_ns}"
+
+
+def find_items(sources: Sequence[str]) -> list[Item]:
+    """The files of images, folders (searched through), glob patterns and manifests, in order.
+
+    Manifests: .csv or .tsv with a column `image`, .jsonl with a field `image`, .txt with a path a
+    line; relative paths start at the manifest. Two files that would share a name go by their whole
+    path. Raises `DataError` for a source without an image.
+    """
+    found: dict[Path, Item] = {}
+    for source in sources:
+        items = list(_items(source))
+        if not items:
+            raise DataError(
+                f"{source}: no image found. Give an image, a folder, a quoted pattern such as "
+                f"'photos/**/*.jpg', or a manifest (.csv or .jsonl with `{COLUMN}`, .txt with a "
+                "path a line)"
+            )
+        for item in items:
+            found.setdefault(item.path.absolute(), item)
+    names: dict[str, int] = {}
+    for item in found.values():
+        names[item.name] = names.get(item.name, 0) + 1
+    return [
+        item if names[item.name] == 1 else Item(path.as_posix(), path)
+        for path, item in found.items()
+    ]
+
+
+def _items(source: str) -> Iterator[Item]:
+    path = Path(source)
+    if path.is_dir():
+        for file in images_below(path):
+            yield Item(file.relative_to(path).as_posix(), file)
+    elif path.is_file() and path.suffix.lower() in MANIFESTS:
+        for name in _manifest(path):
+            yield Item(name, path.parent / name)
+    elif path.is_file():
+        yield Item(path.name, path)
+    else:
+        for match in sorted(glob.glob(source, recursive=True)):  # noqa: PTH207
+            if Path(match).is_file():
+                yield Item(Path(match).as_posix(), Path(match))
+
+
+def _manifest(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        if path.suffix.lower() in (".csv", ".tsv"):
+            reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            if COLUMN not in (reader.fieldnames or []):
+                raise DataError(f"{path} has no column `{COLUMN}`: {reader.fieldnames}")
+            yield from (row[COLUMN] for row in reader if row[COLUMN])
+            return
+        for number, line in enumerate(file, start=1):
+            text = line.strip()
+            if text:
+                yield text if path.suffix.lower() == ".txt" else _image_of(path, number, text)
+
+
+def _image_of(path: Path, number: int, text: str) -> str:
+    try:
+        return str(json.loads(text)[COLUMN])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}, line {number}: no JSON object with `{COLUMN}`") from error

@@ -1,0 +1,239 @@
+"""A folder that a camera writes into -> verdicts as they come.
+
+OUT/verdicts.jsonl is the record: a line for each image, synced to disk; what stands in it is not
+scored again, what does not will be. The first line says with what the folder is judged; after a
+change of memory or threshold another such line follows.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from watchfiles import Change, watch
+
+from mrad.errors import DataError
+from mrad_indexer.datasets.records import images_below, is_image
+from mrad_indexer.journal import Journal, Row
+from mrad_indexer.scoring.judge import Judge
+from mrad_indexer.scoring.run import Opened, Outputs, finish_row, judge_batch, open_item
+from mrad_indexer.scoring.sources import Item
+
+TICK = 0.1
+"""Seconds between looks at files that are still being written."""
+PATIENCE = 5.0
+"""Seconds for which a file that is no whole image may still become one."""
+RESCAN = 60.0
+"""Seconds between looks at the whole folder, for events that a file system swallowed."""
+
+
+@dataclass(frozen=True)
+class WatchOptions:
+    """How to watch."""
+
+    out: Path
+    overlays: bool = True
+    settle: float = 0.5
+    """Seconds for which a file must not change before it counts as completely written."""
+    move_to: Path | None = None
+    """Folder whose ok/, ng/ and error/ take the images that were judged."""
+    poll: float | None = None
+    """Seconds between looks, for network folders that send no events; None: events."""
+    batch_size: int = 8
+
+
+@dataclass
+class Arrivals:
+    """Files seen whose size or time still changes, and those that came to rest."""
+
+    settle: float
+    seen: dict[Path, tuple[str, float]] = field(default_factory=dict)
+
+    def add(self, paths: Iterable[Path]) -> None:
+        """Look at these files until they rest."""
+        for path in paths:
+            self.seen.setdefault(path, ("", 0.0))
+
+    def rested(self, folder: Path, now: float) -> Iterator[tuple[Item, str]]:
+        """Items unchanged for `settle` seconds, with their stamps; each is given once."""
+        for path, (stamp, since) in list(self.seen.items()):
+            item = Item(path.relative_to(folder).as_posix(), path)
+            current = item.stamp()
+            if not current:  # gone again
+                del self.seen[path]
+            elif current != stamp:
+                self.seen[path] = (current, now)
+            elif now - since >= self.settle:
+                del self.seen[path]
+                yield item, current
+
+
+def watch_folder(
+    folder: Path,
+    judge: Judge,
+    options: WatchOptions,
+    *,
+    stop: threading.Event,
+    report: Callable[[Row], None] = lambda row: None,
+) -> None:
+    """Judge what lies in `folder` and what arrives, until `stop` is set.
+
+    Raises `DataError` when the folder is missing, or when verdicts would be needed to move images
+    and there is no threshold; `JournalError` when another process watches into the same `out`.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder")
+    if options.move_to is not None and judge.threshold is None:
+        raise DataError("to move images by verdict, calibrate the memory or give a --threshold")
+    folder = folder.absolute()
+    asked = judge.asked() | {"overlays": options.overlays}
+    with Journal(options.out / "verdicts.jsonl", asked, follow=True) as journal:
+        worker = _Worker(folder, judge, options, journal, report)
+        arrivals = Arrivals(options.settle)
+        scanned = float("-inf")
+        for changes in _changes(folder, options.poll, stop):
+            arrivals.add(worker.mine(_files(changes)))
+            now = time.monotonic()
+            if (
+                now - scanned >= RESCAN
+            ):  # the first time after the watch began: nothing slips through
+                scanned = now
+                arrivals.add(worker.unfinished())
+            arrivals.add(worker.handle(list(arrivals.rested(folder, now)), now))
+
+
+def _changes(
+    folder: Path, poll: float | None, stop: threading.Event
+) -> Iterator[set[tuple[Change, str]]]:
+    """What changed, or nothing every `TICK`; ends when `stop` is set."""
+    yield from watch(
+        folder,
+        stop_event=stop,
+        yield_on_timeout=True,
+        rust_timeout=int(TICK * 1000),
+        debounce=int(TICK * 1000),
+        step=int(TICK * 500),
+        watch_filter=None,
+        raise_interrupt=False,
+        force_polling=poll is not None,
+        poll_delay_ms=int((poll or 1) * 1000),
+    )
+
+
+def _files(changes: set[tuple[Change, str]]) -> Iterator[Path]:
+    """Files that came or changed; of a new folder all, for it may be older than its watch."""
+    for kind, name in changes:
+        path = Path(name)
+        if kind == Change.added and path.is_dir():
+            yield from images_below(path)
+        elif kind != Change.deleted:
+            yield path
+
+
+@dataclass
+class _Worker:
+    folder: Path
+    judge: Judge
+    options: WatchOptions
+    journal: Journal
+    report: Callable[[Row], None]
+    doubtful: dict[str, tuple[str, float]] = field(default_factory=dict)
+    """Name -> stamp and first time at which it was no whole image."""
+
+    def mine(self, paths: Iterable[Path]) -> Iterator[Path]:
+        """Images that are not our own output, where that lies inside the folder."""
+        own = [self.options.out.absolute()]
+        if self.options.move_to is not None:
+            own.append(self.options.move_to.absolute())
+        for path in paths:
+            if is_image(path) and not any(path.is_relative_to(place) for place in own):
+                yield path
+
+    def unfinished(self) -> list[Path]:
+        """Images in the folder that are not judged, or judged but not moved yet."""
+        found = []
+        for path in self.mine(images_below(self.folder)):
+            item = Item(path.relative_to(self.folder).as_posix(), path)
+            if self.options.move_to is not None or not self.journal.has(item.name, item.stamp()):
+                found.append(path)
+        return found
+
+    def handle(self, items: list[tuple[Item, str]], now: float) -> list[Path]:
+        """Judge, record, then move: in this order a kill loses nothing.
+
+        Returns files that are no whole images yet, to be looked at again.
+        """
+        fresh = [item for item, stamp in items if not self.journal.has(item.name, stamp)]
+        size, later = self.options.batch_size, []
+        for start in range(0, len(fresh), size):
+            opened = [open_item(self.judge, item) for item in fresh[start : start + size]]
+            torn = {item.item.path for item in opened if self._may_grow(item, now)}
+            self._judge([item for item in opened if item.item.path not in torn])
+            later.extend(torn)
+        if self.options.move_to is not None:
+            for item, stamp in items:
+                if self.journal.has(item.name, stamp):
+                    self._move(item, self.journal.row(item.name), self.options.move_to)
+        return later
+
+    def _may_grow(self, opened: Opened, now: float) -> bool:
+        name = opened.item.name
+        if opened.error is None:
+            self.doubtful.pop(name, None)
+            return False
+        if self.doubtful.get(name, ("", 0.0))[0] != opened.stamp:
+            self.doubtful[name] = (opened.stamp, now)
+        if now - self.doubtful[name][1] < PATIENCE:
+            return True
+        del self.doubtful[name]
+        return False
+
+    def _judge(self, opened: list[Opened]) -> None:
+        outputs = Outputs(self.options.out, self.options.overlays)
+        rows = []
+        for row, item, prediction in judge_batch(self.judge, opened):
+            # A camera may use a name again: an earlier picture stays.
+            again = row["name"] in self.journal
+            tag = f"~{hashlib.sha256(row['stamp'].encode()).hexdigest()[:8]}" if again else ""
+            done = finish_row(self.judge, replace(outputs, tag=tag), row, item, prediction)
+            rows.append(done | {"scored_at": _now()})
+        self.journal.append(rows)
+        for row in rows:
+            self.report(row)
+
+    def _move(self, item: Item, row: Row, root: Path) -> None:
+        kind = {"normal": "ok", "anomalous": "ng"}.get(row.get("verdict") or "", "error")
+        target = root / kind / item.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while target.exists():  # never over an earlier image of the same name
+            number += 1
+            target = (root / kind / item.name).with_stem(f"{item.path.stem}~{number}")
+        move(item.path, target)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename; across file systems copy, then take the copy's name, then remove the source."""
+    try:
+        source.rename(target)
+    except FileNotFoundError:
+        return  # someone else took it; its verdict is recorded
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise DataError(f"{source} cannot be moved to {target}: {error.strerror}") from error
+        part = target.with_name(f".{target.name}.part")
+        shutil.copy2(source, part)
+        os.replace(part, target)  # noqa: PTH105
+        source.unlink()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

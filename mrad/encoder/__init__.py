@@ -1,0 +1,1 @@
+"""The frozen CLIP: images to features."""

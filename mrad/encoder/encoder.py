@@ -1,0 +1,243 @@
+"""Frozen CLIP image tower -> class, patch and joint patch features (METHOD.md, Encoder)."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from mrad.encoder.cuda import Graphs, compile_blocks
+from mrad.encoder.identity import EncoderIdentity
+from mrad.encoder.kernels import has_bf16
+from mrad.encoder.parts import parts_of
+from mrad.encoder.tower import Tower, neighbourhood_average
+from mrad.encoder.uploads import Uploads, gather
+from mrad.errors import EncoderError, NonFiniteError, UnsupportedEncoderError
+from mrad.images.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess, load_image
+from mrad.types import ImageInput
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of a batch of B images; N patches row by row; float32."""
+
+    class_feature: Tensor
+    """[B, E], not normalised."""
+    patch: Tensor
+    """[B, N, W], averaged over the neighbourhood, not normalised."""
+    patch_raw: Tensor | None = None
+    """[B, N, W] before the average, where asked for."""
+
+    def class_query(self) -> Tensor:
+        """[B, E], L2-normalised."""
+        return F.normalize(self.class_feature, dim=-1)
+
+    def patch_query(self) -> Tensor:
+        """[B, N, W], L2-normalised."""
+        return F.normalize(self.patch, dim=-1)
+
+    def __len__(self) -> int:
+        return int(self.class_feature.shape[0])
+
+    def __getitem__(self, index: slice) -> Features:
+        raw = None if self.patch_raw is None else self.patch_raw[index]
+        return Features(self.class_feature[index], self.patch[index], raw)
+
+    def to(self, device: torch.device | str) -> Features:
+        """The same features on another device."""
+        raw = None if self.patch_raw is None else self.patch_raw.to(device)
+        return Features(self.class_feature.to(device), self.patch.to(device), raw)
+
+    @staticmethod
+    def cat(parts: Sequence[Features]) -> Features:
+        """Join batches. `patch_raw` is kept only when every part has it."""
+        raws = [part.patch_raw for part in parts if part.patch_raw is not None]
+        return Features(
+            torch.cat([part.class_feature for part in parts]),
+            torch.cat([part.patch for part in parts]),
+            torch.cat(raws) if parts and len(raws) == len(parts) else None,
+        )
+
+
+class Encoder:
+    """A frozen CLIP at one input size, on one device, in one precision.
+
+    Build it with `Encoder.load` (by name, tag or checkpoint) or `Encoder.from_clip`.
+    """
+
+    def __init__(
+        self,
+        clip: nn.Module,
+        identity: EncoderIdentity,
+        preprocess: Preprocess,
+        device: torch.device,
+        dtype: torch.dtype,
+        compiled: bool = False,
+    ) -> None:
+        self.clip, self.identity, self.preprocess = clip, identity, preprocess
+        self.device, self.dtype = device, dtype
+        self.name, self.image_size = identity.architecture, identity.image_size
+        visual: Any = clip.visual
+        self.tower = Tower(parts_of(visual), identity.image_size, dtype).to(device).pack()
+        if compiled:
+            compile_blocks(self.tower)
+        on_gpu = device.type == "cuda"
+        self.run = Graphs(self.tower) if on_gpu else self.tower
+        self.uploads = Uploads(preprocess, device) if on_gpu else None
+        self.grid: int = self.tower.grid
+        self.width, self.embed_dim = map(int, self.tower.projection.shape)
+
+    @classmethod
+    def load(
+        cls,
+        name: str = "mrad-mini",
+        pretrained: str | Path | None = None,
+        *,
+        image_size: int | None = None,
+        device: str = "auto",
+        precision: str = "fp32",
+        compiled: bool = False,
+    ) -> Encoder:
+        """Load by open_clip's name.
+
+        Args:
+            name: an open_clip model name, or `mrad-mini`, the small CLIP that is shipped inside.
+            pretrained: a tag of open_clip (`openai`, `laion2b_s32b_b82k`, ...) or a local checkpoint:
+                OpenAI's TorchScript archive, a state dict, or safetensors.
+            image_size: side of the square input; None: the paper's for its encoder, else native.
+            device: `auto` (a GPU if there is one), or a torch device.
+            precision: `fp32`, or `bf16` for speed: what that changes was measured with
+                `mrad-mini` alone. Outputs are float32 in any case.
+            compiled: `torch.compile` the blocks, for a GPU; needs Triton and a C compiler, and compiles
+                again for each new batch size. CUDA graphs are used in any case.
+
+        Raises `WeightsNotFoundError` (what was tried, and how to bring weights by hand),
+        `UnsupportedEncoderError`, `EncoderError`.
+        """
+        from mrad.encoder.weights import load_clip
+
+        loaded = load_clip(name, pretrained)
+        return cls.from_clip(
+            loaded.clip,
+            image_size or loaded.image_size,
+            name=loaded.architecture,
+            device=device,
+            precision=precision,
+            compiled=compiled,
+            mean=loaded.mean,
+            std=loaded.std,
+        )
+
+    @classmethod
+    def from_clip(
+        cls,
+        clip_model: nn.Module,
+        image_size: int | None = None,
+        *,
+        name: str = "custom",
+        device: str = "auto",
+        precision: str = "fp32",
+        compiled: bool = False,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+    ) -> Encoder:
+        """Wrap any open_clip model built by the caller; its weights are copied, never changed."""
+        visual: Any = getattr(clip_model, "visual", None)
+        if visual is None:
+            raise EncoderError(f"{type(clip_model).__name__} is no CLIP: it has no image tower")
+        size = image_size or _side(visual.image_size)
+        target = resolve_device(device)
+        identity = EncoderIdentity(name, size, digest_of(visual.state_dict()))
+        preprocess = Preprocess(
+            size,
+            tuple(mean or getattr(visual, "image_mean", None) or OPENAI_MEAN),
+            tuple(std or getattr(visual, "image_std", None) or OPENAI_STD),
+        )
+        dtype = resolve_precision(precision)
+        if dtype == torch.bfloat16 and not has_bf16(target):
+            logger.warning(
+                "bf16 is emulated on this %s, many times slower than fp32: take fp32", target
+            )
+        return cls(clip_model.eval(), identity, preprocess, target, dtype, compiled)
+
+    def encode(self, images: Sequence[ImageInput], *, raw: bool = False) -> Features:
+        """Decode, preprocess and encode a batch. Raises `ImageError` for an unreadable image."""
+        if not images:
+            raise EncoderError("no images to encode")
+        return self.encode_prepared([self.prepare(load_image(image)) for image in images], raw=raw)
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """An upright RGB image -> pixels float32 [3, S, S], where they will be read; any thread."""
+        return self.preprocess(image) if self.uploads is None else self.uploads(image)
+
+    def encode_prepared(self, pixels: Sequence[Tensor], *, raw: bool = False) -> Features:
+        """Encode a batch of what `prepare` gave."""
+        return self.encode_pixels(gather(pixels), raw=raw)
+
+    @torch.inference_mode()
+    def encode_pixels(self, pixels: Tensor, *, raw: bool = False) -> Features:
+        """Encode preprocessed `pixels`, float32 [B, 3, S, S]; features stay on the device.
+
+        Raises `EncoderError` on a wrong shape, `NonFiniteError` on NaN or infinity in the result.
+        """
+        side = self.image_size
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, side, side):
+            raise EncoderError(f"pixels must be [B, 3, {side}, {side}], not {list(pixels.shape)}")
+        class_feature, patch_raw = self.run(pixels.to(self.device, non_blocking=True))
+        patch = neighbourhood_average(patch_raw, self.grid)
+        if not (torch.isfinite(class_feature).all() and torch.isfinite(patch).all()):
+            raise NonFiniteError(f"{self.identity} produced NaN or infinity; check its weights")
+        return Features(class_feature, patch, patch_raw if raw else None)
+
+    def project_patch(self, patch: Tensor) -> Tensor:
+        """Patch features [..., W] -> joint space [..., E]; linear, so it commutes with averaging."""
+        projected: Tensor = patch @ self.tower.projection.to(patch.device)
+        return projected
+
+
+def _side(size: Any) -> int:
+    sides = set(size) if isinstance(size, tuple | list) else {size}
+    if len(sides) > 1:
+        raise UnsupportedEncoderError(f"this tower's input is {size}, the method's is square")
+    return int(sides.pop())
+
+
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a state dict: names sorted, shapes and float32 little-endian values (DESIGN.md)."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name}:{list(value.shape)};".encode())
+        digest.update(value.numpy().astype("<f4", copy=False).tobytes())
+    return digest.hexdigest()
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` -> the first GPU, else the CPU. Raises `EncoderError` for a device that is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise EncoderError(f"device {device!r} cannot be used here: {reason}") from error
+    return torch.device(device)
+
+
+def resolve_precision(precision: str) -> torch.dtype:
+    """`fp32` or `bf16` -> the dtype of projections and attention."""
+    if precision not in PRECISIONS:
+        raise EncoderError(f"precision {precision!r} is unknown; choose fp32 or bf16")
+    return PRECISIONS[precision]

@@ -1,0 +1,1 @@
+"""Reading pictures and masks, and what the encoder gets of them."""

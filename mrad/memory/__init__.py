@@ -1,0 +1,1 @@
+"""The memory bank: entries, keys, and how they lie on disk."""

@@ -1,0 +1,173 @@
+"""The two-level memory: labelled features of auxiliary images (docs/method.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mrad.errors import BankError, DimensionError, EncoderMismatchError
+from mrad.memory.contents import Contents
+from mrad.memory.entry import REGIONS, Entry, Key, PatchKeys
+from mrad.memory.level import LevelMemory
+from mrad.types import Sample
+
+if TYPE_CHECKING:
+    from mrad.encoder.encoder import Encoder
+    from mrad.encoder.identity import EncoderIdentity
+
+
+@dataclass(frozen=True)
+class MemoryBank(Contents):
+    """Labelled features of auxiliary images. Immutable: `add` and `remove` give new banks."""
+
+    @classmethod
+    def from_samples(
+        cls,
+        encoder: Encoder,
+        samples: Iterable[Sample],
+        *,
+        batch_size: int = 8,
+        progress: Callable[[int], None] | None = None,
+        added_by: str = "",
+        patch_keys: PatchKeys = REGIONS,
+    ) -> MemoryBank:
+        """Encode labelled samples in memory. `progress` is called with the number done so far.
+
+        `patch_keys`: what a region adds to the patch level (`mrad.memory.keys.keys_of`).
+
+        Raises `ImageError`, `MaskError`; the indexer streams the same thing to disk.
+        """
+        from mrad.memory.keys import encode_samples
+
+        entries: list[Entry] = []
+        keys: list[Key] = []
+        encoded = encode_samples(
+            encoder, samples, batch_size=batch_size, added_by=added_by, patch_keys=patch_keys
+        )
+        for done, (entry, entry_keys) in enumerate(encoded, start=1):
+            entries.append(entry)
+            keys.extend(entry_keys)
+            if progress is not None:
+                progress(done)
+        return cls.from_keys(
+            encoder.identity,
+            entries,
+            keys,
+            dims=(encoder.embed_dim, encoder.width),
+            metadata={"patch_keys": patch_keys},
+        )
+
+    @classmethod
+    def from_keys(
+        cls,
+        identity: EncoderIdentity,
+        entries: Sequence[Entry],
+        keys: Sequence[Key],
+        *,
+        dims: tuple[int, int] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> MemoryBank:
+        """Assemble a bank. `dims` (image, patch) is needed where a level has no key."""
+        rows = {entry.entry_id: row for row, entry in enumerate(entries)}
+        if len(rows) != len(entries):
+            raise BankError("two entries share an entry_id")
+        strangers = {key.entry_id for key in keys} - rows.keys()
+        if strangers:
+            raise BankError(f"keys refer to unknown entries: {sorted(strangers)[:3]}")
+        levels: list[LevelMemory] = []
+        for position, level in enumerate(("image", "patch")):
+            chosen = [key for key in keys if key.level == level]
+            dim = len(chosen[0].vector) if chosen else (dims[position] if dims else 0)
+            if any(len(key.vector) != dim for key in chosen):
+                raise DimensionError(f"{level} keys differ in width")
+            levels.append(LevelMemory.of(chosen, rows, dim))
+        return cls(identity, tuple(entries), levels[0], levels[1], metadata or {})
+
+    def add(self, entry: Entry, keys: Sequence[Key], thumbnail: bytes | None = None) -> MemoryBank:
+        """A bank with one more entry. Calibration stays, for the operator to renew."""
+        addition = MemoryBank.from_keys(
+            self.identity, [entry], keys, dims=(self.image.dim, self.patch.dim)
+        )
+        offset = len(self.entries)
+        image = replace(addition.image, entry=addition.image.entry + offset)
+        patch = replace(addition.patch, entry=addition.patch.entry + offset)
+        thumbnails = self.thumbnails | ({entry.entry_id: thumbnail} if thumbnail else {})
+        return replace(
+            self,
+            entries=(*self.entries, entry),
+            image=self.image.join(image),
+            patch=self.patch.join(patch),
+            thumbnails=thumbnails,
+            digest=None,
+        )
+
+    def remove(self, entry_id: str) -> MemoryBank:
+        """A bank without one entry. Raises `BankError` when there is no such entry."""
+        row = self.row_of(entry_id)
+        return replace(
+            self,
+            entries=self.entries[:row] + self.entries[row + 1 :],
+            image=self.image.without_row(row),
+            patch=self.patch.without_row(row),
+            thumbnails={key: jpeg for key, jpeg in self.thumbnails.items() if key != entry_id},
+            digest=None,
+        )
+
+    @property
+    def patch_keys(self) -> PatchKeys:
+        """What a region of an image adds to this memory, so that later lessons add the same."""
+        from mrad.memory.keys import parse_patch_keys
+
+        return parse_patch_keys(self.metadata.get("patch_keys", REGIONS))
+
+    def row_of(self, entry_id: str) -> int:
+        """Row of an entry. Raises `BankError` when there is no such entry."""
+        for row, entry in enumerate(self.entries):
+            if entry.entry_id == entry_id:
+                return row
+        raise BankError(f"the bank has no entry {entry_id}")
+
+    def with_calibration(self, calibration: dict[str, Any] | None) -> MemoryBank:
+        """The same memory with other thresholds and probabilities."""
+        return replace(self, calibration=calibration, digest=None)
+
+    def check(self, encoder: Encoder) -> None:
+        """Raise the first thing that keeps `encoder` from querying this bank.
+
+        `EncoderMismatchError`, `EmptyLevelError`, `DimensionError`, `NonFiniteError`,
+        `OneClassError`.
+        """
+        if self.identity != encoder.identity:
+            raise EncoderMismatchError(
+                f"the bank was built by {self.identity}, the encoder is {encoder.identity}; "
+                "load that encoder, or build the bank anew"
+            )
+        self.image.check("image", encoder.embed_dim)
+        self.patch.check("patch", encoder.width)
+
+    def save(self, path: str | Path, *, replace: bool = False) -> MemoryBank:
+        """Write the bank's folder, whole or not at all. Returns the bank with its digest.
+
+        Raises `BankError` when `path` is a non-empty folder, unless `replace`.
+        """
+        from mrad.memory.store import save_bank
+
+        return save_bank(self, Path(path), replace=replace)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, encoder: Encoder | None = None, verify: bool = True
+    ) -> MemoryBank:
+        """Read a bank's folder; every file's digest is verified before it is parsed.
+
+        Raises `BankNotFoundError`, `BankCorruptError`, `BankVersionError`; with `encoder` also
+        whatever `check` raises. `verify=False` skips the digests (a bank just written).
+        """
+        from mrad.memory.store import load_contents
+
+        bank = cls(**vars(load_contents(Path(path), verify=verify)))
+        if encoder is not None:
+            bank.check(encoder)
+        return bank

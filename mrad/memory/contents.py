@@ -1,0 +1,27 @@
+"""What a memory bank consists of, without what it can do: what the store reads and writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from mrad.encoder.identity import EncoderIdentity
+from mrad.memory.entry import Entry
+from mrad.memory.level import LevelMemory
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The data of a bank; `mrad.memory.bank.MemoryBank` adds the operations."""
+
+    identity: EncoderIdentity
+    entries: tuple[Entry, ...]
+    image: LevelMemory
+    patch: LevelMemory
+    metadata: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] | None = None
+    """Thresholds and probabilities, one object per head's name (mrad.calibration)."""
+    thumbnails: dict[str, bytes] = field(default_factory=dict)
+    """entry_id -> JPEG."""
+    digest: str | None = None
+    """SHA-256 of `bank.json`, once the bank lies on disk."""

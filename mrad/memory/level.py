@@ -1,0 +1,125 @@
+"""One level of the memory: its keys, their labels, and the entry of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mrad.errors import DimensionError, EmptyLevelError, NonFiniteError, OneClassError
+from mrad.memory.entry import Key
+from mrad.types import FloatArray, Level
+
+BLOCK = 512
+"""Keys looked at together: they may be mapped and exceed memory, and a block stays in the cache."""
+
+
+@dataclass(frozen=True)
+class LevelMemory:
+    """The n keys of one level, in the order they were added."""
+
+    keys: FloatArray
+    """[n, d], L2-normalised."""
+    labels: npt.NDArray[np.uint8]
+    """[n], 0 normal, 1 anomalous."""
+    entry: npt.NDArray[np.int64]
+    """[n], row of the key's entry in `MemoryBank.entries`."""
+    region: npt.NDArray[np.str_]
+    """[n]: `image`, `normal` or `anomalous`."""
+    size: npt.NDArray[np.int32]
+    """[n], grid cells averaged."""
+    folder: Path | None = None
+    """The bank's folder, in whose `derived/` indexes of these keys may be kept."""
+    finite_to: int = 0
+    """So many first keys are known to be finite: those of a memory that grew by the others."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def dim(self) -> int:
+        """Width of the keys."""
+        return int(self.keys.shape[1])
+
+    @cached_property
+    def finite(self) -> bool:
+        """Whether every key is: what is not known yet is looked at once."""
+        starts = range(self.finite_to, len(self), BLOCK)
+        return all(all_finite(self.keys[i : i + BLOCK]) for i in starts)
+
+    @classmethod
+    def of(cls, keys: Sequence[Key], rows: dict[str, int], dim: int) -> LevelMemory:
+        """Collect keys; `rows` maps an entry's id to its row."""
+        vectors = np.stack([key.vector for key in keys]) if keys else np.empty((0, dim))
+        return cls(
+            np.ascontiguousarray(vectors, dtype=np.float32),
+            np.array([key.label for key in keys], dtype=np.uint8),
+            np.array([rows[key.entry_id] for key in keys], dtype=np.int64),
+            np.array([key.region for key in keys], dtype="U9"),
+            np.array([key.size for key in keys], dtype=np.int32),
+        )
+
+    def join(self, other: LevelMemory) -> LevelMemory:
+        """This level followed by another."""
+        if self.dim != other.dim:
+            raise DimensionError(
+                f"keys of width {other.dim} do not fit a level of width {self.dim}"
+            )
+        return LevelMemory(
+            np.concatenate([self.keys, other.keys]),
+            np.concatenate([self.labels, other.labels]),
+            np.concatenate([self.entry, other.entry]),
+            np.concatenate([self.region, other.region]),
+            np.concatenate([self.size, other.size]),
+            self.folder,
+        )
+
+    def without_row(self, row: int) -> LevelMemory:
+        """This level without the keys of entry `row`; later rows move up by one."""
+        keep = self.entry != row
+        entry = self.entry[keep]
+        return LevelMemory(
+            self.keys[keep],
+            self.labels[keep],
+            entry - (entry > row),
+            self.region[keep],
+            self.size[keep],
+            self.folder,
+        )
+
+    def check(self, level: Level, width: int) -> None:
+        """Raise the error of whatever makes this level unusable for queries of `width`."""
+        if len(self) == 0:
+            raise EmptyLevelError(f"the memory's {level} level holds no key")
+        if self.dim != width:
+            raise DimensionError(f"{level} keys are {self.dim} wide, the encoder gives {width}")
+        if not self.finite:
+            raise NonFiniteError(f"the memory's {level} level holds NaN or infinity")
+        if self.labels.min() == self.labels.max():
+            only = "anomalous" if self.labels[0] else "normal"
+            raise OneClassError(
+                f"the memory's {level} level holds {only} keys only, so every probability would be "
+                f"{int(self.labels[0])}; add images of the other class (with masks, for defects)"
+            )
+
+
+def all_finite(block: FloatArray) -> bool:
+    """Whether no number of `block` [m, d] is NaN or infinite.
+
+    One pass of a product is much faster than looking at each number, and a sum of squares that is
+    finite has no other terms. One that is not may be that of finite, very large numbers: look then.
+    """
+    flat = np.require(block, np.float32, ["C", "A"]).ravel()  # mapped keys need not lie aligned
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(flat @ flat) or np.isfinite(flat).all())
+
+
+def unit(vector: npt.NDArray[np.floating[Any]]) -> FloatArray:
+    """L2-normalised float32."""
+    norm = max(float(np.linalg.norm(vector)), 1e-12)
+    return np.asarray(vector / norm, dtype=np.float32)

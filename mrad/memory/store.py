@@ -1,0 +1,308 @@
+"""A bank as a folder on disk (docs/memory.md): written whole, verified before it is parsed.
+
+bank.json         format version, encoder, dims, counts, calibration, digests of every other file
+image.faiss       flat inner-product index of the image keys
+patch.faiss       flat inner-product index of the patch keys
+entries.parquet   a row per key: level, label, entry, region, size, source, added when and by whom
+thumbnails.parquet   optional: entry_id, JPEG
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+
+from mrad.encoder.identity import EncoderIdentity
+from mrad.errors import BankCorruptError, BankError, BankNotFoundError, BankVersionError
+from mrad.files import atomic_folder, atomic_write_bytes, sha256_file
+from mrad.memory.contents import Contents
+from mrad.memory.entry import Entry
+from mrad.memory.level import LevelMemory
+from mrad.types import FloatArray
+
+C = TypeVar("C", bound=Contents)
+FORMAT_VERSION = 1
+MANIFEST = "bank.json"
+LEVELS = ("image", "patch")
+ENTRIES = "entries.parquet"
+THUMBNAILS = "thumbnails.parquet"
+
+
+def save_bank(bank: C, path: Path, *, replace: bool = False) -> C:
+    """Write `bank` to the folder `path`; see `MemoryBank.save`."""
+    try:
+        with atomic_folder(path, replace=replace) as folder:
+            for name in LEVELS:
+                _write_index(getattr(bank, name), folder / f"{name}.faiss")
+            pq.write_table(_entries_table(bank), folder / ENTRIES, compression="zstd")
+            if bank.thumbnails:
+                pq.write_table(_thumbnails_table(bank), folder / THUMBNAILS)
+            manifest = json.dumps(_manifest(bank, folder), indent=1).encode()
+            (folder / MANIFEST).write_bytes(manifest)
+    except FileExistsError as error:
+        raise BankError(
+            f"{path} exists and is not empty; choose another place or replace it"
+        ) from error
+    return _with_digest(bank, manifest)
+
+
+def save_calibration(bank: C, path: Path) -> C:
+    """Rewrite only `bank.json` of the bank at `path` with this bank's calibration and metadata.
+
+    Raises `BankError` when the folder holds other keys than `bank`.
+    """
+    manifest = _read_manifest(path)
+    if bank.digest is None and len(bank.entries) != manifest["counts"]["entries"]:
+        raise BankError(f"{path} holds another memory than the one calibrated")
+    manifest |= {"calibration": bank.calibration, "metadata": bank.metadata}
+    data = json.dumps(manifest, indent=1).encode()
+    atomic_write_bytes(path / MANIFEST, data)
+    return _with_digest(bank, data)
+
+
+def _with_digest(bank: C, manifest: bytes) -> C:
+    return replace(bank, digest=hashlib.sha256(manifest).hexdigest())
+
+
+def _manifest(bank: Contents, folder: Path) -> dict[str, Any]:
+    files = {
+        file.name: {"sha256": sha256_file(file), "bytes": file.stat().st_size}
+        for file in sorted(folder.iterdir())
+    }
+    return {
+        "format_version": FORMAT_VERSION,
+        "encoder": asdict(bank.identity),
+        "dims": {name: getattr(bank, name).dim for name in LEVELS},
+        "counts": {"entries": len(bank.entries), **{n: _counts(getattr(bank, n)) for n in LEVELS}},
+        "calibration": bank.calibration,
+        "metadata": bank.metadata,
+        "files": files,
+    }
+
+
+def _counts(level: LevelMemory) -> dict[str, int]:
+    anomalous = int(level.labels.sum())
+    return {"keys": len(level), "normal": len(level) - anomalous, "anomalous": anomalous}
+
+
+def _write_index(level: LevelMemory, path: Path) -> None:
+    index = faiss.IndexFlatIP(level.dim)
+    index.add(np.ascontiguousarray(level.keys, dtype=np.float32))
+    faiss.write_index(index, str(path))
+
+
+def _entries_table(bank: Contents) -> pa.Table:
+    """A row per key; an entry without a key gets a row of level '', so that it is not forgotten."""
+    levels: list[LevelMemory] = [getattr(bank, name) for name in LEVELS]
+    keyed = np.concatenate([level.entry for level in levels])
+    bare = np.setdiff1d(np.arange(len(bank.entries)), keyed)
+    of_entry = {
+        name: [getattr(entry, name) for entry in bank.entries] for name in (*_PLAIN, "label")
+    }
+    of_entry["tags"] = [list(entry.tags) for entry in bank.entries]
+    of_entry["entry_label"] = of_entry.pop("label")
+    rows = np.concatenate([keyed, bare]).astype(np.int64)
+    repeated = pa.table(
+        of_entry, schema=pa.schema([_SCHEMA.field(name) for name in of_entry])
+    ).take(pa.array(rows))
+    sizes = [len(level) for level in levels]
+    columns: dict[str, Any] = {name: repeated[name] for name in of_entry}
+    columns |= {
+        "row": rows,
+        "level": np.repeat([*LEVELS, ""], [*sizes, len(bare)]),
+        "label": _stack([level.labels for level in levels], [bank.entries[i].label for i in bare]),
+        "region": _stack([level.region for level in levels], [""] * len(bare)),
+        "size": _stack([level.size for level in levels], [0] * len(bare)),
+    }
+    return pa.table({name: columns[name] for name in _SCHEMA.names}, schema=_SCHEMA)
+
+
+def _stack(parts: list[Any], bare: list[Any]) -> Any:
+    return np.concatenate([*parts, np.array(bare, dtype=parts[0].dtype)])
+
+
+_SCHEMA = pa.schema(
+    [
+        ("level", pa.string()),
+        ("label", pa.uint8()),
+        ("region", pa.string()),
+        ("size", pa.int32()),
+        ("row", pa.int64()),
+        ("entry_id", pa.string()),
+        ("entry_label", pa.uint8()),
+        ("source", pa.string()),
+        ("object_name", pa.string()),
+        ("defect", pa.string()),
+        ("tags", pa.list_(pa.string())),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("added_at", pa.string()),
+        ("added_by", pa.string()),
+    ]
+)
+
+
+def _thumbnails_table(bank: Contents) -> pa.Table:
+    ids = list(bank.thumbnails)
+    return pa.table({"entry_id": ids, "jpeg": [bank.thumbnails[key] for key in ids]})
+
+
+def load_contents(path: Path, *, verify: bool = True) -> Contents:
+    """Read the folder `path`; see `MemoryBank.load`."""
+    manifest = _read_manifest(path)
+    files = manifest["files"]
+    for name in (*(f"{level}.faiss" for level in LEVELS), ENTRIES):
+        if name not in files:
+            raise BankCorruptError(f"{path / MANIFEST} does not list {name}; restore the bank")
+    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
+        list(pool.map(lambda item: _verify(path, *item, digest=verify), files.items()))
+    try:
+        return _parse(path, manifest)
+    except (KeyError, TypeError, ValueError, RuntimeError, pa.ArrowException) as error:
+        raise BankCorruptError(f"{path} cannot be parsed: {error!r}; restore the bank") from error
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if not (path / MANIFEST).is_file():
+        hint = "half-written or not a bank" if path.is_dir() else "no such folder"
+        raise BankNotFoundError(f"no bank at {path} ({hint}: {MANIFEST} is missing)")
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        version = int(manifest["format_version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BankCorruptError(f"{path / MANIFEST} is not readable: {error!r}") from error
+    if version > FORMAT_VERSION:
+        raise BankVersionError(
+            f"{path} has format {version}, this release reads up to {FORMAT_VERSION}; upgrade mrad"
+        )
+    if not isinstance(manifest.get("files"), dict) or not isinstance(manifest.get("encoder"), dict):
+        raise BankCorruptError(f"{path / MANIFEST} lacks its files or its encoder")
+    return dict(manifest)
+
+
+def _verify(path: Path, name: str, facts: Any, *, digest: bool) -> None:
+    file = path / name
+    if Path(name).name != name or not file.is_file():
+        raise BankCorruptError(f"{file} is missing; restore the bank from a copy")
+    if not isinstance(facts, dict) or not {"bytes", "sha256"} <= facts.keys():
+        raise BankCorruptError(f"{path / MANIFEST} lacks the digest of {name}; restore the bank")
+    if file.stat().st_size != facts["bytes"]:
+        raise BankCorruptError(
+            f"{file} has {file.stat().st_size} bytes, {facts['bytes']} were written"
+        )
+    if digest and sha256_file(file) != facts["sha256"]:
+        raise BankCorruptError(f"{file} fails its SHA-256; restore the bank from a copy")
+
+
+def _parse(path: Path, manifest: dict[str, Any]) -> Contents:
+    # Not `read_table`, whose first call imports what takes longer than to read half a million rows.
+    with pq.ParquetFile(path / ENTRIES) as file:
+        table = file.read(columns=_SCHEMA.names).select(_SCHEMA.names).cast(_SCHEMA)
+    thumbnails: dict[str, bytes] = {}
+    if THUMBNAILS in manifest["files"]:
+        with pq.ParquetFile(path / THUMBNAILS) as file:
+            jpegs = file.read()
+        thumbnails = dict(zip(jpegs["entry_id"].to_pylist(), jpegs["jpeg"].to_pylist()))
+    image, patch = (_read_level(path, name, table, manifest["dims"][name]) for name in LEVELS)
+    return Contents(
+        identity=EncoderIdentity(**manifest["encoder"]),
+        entries=_read_entries(table),
+        image=image,
+        patch=patch,
+        metadata=manifest.get("metadata") or {},
+        calibration=manifest.get("calibration"),
+        thumbnails=thumbnails,
+        digest=hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest(),
+    )
+
+
+def _read_entries(table: pa.Table) -> tuple[Entry, ...]:
+    rows, first = np.unique(table["row"].to_numpy(), return_index=True)
+    if not np.array_equal(rows, np.arange(len(rows))):
+        raise ValueError(f"{ENTRIES} has gaps in its rows")
+    names = ["entry_label" if f.name == "label" else f.name for f in fields(Entry)]
+    picked = table.select(names).take(pa.array(first))
+    # Column by column: a memory may have half a million entries, and a dict for each takes seconds.
+    values = [_values(picked[name]) for name in names]
+    with _uncollected():
+        return tuple(map(Entry, *values))
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    if not pa.types.is_list(column.type):
+        return list(column.to_pylist())
+    lists = column.combine_chunks()
+    cuts, flat = lists.offsets.to_pylist(), lists.values.to_pylist()
+    return [tuple(flat[start:end]) for start, end in pairwise(cuts)]
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the collector, which walks all objects again and again while very many are made."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
+_PLAIN = (
+    "entry_id",
+    "source",
+    "object_name",
+    "defect",
+    "width",
+    "height",
+    "added_at",
+    "added_by",
+)
+
+
+def _read_level(path: Path, name: str, table: pa.Table, dim: int) -> LevelMemory:
+    columns = table.select(["label", "row", "region", "size"])
+    rows = columns.filter(pa.compute.equal(table["level"], name))
+    region = rows["region"].combine_chunks().dictionary_encode()
+    names = np.array(region.dictionary.to_pylist(), dtype="U9")
+    return LevelMemory(
+        map_keys(path / f"{name}.faiss", len(rows), dim),
+        rows["label"].to_numpy().astype(np.uint8),
+        rows["row"].to_numpy().astype(np.int64),
+        names[region.indices.to_numpy(zero_copy_only=False)] if len(rows) else names,
+        rows["size"].to_numpy().astype(np.int32),
+        path,
+    )
+
+
+def map_keys(file: Path, count: int, dim: int) -> FloatArray:
+    """The vectors float32 [count, dim] of a flat FAISS index, mapped: none is read before it is used.
+
+    Writing to them changes this process's copy, never the file. Raises `ValueError` for an index that
+    is not flat, or holds anything else than the file's last count * dim numbers.
+    """
+    index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
+    if not isinstance(index, faiss.IndexFlat) or index.d != dim or index.ntotal != count:
+        raise ValueError(f"{file.name} holds {index.ntotal} x {index.d}, listed {count} x {dim}")
+    if not count:
+        return np.empty((0, dim), np.float32)
+    start = file.stat().st_size - 4 * count * dim
+    keys = np.memmap(file, np.float32, mode="c", offset=start, shape=(count, dim))
+    for row in (0, count - 1):
+        if np.asarray(index.reconstruct(row)).tobytes() != keys[row].tobytes():
+            raise ValueError(f"{file.name} is laid out otherwise than this version reads it")
+    return keys

@@ -1,0 +1,123 @@
+"""Asking the memory: exact softmax attention over all keys, and the nearest keys as evidence."""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mrad.errors import DimensionError, EmptyLevelError, NonFiniteError
+from mrad.retrieval.base import BLOCK, log_sum_exp, probability_of
+from mrad.retrieval.nearest import nearest
+from mrad.types import ANOMALOUS, FloatArray
+
+QUERY_BLOCK = 2_048
+"""Queries at a time."""
+
+
+class ExactRetriever:
+    """p(q) = sum_i softmax_i(q.k_i) v_i over ALL keys, streamed in blocks of keys.
+
+    Similarities in float32, sums in float64, so neither the order of the keys nor the size of a
+    block changes a digit that matters. Memory stays flat in the number of keys.
+    """
+
+    def __init__(
+        self,
+        keys: FloatArray | Tensor,
+        labels: npt.NDArray[np.uint8],
+        entry: npt.NDArray[np.int64] | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        block: int = BLOCK,
+    ) -> None:
+        """`keys` [n, d], `labels` [n], `entry` [n] rows for `exclude`; raises `EmptyLevelError`."""
+        keys = torch.as_tensor(keys, dtype=torch.float32)
+        if keys.ndim != 2 or len(keys) == 0:
+            raise EmptyLevelError("there is no key to retrieve")
+        if len(labels) != len(keys):
+            raise DimensionError(f"{len(labels)} labels for {len(keys)} keys")
+        if not torch.isfinite(keys).all():
+            raise NonFiniteError("the keys hold NaN or infinity")
+        # Sorted by class, so that a class is a slice and its sum needs no weights.
+        self.rows = np.argsort(np.asarray(labels), kind="stable")
+        self.anomalous_from = int((np.asarray(labels) != ANOMALOUS).sum())
+        self.keys = keys[torch.from_numpy(self.rows)].to(device)
+        entry = np.arange(len(keys)) if entry is None else entry
+        self.entry = torch.from_numpy(np.asarray(entry, dtype=np.int64)[self.rows]).to(device)
+        self.block = block
+        self._index: faiss.Index | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @torch.inference_mode()
+    def log_sums(self, queries: Tensor, exclude: Tensor | None = None) -> Tensor:
+        """See `Retriever.log_sums`."""
+        queries = self._checked(queries)
+        parts = []
+        for start in range(0, len(queries), QUERY_BLOCK):
+            stop = start + QUERY_BLOCK
+            rows = None if exclude is None else exclude[start:stop].to(self.keys.device)
+            parts.append(self._log_sums(queries[start:stop], rows))
+        empty = torch.empty(0, 2, dtype=torch.float64, device=self.keys.device)
+        return torch.cat(parts) if parts else empty
+
+    def _log_sums(self, queries: Tensor, exclude: Tensor | None) -> Tensor:
+        classes = (0, self.anomalous_from), (self.anomalous_from, len(self.keys))
+        return torch.stack([self._class_sum(queries, exclude, *c) for c in classes], dim=1)
+
+    def _class_sum(self, queries: Tensor, exclude: Tensor | None, first: int, end: int) -> Tensor:
+        total = torch.full((len(queries),), -torch.inf, dtype=torch.float64, device=queries.device)
+        for start in range(first, end, self.block):
+            part = slice(start, min(start + self.block, end))
+            scores = queries @ self.keys[part].T
+            if exclude is not None:
+                scores.masked_fill_(self.entry[part][None] == exclude[:, None], -torch.inf)
+            total = torch.logaddexp(total, log_sum_exp(scores))
+        return total
+
+    def probability(self, queries: Tensor, exclude: Tensor | None = None) -> Tensor:
+        """See `Retriever.probability`."""
+        return probability_of(self.log_sums(queries, exclude))
+
+    def nearest(
+        self, queries: Tensor, k: int, exclude: Tensor | None = None
+    ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+        """See `Retriever.nearest`; FAISS, inner product, exact."""
+        queries = self._checked(queries)
+        count = min(k, len(self))
+        if exclude is None:
+            similarity, rows = self._search(queries, count)
+            return similarity, self.rows[rows]
+        own = int(torch.bincount(self.entry).max())  # at most so many keys can be excluded
+        similarity, rows = self._search(queries, min(k + own, len(self)))
+        banned = self.entry.cpu().numpy()[rows] == exclude.cpu().numpy()[:, None]
+        order = np.argsort(banned, axis=1, kind="stable")[:, :count]
+        banned = np.take_along_axis(banned, order, 1)
+        rows = np.where(banned, -1, self.rows[np.take_along_axis(rows, order, 1)])
+        return np.where(banned, -np.inf, np.take_along_axis(similarity, order, 1)), rows
+
+    def _search(self, queries: Tensor, k: int) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+        """Similarities and sorted key places [M, k]; on a GPU only these come back."""
+        if self.keys.is_cuda:
+            similarity, rows = nearest(queries, self.keys, k)
+            return similarity.cpu().numpy(), rows.cpu().numpy()
+        if self._index is None:
+            self._index = faiss.IndexFlatIP(self.keys.shape[1])
+            self._index.add(self.keys.numpy())
+        found: tuple[FloatArray, npt.NDArray[np.int64]]
+        found = self._index.search(np.ascontiguousarray(queries.numpy()), k)
+        return found
+
+    def _checked(self, queries: Tensor) -> Tensor:
+        if queries.ndim != 2 or queries.shape[1] != self.keys.shape[1]:
+            raise DimensionError(
+                f"queries are {list(queries.shape)}, keys are {self.keys.shape[1]} wide"
+            )
+        queries = queries.to(self.keys.device, torch.float32)
+        if not torch.isfinite(queries).all():
+            raise NonFiniteError("a query holds NaN or infinity")
+        return queries

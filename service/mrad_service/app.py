@@ -1,0 +1,102 @@
+"""The application: settings in, FastAPI out. The one place that wires the service."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.concurrency import run_in_threadpool
+from starlette.middleware.cors import CORSMiddleware
+
+from mrad import __version__
+from mrad_service import problems
+from mrad_service.middleware.access import AccessControl, require
+from mrad_service.middleware.limits import BodyLimits
+from mrad_service.middleware.observability import Observability
+from mrad_service.models.loading import EncoderOf
+from mrad_service.routes.banks import banks_router
+from mrad_service.routes.health import health_router
+from mrad_service.routes.memory import Teaching, memory_router
+from mrad_service.routes.oip import oip_router
+from mrad_service.routes.page import page_router
+from mrad_service.routes.score import score_router
+from mrad_service.runtime import Runtime
+from mrad_service.settings import Settings
+from mrad_service.telemetry.audit import Audit
+
+ABOUT = """Images go in; a score, a map, a verdict and the evidence come out.
+
+Errors are problem documents (RFC 9457); match on `code`. Send an API key as `Authorization: Bearer
+KEY`. Coordinates are pixels of the input image after its EXIF orientation, origin top left.
+"""
+PROBLEM = {"schema": {"$ref": "#/components/schemas/Problem"}}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": {"application/problem+json": PROBLEM}}
+    for status, text in {
+        401: "no API key, or one that is not known",
+        403: "the key lacks the scope",
+        413: "a body, a file or an answer over a limit",
+        422: "a request that makes no sense",
+        429: "the queue is full; Retry-After says when there is likely room",
+        503: "starting, stopping, or out of memory on the device",
+        504: "not done by the deadline",
+        "default": "any other problem",
+    }.items()
+}
+
+
+def create_app(settings: Settings, *, encoder_of: EncoderOf | None = None) -> FastAPI:
+    """Build the application; its lifespan loads the first bank and drains at the end.
+
+    `encoder_of(bank, device)` gives the encoder of a bank, where it is not to be loaded by the
+    name that the bank says.
+    """
+    runtime = Runtime(settings, encoder_of)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        try:
+            await run_in_threadpool(runtime.start)
+            yield
+        finally:
+            await run_in_threadpool(runtime.stop)
+
+    app = FastAPI(
+        title="MRAD",
+        version=__version__,
+        description=ABOUT,
+        root_path=settings.root_path,
+        lifespan=lifespan,
+        docs_url=None,  # Swagger's page comes from a CDN
+        redoc_url=None,
+        responses=PROBLEMS,
+    )
+    app.state.runtime = runtime
+    problems.install(app)
+    app.include_router(score_router(require))
+    app.include_router(banks_router(require))
+    teaching = Teaching(settings.max_file_bytes, settings.max_pixels, runtime.encode)
+    app.include_router(memory_router(require, teaching))
+    app.include_router(health_router(metrics=settings.metrics))
+    app.include_router(oip_router(require))
+    app.include_router(page_router())
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimits, settings=settings)
+    app.add_middleware(AccessControl, settings=settings)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-Timeout"],
+            expose_headers=["Retry-After", "X-Request-ID", "X-MRAD-API-Version"],
+        )
+    app.add_middleware(
+        Observability,
+        metrics=runtime.metrics,
+        audit=Audit(settings.audit_file),
+        tracing=runtime.tracing,
+    )
+    return app

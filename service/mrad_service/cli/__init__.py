@@ -1,0 +1,1 @@
+"""`mrad serve`, `mrad keys`, `mrad memory`."""

@@ -1,0 +1,85 @@
+"""`mrad serve`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from mrad.errors import MRADError
+from mrad_service.settings import Settings
+from mrad_service.telemetry.logs import configure
+
+app = typer.Typer(help="Serve a memory over HTTP, with a page at /.")
+HELP = """Serve a memory over HTTP, with a page at /.
+
+Every setting is also an environment variable, MRAD_<NAME>; those without an option are listed in
+docs/operations.md.
+"""
+
+
+@app.callback(invoke_without_command=True, help=HELP)
+def serve(
+    bank: Annotated[Path | None, typer.Option(help="the bank that is active at the start")] = None,
+    bank_root: Annotated[
+        Path | None, typer.Option(help="a folder of banks that can be activated by name")
+    ] = None,
+    head: Annotated[str | None, typer.Option(help="tf, ft, clip or a plugin's name  [tf]")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="the head's checkpoint")] = None,
+    retrieval: Annotated[str | None, typer.Option(help="exact, approximate, auto  [exact]")] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="tag or file of the encoder's weights")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, or several: cuda:0,cuda:1  [auto]")
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="fp32, or bf16: faster, not measured with large towers  [fp32]"),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="address to listen on  [127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="[8000]; 0 takes a free one")] = None,
+    max_batch: Annotated[int | None, typer.Option(help="images in a device batch  [8]")] = None,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="do not let the memory be taught")
+    ] = False,
+    api_keys_file: Annotated[Path | None, typer.Option(help="made by `mrad keys add`")] = None,
+    no_auth: Annotated[
+        bool, typer.Option("--no-auth", help="serve everyone; on a loopback address only")
+    ] = False,
+    log_format: Annotated[str | None, typer.Option(help="json, console  [json]")] = None,
+    log_level: Annotated[
+        str | None, typer.Option(help="debug, info, warning, error  [info]")
+    ] = None,
+) -> None:
+    given: dict[str, Any] = {
+        name: value
+        for name, value in locals().items()
+        if value is not None and name not in ("read_only", "no_auth")
+    }
+    if read_only:
+        given["writable"] = False
+    if no_auth:
+        given["auth"] = "off"
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        for found in error.errors():
+            where = ".".join(map(str, found["loc"]))
+            what = found["msg"].removeprefix("Value error, ")
+            typer.echo(f"error: {where + ': ' if where else ''}{what}", err=True)
+        raise typer.Exit(2) from error
+    configure(settings.log_format, settings.log_level)
+    # Read when PyTorch is loaded, below: on a CPU its idle threads otherwise spin on the cores that
+    # are to decode images (docs/performance.md, Through HTTP).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from mrad_service.serving import run
+
+    try:
+        run(settings)
+    except MRADError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error

@@ -1,0 +1,147 @@
+"""A bank that grows in place and hands out immutable views of itself.
+
+Arrays have room to spare. An addition is written behind the rows that earlier views show, so a
+view costs nothing and never changes; the array is copied only when it is full (amortised O(1) a
+key). Removals copy: they are rare, and those of one commit share one copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from mrad.memory.bank import MemoryBank
+from mrad.memory.entry import Entry, Key
+from mrad.memory.level import LevelMemory
+
+FIELDS = ("keys", "labels", "entry", "region", "size")
+
+
+class GrowingLevel:
+    """One level; see the module."""
+
+    def __init__(self, level: LevelMemory) -> None:
+        self._dim, self._folder = level.dim, level.folder
+        self._count = len(level)
+        self._finite_to = len(level) if level.finite else 0
+        self._arrays = {name: getattr(level, name) for name in FIELDS}
+
+    def append(self, keys: Sequence[Key], row: int) -> None:
+        """Add the keys of the entry at `row`."""
+        if not keys:
+            return
+        self._reserve(self._count + len(keys))
+        for key in keys:
+            values = (key.vector, key.label, row, key.region, key.size)
+            for array, value in zip(self._arrays.values(), values):
+                array[self._count] = value
+            self._count += 1
+
+    def view(self) -> LevelMemory:
+        """The level as it is now; stays so. Of its keys only the new ones are looked at."""
+        arrays = {name: array[: self._count] for name, array in self._arrays.items()}
+        level = LevelMemory(**arrays, folder=self._folder, finite_to=self._finite_to)
+        if level.finite:
+            self._finite_to = self._count
+        return level
+
+    def keep(self, rows: npt.NDArray[np.bool_]) -> None:
+        """Forget the keys of entries whose row is not kept; rows move up."""
+        view = self.view()
+        kept = rows[view.entry]
+        self._finite_to = int(kept[: self._finite_to].sum())
+        moved = np.cumsum(rows) - 1
+        self._arrays = {name: getattr(view, name)[kept] for name in FIELDS}
+        self._arrays["entry"] = moved[self._arrays["entry"]].astype(np.int64)
+        self._count = int(kept.sum())
+
+    def label_counts(self) -> npt.NDArray[np.int64]:
+        """Keys of each class: [2]."""
+        return np.bincount(self._arrays["labels"][: self._count], minlength=2)
+
+    def labels_of(self, row: int) -> npt.NDArray[np.int64]:
+        """Keys of each class that belong to one entry: [2]."""
+        own = self._arrays["entry"][: self._count] == row
+        return np.bincount(self._arrays["labels"][: self._count][own], minlength=2)
+
+    def _reserve(self, count: int) -> None:
+        if count <= len(self._arrays["labels"]):
+            return
+        room = max(count + count // 2, 64)
+        for name, array in self._arrays.items():
+            larger = np.empty((room, *array.shape[1:]), dtype=array.dtype)
+            larger[: self._count] = array[: self._count]
+            self._arrays[name] = larger
+
+
+class GrowingBank:
+    """Entries and both levels; `view` is a `MemoryBank`."""
+
+    def __init__(self, bank: MemoryBank) -> None:
+        self._bank = bank
+        self._image, self._patch = GrowingLevel(bank.image), GrowingLevel(bank.patch)
+        self._entries = list(bank.entries)
+        self.rows = {entry.entry_id: row for row, entry in enumerate(self._entries)}
+        """entry_id -> row."""
+        self.thumbnails = dict(bank.thumbnails)
+        self._dropped: list[int] = []
+
+    @property
+    def dims(self) -> tuple[int, int]:
+        """Width of the image keys and of the patch keys."""
+        return self._bank.image.dim, self._bank.patch.dim
+
+    def entry(self, entry_id: str) -> Entry:
+        """One entry; `KeyError` when there is none."""
+        return self._entries[self.rows[entry_id]]
+
+    def add(self, entry: Entry, keys: Sequence[Key], thumbnail: bytes | None) -> None:
+        """Append an entry that is known to be new and to fit."""
+        row = len(self._entries)
+        self._entries.append(entry)
+        self.rows[entry.entry_id] = row
+        self._image.append([key for key in keys if key.level == "image"], row)
+        self._patch.append([key for key in keys if key.level == "patch"], row)
+        if thumbnail is not None:
+            self.thumbnails[entry.entry_id] = thumbnail
+
+    def remove(self, entry_id: str) -> None:
+        """Mark an entry as gone; `view` sweeps."""
+        self._dropped.append(self.rows.pop(entry_id))
+        self.thumbnails.pop(entry_id, None)
+
+    def view(self) -> MemoryBank:
+        """The bank as it is now. Its thumbnails are the store's own mapping: ask, don't iterate."""
+        self._sweep()
+        return replace(
+            self._bank,
+            entries=tuple(self._entries),
+            image=self._image.view(),
+            patch=self._patch.view(),
+            thumbnails=self.thumbnails,
+            digest=None,
+        )
+
+    def would_lose_a_class(self, entry_ids: Sequence[str]) -> bool:
+        """Whether a level would lose its last key of a class with these entries."""
+        rows = [self.rows[entry_id] for entry_id in entry_ids]
+        for level in (self._image, self._patch):
+            before = level.label_counts()
+            after = before - sum((level.labels_of(row) for row in rows), np.zeros(2, np.int64))
+            if ((before > 0) & (after == 0)).any():
+                return True
+        return False
+
+    def _sweep(self) -> None:
+        if not self._dropped:
+            return
+        kept = np.ones(len(self._entries), dtype=bool)
+        kept[self._dropped] = False
+        self._image.keep(kept)
+        self._patch.keep(kept)
+        self._entries = [entry for entry, keep in zip(self._entries, kept) if keep]
+        self.rows = {entry.entry_id: row for row, entry in enumerate(self._entries)}
+        self._dropped = []

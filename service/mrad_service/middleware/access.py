@@ -1,0 +1,106 @@
+"""Who may come in: host names, origins, API keys and their scopes. Before a body is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from mrad.errors import MRADError
+from mrad_service.errors import (
+    AuthenticationError,
+    CrossOriginError,
+    ForbiddenError,
+    InvalidRequestError,
+)
+from mrad_service.middleware.auth import KeyFile, allows
+from mrad_service.problems import respond
+from mrad_service.settings import Settings
+
+OPEN_PATHS = ("/", "/health/live", "/health/ready", "/metrics", "/openapi.json")
+OPEN_PREFIXES = ("/page/", "/v2/health/")
+"""What needs no key: the page (which asks for one), health, figures, the description."""
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class AccessControl:
+    """ASGI middleware; leaves `key_name` and `scopes` in the request's state."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app, self._settings = app, settings
+        self._hosts = settings.allowed_hosts
+        if settings.auth == "off" and not self._hosts:
+            self._hosts = LOOPBACK
+        file = settings.api_keys_file
+        self._keys = KeyFile(file) if settings.auth == "keys" and file is not None else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                self._check(scope)
+            except MRADError as error:
+                answer = respond(error, scope)
+                answer.headers["Connection"] = "close"  # the body was not read
+                await answer(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        self._check_host(headers.get("host", ""))
+        state = scope["state"]
+        if self._keys is None:
+            self._check_origin(scope, headers)
+            state["key_name"], state["scopes"] = "", ("admin",)
+            return
+        path = scope["path"]
+        if path in OPEN_PATHS or path.startswith(OPEN_PREFIXES) or scope["method"] == "OPTIONS":
+            return
+        kind, _, presented = headers.get("authorization", "").partition(" ")
+        if kind.lower() != "bearer" or not presented:
+            raise AuthenticationError("send an API key: Authorization: Bearer KEY")
+        key = self._keys.find(presented.strip())
+        if key is None:
+            raise AuthenticationError("this API key is not known, or was revoked")
+        state["key_name"], state["scopes"] = key.name, key.scopes
+
+    def _check_host(self, host: str) -> None:
+        """Without it a page elsewhere could name this server as its own (DNS rebinding)."""
+        if self._hosts and hostname(host) not in self._hosts:
+            raise InvalidRequestError(f"this server does not answer to the host {host[:100]!r}")
+
+    def _check_origin(self, scope: Scope, headers: Headers) -> None:
+        """Browsers say where a request comes from; another origin's pages may not act here.
+
+        Where keys are asked for they protect: a page elsewhere has none, and browsers add none.
+        """
+        origin = headers.get("origin")
+        if origin is None or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            return
+        if origin in self._settings.cors_origins or "*" in self._settings.cors_origins:
+            return
+        if urlsplit(origin).netloc != headers.get("host"):
+            raise CrossOriginError(
+                "a page of another origin may not call this server; see MRAD_CORS_ORIGINS"
+            )
+
+
+def require(scope: str) -> Callable[[Request], None]:
+    """The dependency of a route that needs a scope."""
+
+    def check(request: Request) -> None:
+        if not allows(getattr(request.state, "scopes", ()), scope):
+            raise ForbiddenError(f"this API key lacks the scope {scope!r}")
+
+    return check
+
+
+def hostname(host: str) -> str:
+    """`localhost:8000`, `[::1]:8000` -> the name without port and brackets."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""

@@ -1,0 +1,1 @@
+"""Which banks are served, and what serves them."""

@@ -1,0 +1,220 @@
+"""The Open Inference Protocol's request and answer (v2), with the binary tensor extension."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mrad.types import FloatArray
+from mrad_service.errors import BodyTooLargeError, InvalidRequestError, TooManyImagesError
+from mrad_service.scoring.uploads import FileLimits, invalid_fields
+
+Array = npt.NDArray[Any]
+IMAGES, PIXELS = "images", "pixels"
+OUTPUTS: dict[str, tuple[str, list[int]]] = {
+    "score": ("FP32", [-1]),
+    "class_score": ("FP32", [-1]),
+    "verdict": ("BYTES", [-1]),
+    "probability": ("FP32", [-1]),
+    "map": ("BYTES", [-1]),
+}
+"""Name -> datatype and shape. `map` holds PNG files of 16 bit, for inputs differ in size."""
+INPUTS: dict[str, tuple[str, list[int]]] = {
+    IMAGES: ("BYTES", [-1]),
+    PIXELS: ("UINT8", [-1, -1, -1, 3]),
+}
+"""One of them: encoded files, or RGB pixels."""
+
+
+class Tensor(BaseModel):
+    """An input as JSON describes it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    datatype: str
+    shape: list[int] = Field(min_length=1, max_length=4)
+    parameters: dict[str, Any] = {}
+    data: list[Any] | None = None
+
+
+class Wanted(BaseModel):
+    """An output that is asked for."""
+
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class Inference(BaseModel):
+    """The JSON part of a request."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str | None = None
+    parameters: dict[str, Any] = {}
+    inputs: list[Tensor] = Field(min_length=1)
+    outputs: list[Wanted] | None = None
+
+    @property
+    def wanted(self) -> list[Wanted]:
+        """The outputs; those that every bank gives unless invalid_fields."""
+        if self.outputs is not None:
+            return self.outputs
+        return [Wanted(name=name) for name in ("score", "class_score", "verdict")]
+
+    def is_binary(self, output: Wanted) -> bool:
+        """How this output travels."""
+        default = self.parameters.get("binary_data_output", False)
+        return bool(output.parameters.get("binary_data", default))
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request as it is understood."""
+
+    inference: Inference
+    images: list[bytes | Array]
+
+
+def read(body: bytes, header_length: str | None, limits: FileLimits) -> Question:
+    """Take a body apart. Raises `InvalidRequestError`, `TooManyImagesError`, `BodyTooLargeError`."""
+    end = len(body) if header_length is None else _length(header_length, len(body))
+    try:
+        inference = Inference.model_validate(json.loads(body[:end]))
+    except ValidationError as error:
+        raise InvalidRequestError(invalid_fields(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"the inference header is not JSON: {error}") from error
+    unknown = [output.name for output in inference.wanted if output.name not in OUTPUTS]
+    if unknown:
+        raise InvalidRequestError(f"unknown outputs {unknown}; there are {list(OUTPUTS)}")
+    if len(inference.inputs) != 1 or inference.inputs[0].name not in INPUTS:
+        raise InvalidRequestError(f"send one input, named {' or '.join(INPUTS)}")
+    tensor = inference.inputs[0]
+    datatype, shape = INPUTS[tensor.name]
+    count = tensor.shape[0]
+    if tensor.datatype != datatype or len(tensor.shape) not in (len(shape), 2):
+        raise InvalidRequestError(f"{tensor.name} is {datatype} {shape}")
+    if min(tensor.shape) < 1 or (tensor.name == PIXELS and len(tensor.shape) != 4):
+        raise InvalidRequestError(f"{tensor.name} has the shape {tensor.shape}")
+    if count > limits.images:
+        raise TooManyImagesError(f"more than {limits.images} images in one request")
+    raw = _raw(tensor, body[end:])
+    images = _pixels(tensor, raw) if tensor.name == PIXELS else _files(tensor, raw)
+    for image in images:
+        if isinstance(image, bytes) and len(image) > limits.file_bytes:
+            raise BodyTooLargeError(f"a file has more than {limits.file_bytes} bytes")
+    return Question(inference, images)
+
+
+def _length(text: str, size: int) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= size):
+        raise InvalidRequestError("Inference-Header-Content-Length does not fit the body")
+    return int(text)
+
+
+def _raw(tensor: Tensor, tail: bytes) -> bytes | None:
+    """The bytes behind the JSON, None where the data stand inside it."""
+    size = tensor.parameters.get("binary_data_size")
+    if size is None:
+        if tensor.data is None:
+            raise InvalidRequestError(f"{tensor.name} brings no data")
+        return None
+    if not isinstance(size, int) or size != len(tail):
+        raise InvalidRequestError(f"{tensor.name}: binary_data_size does not fit the body")
+    return tail
+
+
+def _files(tensor: Tensor, raw: bytes | None) -> list[bytes | Array]:
+    count = int(np.prod(tensor.shape))
+    files: list[bytes | Array]
+    if raw is not None:
+        files = list(split_bytes(raw))
+    else:
+        try:
+            files = [base64.b64decode(text, validate=True) for text in flat(tensor.data or [])]
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidRequestError(
+                f"inside JSON, {IMAGES} are base64; send them as binary data instead: {error}"
+            ) from error
+    if len(files) != count or count != tensor.shape[0]:
+        raise InvalidRequestError(f"{IMAGES} has shape {tensor.shape} but {len(files)} elements")
+    return files
+
+
+def _pixels(tensor: Tensor, raw: bytes | None) -> list[bytes | Array]:
+    try:
+        if raw is not None:
+            values = np.frombuffer(raw, np.uint8)
+        else:
+            values = np.array(list(flat(tensor.data or [])))
+            if values.dtype.kind != "i" or values.min() < 0 or values.max() > 255:
+                raise ValueError("values outside 0..255")
+        return list(values.astype(np.uint8, copy=False).reshape(tensor.shape))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"{PIXELS} does not fit its shape: {error}") from error
+
+
+def flat(data: Sequence[Any]) -> Iterator[Any]:
+    """The elements of nested lists."""
+    for element in data:
+        if isinstance(element, list):
+            yield from flat(element)
+        else:
+            yield element
+
+
+def split_bytes(raw: bytes) -> Iterator[bytes]:
+    """BYTES elements: each its length (uint32, little endian), then its bytes."""
+    place = 0
+    while place < len(raw):
+        if place + 4 > len(raw):
+            raise InvalidRequestError("a BYTES tensor ends inside a length")
+        (size,) = struct.unpack_from("<I", raw, place)
+        if place + 4 + size > len(raw):
+            raise InvalidRequestError("a BYTES tensor ends inside an element")
+        yield raw[place + 4 : place + 4 + size]
+        place += 4 + size
+
+
+def write(
+    inference: Inference, model: str, columns: dict[str, list[Any]]
+) -> tuple[bytes, int | None]:
+    """The answer's body, and the length of its JSON where binary data follow."""
+    described: list[dict[str, Any]] = []
+    tail: list[bytes] = []
+    for output in inference.wanted:
+        datatype, values = OUTPUTS[output.name][0], columns[output.name]
+        facts: dict[str, Any] = {"name": output.name, "datatype": datatype, "shape": [len(values)]}
+        if inference.is_binary(output):
+            tail.append(_packed(datatype, values))
+            facts["parameters"] = {"binary_data_size": len(tail[-1])}
+        elif datatype == "BYTES":
+            facts["data"] = [_text(output.name, value) for value in values]
+        else:
+            facts["data"] = values
+        described.append(facts)
+    head: dict[str, Any] = {"model_name": model, "model_version": "1", "outputs": described}
+    if inference.id is not None:
+        head["id"] = inference.id
+    text = json.dumps(head, allow_nan=False).encode()
+    return b"".join([text, *tail]), len(text) if tail else None
+
+
+def _packed(datatype: str, values: list[Any]) -> bytes:
+    if datatype == "FP32":
+        packed: FloatArray = np.asarray(values, dtype="<f4")
+        return packed.tobytes()
+    return b"".join(struct.pack("<I", len(value)) + value for value in values)
+
+
+def _text(name: str, value: bytes) -> str:
+    return base64.b64encode(value).decode() if name == "map" else value.decode()

@@ -1,0 +1,229 @@
+"""`/v1/memory`: teach, forget, look, take a copy. An answer means durable and retrievable."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Protocol, cast
+
+from fastapi import APIRouter, Depends, File, Form, Header, Query, Request, Response, UploadFile
+from fastapi.responses import FileResponse
+from PIL import Image
+from starlette.background import BackgroundTask
+
+from mrad.detector import Decoded, Detector
+from mrad.encoder.encoder import Features
+from mrad.images.preprocess import DEFAULT_MAX_PIXELS, load_mask
+from mrad.memory.entry import Entry, Key
+from mrad.memory.keys import keys_of
+from mrad.types import ANOMALOUS, NORMAL, Sample
+from mrad_service.errors import BodyTooLargeError
+from mrad_service.memory import DurableMemory, EntryNotFoundError
+from mrad_service.schemas.memory import Label, MemoryAdded, MemoryEntry, MemoryPage
+
+THIN = (
+    "the mask covers no patch wholly: the image as a whole is learned, but heat maps learn nothing "
+    "of this defect; paint more generously, or cut the image closer"
+)
+THUMBNAIL = 192
+"""Longest side, pixels."""
+Text = Annotated[str, Form(max_length=500)]
+BankName = Annotated[str | None, Query(description="the bank; the active one unless told")]
+
+
+class MemoryRuntime(Protocol):
+    """What these routes ask of `app.state.runtime`. None is the active bank.
+
+    The runtime subscribes its detector to the memory (`memory.subscribe`), so that what was
+    acknowledged is found by the next request.
+    """
+
+    def memory(self, bank: str | None) -> DurableMemory:
+        """The living memory of a bank."""
+        ...
+
+    def detector(self, bank: str | None) -> Detector:
+        """The detector that serves it; its encoder makes the keys."""
+        ...
+
+
+def runtime_of(request: Request) -> MemoryRuntime:
+    """The application's runtime."""
+    return cast(MemoryRuntime, request.app.state.runtime)
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What an addition may cost, and who encodes it."""
+
+    max_file_bytes: int = 32 << 20
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    encode: Callable[[Detector, Decoded], Features] = lambda detector, image: detector.encode(
+        [image]
+    )
+
+
+def memory_router(
+    require: Callable[[str], Callable[..., Any]], teaching: Teaching | None = None
+) -> APIRouter:
+    """The routes; `require(scope)` is the dependency that checks the API key."""
+    router = APIRouter(prefix="/v1/memory", tags=["memory"])
+    read, write = [Depends(require("score"))], [Depends(require("write"))]
+    admin = [Depends(require("admin"))]
+    entry = "/entries/{entry_id}"
+    limits = [*write, Depends(teach_with(teaching or Teaching()))]
+    router.post("/entries", dependencies=limits, status_code=201)(add_entry)
+    router.get("/entries", dependencies=read)(list_entries)
+    router.get(entry, dependencies=read)(get_entry)
+    router.get(f"{entry}/thumbnail", dependencies=read, response_class=Response)(get_thumbnail)
+    router.delete(entry, dependencies=write, status_code=204)(remove_entry)
+    router.get("/export", dependencies=admin, response_class=FileResponse)(export_memory)
+    return router
+
+
+def teach_with(teaching: Teaching) -> Callable[[Request], None]:
+    """The dependency that tells the route its limits."""
+
+    def tell(request: Request) -> None:
+        request.state.teaching = teaching
+
+    return tell
+
+
+def add_entry(
+    request: Request,
+    response: Response,
+    image: Annotated[UploadFile, File()],
+    label: Annotated[Label, Form()],
+    mask: Annotated[UploadFile | None, File(description="> 0 where defective; image size")] = None,
+    source: Text = "",
+    object_name: Text = "",
+    defect: Text = "",
+    tags: Annotated[list[str] | None, Form()] = None,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
+    bank: BankName = None,
+) -> MemoryAdded:
+    """Add a labelled image. 201 once it is on disk and scored with; 200 for a repeat.
+
+    A defect without a mask teaches the image level only: nobody knows which patches are defective.
+    Send an `Idempotency-Key` and retry freely; with another image, mask or label it is refused.
+    """
+    memory = runtime_of(request).memory(bank)
+    detector = runtime_of(request).detector(bank)
+    teaching: Teaching = request.state.teaching
+    pixels = _read(image, teaching)
+    painted = _read(mask, teaching) if mask is not None else None
+    decoded = detector.decode(pixels, teaching.max_pixels)
+    anomalous = label == "anomalous"
+    region = load_mask(painted, decoded.size) if painted is not None else None
+    sample = Sample(
+        decoded.image, anomalous, None, source or image.filename or "", object_name, defect,
+        tuple(tags or ()),
+    )  # fmt: skip
+    entry = Entry.of(sample, decoded.size, getattr(request.state, "key_name", ""))
+    features = teaching.encode(detector, decoded)
+    # A lesson adds what an image of the build added, so that no image counts for more than another.
+    keys = keys_of(detector.encoder, features, 0, entry, region, detector.bank.patch_keys)
+    thumbnail, content = thumbnail_of(decoded.image), digest_of(pixels, painted)
+    standing = memory.add(entry, keys, thumbnail, idempotency_key, content)
+    repeated = standing.entry_id != entry.entry_id
+    request.state.audit = {"entry_id": standing.entry_id, "label": label, "repeated": repeated}
+    response.status_code = 200 if repeated else 201
+    return MemoryAdded(
+        entry=_described(request, memory, standing), repeated=repeated, entries=len(memory),
+        note=THIN if region is not None and anomalous and not teaches_patches(keys) else None,
+    )  # fmt: skip
+
+
+def teaches_patches(keys: list[Key]) -> bool:
+    """Whether a defect's keys have one of its patches, which a heat map learns from."""
+    return any(key.level == "patch" and key.label == ANOMALOUS for key in keys)
+
+
+def list_entries(
+    request: Request,
+    cursor: Annotated[str | None, Query(max_length=64)] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    label: Label | None = None,
+    bank: BankName = None,
+) -> MemoryPage:
+    """Entries, newest first. Pages neither skip nor repeat while others add and remove."""
+    memory = runtime_of(request).memory(bank)
+    wanted = None if label is None else ANOMALOUS if label == "anomalous" else NORMAL
+    page = memory.list(cursor=cursor, limit=limit, label=wanted)
+    entries = [_described(request, memory, entry) for entry in page.entries]
+    return MemoryPage(entries=entries, next_cursor=page.next_cursor, total=len(memory))
+
+
+def get_entry(request: Request, entry_id: str, bank: BankName = None) -> MemoryEntry:
+    """One entry."""
+    memory = runtime_of(request).memory(bank)
+    return _described(request, memory, memory.get(entry_id))
+
+
+def get_thumbnail(request: Request, entry_id: str, bank: BankName = None) -> Response:
+    """The entry's thumbnail, JPEG."""
+    memory = runtime_of(request).memory(bank)
+    memory.get(entry_id)
+    jpeg = memory.thumbnail(entry_id)
+    if jpeg is None:
+        raise EntryNotFoundError(f"entry {entry_id} has no thumbnail")
+    headers = {"Cache-Control": "private, max-age=86400, immutable"}
+    return Response(jpeg, media_type="image/jpeg", headers=headers)
+
+
+def remove_entry(request: Request, entry_id: str, bank: BankName = None) -> None:
+    """Forget an entry. 204 once that is on disk."""
+    runtime_of(request).memory(bank).remove(entry_id)
+
+
+def export_memory(request: Request, bank: BankName = None) -> FileResponse:
+    """The memory as it is now: a tar of an ordinary bank folder."""
+    memory = runtime_of(request).memory(bank)
+    name = memory.folder.bank.name
+    folder = Path(tempfile.mkdtemp(dir=memory.folder.temporary))
+    try:
+        memory.export(folder / name)
+        with tarfile.open(folder / "bank.tar", "w") as archive:
+            archive.add(folder / name, name)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return FileResponse(
+        folder / "bank.tar",
+        media_type="application/x-tar",
+        filename=f"{name}.tar",
+        background=BackgroundTask(shutil.rmtree, folder, ignore_errors=True),
+    )
+
+
+def _read(file: UploadFile, teaching: Teaching) -> bytes:
+    if (file.size or 0) > teaching.max_file_bytes:
+        raise BodyTooLargeError(f"the file has more than {teaching.max_file_bytes} bytes")
+    return file.file.read()
+
+
+def digest_of(image: bytes, mask: bytes | None) -> str:
+    """SHA-256 of an upload: its image and its mask."""
+    parts = (hashlib.sha256(part).digest() for part in (image, mask) if part is not None)
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def thumbnail_of(image: Image.Image) -> bytes:
+    """A small JPEG of an upright RGB image."""
+    small, buffer = image.copy(), io.BytesIO()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def _described(request: Request, memory: DurableMemory, entry: Entry) -> MemoryEntry:
+    has = memory.thumbnail(entry.entry_id) is not None
+    address = request.app.url_path_for("get_thumbnail", entry_id=entry.entry_id) if has else None
+    return MemoryEntry.of(entry, address)

@@ -1,0 +1,159 @@
+"""`/v2`: the Open Inference Protocol, for clients that were not written for this server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+from PIL import Image
+
+from mrad import __version__
+from mrad.errors import MRADError
+from mrad.types import Prediction
+from mrad_service.errors import InvalidRequestError
+from mrad_service.models.loading import Model
+from mrad_service.oip.codec import INPUTS, OUTPUTS, read, write
+from mrad_service.routes.score import runtime_of
+from mrad_service.scheduler.queue import Job, Wanted
+from mrad_service.scoring.render import png16
+from mrad_service.scoring.results import Budget
+from mrad_service.scoring.uploads import FileLimits
+from mrad_service.scoring.verdict import Verdict
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+
+
+def oip_router(require: Callable[[str], Callable[..., Any]]) -> APIRouter:
+    """The routes; `require(scope)` is the dependency that checks the API key."""
+    router = APIRouter(prefix="/v2", tags=["open inference protocol"])
+    read_scope = [Depends(require("score"))]
+    router.get("", dependencies=read_scope)(server_metadata)
+    router.get("/health/live")(live)
+    router.get("/health/ready", response_class=Response)(ready)
+    for model in ("/models/{name}", "/models/{name}/versions/{version}"):
+        router.get(model, dependencies=read_scope)(model_metadata)
+        router.get(f"{model}/ready", dependencies=read_scope, response_class=Response)(model_ready)
+        router.post(
+            f"{model}/infer",
+            dependencies=read_scope,
+            response_class=Response,
+            openapi_extra={"requestBody": _BODY},
+        )(infer)
+    return router
+
+
+async def server_metadata() -> dict[str, Any]:
+    """Name, version, extensions."""
+    return {"name": "mrad", "version": __version__, "extensions": ["binary_tensor_data"]}
+
+
+async def live() -> dict[str, bool]:
+    """200 while the process answers at all."""
+    return {"live": True}
+
+
+async def ready(request: Request) -> Response:
+    """200 when inference requests are welcome, 503 otherwise."""
+    why = runtime_of(request).why_not_ready()
+    return JSONResponse({"ready": not why}, 503 if why else 200)
+
+
+async def model_ready(request: Request, name: str, version: str = "1") -> Response:
+    """200 for a bank in memory."""
+    runtime_of(request).model(name)
+    return JSONResponse({"name": name, "ready": True})
+
+
+async def model_metadata(request: Request, name: str, version: str = "1") -> dict[str, Any]:
+    """Inputs (one of them) and outputs of a bank."""
+    runtime_of(request).model(name)
+    described = [
+        [{"name": n, "datatype": kind, "shape": shape} for n, (kind, shape) in tensors.items()]
+        for tensors in (INPUTS, OUTPUTS)
+    ]
+    return {
+        "name": name,
+        "versions": ["1"],
+        "platform": "mrad",
+        "inputs": described[0],
+        "outputs": described[1],
+    }
+
+
+async def infer(request: Request, name: str, version: str = "1") -> Response:
+    """Judge images: `images`, encoded files, or `pixels`, uint8 [n, height, width, 3].
+
+    Parameters: `threshold` or `target_fpr`. Without a threshold the verdict is empty; `probability`
+    needs a calibration. One image that cannot be read fails the request: the protocol has no place
+    for the problem of a single element.
+    """
+    runtime = runtime_of(request)
+    deadline = runtime.deadline(request)
+    model = runtime.model(name)
+    body = await request.body()
+    length = request.headers.get(HEADER_LENGTH)
+    settings = runtime.settings
+    limits = FileLimits(settings.max_images, settings.max_file_bytes)
+    question = await run_in_threadpool(partial(read, body, length, limits))
+    inference = question.inference
+    verdict = _verdict(model, inference.parameters)
+    outputs = {output.name for output in inference.wanted}
+    if "probability" in outputs:
+        model.calibrated()
+    wanted, budget = Wanted(maps="map" in outputs), Budget(settings.max_response_bytes)
+
+    def finish(index: int, prediction: Prediction, image: Image.Image) -> dict[str, Any]:
+        runtime.watch(model, prediction)
+        values = prediction.anomaly_map
+        shown = png16(values) if values is not None else b""
+        budget.spend(len(shown))
+        return {
+            "score": prediction.score,
+            "class_score": prediction.class_score,
+            "verdict": (verdict.says(prediction.score) or "").encode(),
+            "probability": verdict.probability(prediction.score),
+            "map": shown,
+        }
+
+    job = Job(question.images, model, finish, wanted=wanted, deadline=deadline)
+    outcomes = await runtime.run(job, request)
+    for index, outcome in enumerate(outcomes):
+        runtime.metrics.judged(outcome.code if isinstance(outcome, MRADError) else "ok")
+        if isinstance(outcome, MRADError):
+            raise type(outcome)(f"image {index}: {outcome}")
+    columns = {output: [outcome[output] for outcome in outcomes] for output in outputs}
+    text, header = await run_in_threadpool(partial(write, inference, model.name, columns))
+    if header is None:
+        return Response(text, media_type="application/json")
+    headers = {HEADER_LENGTH: str(header)}
+    return Response(text, media_type="application/octet-stream", headers=headers)
+
+
+def _verdict(model: Model, parameters: dict[str, Any]) -> Verdict:
+    given = {name: parameters.get(name) for name in ("threshold", "target_fpr")}
+    for name, value in given.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise InvalidRequestError(f"the parameter {name} is a number")
+    return Verdict.of(model, **given)
+
+
+_BODY = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {"type": "object", "required": ["inputs"]},
+            "example": {
+                "inputs": [
+                    {"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 2, 3],
+                     "data": [0, 0, 0, 255, 255, 255]}
+                ],
+                "outputs": [{"name": "score"}],
+            },
+        },
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+    },
+}  # fmt: skip

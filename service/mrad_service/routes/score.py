@@ -1,0 +1,116 @@
+"""`POST /v1/score`: images in, a result for each out, in the order submitted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, cast
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from PIL import Image
+
+from mrad.errors import MRADError
+from mrad.types import Prediction
+from mrad_service.runtime import Runtime
+from mrad_service.scheduler.queue import Job
+from mrad_service.schemas.score import EncodedImage, ScoreBody, ScoreOptions, Scores
+from mrad_service.scoring.results import Judge, result_of, whole_failure
+from mrad_service.scoring.uploads import FileLimits, read_submission
+
+SMALL = 1 << 20
+"""Bytes of maps up to which the answer is written on the event loop."""
+
+
+def runtime_of(request: Request) -> Runtime:
+    """The application's runtime."""
+    return cast(Runtime, request.app.state.runtime)
+
+
+def score_router(require: Callable[[str], Callable[..., Any]]) -> APIRouter:
+    """The route; `require(scope)` is the dependency that checks the API key."""
+    router = APIRouter(prefix="/v1", tags=["score"])
+    router.post(
+        "/score",
+        dependencies=[Depends(require("score"))],
+        response_model=Scores,
+        openapi_extra={"requestBody": _request_body(), "parameters": [_TIMEOUT]},
+    )(score)
+    return router
+
+
+async def score(request: Request) -> Response:
+    """Judge images. One that cannot be read gets a problem of its own; the others are judged.
+
+    Multipart: files in the field `images`, options as form fields. JSON: base64 in `images`.
+    Scores and map values are raw probabilities in [0, 1]; their order counts. `verdict` needs a
+    threshold: the request's, or the bank's calibration.
+    """
+    runtime = runtime_of(request)
+    deadline = runtime.deadline(request)
+    settings = runtime.settings
+    sent = await read_submission(request, FileLimits(settings.max_images, settings.max_file_bytes))
+    model = runtime.model(sent.options.bank)
+    judge = Judge(model, sent.options, settings.max_response_bytes)
+
+    def finish(index: int, prediction: Prediction, image: Image.Image) -> dict[str, Any]:
+        runtime.watch(model, prediction)
+        return judge(index, prediction, image)
+
+    job = Job(sent.images, model, finish, wanted=judge.wanted, deadline=deadline)
+    outcomes = await runtime.run(job, request)
+    for outcome in outcomes:
+        runtime.metrics.judged(outcome.code if isinstance(outcome, MRADError) else "ok")
+    failure = whole_failure(outcomes)
+    if failure is not None:
+        raise failure
+    results = [
+        result_of(index, name, outcome)
+        for index, (name, outcome) in enumerate(zip(sent.names, outcomes))
+    ]
+    body = {"results": results, "bank": model.name}
+    heavy = judge.wanted.maps and len(results) > 1
+    text = await run_in_threadpool(_dump, body) if heavy else _dump(body)
+    return Response(text, media_type="application/json")
+
+
+def _dump(body: dict[str, Any]) -> bytes:
+    return json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
+
+
+_TIMEOUT = {
+    "name": "X-Request-Timeout",
+    "in": "header",
+    "required": False,
+    "description": "Seconds after which the answer is of no use; 504 then.",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
+}
+
+
+def _request_body() -> dict[str, Any]:
+    form = ScoreOptions.model_json_schema()
+    form["properties"]["fields"] = {"type": "string", "examples": ["score,verdict"]}
+    form["properties"]["images"] = {
+        "type": "array",
+        "items": {"type": "string", "format": "binary"},
+        "minItems": 1,
+    }
+    form["required"] = ["images"]
+    form["properties"]["images"]["description"] = "image files, one part each"
+    body = ScoreBody.model_json_schema()
+    del body["$defs"]  # the one model inside is written out: nothing else brings it in
+    body["properties"]["images"]["items"]["anyOf"][0] = EncodedImage.model_json_schema()
+    pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+    return {
+        "required": True,
+        "content": {
+            "multipart/form-data": {"schema": form},
+            "application/json": {
+                "schema": body,
+                "examples": {
+                    "one": {"value": {"images": [{"name": "dot.png", "data": pixel}]}},
+                    "map": {"value": {"images": [pixel], "map": "png16", "evidence": 3}},
+                },
+            },
+        },
+    }

@@ -1,0 +1,193 @@
+"""What lives as long as the server: banks, batcher, metrics. `app.state.runtime`."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+
+import structlog
+from starlette.requests import Request
+
+from mrad.detector import Decoded, Detector
+from mrad.encoder.encoder import Features
+from mrad.errors import MRADError
+from mrad.types import Prediction
+from mrad_service.errors import (
+    ClientGoneError,
+    DeadlineError,
+    DeviceError,
+    DrainingError,
+    InvalidRequestError,
+)
+from mrad_service.memory import DurableMemory
+from mrad_service.models.loading import EncoderOf, Encoders, Model, devices_of
+from mrad_service.models.registry import Banks
+from mrad_service.scheduler.batch import Limits
+from mrad_service.scheduler.batcher import Batcher
+from mrad_service.scheduler.queue import Item, Job, Outcome
+from mrad_service.scheduler.retry import in_halves
+from mrad_service.settings import Settings
+from mrad_service.telemetry.drift import Drift
+from mrad_service.telemetry.metrics import Metrics
+from mrad_service.telemetry.tracing import Tracing
+
+log = structlog.get_logger(__name__)
+
+
+class Runtime:
+    """Built once for an application; `start` and `stop` are its lifespan."""
+
+    def __init__(self, settings: Settings, encoder_of: EncoderOf | None = None) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.drift = Drift(settings.drift_window)
+        self.tracing = Tracing() if settings.tracing else None
+        self.banks = Banks(settings, Encoders(settings, encoder_of))
+        self.batcher = Batcher(
+            len(devices_of(settings)),
+            Limits(
+                max_batch=settings.max_batch,
+                batch_wait=settings.batch_wait,
+                decode_threads=settings.decode_threads,
+                finish_threads=settings.finish_threads,
+                queue_images=settings.queue_images,
+                queue_seconds=settings.queue_seconds,
+                max_pixels=settings.max_pixels,
+                nearest_every=settings.drift_every,
+            ),
+            self,
+        )
+        self._draining = threading.Event()
+        self._teaching = threading.Lock()
+
+    def start(self) -> None:
+        """Load the first bank, once. Raises what keeps it from being served."""
+        if self.banks.active is not None:
+            return
+        began = time.perf_counter()
+        model = self.banks.activate(self.banks.first())
+        log.info("ready", bank=model.name, seconds=round(time.perf_counter() - began, 2))
+
+    def announce_stop(self) -> None:
+        """Readiness goes off; work still comes in."""
+        self._draining.set()
+
+    def stop(self) -> None:
+        """Finish what is inside, within the limit, then let everything go."""
+        self.announce_stop()
+        if not self.batcher.drain(self.settings.drain_seconds):
+            log.warning("stopped with work left", images=self.batcher.inside)
+        self.batcher.close()
+        self.banks.close()
+        if self.tracing is not None:
+            self.tracing.close()
+
+    def why_not_ready(self) -> str:
+        """Empty when requests are welcome."""
+        if self._draining.is_set():
+            return "the server is stopping"
+        return "" if self.banks.active is not None else "no bank is loaded yet"
+
+    def model(self, bank: str | None = None) -> Model:
+        """What judges now. Raises `UnknownBankError`, `BankNotLoadedError`."""
+        return self.banks.get(bank).model
+
+    def memory(self, bank: str | None = None) -> DurableMemory:
+        """The living memory of a bank. Raises `ReadOnlyError` too."""
+        return self.banks.memory(bank)
+
+    def detector(self, bank: str | None = None) -> Detector:
+        """The detector of a bank on the first device."""
+        return self.model(bank).detectors[0]
+
+    def encode(self, detector: Detector, image: Decoded) -> Features:
+        """Features of one image, beside the batches: one at a time, so that lessons do not crowd
+        the device. Raises `DeviceMemoryError`, `DeviceError`."""
+        with self._teaching:
+            for _, features in in_halves([image], detector.encode):
+                if isinstance(features, MRADError):
+                    raise features
+                return features
+        raise DeviceError("nothing was encoded")
+
+    def activate(self, name: str) -> Model:
+        """Switch; see `Banks.activate`."""
+        if self._draining.is_set():
+            raise DrainingError("the server is stopping; nothing is switched any more")
+        return self.banks.activate(name)
+
+    def deadline(self, request: Request) -> float:
+        """On `time.monotonic`'s clock: the setting's, or what `X-Request-Timeout` asks for."""
+        seconds = self.settings.request_seconds
+        asked = request.headers.get("x-request-timeout")
+        if asked is not None:
+            seconds = min(seconds, _seconds(asked))
+        return time.monotonic() + seconds
+
+    def watch(self, model: Model, prediction: Prediction) -> None:
+        """An image was judged: for metrics and drift."""
+        self.metrics.scored(model.name, prediction.score)
+        self.drift.note(model, prediction)
+
+    def stage(self, name: str, seconds: float, items: Sequence[Item]) -> None:
+        """See `mrad_service.scheduler.batch.Observer`."""
+        self.metrics.stage(name, seconds)
+        if self.tracing is not None:
+            self.tracing.stage(name, seconds, items)
+
+    def batch(self, size: int) -> None:
+        """See `mrad_service.scheduler.batch.Observer`."""
+        self.metrics.batches.observe(size)
+
+    def waiting(self, images: int) -> None:
+        """See `mrad_service.scheduler.batch.Observer`."""
+        self.metrics.queue.set(images)
+
+    def figures(self) -> bytes:
+        """What Prometheus reads."""
+        model = self.model() if self.banks.active is not None else None
+        return self.metrics.text(model, self.drift.report(model) if model else None)
+
+    async def run(self, job: Job, request: Request) -> list[Outcome]:
+        """Queue a job, wait for it; drop it when its time is over or its client leaves.
+
+        Raises `QueueFullError`, `DrainingError`, `DeadlineError`, `ClientGoneError`.
+        """
+        job.trace = self.tracing.here() if self.tracing is not None else None
+        self.batcher.submit(job)
+        done = asyncio.wrap_future(job.future)
+        gone = asyncio.ensure_future(_left(request))
+        try:
+            await asyncio.wait(
+                {done, gone},
+                timeout=max(0.0, job.deadline - time.monotonic()),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if done.done():
+                return done.result()
+            if gone.done():
+                raise ClientGoneError("the client left")
+            raise DeadlineError("the request was not done in time; what was left is dropped")
+        finally:
+            gone.cancel()
+            if not done.done():
+                done.cancel()
+                self.batcher.drop(job, ClientGoneError("nobody waits for this any more"))
+
+
+async def _left(request: Request) -> None:
+    """Returns when the client closes its connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise InvalidRequestError(f"X-Request-Timeout is a number of seconds, not {text!r}")
+    return seconds

@@ -1,0 +1,65 @@
+"""The nouns of the batcher: its limits, who watches it, and what lies between its stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mrad.encoder.encoder import Features
+from mrad_service.scheduler.queue import Item
+
+
+class Observer(Protocol):
+    """Who is told what happens (metrics, tracing)."""
+
+    def stage(self, name: str, seconds: float, items: Sequence[Item]) -> None:
+        """Just ended: `decode` or `render` of an image, `encode` or `retrieve` of a batch."""
+        ...
+
+    def batch(self, size: int) -> None:
+        """A batch went to a device."""
+        ...
+
+    def waiting(self, images: int) -> None:
+        """So many images are waiting or being worked on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """See `Settings`."""
+
+    max_batch: int = 8
+    batch_wait: float = 0.02
+    decode_threads: int = 2
+    finish_threads: int = 2
+    queue_images: int = 256
+    queue_seconds: float = 10.0
+    max_pixels: int = 50_000_000
+    nearest_every: int = 0
+    """Of so many finished groups, one finds its nearest keys unasked (drift); 0: none."""
+
+
+@dataclass(eq=False)
+class Group:
+    """Encoded items of one model that want the same."""
+
+    device: int
+    items: Sequence[Item]
+    features: Features
+
+
+def split(items: Sequence[Item], features: Features) -> list[tuple[Sequence[Item], Features]]:
+    """Runs of neighbours with the same model that all want maps, or none of them."""
+    parts, start = [], 0
+    for end in range(1, len(items) + 1):
+        if end == len(items) or not alike(items[start], items[end]):
+            parts.append((items[start:end], features[start:end]))
+            start = end
+    return parts
+
+
+def alike(one: Item, other: Item) -> bool:
+    same = one.job.model is other.job.model
+    return same and one.job.wanted.maps == other.job.wanted.maps

@@ -1,0 +1,359 @@
+"""A bounded queue, threads that decode, one that encodes for each device, threads that
+finish. A device never waits for JPEGs while another image is ready."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import structlog
+import torch
+from PIL import Image
+
+from mrad.encoder.encoder import Features
+from mrad.errors import MRADError
+from mrad_service.errors import DrainingError, QueueFullError
+from mrad_service.scheduler.batch import Group, Limits, Observer, split
+from mrad_service.scheduler.cores import usable_cores
+from mrad_service.scheduler.queue import FairQueue, Item, Job, Outcome, Patience, Rate
+from mrad_service.scheduler.retry import in_halves
+
+log = structlog.get_logger(__name__)
+BLANK = Image.new("RGB", (1, 1))
+AHEAD = 2
+"""Decoded images kept ready, and encoded batches kept waiting, for each device: in batches."""
+
+
+class Batcher:
+    """Takes jobs, settles them. Thread-safe."""
+
+    def __init__(self, devices: int, limits: Limits, observer: Observer) -> None:
+        self.limits, self._observer, self._devices = limits, observer, devices
+        self._changed = threading.Condition()
+        self._queue = FairQueue()
+        self._jobs: set[Job] = set()
+        self._decoding = 0
+        self._ready: deque[Item] = deque()
+        self._encoded: deque[Group] = deque()
+        self._inside = 0
+        self._rate = Rate()
+        self._came = 0.0
+        self._patience = [Patience(limits.batch_wait) for _ in range(devices)]
+        self._largest = [limits.max_batch] * devices
+        self._clean = [0] * devices
+        self._groups = 0
+        self._draining = self._closed = False
+        cores = usable_cores()
+        share = max(1, cores // limits.finish_threads)
+        self._threads: list[threading.Thread] = []
+        for i in range(limits.decode_threads):
+            self._start(f"decode-{i}", self._decode_loop, 1)
+        for i in range(limits.finish_threads):
+            self._start(f"finish-{i}", self._finish_loop, share)
+        for i in range(devices):  # last: what they set is what later threads take over
+            self._start(f"device-{i}", partial(self._device_loop, i), max(1, cores // devices))
+
+    def _start(self, name: str, loop: Callable[[], None], cores: int) -> None:
+        """A thread whose tensor operations take so many cores.
+
+        Left alone, each would take them all: pools of several threads would then wait for one
+        another, spinning.
+        """
+        ready = threading.Event()
+
+        def run() -> None:
+            torch.set_num_threads(cores)
+            ready.set()
+            loop()
+
+        self._threads.append(threading.Thread(target=run, name=name, daemon=True))
+        self._threads[-1].start()
+        ready.wait()
+
+    # -- from the outside ---------------------------------------------------------------------
+
+    def submit(self, job: Job) -> None:
+        """Queue it. Raises `QueueFullError` (with when to come back), `DrainingError`."""
+        with self._changed:
+            if self._draining:
+                raise DrainingError("the server is stopping; ask another one")
+            self._admit(job.waiting)
+            now = time.monotonic()
+            if not self._inside:
+                self._rate.start(now)
+            self._came = now
+            self._count(job.waiting)
+            self._jobs.add(job)
+            self._queue.push(job)
+            self._changed.notify_all()
+        job.future.add_done_callback(lambda _: self._jobs.discard(job))
+
+    def drop(self, job: Job, error: MRADError) -> None:
+        """Nobody waits for it any more."""
+        with self._changed:
+            self._count(-job.drop(error))
+            self._changed.notify_all()
+
+    @property
+    def inside(self) -> int:
+        """Images waiting or being worked on."""
+        return self._inside
+
+    @property
+    def rate(self) -> float | None:
+        """Images a second while busy; None before anything was measured."""
+        return self._rate()
+
+    def drain(self, seconds: float) -> bool:
+        """Take nothing new, finish what is inside; whether all of it was done in time."""
+        end = time.monotonic() + seconds
+        with self._changed:
+            self._draining = True
+            while self._inside and time.monotonic() < end:
+                self._changed.wait(min(0.2, end - time.monotonic()))
+            return not self._inside
+
+    def close(self) -> None:
+        """Stop every thread; whoever still waits is told."""
+        with self._changed:
+            self._draining = self._closed = True
+            error = DrainingError("the server stopped before this was done")
+            for job in list(self._jobs):
+                job.drop(error)
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(timeout=10)
+
+    def _admit(self, images: int) -> None:
+        """Called with the lock. An empty queue takes any job: the count limit bounds it."""
+        rate = self._rate()
+        over = self._inside + images - self.limits.queue_images
+        if self._inside and over > 0:
+            raise QueueFullError(
+                f"{self._inside} images are waiting and {images} more do not fit "
+                f"({self.limits.queue_images} at most)",
+                retry_after=over / rate if rate else 1.0,
+            )
+        ahead = self._queue.ahead_of(images)
+        if rate and ahead / rate > self.limits.queue_seconds:
+            raise QueueFullError(
+                f"{ahead} images come first, about {ahead / rate:.1f} s of work "
+                f"({self.limits.queue_seconds:g} s at most)",
+                retry_after=ahead / rate - self.limits.queue_seconds,
+            )
+
+    def _count(self, change: int) -> None:
+        self._inside += change
+        self._observer.waiting(self._inside)
+
+    def _settle(self, item: Item, outcome: Outcome) -> None:
+        item.decoded = None
+        with self._changed:
+            if item.job.dropped is None:
+                self._rate.done(time.monotonic())
+            self._count(-1)
+            self._changed.notify_all()
+        item.job.settle(item.index, outcome)
+
+    def _alive(self, item: Item) -> bool:
+        """Whether someone still waits for it; settles it otherwise."""
+        error = item.job.is_over()
+        if error is None:
+            return True
+        self._settle(item, error)
+        with self._changed:
+            self._count(-item.job.drop(error))
+        return False
+
+    # -- decoding -----------------------------------------------------------------------------
+
+    def _decode_loop(self) -> None:
+        while (item := self._next_to_decode()) is not None:
+            if self._alive(item):
+                self._decode(item)
+            with self._changed:
+                self._decoding -= 1
+                self._changed.notify_all()
+
+    def _next_to_decode(self) -> Item | None:
+        room = AHEAD * self.limits.max_batch * self._devices
+        with self._changed:
+            while not self._closed:
+                if len(self._ready) + self._decoding < room:
+                    item = self._queue.pop()
+                    if item is not None:
+                        self._decoding += 1
+                        return item
+                self._changed.wait()
+        return None
+
+    def _decode(self, item: Item) -> None:
+        began = time.perf_counter()
+        try:
+            detector = item.job.model.detectors[0]
+            decoded = detector.decode(item.data, self.limits.max_pixels)
+        except MRADError as error:
+            self._settle(item, error)
+            return
+        except Exception as error:
+            log.exception("an image could not be decoded")
+            self._settle(item, MRADError(f"the image could not be decoded: {error!r}"))
+            return
+        item.data = b""
+        item.decoded = decoded if item.job.wanted.image else replace(decoded, image=BLANK)
+        self._observer.stage("decode", time.perf_counter() - began, [item])
+        with self._changed:
+            self._ready.append(item)
+            self._changed.notify_all()
+
+    # -- the device ---------------------------------------------------------------------------
+
+    def _device_loop(self, device: int) -> None:
+        while (batch := self._next_batch(device)) is not None:
+            alive = [item for item in batch if self._alive(item)]
+            # Those that want the same side by side: each group is a slice of the features.
+            alive.sort(key=lambda item: (id(item.job.model), item.job.wanted.maps))
+            if alive:
+                self._encode(device, alive)
+
+    def _next_batch(self, device: int) -> list[Item] | None:
+        with self._changed:
+            while not self._closed:
+                if self._ready and len(self._encoded) < AHEAD * self._devices:
+                    batch = self._gather(device)
+                    if batch:
+                        return batch
+                    continue
+                self._changed.wait()
+        return None
+
+    def _gather(self, device: int) -> list[Item]:
+        """A batch, full or closed by its wait. Called with the lock, which waiting lets go."""
+        last = time.monotonic()
+        closes = last + self.limits.batch_wait
+        patience, widest, hoped = self._patience[device], None, False
+        while True:
+            batch = self._same_encoder(device)[: self._largest[device]]
+            if not batch or len(batch) == self._largest[device] or self._closed:
+                break
+            if self._came > last:
+                widest, last = max(widest or 0.0, self._came - last), self._came
+            coming = self._decoding or self._queue
+            hoped = hoped or not coming
+            ends = closes if coming else min(closes, last + patience.seconds)
+            left = ends - time.monotonic()
+            if left <= 0:
+                break
+            self._changed.wait(left)
+        if hoped:
+            patience.learn(widest)
+        chosen = set(map(id, batch))
+        self._ready = deque(item for item in self._ready if id(item) not in chosen)
+        self._changed.notify_all()
+        return batch
+
+    def _same_encoder(self, device: int) -> list[Item]:
+        if not self._ready:
+            return []
+        first = self._ready[0].job.model.detectors[device].encoder
+        return [item for item in self._ready if item.job.model.detectors[device].encoder is first]
+
+    def _encode(self, device: int, batch: list[Item]) -> None:
+        began = time.perf_counter()
+        self._observer.batch(len(batch))
+
+        def run(items: Sequence[Item]) -> Features:
+            detector = items[0].job.model.detectors[device]
+            return detector.encode([item.decoded for item in items if item.decoded])
+
+        for items, result in in_halves(batch, run):
+            if len(items) < len(batch) and not isinstance(result, MRADError):
+                self._largest[device], self._clean[device] = max(1, len(items)), 0
+            if isinstance(result, MRADError):
+                for item in items:
+                    self._settle(item, result)
+                continue
+            groups = [Group(device, *part) for part in split(items, result)]
+            with self._changed:
+                self._encoded.extend(groups)
+                self._changed.notify_all()
+        self._recover(device)
+        self._observer.stage("encode", time.perf_counter() - began, batch)
+
+    def _recover(self, device: int) -> None:
+        """After fifty batches without trouble, larger ones are tried again."""
+        self._clean[device] += 1
+        if self._clean[device] >= 50 and self._largest[device] < self.limits.max_batch:
+            self._largest[device] = min(self.limits.max_batch, 2 * self._largest[device])
+            self._clean[device] = 0
+
+    # -- finishing ----------------------------------------------------------------------------
+
+    def _finish_loop(self) -> None:
+        while (group := self._next_to_finish()) is not None:
+            self._finish(group)
+
+    def _next_to_finish(self) -> Group | None:
+        with self._changed:
+            while not self._closed:
+                if self._encoded:
+                    self._changed.notify_all()
+                    return self._encoded.popleft()
+                self._changed.wait()
+        return None
+
+    def _finish(self, group: Group) -> None:
+        alive = [row for row, item in enumerate(group.items) if self._alive(item)]
+        if not alive:
+            return
+        items = [group.items[row] for row in alive]
+        first = items[0].job
+        detector = first.model.detectors[group.device]
+        every = self.limits.nearest_every
+        self._groups += 1
+        asked = max(item.job.wanted.evidence for item in items)
+        evidence = asked or int(every > 0 and self._groups % every == 0)
+        features = group.features
+        if len(alive) < len(group.items):
+            features = Features.cat([features[row : row + 1] for row in alive])
+        rows = {id(item): row for row, item in enumerate(items)}
+
+        def run(part: Sequence[Item]) -> list[object]:
+            start = rows[id(part[0])]
+            sizes = [item.decoded.size for item in part if item.decoded]
+            found = detector.finish(
+                features[start : start + len(part)],
+                sizes,
+                maps=first.wanted.maps,
+                evidence=evidence,
+            )
+            return list(found)
+
+        began = time.perf_counter()
+        for part, result in in_halves(items, run):
+            self._observer.stage("retrieve", time.perf_counter() - began, part)
+            for row, item in enumerate(part):
+                self._render(item, result if isinstance(result, MRADError) else result[row])
+            began = time.perf_counter()
+
+    def _render(self, item: Item, prediction: object) -> None:
+        if isinstance(prediction, MRADError):
+            self._settle(item, prediction)
+            return
+        if not self._alive(item):
+            return
+        began = time.perf_counter()
+        try:
+            image = item.decoded.image if item.decoded else BLANK
+            outcome = item.job.finish(item.index, prediction, image)  # type: ignore[arg-type]
+        except MRADError as error:
+            outcome = error
+        except Exception as error:
+            log.exception("a result could not be written")
+            outcome = MRADError(f"the result could not be written: {error!r}")
+        self._observer.stage("render", time.perf_counter() - began, [item])
+        self._settle(item, outcome)

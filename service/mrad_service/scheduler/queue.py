@@ -1,0 +1,204 @@
+"""What waits: a request as a job, its images as items, and who comes next."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from PIL import Image
+
+from mrad.detector import Decoded, Detector
+from mrad.errors import MRADError
+from mrad.types import ImageInput, Prediction
+from mrad_service.errors import DeadlineError
+
+Outcome = Any
+"""What a job's `finish` made of an image, or the `MRADError` that kept it from being judged."""
+
+
+class Model(Protocol):
+    """What judges: the same bank and head on every device."""
+
+    @property
+    def detectors(self) -> Sequence[Detector]:
+        """One for each device."""
+        ...
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the device has to compute for an image."""
+
+    maps: bool = False
+    image: bool = False
+    """Whether `finish` needs the upright input (an overlay does)."""
+    evidence: int = 0
+
+
+class Job:
+    """The images of one request. Its future holds an outcome for each, in order."""
+
+    def __init__(
+        self,
+        images: Sequence[ImageInput | MRADError],
+        model: Model,
+        finish: Callable[[int, Prediction, Image.Image], Outcome],
+        *,
+        wanted: Wanted,
+        deadline: float = math.inf,
+    ) -> None:
+        """
+        Args:
+            images: encoded, or pixels; an error stands for one that is known to be unusable.
+            finish: called in a finishing thread with the index, the prediction and the upright
+                image (one pixel unless wanted).
+            deadline: on `time.monotonic`'s clock; after it the rest is dropped.
+        """
+        self.model, self.finish, self.wanted, self.deadline = model, finish, wanted, deadline
+        self.future: Future[list[Outcome]] = Future()
+        self.trace: Any = None
+        """Where its spans belong, when tracing is on."""
+        self.dropped: MRADError | None = None
+        """Why nobody waits for it any more."""
+        self._outcomes: list[Outcome] = list(images)
+        self._waiting = deque(
+            Item(self, index, image)
+            for index, image in enumerate(images)
+            if not isinstance(image, MRADError)
+        )
+        self._unsettled = len(self._waiting)
+        self._lock = threading.Lock()
+        if not self._unsettled:
+            self.future.set_result(self._outcomes)
+
+    @property
+    def waiting(self) -> int:
+        """Images that no thread has taken yet."""
+        return len(self._waiting)
+
+    def take(self) -> Item | None:
+        """The next image; None when there is no other."""
+        return self._waiting.popleft() if self._waiting else None
+
+    def drop(self, error: MRADError) -> int:
+        """Give up; returns how many images had not been taken. What runs is thrown away."""
+        self.dropped = self.dropped or error
+        left = len(self._waiting)
+        self._waiting.clear()
+        self._conclude()
+        return left
+
+    def is_over(self) -> MRADError | None:
+        """The error of a job that was dropped or is late."""
+        if self.dropped is None and time.monotonic() > self.deadline:
+            self.dropped = DeadlineError(
+                "the request was not done in time; what was left is dropped"
+            )
+        return self.dropped
+
+    def settle(self, index: int, outcome: Outcome) -> None:
+        """One image is done."""
+        with self._lock:
+            self._outcomes[index] = outcome
+            self._unsettled -= 1
+            last = self._unsettled == 0
+        if last:
+            self._conclude()
+
+    def _conclude(self) -> None:
+        """The first to come decides; whoever waits may have cancelled."""
+        with contextlib.suppress(InvalidStateError):
+            if self.dropped is not None:
+                self.future.set_exception(self.dropped)
+            else:
+                self.future.set_result(self._outcomes)
+
+
+@dataclass(eq=False)
+class Item:
+    """One image on its way."""
+
+    job: Job
+    index: int
+    data: ImageInput = field(repr=False)
+    decoded: Decoded | None = field(default=None, repr=False)
+
+
+class FairQueue:
+    """Jobs take turns, one image each, so that a huge request does not hold up small ones."""
+
+    def __init__(self) -> None:
+        self._jobs: deque[Job] = deque()
+
+    def __len__(self) -> int:
+        return sum(job.waiting for job in self._jobs)
+
+    def __bool__(self) -> bool:
+        return any(job.waiting for job in self._jobs)
+
+    def push(self, job: Job) -> None:
+        """Its first turn comes after everyone's who waits."""
+        if job.waiting:
+            self._jobs.append(job)
+
+    def pop(self) -> Item | None:
+        """The next image."""
+        while self._jobs:
+            job = self._jobs.popleft()
+            item = job.take()
+            if job.waiting:
+                self._jobs.append(job)
+            if item is not None:
+                return item
+        return None
+
+    def ahead_of(self, images: int) -> int:
+        """Images that come before the last of a new job of so many."""
+        return sum(min(job.waiting, images) for job in self._jobs)
+
+
+class Rate:
+    """Images a second while there is work, over the last half minute or so."""
+
+    MEMORY = 30.0
+
+    def __init__(self) -> None:
+        self._count = self._busy = 0.0
+        self._since = 0.0
+
+    def start(self, now: float) -> None:
+        """Work came while idle."""
+        self._since = now
+
+    def done(self, now: float, images: int = 1) -> None:
+        """So many images left it."""
+        spent = max(0.0, now - self._since)
+        fade = math.exp(-spent / self.MEMORY)
+        self._count, self._busy = self._count * fade + images, self._busy * fade + spent
+        self._since = now
+
+    def __call__(self) -> float | None:
+        """None before anything was measured."""
+        return self._count / self._busy if self._count and self._busy > 0 else None
+
+
+class Patience:
+    """How long an idle device waits for one more image: as long as that lately paid."""
+
+    def __init__(self, longest: float) -> None:
+        self._longest = longest
+        self.seconds = longest / 4
+
+    def learn(self, gap: float | None) -> None:
+        """After a wait: the widest gap after which an image still came, None when none did."""
+        if gap is None:
+            self.seconds = max(self._longest / 32, self.seconds / 2)
+        else:
+            self.seconds = min(self._longest, 0.7 * self.seconds + 0.3 * 2 * gap)

@@ -1,0 +1,203 @@
+"""What `/v1/score` and `/v1/bank` take and answer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mrad_service.problems import Problem
+from mrad_service.telemetry.drift import DriftReport
+
+FIELDS = (
+    "score",
+    "class_score",
+    "verdict",
+    "threshold",
+    "probability",
+    "map",
+    "regions",
+    "evidence",
+)
+MAX_EVIDENCE = 50
+
+MapFormat = Literal["none", "png16", "npy", "overlay", "rle", "polygons"]
+
+
+class ScoreOptions(BaseModel):
+    """What may be said about a scoring request: form fields, or members of the JSON body."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    threshold: float | None = Field(
+        None, description="Score at or above which an image is anomalous; the bank's unless told."
+    )
+    target_fpr: float | None = Field(
+        None, ge=0, le=1, description="Instead: share of good images that may be flagged."
+    )
+    pixel_threshold: float | None = Field(
+        None, description="Map value at or above which a pixel belongs to a region."
+    )
+    map: MapFormat = Field("none", description="How maps come back, at the size of the input.")
+    evidence: int = Field(
+        0, ge=0, le=MAX_EVIDENCE, description="Nearest memory keys to name, for each level."
+    )
+    fields: list[str] | None = Field(
+        None,
+        description=f"Only these parts of a result: {', '.join(FIELDS)}. In a form: comma-separated.",
+    )
+    bank: str | None = Field(None, description="A loaded bank; the active one unless told.")
+
+
+class EncodedImage(BaseModel):
+    """An image file inside JSON."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    data: str = Field(description="the file, base64")
+    name: str = ""
+
+
+class ScoreBody(ScoreOptions):
+    """The JSON body."""
+
+    images: list[EncodedImage | str] = Field(min_length=1, description="files, base64")
+
+
+class Region(BaseModel):
+    """A connected part of the map at or above the pixel threshold; pixels of the input image."""
+
+    box: tuple[int, int, int, int] = Field(description="[x_min, y_min, x_max, y_max)")
+    area: int
+    peak: float
+    peak_at: tuple[int, int]
+    polygon: list[tuple[float, float]]
+
+
+class Evidence(BaseModel):
+    """A remembered region that the image resembles."""
+
+    level: Literal["image", "patch"]
+    similarity: float
+    label: Literal["normal", "anomalous"]
+    entry_id: str
+    source: str
+    region: str
+    defect: str
+    query_box: tuple[int, int, int, int] | None = Field(
+        None, description="what of the submitted image asked: the most anomalous patch; its pixels"
+    )
+    thumbnail: str | None = Field(None, description="JPEG, base64")
+
+
+class Map(BaseModel):
+    """A map: base64 of a file (png16, npy, overlay), or what stands above the pixel threshold."""
+
+    format: MapFormat
+    data: Any
+
+
+class Result(BaseModel):
+    """One image's judgement, or its problem. Scores are raw probabilities in [0, 1]."""
+
+    index: int
+    name: str
+    status: Literal["ok", "error"]
+    score: float | None = None
+    class_score: float | None = None
+    verdict: Literal["normal", "anomalous"] | None = None
+    threshold: float | None = None
+    probability: float | None = None
+    map: Map | None = None
+    regions: list[Region] | None = None
+    evidence: list[Evidence] | None = None
+    problem: Problem | None = None
+
+
+class Scores(BaseModel):
+    """A result for each image, in the order submitted."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "bank": "visa",
+                    "results": [
+                        {
+                            "index": 0,
+                            "name": "board.png",
+                            "status": "ok",
+                            "score": 0.5132,
+                            "class_score": 0.5107,
+                            "verdict": "anomalous",
+                            "threshold": 0.5114,
+                            "probability": 0.93,
+                            "regions": [
+                                {
+                                    "box": [10, 20, 42, 61],
+                                    "area": 890,
+                                    "peak": 0.5391,
+                                    "peak_at": [30, 40],
+                                    "polygon": [[10.5, 20], [42, 20.5], [41.5, 61]],
+                                }
+                            ],
+                        },
+                        {
+                            "index": 1,
+                            "name": "notes.txt",
+                            "status": "error",
+                            "problem": {
+                                "type": "urn:mrad:problem:invalid_image",
+                                "title": "Unprocessable Content",
+                                "status": 422,
+                                "code": "invalid_image",
+                                "detail": "the image is not an image in a known format",
+                            },
+                        },
+                    ],
+                }
+            ]
+        }
+    )
+
+    results: list[Result]
+    bank: str
+
+
+class Keys(BaseModel):
+    """Keys of one level."""
+
+    keys: int
+    normal: int
+    anomalous: int
+
+
+class Bank(BaseModel):
+    """A bank in memory."""
+
+    name: str
+    active: bool
+    head: str
+    digest: str | None = Field(description="SHA-256 of bank.json; null once it has learnt")
+    encoder: dict[str, Any]
+    entries: int
+    image: Keys
+    patch: Keys
+    writable: bool
+    threshold: float | None
+    pixel_threshold: float | None
+    calibration: str = Field(description="how scores were calibrated, or why there is none")
+    score_range: Annotated[
+        tuple[float, float] | None, Field(description="lowest and highest calibrated score")
+    ] = None
+    drift: DriftReport | None = Field(
+        None, description="what lately came in against the calibration; null without one"
+    )
+
+
+class BankList(BaseModel):
+    """Every bank that can be activated."""
+
+    active: str | None
+    loaded: list[str]
+    known: list[str]

@@ -1,0 +1,176 @@
+"""A prediction -> the result that the client asked for. Runs in the finishing threads."""
+
+from __future__ import annotations
+
+import base64
+import math
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from mrad.errors import MRADError
+from mrad.maps import regions
+from mrad.types import Evidence, Prediction
+from mrad_service.errors import InvalidRequestError, ResponseTooLargeError
+from mrad_service.models.loading import Model
+from mrad_service.problems import problem_of
+from mrad_service.scheduler.queue import Outcome, Wanted
+from mrad_service.schemas.memory import label_name
+from mrad_service.schemas.score import FIELDS, ScoreOptions
+from mrad_service.scoring.render import CUT, render
+from mrad_service.scoring.verdict import Verdict
+
+MAX_REGIONS = 200
+"""The strongest ones of an image."""
+
+
+class Budget:
+    """The bytes that one answer may still grow by. Thread-safe."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._spent, self._lock = limit, 0, threading.Lock()
+
+    def spend(self, count: int) -> None:
+        """Raises `ResponseTooLargeError` once all images together took more than the limit."""
+        with self._lock:
+            self._spent += count
+            over = self._spent > self._limit
+        if over:
+            raise ResponseTooLargeError(
+                f"this answer exceeds {self._limit} bytes; send fewer images at once, or ask for a "
+                "smaller format"
+            )
+
+
+class Judge:
+    """Everything about one request that its results depend on. Thread-safe."""
+
+    def __init__(self, model: Model, options: ScoreOptions, max_bytes: int) -> None:
+        """Raises `InvalidRequestError`, `CalibrationError` for options that cannot be met."""
+        unknown = sorted(set(options.fields or ()) - set(FIELDS))
+        if unknown:
+            raise InvalidRequestError(f"unknown fields {unknown}; there are {list(FIELDS)}")
+        self.model, self._budget = model, Budget(max_bytes)
+        self.fields = set(options.fields if options.fields is not None else FIELDS)
+        self.verdict = Verdict.of(
+            model,
+            threshold=options.threshold,
+            target_fpr=options.target_fpr,
+            pixel_threshold=options.pixel_threshold,
+        )
+        self._kind = options.map if "map" in self.fields else "none"
+        self._cut = self.verdict.pixel_threshold
+        if self._kind in CUT:
+            self._cut = self.verdict.pixel(f"map={self._kind}")
+        elif options.fields is not None and "regions" in self.fields:
+            self._cut = self.verdict.pixel("regions")
+        self._regions = "regions" in self.fields and self._cut is not None
+        self._evidence = options.evidence if "evidence" in self.fields else 0
+
+    @property
+    def wanted(self) -> Wanted:
+        """What the batcher has to compute."""
+        return Wanted(
+            maps=self._kind != "none" or self._regions,
+            image=self._kind == "overlay",
+            evidence=self._evidence,
+        )
+
+    def __call__(self, index: int, prediction: Prediction, image: Image.Image) -> dict[str, Any]:
+        """The parts of a result that were asked for. Raises `ResponseTooLargeError`."""
+        score = prediction.score
+        made: dict[str, Any] = {
+            "score": score,
+            "class_score": prediction.class_score,
+            "verdict": self.verdict.says(score),
+            "threshold": self.verdict.threshold,
+            "probability": self.verdict.probability(score),
+        }
+        values = prediction.anomaly_map
+        if values is not None and self._kind != "none":
+            made["map"] = render(self._kind, values, image, self._cut)
+            self._budget.spend(_size(made["map"]["data"]))
+        if values is not None and self._regions and self._cut is not None:
+            found = regions(values, self._cut)[:MAX_REGIONS]
+            made["regions"] = [vars(region) for region in found]
+            self._budget.spend(_size(made["regions"]))
+        if self._evidence:
+            made["evidence"] = self._told(prediction)
+            self._budget.spend(sum(len(found["thumbnail"] or "") for found in made["evidence"]))
+        return {name: value for name, value in made.items() if name in self.fields}
+
+    def _told(self, prediction: Prediction) -> list[dict[str, Any]]:
+        chosen: list[Evidence] = []
+        for level in ("image", "patch"):
+            own = [found for found in prediction.evidence if found.level == level]
+            chosen += own[: self._evidence]
+        grid = self.model.detectors[0].encoder.grid
+        return [
+            {
+                "level": found.level,
+                "similarity": found.similarity,
+                "label": label_name(found.label),
+                "entry_id": found.entry_id,
+                "source": found.source,
+                "region": found.region,
+                "defect": found.defect,
+                "query_box": _cell_box(found.query_cell, grid, prediction.size),
+                "thumbnail": self._thumbnail(found.entry_id),
+            }
+            for found in chosen
+        ]
+
+    def _thumbnail(self, entry_id: str) -> str | None:
+        jpeg = self.model.bank.thumbnails.get(entry_id)
+        return None if jpeg is None else base64.b64encode(jpeg).decode("ascii")
+
+
+def result_of(index: int, name: str, outcome: Outcome) -> dict[str, Any]:
+    """One entry of the answer."""
+    head = {"index": index, "name": name}
+    if isinstance(outcome, MRADError):
+        return head | {"status": "error", "problem": problem_of(outcome)}
+    return head | {"status": "ok"} | outcome
+
+
+def whole_failure(outcomes: Sequence[Outcome]) -> MRADError | None:
+    """The error that the whole request ends with, where no result is worth sending.
+
+    An image that is not one spoils its own result only. A server that failed on every image, and
+    an answer over its limit, are the request's.
+    """
+    for outcome in outcomes:
+        if isinstance(outcome, ResponseTooLargeError):
+            return outcome
+    failed = [outcome for outcome in outcomes if isinstance(outcome, MRADError)]
+    if len(failed) < len(outcomes):
+        return None
+    for error in failed:
+        if problem_of(error)["status"] < 500:
+            return None
+    return failed[0]
+
+
+def _cell_box(
+    cell: tuple[int, int] | None, grid: int, size: tuple[int, int]
+) -> tuple[int, int, int, int] | None:
+    if cell is None:
+        return None
+    (row, column), (width, height) = cell, size
+    return (
+        math.floor(column * width / grid),
+        math.floor(row * height / grid),
+        math.ceil((column + 1) * width / grid),
+        math.ceil((row + 1) * height / grid),
+    )
+
+
+def _size(data: Any) -> int:
+    """Bytes of a map, run lengths or outlines as JSON, about."""
+    if isinstance(data, str):
+        return len(data)
+    if isinstance(data, dict):
+        return 8 * len(data["counts"])
+    return sum(200 + 40 * len(part["polygon"]) for part in data)

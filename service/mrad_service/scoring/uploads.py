@@ -1,0 +1,221 @@
+"""The body of a scoring request, read as it streams: multipart form, or JSON with base64."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from fastapi.concurrency import run_in_threadpool
+from pydantic import ValidationError
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect, Request
+
+from mrad.errors import MRADError
+from mrad_service.errors import (
+    BodyTooLargeError,
+    ClientGoneError,
+    InvalidRequestError,
+    TooManyImagesError,
+    UnsupportedMediaError,
+)
+from mrad_service.schemas.score import ScoreBody, ScoreOptions
+
+MAX_FIELD_BYTES = 4096
+MAX_HEADER_BYTES = 4096
+MAX_FIELDS = 64
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What a request brought."""
+
+    names: list[str]
+    images: list[bytes | MRADError]
+    """The error of one that is too large or no base64: it spoils its own result only."""
+    options: ScoreOptions
+
+
+@dataclass(frozen=True)
+class FileLimits:
+    """See `Settings`; the body as a whole is limited before it comes here."""
+
+    images: int
+    file_bytes: int
+
+
+async def read_submission(request: Request, limits: FileLimits) -> Submitted:
+    """Read the body by its Content-Type.
+
+    Raises `UnsupportedMediaError`, `InvalidRequestError`, `TooManyImagesError`, `ClientGoneError`.
+    """
+    kind, parameters = parse_options_header(request.headers.get("content-type"))
+    try:
+        if kind == b"multipart/form-data":
+            return await _multipart(request, parameters.get(b"boundary", b""), limits)
+        if kind == b"application/json":
+            body = await request.body()
+            return await run_in_threadpool(partial(_json, body, limits))
+    except ClientDisconnect:
+        raise ClientGoneError("the client left while it was sending") from None
+    raise UnsupportedMediaError("send multipart/form-data with images, or application/json")
+
+
+async def _multipart(request: Request, boundary: bytes, limits: FileLimits) -> Submitted:
+    if not boundary:
+        raise InvalidRequestError("multipart/form-data without a boundary")
+    form = FormReader(boundary, limits)
+    async for chunk in request.stream():
+        form.feed(chunk)
+    return form.submitted()
+
+
+class FormReader:
+    """Collects fields and files chunk by chunk; what is over a limit is never kept."""
+
+    def __init__(self, boundary: bytes, limits: FileLimits) -> None:
+        self._limits = limits
+        self._fields: dict[str, str] = {}
+        self._names: list[str] = []
+        self._images: list[bytes | MRADError] = []
+        self._headers: dict[bytes, bytes] = {}
+        self._header, self._value = bytearray(), bytearray()
+        self._field: str | None = None
+        self._data = bytearray()
+        self._too_large = False
+        self._ended = False
+        take: dict[str, Callable[..., None]] = {
+            "on_part_begin": self._begin,
+            "on_header_field": partial(self._collect, self._header),
+            "on_header_value": partial(self._collect, self._value),
+            "on_header_end": self._header_done,
+            "on_headers_finished": self._headers_done,
+            "on_part_data": self._part_data,
+            "on_part_end": self._end,
+            "on_end": self._finish,
+        }
+        try:
+            self._parser = MultipartParser(boundary, take)  # type: ignore[arg-type]
+        except Exception as error:
+            raise InvalidRequestError(f"the multipart boundary is not usable: {error}") from error
+
+    def feed(self, chunk: bytes) -> None:
+        """The next bytes. Raises `InvalidRequestError`, `TooManyImagesError`."""
+        try:
+            self._parser.write(chunk)
+        except MultipartParseError as error:
+            raise InvalidRequestError(f"the multipart body is broken: {error}") from error
+
+    def submitted(self) -> Submitted:
+        """All of it. Raises `InvalidRequestError` for a body that was cut or holds no image."""
+        if not self._ended:
+            raise InvalidRequestError("the multipart body ends too early")
+        if not self._images:
+            raise InvalidRequestError("no image: send files in the form field `images`")
+        return Submitted(self._names, self._images, _options(self._fields))
+
+    def _begin(self) -> None:
+        self._headers = {}
+        self._data = bytearray()
+        self._too_large = False
+
+    def _collect(self, into: bytearray, data: bytes, start: int, end: int) -> None:
+        into += data[start:end]
+        if len(into) > MAX_HEADER_BYTES:
+            raise InvalidRequestError("a part's header is too long")
+
+    def _header_done(self) -> None:
+        self._headers[bytes(self._header).lower()] = bytes(self._value)
+        self._header.clear()
+        self._value.clear()
+        if len(self._headers) > MAX_FIELDS:
+            raise InvalidRequestError("a part has too many headers")
+
+    def _headers_done(self) -> None:
+        _, options = parse_options_header(self._headers.get(b"content-disposition"))
+        self._field = options.get(b"name", b"").decode("utf-8", "replace")
+        if self._field != "images":
+            if b"filename" in options:
+                raise InvalidRequestError(
+                    f"form field {self._field!r} holds a file: send images in the field `images`"
+                )
+            if len(self._fields) >= MAX_FIELDS:
+                raise InvalidRequestError("too many form fields")
+            return
+        if len(self._images) >= self._limits.images:
+            raise TooManyImagesError(f"more than {self._limits.images} images in one request")
+        name = options.get(b"filename", b"").decode("utf-8", "replace")
+        self._names.append(name[:500])
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._too_large:
+            return
+        self._data += data[start:end]
+        if self._field == "images":
+            if len(self._data) > self._limits.file_bytes:
+                self._too_large, self._data = True, bytearray()
+        elif len(self._data) > MAX_FIELD_BYTES:
+            raise InvalidRequestError(f"form field {self._field!r} is too long")
+
+    def _end(self) -> None:
+        if self._field == "images":
+            self._images.append(_too_large(self._limits) if self._too_large else bytes(self._data))
+        elif self._field:
+            self._fields[self._field] = self._data.decode("utf-8", "replace")
+        self._data = bytearray()
+
+    def _finish(self) -> None:
+        self._ended = True
+
+
+def _json(body: bytes, limits: FileLimits) -> Submitted:
+    try:
+        sent = ScoreBody.model_validate(json.loads(body))
+    except ValidationError as error:
+        raise InvalidRequestError(invalid_fields(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"the body is not JSON: {error}") from error
+    if len(sent.images) > limits.images:
+        raise TooManyImagesError(f"more than {limits.images} images in one request")
+    names, images = [], []
+    for image in sent.images:
+        data, name = (image, "") if isinstance(image, str) else (image.data, image.name)
+        names.append(name[:500])
+        images.append(_decode(data, limits))
+    options = ScoreOptions.model_validate(sent.model_dump(exclude={"images"}))
+    return Submitted(names, images, options)
+
+
+def _decode(data: str, limits: FileLimits) -> bytes | MRADError:
+    if len(data) > limits.file_bytes * 4 // 3 + 4:
+        return _too_large(limits)
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        return InvalidRequestError(f"the image is not base64: {error}")
+
+
+def _options(fields: dict[str, str]) -> ScoreOptions:
+    given: dict[str, Any] = {name: value for name, value in fields.items() if value != ""}
+    if "fields" in given:
+        given["fields"] = [part.strip() for part in given["fields"].split(",") if part.strip()]
+    try:
+        return ScoreOptions.model_validate(given)
+    except ValidationError as error:
+        raise InvalidRequestError(invalid_fields(error)) from error
+
+
+def _too_large(limits: FileLimits) -> BodyTooLargeError:
+    return BodyTooLargeError(f"the file has more than {limits.file_bytes} bytes")
+
+
+def invalid_fields(error: ValidationError) -> str:
+    """What pydantic found, in a line."""
+    return "; ".join(
+        f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors()[:5]
+    )

@@ -1,0 +1,65 @@
+"""uvicorn around the application: readiness off first, then no new work, then the end."""
+
+from __future__ import annotations
+
+import asyncio
+from types import FrameType
+
+import structlog
+import uvicorn
+
+from mrad_service.app import create_app
+from mrad_service.models.loading import EncoderOf
+from mrad_service.runtime import Runtime
+from mrad_service.settings import Settings
+
+log = structlog.get_logger(__name__)
+GRACE = 5.0
+"""Seconds beyond the drain limit after which connections are cut."""
+
+
+class DrainingServer(uvicorn.Server):
+    """On SIGTERM: readiness off; `notice_seconds` later the socket closes and requests finish."""
+
+    def __init__(self, config: uvicorn.Config, runtime: Runtime) -> None:
+        super().__init__(config)
+        self.runtime = runtime
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A second signal does not wait for the notice."""
+        first = not self.runtime.why_not_ready() and not self.should_exit
+        self.runtime.announce_stop()
+        notice = self.runtime.settings.notice_seconds
+        if first and notice > 0 and self.started:
+            log.info("stopping", signal=sig, notice_seconds=notice)
+            loop, end = asyncio.get_running_loop(), super().handle_exit
+            loop.call_soon_threadsafe(loop.call_later, notice, end, sig, frame)
+        else:
+            super().handle_exit(sig, frame)
+
+
+def make_server(settings: Settings, encoder_of: EncoderOf | None = None) -> DrainingServer:
+    """A server that is ready to `run`; see `create_app`."""
+    app = create_app(settings, encoder_of=encoder_of)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.drain_seconds + GRACE),
+        timeout_keep_alive=30,
+        h11_max_incomplete_event_size=64 << 10,
+        ws="none",
+    )
+    return DrainingServer(config, app.state.runtime)
+
+
+def run(settings: Settings) -> None:
+    """Serve until a signal comes. Raises `MRADError` when the first bank cannot be served."""
+    server = make_server(settings)
+    server.runtime.start()  # here, so that what is wrong with a bank is one line, not a traceback
+    server.run()
+    if not server.started:
+        raise SystemExit(1)

@@ -1,0 +1,145 @@
+"""Everything an operator may set: `MRAD_<NAME>` in the environment, or options of `mrad serve`."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1 << 20
+
+
+class BankSpec(BaseModel):
+    """A bank that may be activated by name, and the head that reads it."""
+
+    path: Path
+    head: str = "tf"
+    checkpoint: Path | None = None
+
+
+class Settings(BaseSettings):
+    """See the fields. Lists and objects are given as JSON."""
+
+    model_config = SettingsConfigDict(env_prefix="MRAD_", frozen=True, extra="ignore")
+
+    bank: Path | None = Field(None, description="The bank folder that is active at the start.")
+    bank_root: Path | None = Field(
+        None, description="A folder of banks: each subfolder can be activated by its name."
+    )
+    bank_specs: dict[str, BankSpec] = Field(
+        default_factory=dict,
+        description='More banks by name: {"visa-ft": {"path": ..., "head": "ft", '
+        '"checkpoint": ...}}.',
+    )
+    max_loaded: int = Field(
+        2, ge=1, description="Banks kept in memory; the least recently active goes first."
+    )
+    writable: bool = Field(
+        True, description="Whether the memory may be taught; false for read-only replicas."
+    )
+
+    head: str = Field("tf", description="The head that reads `bank` and those of `bank_root`.")
+    checkpoint: Path | None = Field(None, description="Its checkpoint, where it has one.")
+    retrieval: str = Field("exact", description="How memories are asked: exact, approximate, auto.")
+    fusion: float = Field(0.7, ge=0, le=1, description="Weight of the image probability.")
+    pretrained: str | None = Field(
+        None, description="Tag or file of the encoder's weights; what the bank says unless told."
+    )
+    device: str = Field(
+        "auto", description="A torch device, or several: `cuda:0,cuda:1`. `auto`: a GPU if any."
+    )
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535)
+    root_path: str = Field("", description="Prefix that a reverse proxy strips.")
+
+    max_batch: int = Field(8, ge=1, description="Most images in one device batch.")
+    batch_wait: float = Field(
+        0.02, ge=0, description="Longest wait, seconds, of an idle device for a fuller batch."
+    )
+    decode_threads: int = Field(2, ge=1)
+    finish_threads: int = Field(2, ge=1)
+    queue_images: int = Field(
+        256, ge=1, description="Images waiting or being judged above which requests get 429."
+    )
+    queue_seconds: float = Field(
+        10.0, gt=0, description="Expected wait, from the measured rate, above which 429 is said."
+    )
+    request_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="Longest time for one request; `X-Request-Timeout` may ask for less.",
+    )
+    upload_seconds: float = Field(60.0, gt=0, description="Longest time for a body to arrive.")
+    drain_seconds: float = Field(
+        30.0, gt=0, description="After SIGTERM: longest time for requests in flight."
+    )
+    notice_seconds: float = Field(
+        0.0, ge=0, description="After SIGTERM: time of serving on with readiness off."
+    )
+
+    max_images: int = Field(256, ge=1, description="Images in one request.")
+    max_file_bytes: int = Field(32 * MIB, ge=1, description="Bytes of one image file.")
+    max_body_bytes: int = Field(256 * MIB, ge=1, description="Bytes of one request.")
+    max_inflight_bytes: int = Field(
+        1024 * MIB, ge=1, description="Bytes of all requests being received or waiting."
+    )
+    max_response_bytes: int = Field(512 * MIB, ge=1, description="Bytes of maps in one answer.")
+    max_pixels: int = Field(50_000_000, ge=1, description="Pixels of one image.")
+
+    auth: Literal["keys", "off"] = Field(
+        "keys", description="`off` serves everyone, and then only on a loopback address."
+    )
+    api_keys_file: Path | None = Field(
+        None, description="Hashed API keys with their scopes; made by `mrad keys add`."
+    )
+    cors_origins: tuple[str, ...] = Field((), description="Origins whose pages may call; none.")
+    allowed_hosts: tuple[str, ...] = Field(
+        (), description="Host names answered to; with auth off, loopback names unless told."
+    )
+
+    metrics: bool = Field(True, description="Whether /metrics answers (without a key).")
+    log_format: Literal["json", "console"] = "json"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    audit_file: Path | None = Field(
+        None, description="Where writes are logged, as JSON lines; the log itself unless told."
+    )
+    drift_window: int = Field(1000, ge=50, description="Images that the drift signal looks back.")
+    drift_every: int = Field(
+        4, ge=1, description="Of so many images, one is asked for its nearest key for drift."
+    )
+    tracing: bool = Field(False, description="OpenTelemetry (the extra `otel`); OTEL_* variables.")
+
+    @model_validator(mode="after")
+    def _loopback_without_keys(self) -> Self:
+        if self.auth == "off" and not is_loopback(self.host):
+            raise ValueError(
+                f"auth is off, so the server binds to loopback only, not to {self.host}; "
+                "make keys with `mrad keys add` and set MRAD_API_KEYS_FILE"
+            )
+        if self.auth == "keys" and self.api_keys_file is None:
+            raise ValueError(
+                "no API keys: make some with `mrad keys add` and set MRAD_API_KEYS_FILE, or, on "
+                "this machine alone, serve everyone with --no-auth (MRAD_AUTH=off)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> Self:
+        if self.queue_images < self.max_batch:
+            raise ValueError("queue_images must be at least max_batch")
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to bind is reachable from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

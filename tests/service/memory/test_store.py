@@ -1,0 +1,375 @@
+"""The store: what it answers, what it refuses, what it still knows after a restart."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mrad_service.memory import (
+    BaseChangedError,
+    DurableMemory,
+    EntryExistsError,
+    EntryNotFoundError,
+    IdempotencyConflictError,
+    LogWriteError,
+    MemoryClosedError,
+)
+from mrad_service.memory.operations import encode
+
+from mrad.errors import (
+    BankCorruptError,
+    BankError,
+    BankNotFoundError,
+    DimensionError,
+    NonFiniteError,
+    OneClassError,
+)
+from mrad.memory.bank import MemoryBank
+from mrad.memory.store import save_calibration
+
+
+def test_what_was_added_is_there_at_once_and_after_a_restart(base: Path, lesson) -> None:
+    entry, keys = lesson(1)
+    with DurableMemory.open(base) as memory:
+        before = memory.bank
+        assert memory.add(entry, keys, thumbnail=b"jpeg") == entry
+        assert memory.bank.entries[-1] == entry
+        assert len(before.entries) == 4, "an earlier view never changes"
+    with DurableMemory.open(base) as memory:
+        assert memory.get(entry.entry_id) == entry
+        assert memory.thumbnail(entry.entry_id) == b"jpeg"
+        np.testing.assert_array_equal(memory.bank.image.keys[-1], keys[0].vector)
+        np.testing.assert_array_equal(memory.bank.patch.keys[-1], keys[1].vector)
+        row = memory.bank.patch.entry[-1]
+        assert memory.bank.entries[row].entry_id == entry.entry_id
+    assert len(MemoryBank.load(base).entries) == 4, "the bank itself is never written"
+
+
+def test_grown_bank_equals_one_built_at_once(base: Path, lesson) -> None:
+    lessons = [lesson(seed) for seed in range(200)]
+    with DurableMemory.open(base) as memory:
+        expected = memory.bank
+        for entry, keys in lessons:
+            memory.add(entry, keys)
+            expected = expected.add(entry, keys)
+        for entry, _ in lessons[::3]:
+            memory.remove(entry.entry_id)
+            expected = expected.remove(entry.entry_id)
+        got = memory.bank
+    assert got.entries == expected.entries
+    for level in ("image", "patch"):
+        ours, theirs = getattr(got, level), getattr(expected, level)
+        for name in ("keys", "labels", "entry", "region", "size"):
+            np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+
+
+def test_views_stay_as_they_were(base: Path, lesson) -> None:
+    with DurableMemory.open(base) as memory:
+        views = []
+        for seed in range(100):
+            memory.add(*lesson(seed))
+            views.append(
+                (memory.bank, memory.bank.image.keys.copy(), memory.bank.image.labels.copy())
+            )
+        memory.remove(views[-1][0].entries[10].entry_id)
+        for view, keys, labels in views:
+            np.testing.assert_array_equal(view.image.keys, keys)
+            np.testing.assert_array_equal(view.image.labels, labels)
+
+
+@pytest.mark.parametrize("reopen", [False, True])
+@pytest.mark.parametrize("compact", [False, True])
+def test_an_idempotency_key_adds_once(base: Path, lesson, reopen: bool, compact: bool) -> None:
+    first, keys = lesson(1)
+    again, again_keys = lesson(1)
+    memory = DurableMemory.open(base)
+    memory.add(first, keys, idempotency_key="k", content="pixels")
+    if compact:
+        memory.compact()
+    if reopen:
+        memory.close()
+        memory = DurableMemory.open(base)
+    same = {"idempotency_key": "k", "content": "pixels"}
+    assert memory.add(again, again_keys, **same) == first
+    assert len(memory) == len(memory.bank.entries) == 5
+    with pytest.raises(IdempotencyConflictError):
+        memory.add(*lesson(2), **same)
+    with pytest.raises(IdempotencyConflictError):
+        memory.add(again, again_keys, idempotency_key="k", content="other pixels")
+    memory.remove(first.entry_id)
+    assert memory.add(again, again_keys, **same) == first, "a late retry adds nothing"
+    assert len(memory) == 4
+    memory.close()
+
+
+def test_a_key_of_an_older_release_is_told_by_its_entry(base: Path, lesson, monkeypatch) -> None:
+    """Its log has no digest of what was uploaded."""
+    from mrad_service.memory import store
+
+    def older(operation: Any) -> bytes:
+        facts, _, rest = encode(operation).partition(b"\0")
+        return facts.replace(b', "content": ""', b"") + b"\0" + rest
+
+    monkeypatch.setattr(store, "encode", older)
+    entry, keys = lesson(1)
+    memory = DurableMemory.open(base)
+    memory.add(entry, keys, idempotency_key="k")
+    memory.close()
+    assert b'"content"' not in next((memory.folder.log).iterdir()).read_bytes()
+    memory = DurableMemory.open(base)
+    assert memory.add(*lesson(1), idempotency_key="k", content="pixels") == entry
+    with pytest.raises(IdempotencyConflictError):
+        memory.add(*lesson(2), idempotency_key="k", content="pixels")
+    memory.close()
+
+
+def test_a_stampede_with_one_key_adds_once(base: Path, lesson) -> None:
+    with DurableMemory.open(base) as memory, ThreadPoolExecutor(16) as pool:
+        barrier = threading.Barrier(16)
+
+        def add(_: int) -> str:
+            entry, keys = lesson(1)
+            barrier.wait()
+            return memory.add(entry, keys, idempotency_key="one").entry_id
+
+        assert len(set(pool.map(add, range(16)))) == 1
+        assert len(memory) == 5
+
+
+def test_concurrent_writers_share_commits(base: Path, lesson, monkeypatch) -> None:
+    with DurableMemory.open(base) as memory, ThreadPoolExecutor(8) as pool:
+        commits, append = [], memory._log.append
+        monkeypatch.setattr(
+            memory._log, "append", lambda ops: (commits.append(len(ops)), append(ops))[1]
+        )
+        lessons = [lesson(seed) for seed in range(200)]
+        list(pool.map(lambda item: memory.add(*item), lessons))
+        assert sum(commits) == 200
+        assert len(commits) < 200, "no two additions ever shared an fsync"
+        assert {e.entry_id for e, _ in lessons} <= {e.entry_id for e in memory.bank.entries}
+
+
+def test_what_it_refuses(base: Path, lesson) -> None:
+    entry, keys = lesson(1)
+    with DurableMemory.open(base) as memory:
+        memory.add(entry, keys)
+        with pytest.raises(EntryExistsError):
+            memory.add(entry, keys)
+        with pytest.raises(EntryNotFoundError):
+            memory.remove("nobody")
+        other, keys = lesson(3)
+        with pytest.raises(DimensionError):
+            memory.add(other, [replace(keys[0], vector=np.ones(5, np.float32))])
+        with pytest.raises(NonFiniteError):
+            memory.add(other, [replace(keys[0], vector=keys[0].vector * np.float32(np.nan))])
+        with pytest.raises(BankError, match="no key"):
+            memory.add(other, [])
+        with pytest.raises(BankError, match="came with"):
+            memory.add(other, lesson(4)[1])
+        for wrong in (0, 1001):
+            with pytest.raises(BankError, match="limit"):
+                memory.list(limit=wrong)
+        assert len(memory) == 5
+        assert memory.status()["sequence"] == 1, "what is refused is not logged"
+    with pytest.raises(MemoryClosedError):
+        memory.add(other, keys)
+    with pytest.raises(BankNotFoundError):
+        DurableMemory.open(base.with_name("none"))
+    assert not base.with_name("none.live").exists()
+
+
+def test_the_last_of_a_class_stays(base: Path) -> None:
+    with DurableMemory.open(base) as memory:
+        defects = [entry for entry in memory.bank.entries if entry.label]
+        memory.remove(defects[0].entry_id)
+        with pytest.raises(OneClassError):
+            memory.remove(defects[1].entry_id)
+        assert memory.get(defects[1].entry_id)
+
+
+def test_two_removals_in_one_commit_cannot_take_the_last_of_a_class(base: Path, lesson) -> None:
+    with DurableMemory.open(base) as memory:
+        defects = [entry.entry_id for entry in memory.bank.entries if entry.label]
+        entered, held = threading.Event(), threading.Event()
+        memory.subscribe(lambda _: (entered.set(), held.wait(10)))
+        first = threading.Thread(target=memory.add, args=lesson(99, 0))
+        first.start()  # the committer waits in the callback; both removals queue behind it
+        assert entered.wait(10)
+        errors: list[BaseException] = []
+
+        def remove(entry_id: str) -> None:
+            try:
+                memory.remove(entry_id)
+            except OneClassError as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=remove, args=(entry_id,)) for entry_id in defects]
+        for thread in threads:
+            thread.start()
+        while len(memory._committer._queue) < 2:
+            time.sleep(0.001)
+        held.set()
+        for thread in [first, *threads]:
+            thread.join()
+        assert len(errors) == 1
+        assert sum(memory.bank.image.labels) == 1
+
+
+def test_pages_walk_everything_newest_first(base: Path, lesson) -> None:
+    with DurableMemory.open(base) as memory:
+        for seed in range(23):
+            memory.add(*lesson(seed))
+        seen, cursor = [], None
+        while True:
+            page = memory.list(cursor=cursor, limit=5)
+            seen += [entry.entry_id for entry in page.entries]
+            if page.next_cursor is None:
+                break
+            cursor = page.next_cursor
+            memory.remove(cursor)  # what the cursor stands on may go
+            memory.add(*lesson(100 + len(seen)))  # and more may come
+        assert seen == sorted(set(seen), reverse=True)
+        assert len(seen) == 27
+        defects = memory.list(label=1, limit=1000).entries
+        assert defects
+        assert all(entry.label == 1 for entry in defects)
+
+
+def test_subscribers_see_it_before_the_writer_does(base: Path, lesson, caplog) -> None:
+    with DurableMemory.open(base) as memory:
+        seen: list[MemoryBank] = []
+        memory.subscribe(lambda bank: 1 / 0)
+        unsubscribe = memory.subscribe(seen.append)
+        entry, keys = lesson(1)
+        memory.add(entry, keys)
+        assert seen[-1].entries[-1] == entry
+        assert "missed it" in caplog.text, "a failing subscriber is reported, the addition stands"
+        unsubscribe()
+        memory.add(*lesson(2))
+        assert len(seen) == 1
+
+
+def test_export_is_an_ordinary_bank(base: Path, lesson, tmp_path: Path) -> None:
+    with DurableMemory.open(base) as memory:
+        memory.add(*lesson(1), thumbnail=b"jpeg")
+        memory.export(tmp_path / "copy")
+        copy = MemoryBank.load(tmp_path / "copy")
+        assert copy.entries == memory.bank.entries
+        assert copy.thumbnails[copy.entries[-1].entry_id] == b"jpeg"
+        assert copy.metadata == {"line": 1}
+    with DurableMemory.open(tmp_path / "copy") as again:
+        assert len(again) == 5
+
+
+def test_compaction_drops_the_log_and_nothing_else(base: Path, lesson) -> None:
+    with DurableMemory.open(base) as memory:
+        for seed in range(10):
+            memory.add(*lesson(seed))
+        memory.remove(memory.bank.entries[5].entry_id)
+        expected = memory.bank
+        memory.compact()
+        memory.compact()  # nothing new: nothing done
+        assert memory.status()["generation"] == 1
+        assert memory.status()["log_bytes"] == 0
+        assert len(list((base.with_name("bank.live") / "log").iterdir())) == 1
+        memory.add(*lesson(50))
+    with DurableMemory.open(base) as memory:
+        assert memory.bank.entries[:-1] == expected.entries
+        np.testing.assert_array_equal(memory.bank.patch.keys[:-1], expected.patch.keys)
+        assert memory.status()["sequence"] == 12
+
+
+def test_compaction_starts_by_itself_while_writers_go_on(base: Path, lesson) -> None:
+    with DurableMemory.open(base, compact_bytes=20_000) as memory:
+        with ThreadPoolExecutor(4) as pool:
+            lessons = [lesson(seed) for seed in range(300)]
+            list(pool.map(lambda item: memory.add(*item), lessons))
+        if memory._compactor is not None:
+            memory._compactor.join()
+        assert memory.status()["generation"] >= 1
+    with DurableMemory.open(base) as memory:
+        assert len(memory) == 304
+
+
+def test_thresholds_of_the_bank_reach_a_compacted_memory(base: Path, lesson) -> None:
+    with DurableMemory.open(base) as memory:
+        memory.add(*lesson(1))
+        memory.compact()
+    bank = MemoryBank.load(base)
+    save_calibration(bank.with_calibration({"tf": {"threshold": 0.4}}), base)
+    with DurableMemory.open(base) as memory:
+        assert len(memory) == 5
+        assert memory.bank.calibration == {"tf": {"threshold": 0.4}}
+
+
+def test_a_bank_rebuilt_under_lessons_is_refused_and_under_none_taken(
+    base: Path, lesson, save_base
+) -> None:
+
+    DurableMemory.open(base).close()
+    shutil.rmtree(base)
+    save_base(base, 6)
+    with DurableMemory.open(base) as memory:
+        assert len(memory) == 6
+        memory.add(*lesson(1))
+    shutil.rmtree(base)
+    save_base(base, 8)
+    with pytest.raises(BaseChangedError, match="rebuilt"):
+        DurableMemory.open(base)
+
+
+def test_a_damaged_snapshot_is_refused(base: Path, lesson) -> None:
+    with DurableMemory.open(base) as memory:
+        memory.add(*lesson(1), idempotency_key="k")
+        memory.compact()
+    ledger = next(base.with_name("bank.live").glob("generations/*/ledger.json"))
+    ledger.write_bytes(ledger.read_bytes().replace(b"k", b"q", 1))
+    with pytest.raises(BankCorruptError, match="ledger"):
+        DurableMemory.open(base)
+
+
+def test_a_full_disk_fails_the_writer_and_harms_nothing(base: Path, lesson, monkeypatch) -> None:
+
+    with DurableMemory.open(base) as memory:
+        memory.add(*lesson(1))
+        real, full = os.pwrite, [True]
+
+        def pwrite(descriptor, data, offset):
+            if full[0]:
+                real(descriptor, bytes(data)[:10], offset)
+                raise OSError(28, "No space left on device")
+            return real(descriptor, data, offset)
+
+        monkeypatch.setattr(os, "pwrite", pwrite)
+        with pytest.raises(LogWriteError, match="No space"):
+            memory.add(*lesson(2))
+        assert len(memory.bank.entries) == 5
+        full[0] = False
+        memory.add(*lesson(3))
+    with DurableMemory.open(base) as memory:
+        assert [entry.source for entry in memory.bank.entries[4:]] == ["1.png", "3.png"]
+
+
+def test_after_a_failed_fsync_nothing_more_is_promised(base: Path, lesson, monkeypatch) -> None:
+
+    with DurableMemory.open(base) as memory:
+
+        def fdatasync(descriptor):
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr(os, "fdatasync", fdatasync)
+        with pytest.raises(LogWriteError, match="restart"):
+            memory.add(*lesson(2))
+        monkeypatch.undo()
+        with pytest.raises(LogWriteError, match="restart"):
+            memory.add(*lesson(3))
+        assert len(memory.bank.entries) == 4
+        assert memory.list().entries, "reading goes on"
