@@ -14,7 +14,7 @@ from mrad.errors import HeadError
 from mrad.heads import HeadOutput
 from mrad.heads.checkpoint import fill
 from mrad.memory.level import LevelMemory
-from mrad.retrieval.base import Retriever, at_whole_prior
+from mrad.retrieval.base import Retriever, at_reference_shares
 from mrad.retrieval.choose import make_retriever
 
 if TYPE_CHECKING:
@@ -119,8 +119,8 @@ class FTHead:
         patch = self.patch.probability(query.view(-1, width), rows)
         image = self.image.probability(self.weights.image_query(features.class_query()), exclude)
         return HeadOutput(
-            at_whole_prior(patch, self.levels[1], rows).view(batch, cells),
-            at_whole_prior(image, self.levels[0], exclude),
+            at_reference_shares(patch, self.levels[1], rows).view(batch, cells),
+            at_reference_shares(image, self.levels[0], exclude),
         )
 
 

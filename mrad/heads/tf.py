@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mrad.errors import HeadError
 from mrad.heads import HeadOutput
-from mrad.retrieval.base import Retriever, at_whole_prior
+from mrad.retrieval.base import Retriever, at_reference_shares
 from mrad.retrieval.choose import make_retriever
 
 if TYPE_CHECKING:
@@ -51,6 +51,6 @@ class TFHead:
         patch = self.patch.probability(query.reshape(-1, width), rows)
         image = self.image.probability(features.class_query(), exclude)
         return HeadOutput(
-            at_whole_prior(patch, self.levels[1], rows).view(batch, cells),
-            at_whole_prior(image, self.levels[0], exclude),
+            at_reference_shares(patch, self.levels[1], rows).view(batch, cells),
+            at_reference_shares(image, self.levels[0], exclude),
         )

@@ -35,11 +35,25 @@ class LevelMemory:
     """[n], grid cells averaged."""
     folder: Path | None = None
     """The bank's folder, in whose `derived/` indexes of these keys may be kept."""
+    reference: tuple[int, int] | None = None
+    """Keys of each class (normal, anomalous) that scores refer to: those of the memory before it
+    learned or forgot. None: those that it holds (`mrad.retrieval.base.at_reference_shares`)."""
     finite_to: int = 0
     """So many first keys are known to be finite: those of a memory that grew by the others."""
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def counts(self) -> tuple[int, int]:
+        """Keys of each class: normal, anomalous."""
+        anomalous = int(self.labels.sum(dtype=np.int64))
+        return len(self) - anomalous, anomalous
+
+    @property
+    def refers_to(self) -> tuple[int, int]:
+        """Keys of each class, (normal, anomalous), at whose shares probabilities are given."""
+        return self.counts if self.reference is None else self.reference
 
     @property
     def dim(self) -> int:
@@ -77,6 +91,7 @@ class LevelMemory:
             np.concatenate([self.region, other.region]),
             np.concatenate([self.size, other.size]),
             self.folder,
+            self.refers_to,
         )
 
     def without_row(self, row: int) -> LevelMemory:
@@ -90,6 +105,7 @@ class LevelMemory:
             self.region[keep],
             self.size[keep],
             self.folder,
+            self.refers_to,
         )
 
     def check(self, level: Level, width: int) -> None:

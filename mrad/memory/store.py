@@ -94,9 +94,12 @@ def _manifest(bank: Contents, folder: Path) -> dict[str, Any]:
     }
 
 
-def _counts(level: LevelMemory) -> dict[str, int]:
-    anomalous = int(level.labels.sum())
-    return {"keys": len(level), "normal": len(level) - anomalous, "anomalous": anomalous}
+def _counts(level: LevelMemory) -> dict[str, Any]:
+    normal, anomalous = level.counts
+    counts: dict[str, Any] = {"keys": len(level), "normal": normal, "anomalous": anomalous}
+    if level.refers_to != level.counts:  # it learned or forgot: scores keep to the shares before
+        counts["reference"] = list(level.refers_to)
+    return counts
 
 
 def _write_index(level: LevelMemory, path: Path) -> None:
@@ -217,7 +220,7 @@ def _parse(path: Path, manifest: dict[str, Any]) -> Contents:
         with pq.ParquetFile(path / THUMBNAILS) as file:
             jpegs = file.read()
         thumbnails = dict(zip(jpegs["entry_id"].to_pylist(), jpegs["jpeg"].to_pylist()))
-    image, patch = (_read_level(path, name, table, manifest["dims"][name]) for name in LEVELS)
+    image, patch = (_read_level(path, name, table, manifest) for name in LEVELS)
     return Contents(
         identity=EncoderIdentity(**manifest["encoder"]),
         entries=_read_entries(table),
@@ -274,7 +277,8 @@ _PLAIN = (
 )
 
 
-def _read_level(path: Path, name: str, table: pa.Table, dim: int) -> LevelMemory:
+def _read_level(path: Path, name: str, table: pa.Table, manifest: dict[str, Any]) -> LevelMemory:
+    dim, reference = manifest["dims"][name], manifest["counts"][name].get("reference")
     columns = table.select(["label", "row", "region", "size"])
     rows = columns.filter(pa.compute.equal(table["level"], name))
     region = rows["region"].combine_chunks().dictionary_encode()
@@ -286,6 +290,7 @@ def _read_level(path: Path, name: str, table: pa.Table, dim: int) -> LevelMemory
         names[region.indices.to_numpy(zero_copy_only=False)] if len(rows) else names,
         rows["size"].to_numpy().astype(np.int32),
         path,
+        None if reference is None else (int(reference[0]), int(reference[1])),
     )
 
 

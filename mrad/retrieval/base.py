@@ -59,27 +59,38 @@ def probability_of(log_sums: Tensor) -> Tensor:
     return torch.softmax(log_sums, dim=-1)[:, ANOMALOUS].float()
 
 
-def at_whole_prior(probability: Tensor, level: LevelMemory, exclude: Tensor | None) -> Tensor:
-    """What a query that may not retrieve its own keys is told, at the class shares of the whole.
+def at_reference_shares(
+    probability: Tensor, level: LevelMemory, exclude: Tensor | None = None
+) -> Tensor:
+    """Probabilities at the class shares that scores refer to, whatever the memory holds now.
 
-    Without its own keys an image asks a memory in which its class is rarer, by 1/n of the odds. TF's
-    scores differ by less than that in a small memory, so a defect would look better, and a good part
-    worse, for no other reason than being left out. Odds are scaled back: `probability` [M],
-    `exclude` int64 [M] or None -> float32 [M].
+    At temperature 1 a probability is close to the share of anomalous keys, so one key more or less
+    moves every score by about 1/n of the odds: more than TF's scores differ by. Odds are therefore
+    scaled by (reference share) / (share among the keys that were asked), per class. That keeps scores
+    where they were when the memory learns or forgets an image, and an image that is left out (it may
+    not retrieve its own keys) is judged at the same shares as any other.
+
+    Args:
+        probability: float32 [M], over the keys of `level` that are not excluded.
+        level: its `reference` counts say which shares; as they are now where it has none.
+        exclude: int64 [M], the entry row that a query did not retrieve, -1 for none.
+
+    Returns float32 [M]; unchanged where nothing is excluded and the counts are the reference's, or a
+    class is missing.
     """
-    if exclude is None:
+    if (exclude is None and level.counts == level.refers_to) or not all(level.refers_to):
         return probability
-    entries = int(level.entry.max()) + 1
-    own = np.bincount(level.entry * 2 + level.labels, minlength=2 * entries).reshape(entries, 2)
-    rows = exclude.cpu().numpy()
-    mine = np.where((rows >= 0)[:, None], own[rows.clip(0, entries - 1)], 0)
-    mine[rows >= entries] = 0
-    total = np.bincount(level.labels, minlength=2)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rarer = np.log(
-            total / (total - mine)
-        )  # infinite where a class is all one's own: then p is 0
-    shift = torch.from_numpy(np.nan_to_num(rarer[:, ANOMALOUS] - rarer[:, 1 - ANOMALOUS], posinf=0))
+    total, reference = np.array(level.counts), np.array(level.refers_to)
+    asked = total[None]
+    if exclude is not None:
+        entries = int(level.entry.max()) + 1
+        own = np.bincount(level.entry * 2 + level.labels, minlength=2 * entries).reshape(entries, 2)
+        rows = exclude.cpu().numpy()
+        known = (rows >= 0) & (rows < entries)
+        asked = total - np.where(known[:, None], own[rows.clip(0, entries - 1)], 0)
+    with np.errstate(divide="ignore"):
+        ratio = np.log(reference) - np.log(asked)  # infinite where a class is all one's own
+    shift = torch.from_numpy(np.nan_to_num(ratio[:, ANOMALOUS] - ratio[:, 1 - ANOMALOUS], posinf=0))
     odds = torch.logit(probability.double()) + shift.to(probability.device)
     return torch.sigmoid(odds).float()
 

@@ -255,3 +255,17 @@ def test_only_a_flat_index_of_the_listed_size_is_mapped(tmp_path: Path):
     faiss.write_index(coded, str(file))
     with pytest.raises(ValueError, match="listed"):
         bank_io.map_keys(file, 4, 8)
+
+
+def test_a_memory_that_learned_keeps_the_shares_that_its_scores_refer_to(
+    tiny_bank: MemoryBank, tmp_path: Path
+) -> None:
+    before = tiny_bank.image.counts
+    entry = Entry("taught", 1)
+    key = Key("image", 1, "taught", "image", 1, tiny_bank.image.keys[0])
+    taught = tiny_bank.add(entry, [key])
+    taught.save(tmp_path / "bank")
+    loaded = MemoryBank.load(tmp_path / "bank")
+    assert loaded.image.refers_to == before == taught.image.refers_to
+    assert loaded.image.counts == (before[0], before[1] + 1)
+    assert loaded.remove("taught").image.refers_to == before

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mrad.errors import DimensionError, EmptyLevelError, MRADError, NonFiniteError
 from mrad.memory.level import LevelMemory
-from mrad.retrieval.base import at_whole_prior, probability_of
+from mrad.retrieval.base import at_reference_shares, probability_of
 from mrad.retrieval.choose import make_retriever
 from mrad.retrieval.exact import ExactRetriever
 
@@ -161,6 +161,38 @@ def test_being_left_out_does_not_make_a_defect_look_better():
     own = torch.tensor([0, 3, -1])
     told = retriever.probability(torch.from_numpy(level.keys[:3]), own)
     assert told[1] < 0.3 < 0.4 < told[0]  # the bias: the defect looks best
-    fair = at_whole_prior(told, level, own)
+    fair = at_reference_shares(told, level, own)
     assert torch.allclose(fair, torch.full((3,), 0.4), atol=1e-6)
-    assert at_whole_prior(told, level, None) is told
+    assert at_reference_shares(told, level, None) is told
+
+
+def _level(vectors: np.ndarray, labels: list[int]) -> LevelMemory:
+    count = len(labels)
+    return LevelMemory(
+        np.ascontiguousarray(vectors, np.float32), np.array(labels, np.uint8), np.arange(count),
+        np.full(count, "image"), np.ones(count, np.int32),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize("lessons", [1, 5, 36])
+def test_lessons_that_say_nothing_new_leave_every_probability(lessons: int, label: int) -> None:
+    """Keys like the class's own: the odds must not follow their number."""
+    generator = np.random.default_rng(0)
+    vectors = generator.normal(size=(12, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    level = _level(vectors, [0] * 6 + [1] * 6)
+    queries = torch.from_numpy(vectors + 0.1)
+
+    def judged(memory: LevelMemory) -> torch.Tensor:
+        retriever = ExactRetriever(memory.keys, memory.labels, memory.entry)
+        return at_reference_shares(retriever.probability(queries), memory)
+
+    before, taught = judged(level), level
+    own = vectors[level.labels == label]
+    for _ in range(lessons):
+        taught = taught.join(_level(own, [label] * len(own)))  # each key of the class once more
+    assert taught.refers_to == level.counts != taught.counts
+    assert torch.allclose(judged(taught), before, atol=1e-6)
+    unbalanced = ExactRetriever(taught.keys, taught.labels, taught.entry).probability(queries)
+    assert (unbalanced - before).abs().min() > 0.05, "the number alone would move them"

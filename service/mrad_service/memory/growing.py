@@ -25,6 +25,7 @@ class GrowingLevel:
 
     def __init__(self, level: LevelMemory) -> None:
         self._dim, self._folder = level.dim, level.folder
+        self._refers_to = level.refers_to
         self._count = len(level)
         self._finite_to = len(level) if level.finite else 0
         self._arrays = {name: getattr(level, name) for name in FIELDS}
@@ -43,7 +44,9 @@ class GrowingLevel:
     def view(self) -> LevelMemory:
         """The level as it is now; stays so. Of its keys only the new ones are looked at."""
         arrays = {name: array[: self._count] for name, array in self._arrays.items()}
-        level = LevelMemory(**arrays, folder=self._folder, finite_to=self._finite_to)
+        level = LevelMemory(
+            **arrays, folder=self._folder, reference=self._refers_to, finite_to=self._finite_to
+        )
         if level.finite:
             self._finite_to = self._count
         return level
