@@ -4,19 +4,117 @@ from __future__ import annotations
 
 import pickle
 
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 
-from mrad import Detector, MemoryBank
+from mrad import Detector, Encoder, MemoryBank, Sample
 from mrad.errors import BankError, CheckpointError, DimensionError, NonFiniteError
 from mrad.heads import load_head
+from mrad.heads.checkpoint import load_checkpoint
 from mrad.heads.clip import CLIPWeights
 from mrad.heads.released import convert_checkpoint
 from mrad.heads.text import text_part
 from mrad.memory.released import convert_memory
 
 PARTS = ("image_proj", "patch_proj", "prompt_proj", "prompt_learner")
+LINEAR_768 = {"weight": (768, 768), "bias": (768,)}
+RELEASE: dict[str, dict[str, tuple[int, ...]]] = {
+    "image_proj": {f"{m}.{n}": s for m in ("mlp1", "mlp2") for n, s in LINEAR_768.items()},
+    "prompt_proj": {f"{m}.{n}": s for m in ("mlp1", "mlp2") for n, s in LINEAR_768.items()},
+    "patch_proj": {
+        "fc.0.weight": (768, 1024),
+        "fc.0.bias": (768,),
+        "fc.1.weight": (768, 1024),
+        "fc.1.bias": (768,),
+    },
+    "prompt_learner": {
+        "ctx_pos": (1, 1, 12, 768),
+        "ctx_neg": (1, 1, 12, 768),
+        **{f"compound_prompts_text.{i}": (4, 768) for i in range(8)},
+        **{f"compound_prompt_projections.{i}.weight": (896, 768) for i in range(8)},
+        **{f"compound_prompt_projections.{i}.bias": (896,) for i in range(8)},
+        "mlp.c_fc.weight": (3072, 768),
+        "mlp.c_fc.bias": (3072,),
+        "mlp.c_proj.weight": (768, 3072),
+        "mlp.c_proj.bias": (768,),
+        "token_prefix_pos": (1, 1, 1, 768),
+        "token_suffix_pos": (1, 1, 64, 768),
+        "token_prefix_neg": (1, 1, 1, 768),
+        "token_suffix_neg": (1, 1, 64, 768),
+        "tokenized_prompts_pos": (1, 1, 77),
+        "tokenized_prompts_neg": (1, 1, 77),
+    },
+}
+"""What the release's classes save for ViT-L/14-336, read off their constructors: parameters and
+buffers, used and unused. Not derived from this project's own list of names, which is on trial."""
+
+
+def as_released() -> dict[str, dict[str, torch.Tensor]]:
+    """A checkpoint as the release writes it: its names, shapes and types, seeded values."""
+    torch.manual_seed(0)
+    return {
+        part: {
+            name: torch.zeros(shape, dtype=torch.int32)
+            if name.startswith("tokenized")
+            else 0.02 * torch.randn(shape)
+            for name, shape in entries.items()
+        }
+        for part, entries in RELEASE.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def wide_encoder() -> Encoder:
+    """The widths of ViT-L/14-336 and of its text tower, with as few blocks as the prompts allow."""
+    torch.manual_seed(0)
+    vision = open_clip.CLIPVisionCfg(
+        layers=2, width=1024, head_width=64, patch_size=14, image_size=28
+    )
+    text = open_clip.CLIPTextCfg(vocab_size=49408, width=768, heads=12, layers=9)
+    clip = open_clip.model.CLIP(768, vision, text, quick_gelu=True)
+    return Encoder.from_clip(clip, name="wide", device="cpu")
+
+
+def test_the_release_s_own_clip_checkpoint_comes_in_and_says_what_was_left_out(
+    tmp_path, wide_encoder, make_image
+):
+    content, source, target = as_released(), tmp_path / "test_on_mvtec.pth", tmp_path / "clip.st"
+    torch.save(content, source)
+    done = convert_checkpoint(source, target, wide_encoder)
+    assert done.head == "clip"
+    left_out = {name.split(".")[1] for name in done.unused}
+    assert left_out == {"compound_prompt_projections", "mlp"}
+    assert len(done.unused) == 20
+    loaded = load_checkpoint(target)
+    assert loaded.training["origin"]["unused"] == list(done.unused)
+    unused = set(done.unused) | {
+        f"prompt_learner.{name}" for name in RELEASE["prompt_learner"] if name.startswith("token")
+    }
+    kept = {f"{part}.{name}" for part in RELEASE for name in RELEASE[part]} - unused
+    assert loaded.tensors.keys() == kept
+    for name in kept:
+        part, own = name.split(".", 1)
+        assert torch.equal(loaded.tensors[name], content[part][own])
+    samples = [Sample(*flip(make_image(seed, (28, 28), defect=seed > 0))) for seed in range(2)]
+    bank = MemoryBank.from_samples(wide_encoder, samples)
+    detector = Detector(wide_encoder, bank, "clip", checkpoint=target)
+    assert 0 <= detector.predict([make_image(3, (28, 28))[0]])[0].score <= 1
+
+
+def flip(made):
+    """Image, mask -> image, anomalous, mask."""
+    image, mask = made
+    return image, mask is not None, mask
+
+
+def test_an_entry_that_the_release_does_not_have_is_refused_by_name(tmp_path, wide_encoder):
+    content, source = as_released(), tmp_path / "other.pth"
+    content["prompt_learner"]["gate.weight"] = torch.zeros(2, 2)
+    torch.save(content, source)
+    with pytest.raises(CheckpointError, match=r"unknown entries: prompt_learner\.gate\.weight"):
+        convert_checkpoint(source, tmp_path / "out", wide_encoder)
 
 
 @pytest.fixture
@@ -41,7 +139,7 @@ def released(tiny_encoder) -> dict[str, dict[str, torch.Tensor]]:
 def test_a_clip_checkpoint(tmp_path, tiny_encoder, tiny_bank, released, make_image):
     source, target = tmp_path / "epoch_5.pth", tmp_path / "clip.safetensors"
     torch.save(released, source)
-    assert convert_checkpoint(source, target, tiny_encoder) == "clip"
+    assert convert_checkpoint(source, target, tiny_encoder).head == "clip"
     head = load_head("clip", tiny_encoder, checkpoint=target)
     assert torch.equal(
         head.weights.patch_proj["fc"][1].weight, released["patch_proj"]["fc.1.weight"]
@@ -56,7 +154,7 @@ def test_an_ft_checkpoint_and_ft_out_of_a_clip_checkpoint(tmp_path, tiny_encoder
     for name, entries in (("ft", PARTS[:2]), ("both", PARTS)):
         source, target = tmp_path / f"{name}.pth", tmp_path / f"{name}.safetensors"
         torch.save({entry: released[entry] for entry in entries}, source)
-        assert convert_checkpoint(source, target, tiny_encoder, head="ft") == "ft"
+        assert convert_checkpoint(source, target, tiny_encoder, head="ft").head == "ft"
         load_head("ft", tiny_encoder, checkpoint=target)
 
 

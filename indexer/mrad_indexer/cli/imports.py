@@ -34,8 +34,14 @@ def checkpoint_command(
     from mrad.heads.released import convert_checkpoint
 
     loaded = Encoder.load(encoder, pretrained, image_size=image_size)
-    name = convert_checkpoint(source, out, loaded, head)
-    typer.echo(f"{out}: head {name} for {loaded.identity}")
+    done = convert_checkpoint(source, out, loaded, head)
+    typer.echo(f"{out}: head {done.head} for {loaded.identity}")
+    if done.unused:
+        layers = sorted({".".join(name.split(".")[:2]) for name in done.unused})
+        typer.echo(
+            f"left out: {len(done.unused)} entries that the release saves and never uses "
+            f"({', '.join(layers)})"
+        )
 
 
 @app.command("memory")

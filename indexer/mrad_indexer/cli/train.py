@@ -108,7 +108,7 @@ def clip_command(
         bank_path=bank,
         save_bank=save_bank,
         cache=cache,
-        ft=recipe_of(ft_recipe(recipe), settings_ft),
+        ft=recipe_of(ft_recipe(recipe, "clip"), settings_ft),
         clip=recipe_of(CLIPRecipe(), settings),
         start_from=start_from,
     )

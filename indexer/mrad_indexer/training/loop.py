@@ -1,4 +1,4 @@
-"""One optimisation: shuffled batches, Adam on a cosine, losses recorded and checked."""
+"""One optimisation: shuffled batches, Adam, its schedule, losses recorded and checked."""
 
 from __future__ import annotations
 
@@ -63,9 +63,7 @@ def optimise(
     optimiser = torch.optim.Adam(
         chosen, lr=recipe.learning_rate, betas=(recipe.beta1, recipe.beta2), fused=True
     )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimiser, T_max=steps, eta_min=recipe.final_learning_rate
-    )
+    schedule = _schedule(recipe, optimiser, steps)
     started = time.perf_counter()
     for done, (epoch, rows) in enumerate(_batches(recipe, images), start=1):
         terms = losses(rows)
@@ -85,6 +83,16 @@ def optimise(
             progress(stage, done, steps, float(total.detach()))
     history.seconds[stage] = time.perf_counter() - started
     history.epochs[stage] = recipe.epochs
+
+
+def _schedule(
+    recipe: Stage, optimiser: torch.optim.Optimizer, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    if recipe.schedule == "constant":
+        return torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0)
+    return torch.optim.lr_scheduler.CosineAnnealingLR(
+        optimiser, T_max=steps, eta_min=recipe.final_learning_rate
+    )
 
 
 def _batches(recipe: Stage, images: int) -> Iterator[tuple[int, list[int]]]:

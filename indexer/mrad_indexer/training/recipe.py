@@ -10,13 +10,15 @@ from mrad.errors import HeadError
 
 
 class Stage(BaseModel):
-    """What both stages share: Adam with a cosine."""
+    """What both stages share: Adam, its rate, the masks of self-retrieval, the losses' weights."""
 
     model_config = ConfigDict(extra="forbid")
 
     epochs: int = Field(default=1, ge=1)
     batch_size: int = Field(default=8, ge=1)
     learning_rate: float = Field(default=4e-4, gt=0)
+    schedule: Literal["cosine", "constant"] = "constant"
+    """Of the learning rate, by step; `cosine` falls to `final_learning_rate`."""
     final_learning_rate: float = Field(default=1e-6, ge=0)
     beta1: float = Field(default=0.5, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
@@ -32,8 +34,9 @@ class Stage(BaseModel):
 
 
 class FTRecipe(Stage):
-    """One epoch on both pairs of projections."""
+    """One epoch on both pairs of projections, on a cosine: the paper's stand-alone FT."""
 
+    schedule: Literal["cosine", "constant"] = "cosine"
     start: Literal["linear", "isometry", "whitened"] = "linear"
     """`linear`: torch's own start of a linear layer. Otherwise queries and keys begin with the same
     map. `isometry`: it keeps cosines where the widths allow, so that the untrained head ranks as TF
@@ -54,18 +57,24 @@ FEW_IMAGES = FTRecipe(
 )
 """For some hundred images of one product. The paper's single epoch is 270 steps over 2,162 images
 and 25 over 200; from a whitened start a few hundred steps are enough."""
+UNDER_CLIP = FTRecipe(schedule="constant")
+"""The paper's FT stage of a CLIP training: the release keeps both stages at one rate there."""
 FT_RECIPES = {"paper": FTRecipe(), "few-images": FEW_IMAGES}
 
 
-def ft_recipe(name: str) -> FTRecipe:
-    """A recipe by its name. Raises `HeadError` naming those that there are."""
+def ft_recipe(name: str, head: str = "ft") -> FTRecipe:
+    """The FT stage of a recipe, by the recipe's name.
+
+    `head`: what is trained in all; below `clip` the paper's FT stage has no cosine. Raises
+    `HeadError` naming the recipes that there are.
+    """
     if name not in FT_RECIPES:
         raise HeadError(f"there is no recipe {name!r}; there are: {', '.join(FT_RECIPES)}")
-    return FT_RECIPES[name]
+    return UNDER_CLIP if (name, head) == ("paper", "clip") else FT_RECIPES[name]
 
 
 class CLIPRecipe(Stage):
-    """Five epochs on context, deep prompts and `prompt_proj`, on top of a trained FT."""
+    """Five epochs at one rate on context, deep prompts and `prompt_proj`, on top of a trained FT."""
 
     epochs: int = Field(default=5, ge=1)
     n_ctx: int = Field(default=12, ge=1)

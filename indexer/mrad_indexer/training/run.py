@@ -19,7 +19,7 @@ from mrad_indexer.training.curves import write_csv, write_png
 from mrad_indexer.training.data import TrainingSet, training_set
 from mrad_indexer.training.ft import train_ft
 from mrad_indexer.training.loop import History, Progress
-from mrad_indexer.training.recipe import CLIPRecipe, FTRecipe
+from mrad_indexer.training.recipe import CLIPRecipe, FTRecipe, ft_recipe
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def train(
 
     Raises `CheckpointError` when `start_from` is another encoder's, `NonFiniteError`, `DataError`.
     """
-    ft, clip = ft or FTRecipe(), clip or CLIPRecipe()
+    ft, clip = ft or ft_recipe("paper", head), clip or CLIPRecipe()
     frozen = None if start_from is None else load_ft(start_from, encoder)
     data = training_set(
         encoder, records, cache, bank=bank, batch_size=encode_batch, progress=encoding

@@ -37,6 +37,27 @@ def test_the_defaults_are_the_paper_s():
     assert (clip.epochs, clip.n_ctx, clip.depth, clip.n_deep) == (5, 12, 9, 4)
 
 
+def test_the_cosine_is_for_ft_alone_and_a_clip_training_stays_at_one_rate(
+    tiny_encoder, records, tmp_path
+):
+    def rates(head: str, **stages: object) -> dict[str, list[float]]:
+        path = tmp_path / f"{head}.safetensors"
+        train(head, tiny_encoder, records, path, tmp_path / "cache", **stages)  # type: ignore[arg-type]
+        rows = list(csv.DictReader(path.with_suffix(".csv").open()))
+        return {
+            stage: [float(row["learning_rate"]) for row in rows if row["stage"] == stage]
+            for stage in dict.fromkeys(row["stage"] for row in rows)
+        }
+
+    alone = rates("ft")["ft"]
+    assert alone[0] == 4e-4
+    assert alone[-1] < 4e-4
+    both = rates("clip", clip=CLIPRecipe(epochs=2))
+    assert both.keys() == {"ft", "clip"}
+    assert set(both["ft"]) == set(both["clip"]) == {4e-4}
+    assert set(rates("clip", ft=FTRecipe(epochs=2), clip=CLIPRecipe(epochs=1))["ft"]) != {4e-4}
+
+
 def test_masks_and_memory_are_the_bank_s(tiny_encoder, training, records):
     own = MemoryBank.from_samples(tiny_encoder, [record.sample() for record in records])
     assert np.abs(training.bank.image.keys - own.image.keys).max() < 1e-5
