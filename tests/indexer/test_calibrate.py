@@ -5,19 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from mrad_indexer.calibration.calibrate import (
-    Points,
-    Scored,
-    calibrate,
-    fit_isotonic,
-    fit_platt,
-    score_without_self,
-)
+from mrad_indexer.calibration.calibrate import Scored, calibrate, score_without_self
 from mrad_indexer.datasets import read_dataset
 
 from mrad import Detector, MemoryBank
 from mrad.detector import fuse
 from mrad.errors import CalibrationError
+from mrad.fitting import Points, fit_isotonic, fit_platt
 from mrad.maps import anomaly_map, top_mean
 
 
