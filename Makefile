@@ -7,7 +7,7 @@ AUDIT = $(BIN)/uvx pip-audit --progress-spinner off
 # One thread for each test worker: two workers with two threads each only fight.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup demo test nightly lint format serve bench guard mini docs constraints audit clean
+.PHONY: help setup demo test nightly lint format serve bench guard mini types docs constraints audit clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -52,6 +52,14 @@ guard: setup  ## ratios of the last bench against the committed ones; never seco
 
 mini: setup  ## train the shipped small CLIP anew (74 minutes on 2 cores with AMX, about 80 with AVX-512, an estimated 2 hours with AVX2)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pretraining --out runs/mini
+
+types: setup  ## the TypeScript client's types, from the server's OpenAPI description
+	cd clients/typescript && npm ci --ignore-scripts --no-audit --no-fund --prefer-offline --silent
+	$(BIN)/python -c "import json, sys; from mrad_service.app import create_app; \
+		from mrad_service.settings import Settings; \
+		json.dump(create_app(Settings(bank='none', auth='off')).openapi(), sys.stdout)" \
+		> clients/typescript/node_modules/openapi.json
+	cd clients/typescript && node types.mjs node_modules/openapi.json src/schemas.ts
 
 docs: setup  ## the documentation, strictly
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[docs]'

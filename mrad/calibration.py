@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mrad.memory.bank import MemoryBank
 
 Rule = Literal["f1", "fpr"]
+CALM = 10.0
+"""Calibrated score of the median good part, or more: see `Calibration.calibrated`."""
 MAX_KEPT = 2_000
 """Scores of good images kept one by one; more are thinned, the largest ones kept whole."""
 
@@ -215,6 +217,35 @@ class Calibration(_Part):
             raise CalibrationError(f"a prevalence lies between 0 and 1, not {prevalence}")
         ratio = (prevalence / (1 - prevalence)) / (self.prevalence / (1 - self.prevalence))
         return probability * ratio / (probability * ratio + 1 - probability)
+
+    def calibrated(self, score: float, *, threshold: float | None = None) -> float:
+        """A raw score on the scale that people read: 0 to 100, the threshold at 50.
+
+        A logistic curve, 50 at the threshold. Its unit is the distance of the median good part from
+        the threshold, so that this part is 10 and a score as far beyond is 90; no defect is needed.
+        Where good parts spread further than that, or known defects lie more than twice as far
+        beyond, the unit is larger, so that scores keep apart.
+
+        `threshold`: the cut in force, where it is not the calibration's own.
+        """
+        cut = self.image_threshold if threshold is None else threshold
+        good, bad = self.scores_normal, self.scores_anomalous
+        unit = max(cut - good.quantiles[10], good.std, (bad.quantiles[10] - cut) / 2, 1e-9)
+        return 100 * _sigmoid(math.log(100 / CALM - 1) * (score - cut) / unit)
+
+    def map_range(self, threshold: float | None = None) -> tuple[float, float] | None:
+        """Map values of the coldest and the hottest colour, the same for every image.
+
+        The pixel threshold lies in the middle, and three quarters of the good pixels stay cold: a
+        good part looks calm. None where the calibration has no pixel values, or they overlap.
+
+        `threshold`: the pixel threshold in force, where it is not the calibration's own.
+        """
+        middle = threshold if threshold is not None else self.pixel.value if self.pixel else None
+        if middle is None or self.normal_pixels is None:
+            return None
+        low = self.normal_pixels.threshold_at(0.25)
+        return (low, 2 * middle - low) if low < middle else None
 
     @classmethod
     def of(cls, bank: MemoryBank, head: str) -> Calibration:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -112,3 +114,29 @@ def test_asking_for_what_is_not_there():
         calibration.threshold_at(0.01, "pixel")
     with pytest.raises(CalibrationError, match="false-alarm rate"):
         calibration.threshold_at(1.5)
+
+
+def test_people_read_scores_from_0_to_100_with_the_threshold_at_50():
+    calibration = make_calibration()
+    cut, good = calibration.image_threshold, calibration.scores_normal.quantiles[10]
+    assert calibration.calibrated(cut) == pytest.approx(50)
+    values = [calibration.calibrated(score) for score in np.linspace(0, 1, 50)]
+    assert all(0 <= low <= high <= 100 for low, high in pairwise(values))
+    assert 10 - 1e-9 <= calibration.calibrated(good) < 50
+    assert calibration.calibrated(0.9, threshold=0.9) == pytest.approx(50), "the request's own cut"
+    tight = calibration.model_copy(update={"scores_anomalous": calibration.scores_normal})
+    near = calibration.scores_normal.model_copy(update={"std": 0.0})
+    tight = tight.model_copy(update={"scores_normal": near, "scores_anomalous": near})
+    assert tight.calibrated(good) == pytest.approx(10)
+    assert tight.calibrated(2 * cut - good) == pytest.approx(90)
+
+
+def test_colours_are_one_scale_with_the_pixel_threshold_in_the_middle():
+    calibration = make_calibration()
+    pixels = Tail.of(np.linspace(0.1, 0.3, 100))
+    held = calibration.model_copy(update={"normal_pixels": pixels})
+    low, high = held.map_range(0.5)
+    assert low == pytest.approx(pixels.threshold_at(0.25))
+    assert (low + high) / 2 == pytest.approx(0.5)
+    assert held.map_range(0.05) is None, "good pixels lie above that cut"
+    assert calibration.model_copy(update={"normal_pixels": None}).map_range(0.5) is None

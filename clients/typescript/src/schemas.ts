@@ -21,6 +21,11 @@ export interface components {
             pixel_threshold: number | null;
             /** @description how scores were calibrated, or why there is none */
             calibration: string;
+            /** @description map values of the coldest and the hottest colour, for every image alike */
+            map_range?: [
+                number,
+                number
+            ] | null;
             /** @description lowest and highest calibrated score */
             score_range?: [
                 number,
@@ -163,13 +168,16 @@ export interface components {
                 number
             ][];
         };
-        /** @description One image's judgement, or its problem. Scores are raw probabilities in [0, 1]. */
+        /** @description One image's judgement, or its problem. */
         Result: {
             index: number;
             name: string;
             /** @enum {string} */
             status: "ok" | "error";
+            /** @description raw, in [0, 1]: its order counts */
             score?: number | null;
+            /** @description 0 to 100: the threshold in force is 50, the median good part about 10; null without a calibration */
+            calibrated_score?: number | null;
             class_score?: number | null;
             verdict?: ("normal" | "anomalous") | null;
             threshold?: number | null;
@@ -185,6 +193,7 @@ export interface components {
          *       "bank": "visa",
          *       "results": [
          *         {
+         *           "calibrated_score": 88.4,
          *           "class_score": 0.5107,
          *           "index": 0,
          *           "name": "board.png",

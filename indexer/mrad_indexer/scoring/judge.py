@@ -155,13 +155,12 @@ def colour_scale(
     Without, the middle is the high end of what the head says of the memory's own anomalous keys,
     and cold is the median of its normal ones.
     """
+    known = calibration.map_range(pixel_threshold) if calibration is not None else None
+    if known is not None:
+        return known
+    low, middle = _of_own_keys(detector)
     if pixel_threshold is not None:
-        middle, tail = pixel_threshold, calibration and calibration.normal_pixels
-        low = tail.threshold_at(0.25) if tail else middle
-        if low >= middle:  # good and bad overlap
-            low = min(_of_own_keys(detector)[0], middle)
-    else:
-        low, middle = _of_own_keys(detector)
+        low, middle = min(low, pixel_threshold), pixel_threshold
     return (low, 2 * middle - low) if middle > low else (0.0, 1.0)
 
 

@@ -129,12 +129,13 @@ async function refresh(item) {
 /** Colours and the threshold slider span what was seen: raw values lie close together. */
 function setRange(item) {
   const own = view.field ? rangeOf(view.field) : null;
-  const range = ($("shared").checked ? sharedRange(queue.items) : own) ?? [0, 1];
+  const range = ($("shared").checked ? (bank?.map_range ?? sharedRange(queue.items)) : own) ?? [0, 1];
   view.range = range;
   const slider = $("threshold");
   if (!thresholdTouched && item.result) view.threshold = startThreshold(range);
-  slider.min = Math.min(range[0], view.threshold);
-  slider.max = Math.max(range[1], view.threshold);
+  const ends = [...range, ...(own ?? []), view.threshold];
+  slider.min = Math.min(...ends);
+  slider.max = Math.max(...ends);
   slider.value = view.threshold;
   sayThreshold();
 }

@@ -27,5 +27,9 @@ export function announce(text) {
 /** A raw score. Four digits: scores of an untrained head differ in the third. */
 export const digits = (value) => value.toFixed(4);
 
+/** What people read of a result: 0 to 100 with the limit at 50; the raw score without a calibration. */
+export const readable = (result) =>
+  result.calibrated_score == null ? digits(result.score) : `${Math.round(result.calibrated_score)}`;
+
 /** "1 image", "2 images". */
 export const count = (n, noun) => `${n.toLocaleString()} ${noun}${n === 1 ? "" : "s"}`;

@@ -1,6 +1,6 @@
 /** The list of images: one button each, with a thumbnail and what was found. */
 
-import { $, digits, el } from "./dom.js";
+import { $, el, readable } from "./dom.js";
 import { bitmapOf } from "./view.js";
 
 const THUMB = 56;
@@ -30,9 +30,9 @@ function told(item) {
   if (item.state === "waiting") return { words: "waiting", kind: "waiting" };
   if (item.state === "running") return { words: "judging…", kind: "running" };
   if (item.state === "failed") return { words: "not judged", kind: "failed" };
-  const { verdict, score } = item.result;
+  const { verdict } = item.result;
   const again = item.stale ? " · before the last lesson" : "";
-  const words = `${verdict ? `${verdict} · ` : ""}${digits(score)}${again}`;
+  const words = `${verdict ? `${verdict} · ` : ""}${readable(item.result)}${again}`;
   return { words, kind: verdict ?? "done" };
 }
 

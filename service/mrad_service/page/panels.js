@@ -1,6 +1,6 @@
 /** What stands beside the picture: verdict, evidence, lessons, and what a lesson changed. */
 
-import { $, digits, el } from "./dom.js";
+import { $, digits, el, readable } from "./dom.js";
 
 const VERDICTS = { normal: "Normal", anomalous: "Anomalous" };
 /** What the memory calls an image. */
@@ -20,8 +20,8 @@ export function showVerdict(item, bank, items) {
   card.dataset.verdict = verdict;
   const parts = [
     el("h3", { className: "headline" }, sign(verdict), VERDICTS[verdict] ?? "No verdict"),
-    scale(result, bank, items),
-    el("dl", { className: "facts" }, ...facts(result)),
+    ...leading(result, bank, items),
+    details(result),
   ];
   if (verdict === "none") {
     parts.push(el("p", { className: "hint" }, whyNone(bank)));
@@ -64,16 +64,32 @@ function sign(verdict) {
   return el("span", { className: "sign", "aria-hidden": "true" }, SIGNS[verdict]);
 }
 
+/** The calibrated score and where it lies; the raw one where there is no calibration. */
+function leading(result, bank, items) {
+  if (result.calibrated_score == null) return [scale(result, bank, items), rows(facts(result))];
+  const first = [["Score, 0 to 100", readable(result)], ["Limit", "50"]];
+  if (result.probability != null) {
+    first.push(["Probability of a defect", `${Math.round(100 * result.probability)} %`]);
+  }
+  return [bar(result.calibrated_score / 100, 0.5), rows(first)];
+}
+
+/** What an engineer asks for: the raw numbers. */
+function details(result) {
+  if (result.calibrated_score == null) return null;
+  return el("details", {}, el("summary", {}, "Raw values"), rows(facts(result)));
+}
+
 function facts(result) {
-  const rows = [["Score", digits(result.score)]];
-  if (result.threshold !== null && result.threshold !== undefined) {
-    rows.push(["Calibrated threshold", digits(result.threshold)]);
-  }
-  if (result.probability !== null && result.probability !== undefined) {
-    rows.push(["Probability of a defect", `${Math.round(100 * result.probability)} %`]);
-  }
-  rows.push(["Whole image alone", digits(result.class_score)]);
-  return rows.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)));
+  const found = [["Raw score", digits(result.score)]];
+  if (result.threshold != null) found.push(["Raw threshold", digits(result.threshold)]);
+  found.push(["Whole image alone", digits(result.class_score)]);
+  return found;
+}
+
+function rows(found) {
+  const lines = found.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)));
+  return el("dl", { className: "facts" }, ...lines);
 }
 
 /** The score between the lowest and the highest seen, with the threshold. */
@@ -83,17 +99,22 @@ function scale(result, bank, items) {
   if (result.threshold != null) values.push(result.threshold);
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const margin = Math.max((high - low) * 0.06, 1e-6);
-  const place = (value) => `${(100 * (value - low + margin)) / (high - low + 2 * margin)}%`;
-  const bar = el("div", { className: "scale", "aria-hidden": "true" });
-  if (result.threshold != null) {
+  const place = (value) => (value - low + margin) / (high - low + 2 * margin);
+  return bar(place(result.score), result.threshold == null ? null : place(result.threshold));
+}
+
+/** A scale with a dot, and what lies beyond the limit; both as shares of its length. */
+function bar(at, limit) {
+  const box = el("div", { className: "scale", "aria-hidden": "true" });
+  if (limit != null) {
     const over = el("span", { className: "over" });
-    over.style.left = place(result.threshold);
-    bar.append(over);
+    over.style.left = `${100 * limit}%`;
+    box.append(over);
   }
   const dot = el("span", { className: "dot" });
-  dot.style.left = place(result.score);
-  bar.append(dot);
-  return bar;
+  dot.style.left = `${100 * at}%`;
+  box.append(dot);
+  return box;
 }
 
 /** The nearest memory images beside what of the image asked for them. */
@@ -188,14 +209,18 @@ export function showLessons(lessons, undo) {
 export function showChange({ title, before, after, pictures }) {
   const box = $("changed");
   box.hidden = false;
-  const difference = after.score - before.score;
-  const way = Math.abs(difference) < 5e-5 ? "unchanged" : difference > 0 ? "higher" : "lower";
+  const onScale = [before, after].every((result) => result.calibrated_score != null);
+  const of = (result) => (onScale ? result.calibrated_score : result.score);
+  const difference = of(after) - of(before);
+  const places = onScale ? 1 : 4;
+  const least = 0.5 * 10 ** -places;
+  const way = Math.abs(difference) < least ? "unchanged" : difference > 0 ? "higher" : "lower";
   const sides = [["Before", before], ["Now", after]].map(([name, result], i) =>
     el(
       "figure",
       {},
       pictures[i] ?? null,
-      el("figcaption", {}, `${name}: `, el("b", {}, digits(result.score)), " ", verdictWord(result)),
+      el("figcaption", {}, `${name}: `, el("b", {}, of(result).toFixed(places)), " ", verdictWord(result)),
     ),
   );
   const close = el("button", { type: "button", className: "quiet close" }, "Close");
@@ -203,7 +228,7 @@ export function showChange({ title, before, after, pictures }) {
     box.hidden = true;
     $("stage").focus();
   });
-  const by = way === "unchanged" ? "" : ` by ${Math.abs(difference).toFixed(4)}`;
+  const by = way === "unchanged" ? "" : ` by ${Math.abs(difference).toFixed(places)}`;
   const line = el("p", {}, `The score is ${way}${by}.`);
   box.replaceChildren(el("h3", {}, title), el("div", { className: "pair" }, ...sides), line, close);
 }

@@ -69,6 +69,7 @@ def described(runtime: Runtime, model: Model) -> Bank:
         pixel_threshold=pixel,
         calibration=found,
         score_range=span,
+        map_range=held.map_range() if held is not None else None,
         drift=runtime.drift.report(model),
     )
 

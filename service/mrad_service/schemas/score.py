@@ -11,6 +11,7 @@ from mrad_service.telemetry.drift import DriftReport
 
 FIELDS = (
     "score",
+    "calibrated_score",
     "class_score",
     "verdict",
     "threshold",
@@ -98,12 +99,17 @@ class Map(BaseModel):
 
 
 class Result(BaseModel):
-    """One image's judgement, or its problem. Scores are raw probabilities in [0, 1]."""
+    """One image's judgement, or its problem."""
 
     index: int
     name: str
     status: Literal["ok", "error"]
-    score: float | None = None
+    score: float | None = Field(None, description="raw, in [0, 1]: its order counts")
+    calibrated_score: float | None = Field(
+        None,
+        description="0 to 100: the threshold in force is 50, the median good part about 10; null "
+        "without a calibration",
+    )
     class_score: float | None = None
     verdict: Literal["normal", "anomalous"] | None = None
     threshold: float | None = None
@@ -128,6 +134,7 @@ class Scores(BaseModel):
                             "name": "board.png",
                             "status": "ok",
                             "score": 0.5132,
+                            "calibrated_score": 88.4,
                             "class_score": 0.5107,
                             "verdict": "anomalous",
                             "threshold": 0.5114,
@@ -187,6 +194,9 @@ class Bank(BaseModel):
     threshold: float | None
     pixel_threshold: float | None
     calibration: str = Field(description="how scores were calibrated, or why there is none")
+    map_range: tuple[float, float] | None = Field(
+        None, description="map values of the coldest and the hottest colour, for every image alike"
+    )
     score_range: Annotated[
         tuple[float, float] | None, Field(description="lowest and highest calibrated score")
     ] = None

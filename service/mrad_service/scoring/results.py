@@ -83,6 +83,7 @@ class Judge:
         score = prediction.score
         made: dict[str, Any] = {
             "score": score,
+            "calibrated_score": self.verdict.calibrated(score),
             "class_score": prediction.class_score,
             "verdict": self.verdict.says(score),
             "threshold": self.verdict.threshold,

@@ -65,6 +65,13 @@ class Verdict:
         calibration = self.model.calibration
         return None if calibration is None else calibration.probability(score)
 
+    def calibrated(self, score: float) -> float | None:
+        """0 to 100 with the threshold in force at 50, where there is a calibration."""
+        calibration = self.model.calibration
+        if calibration is None:
+            return None
+        return calibration.calibrated(score, threshold=self.threshold)
+
     def pixel(self, purpose: str) -> float:
         """The cut of map values. Raises `CalibrationError` where there is none."""
         if self.pixel_threshold is None:

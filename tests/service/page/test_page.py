@@ -24,8 +24,8 @@ def test_images_are_judged_and_explained(page, images):
     first, second = page.all("#queue li")
     assert first.get_attribute("data-kind") in ("normal", "anomalous")
     assert first.find_element("tag name", "button").get_attribute("aria-current") == "true"
-    page.sees("verdict", "Calibrated threshold")
-    assert "Score" in page["verdict"].text
+    page.sees("verdict", "Score, 0 to 100")
+    assert "Limit" in page["verdict"].text
     remembered = page.all("#evidence img")
     assert len(remembered) == 6, "three for the whole image, three for the spot"
     assert all(page.run("return arguments[0].naturalWidth", image) > 50 for image in remembered)
