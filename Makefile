@@ -67,7 +67,7 @@ docs: setup  ## the documentation, strictly
 
 constraints:  ## resolve constraints.txt anew, without URLs
 	uv pip compile pyproject.toml clients/python/pyproject.toml --all-extras --no-header \
-		--no-emit-index-url --no-annotate --python-version 3.11 --universal -q -o constraints.txt
+		--no-emit-index-url --no-emit-package mrad-client --no-annotate --python-version 3.11 --universal -q -o constraints.txt
 
 # An index without vulnerability data finds nothing against anything: first it is asked about a release
 # that is known to be faulty.

@@ -12,6 +12,7 @@ index=()
 if [ -n "${TORCH_INDEX_URL:-}" ]; then
   index=(--extra-index-url "$TORCH_INDEX_URL" --index-strategy unsafe-best-match)
 fi
+# The client stands beside the server in the source; no index is asked for it, nor is it left there.
 "$venv/bin/uv" pip install --quiet --no-cache --compile-bytecode --python "$venv/bin/python" \
-  "${constraints[@]}" "${index[@]}" "$source[$extras]"
+  "${constraints[@]}" "${index[@]}" --no-sources "$source/clients/python" "$source[$extras]"
 "$venv/bin/mrad" --help > /dev/null

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from mrad_client.batch.pictures import jpeg, write_atomic
 from PIL import Image, ImageDraw, ImageFont
 
 from mrad import demo
@@ -21,7 +22,7 @@ from mrad_indexer.build.build import BuildOptions, build
 from mrad_indexer.calibration.calibrate import calibrate, score_without_self
 from mrad_indexer.datasets import Dataset, Record, read_dataset
 from mrad_indexer.scoring.judge import Judge
-from mrad_indexer.scoring.pictures import draw, jpeg, write
+from mrad_indexer.scoring.pictures import draw
 
 SIDE = 300
 GAP = 12
@@ -85,7 +86,7 @@ def run(
     judge = Judge.of(encoder, bank)
     shown = judge_all(judge, queries, out, lambda: advance(1))
     sheet = contact_sheet(shown, judge)
-    write(out / "contact-sheet.png", png(sheet))
+    write_atomic(out / "contact-sheet.png", png(sheet))
     return shown
 
 
@@ -101,7 +102,7 @@ def judge_all(
         if prediction.anomaly_map is None:
             raise AssertionError("predict gives maps unless told otherwise")
         path = out / "overlays" / f"{record.image.stem}.jpg"
-        write(path, jpeg(draw(image, prediction.anomaly_map, judge)))
+        write_atomic(path, jpeg(draw(image, prediction.anomaly_map, judge)))
         shown.append(Shown(record, prediction, judge.verdict(prediction.score), path))
     return shown
 

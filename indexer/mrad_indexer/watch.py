@@ -8,24 +8,25 @@ change of memory or threshold another such line follows.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 
+from mrad_client.batch.journal import Journal, Row
+from mrad_client.batch.pictures import Places
+from mrad_client.batch.runner import Judged
+from mrad_client.batch.sources import Item, images_below, is_image
 from watchfiles import Change, watch
 
 from mrad.errors import DataError
-from mrad_indexer.datasets.records import images_below, is_image
-from mrad_indexer.journal import Journal, Row
 from mrad_indexer.scoring.judge import Judge
-from mrad_indexer.scoring.run import Opened, Outputs, finish_row, judge_batch, open_item
-from mrad_indexer.scoring.sources import Item
+from mrad_indexer.scoring.local import LocalTransport
 
 TICK = 0.1
 """Seconds between looks at files that are still being written."""
@@ -95,16 +96,17 @@ def watch_folder(
         raise DataError("to move images by verdict, calibrate the memory or give a --threshold")
     folder = folder.absolute()
     asked = judge.asked() | {"overlays": options.overlays}
-    with Journal(options.out / "verdicts.jsonl", asked, follow=True) as journal:
-        worker = _Worker(folder, judge, options, journal, report)
+    with (
+        Journal(options.out / "verdicts.jsonl", asked, follow=True) as journal,
+        LocalTransport(judge) as transport,
+    ):
+        worker = _Worker(folder, transport, options, journal, report)
         arrivals = Arrivals(options.settle)
         scanned = float("-inf")
         for changes in _changes(folder, options.poll, stop):
             arrivals.add(worker.mine(_files(changes)))
             now = time.monotonic()
-            if (
-                now - scanned >= RESCAN
-            ):  # the first time after the watch began: nothing slips through
+            if now - scanned >= RESCAN:  # the first time after the watch began: nothing slips
                 scanned = now
                 arrivals.add(worker.unfinished())
             arrivals.add(worker.handle(list(arrivals.rested(folder, now)), now))
@@ -141,7 +143,7 @@ def _files(changes: set[tuple[Change, str]]) -> Iterator[Path]:
 @dataclass
 class _Worker:
     folder: Path
-    judge: Judge
+    transport: LocalTransport
     options: WatchOptions
     journal: Journal
     report: Callable[[Row], None]
@@ -174,37 +176,42 @@ class _Worker:
         fresh = [item for item, stamp in items if not self.journal.has(item.name, stamp)]
         size, later = self.options.batch_size, []
         for start in range(0, len(fresh), size):
-            opened = [open_item(self.judge, item) for item in fresh[start : start + size]]
-            torn = {item.item.path for item in opened if self._may_grow(item, now)}
-            self._judge([item for item in opened if item.item.path not in torn])
-            later.extend(torn)
+            chunk = [(item, item.stamp()) for item in fresh[start : start + size]]
+            answers = self.transport.judge_files([item.path for item, _ in chunk])
+            whole = []
+            for (item, stamp), answer in zip(chunk, answers):
+                if self._may_grow(item, stamp, answer, now):
+                    later.append(item.path)
+                else:
+                    whole.append((item, stamp, answer))
+            self._record(whole)
         if self.options.move_to is not None:
             for item, stamp in items:
                 if self.journal.has(item.name, stamp):
                     self._move(item, self.journal.row(item.name), self.options.move_to)
         return later
 
-    def _may_grow(self, opened: Opened, now: float) -> bool:
-        name = opened.item.name
-        if opened.error is None:
-            self.doubtful.pop(name, None)
+    def _may_grow(self, item: Item, stamp: str, answer: Judged, now: float) -> bool:
+        if answer.columns["status"] == "ok":
+            self.doubtful.pop(item.name, None)
             return False
-        if self.doubtful.get(name, ("", 0.0))[0] != opened.stamp:
-            self.doubtful[name] = (opened.stamp, now)
-        if now - self.doubtful[name][1] < PATIENCE:
+        if self.doubtful.get(item.name, ("", 0.0))[0] != stamp:
+            self.doubtful[item.name] = (stamp, now)
+        if now - self.doubtful[item.name][1] < PATIENCE:
             return True
-        del self.doubtful[name]
+        del self.doubtful[item.name]
         return False
 
-    def _judge(self, opened: list[Opened]) -> None:
-        outputs = Outputs(self.options.out, self.options.overlays)
+    def _record(self, judged: list[tuple[Item, str, Judged]]) -> None:
+        out = self.options.out
+        places = Places(overlays=out / "overlays" if self.options.overlays else None, base=out)
         rows = []
-        for row, item, prediction in judge_batch(self.judge, opened):
+        for item, stamp, answer in judged:
             # A camera may use a name again: an earlier picture stays.
-            again = row["name"] in self.journal
-            tag = f"~{hashlib.sha256(row['stamp'].encode()).hexdigest()[:8]}" if again else ""
-            done = finish_row(self.judge, replace(outputs, tag=tag), row, item, prediction)
-            rows.append(done | {"scored_at": _now()})
+            again = item.name in self.journal
+            tag = f"~{sha256(stamp.encode()).hexdigest()[:8]}" if again else ""
+            pictures = places.save(item.name, answer.pictures, tag)
+            rows.append(answer.row(item, stamp) | pictures | {"scored_at": _now()})
         self.journal.append(rows)
         for row in rows:
             self.report(row)

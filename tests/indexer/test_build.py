@@ -11,10 +11,10 @@ from dataclasses import replace
 import faiss
 import numpy as np
 import pytest
+from mrad_client.batch.journal import Journal, JournalError
 from mrad_indexer.build.build import BuildOptions, Plan, build, work_folder
 from mrad_indexer.build.encode import decode_record, encode_shard, from_bytes, to_bytes
 from mrad_indexer.datasets import read_dataset
-from mrad_indexer.journal import Journal, JournalError
 from PIL import Image
 
 from mrad import Encoder, MemoryBank

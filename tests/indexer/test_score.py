@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
+import os
 import shutil
 import signal
 import time
@@ -11,16 +13,14 @@ import time
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from mrad_indexer.journal import Journal, JournalError
+from mrad_client.batch.journal import Journal
 from mrad_indexer.scoring.judge import Judge, thresholds
-from mrad_indexer.scoring.page import Summary
-from mrad_indexer.scoring.pictures import OUTLINE, draw, place
-from mrad_indexer.scoring.sources import find_items
+from mrad_indexer.scoring.pictures import OUTLINE, draw
 from PIL import Image
 
 from mrad import Detector, MemoryBank
 from mrad.calibration import Calibration
-from mrad.errors import CalibrationError, DataError
+from mrad.errors import CalibrationError
 
 
 @pytest.fixture(scope="module")
@@ -157,26 +157,6 @@ def test_killed_in_the_middle_nothing_is_lost_nor_done_twice(
     assert len(list((out / "overlays").iterdir())) == 60
 
 
-def test_sources(tmp_path, photos):
-    assert {i.name for i in find_items([str(photos / "good")])} >= {"40.png", "torn.jpg"}
-    assert len(find_items([str(photos / "**/*.png")])) == 8
-    both = find_items([str(photos), str(photos / "good/40.png")])
-    assert len(both) == 9
-    (tmp_path / "list.csv").write_text("image,label\na.png,0\nb/c.png,1\n")
-    (tmp_path / "list.jsonl").write_text('{"image": "a.png"}\n\n{"image": "d.png"}\n')
-    (tmp_path / "list.txt").write_text("a.png\n")
-    found = find_items([str(tmp_path / f"list.{kind}") for kind in ("csv", "jsonl", "txt")])
-    assert [item.name for item in found] == ["a.png", "b/c.png", "d.png"]
-    with pytest.raises(DataError, match="no image found"):
-        find_items([str(tmp_path / "nothing/*.png")])
-    same = find_items([str(photos / "good/40.png"), str(_copy(photos / "good/40.png", tmp_path))])
-    assert len({item.name for item in same}) == 2
-
-
-def _copy(path, folder):
-    return shutil.copy(path, folder / path.name)
-
-
 def test_colours_mean_the_same_everywhere(board_bank, photos):
     judge = Judge.load(board_bank, device="cpu")
     cut = judge.pixel_threshold
@@ -218,38 +198,56 @@ def test_what_cannot_be_had_is_said(tmp_path, mrad, photos, boards, tiny_options
     assert mrad("score", photos, "--bank", tmp_path).exit_code == 2
 
 
-def test_pictures_stay_below_their_folder_and_apart(tmp_path):
-    names = ["a.png", "../a.png", "/a.png", "b/a.png", "../../b/a.png", "a.jpg"]
-    places = [place(tmp_path, name, ".jpg") for name in names]
-    assert len(set(places)) == len(names)
-    assert all(path.resolve().is_relative_to(tmp_path.resolve()) for path in places)
+ODD = (b"b\xff.png", b"[/x].png", b"[red].png", b"new\nline.png", b"=1+1.png", b"-x.png")
+"""Names as people's disks hold them: no UTF-8, markup, a newline, a formula."""
 
 
-def test_a_damaged_journal_is_refused_a_torn_line_is_not(tmp_path):
-    path = tmp_path / "j"
-    with Journal(path, {"a": 1}) as journal:
-        journal.append([{"name": "x", "stamp": "1"}, {"name": "y", "stamp": "1"}])
-        journal.append([{"name": "x", "stamp": "2"}])
-    whole = path.read_bytes()
-    for cut in range(len(whole)):
-        path.write_bytes(whole[:cut])
-        with Journal(path, {"a": 1}) as journal:
-            lines = whole[:cut].count(b"\n")
-            assert len(journal) == min(2, max(0, lines - 1))
-            assert journal.has("x", "1") == (2 <= lines < 4)
-            journal.append([{"name": "z", "stamp": "9"}])
-        with Journal(path, {"a": 1}) as journal:
-            assert journal.row("z") == {"name": "z", "stamp": "9"}
-    path.write_text("not ours\n")
-    with pytest.raises(JournalError, match="not a journal"):
-        Journal(path, {"a": 1})
+def test_any_name_survives_every_command(tmp_path, make_image, board_bank, spawn):
+    """Real processes, for screens and tables must take the names, too."""
+    root = tmp_path / "photos[/x]"
+    (root / "[").mkdir(parents=True)  # [/x].png is a file x].png in a folder [
+    for number, name in enumerate(ODD):
+        make_image(number, (40, 32))[0].save(tmp_path / "a.png")
+        (tmp_path / "a.png").rename(os.fsdecode(os.fsencode(root) + b"/" + name))
+    (root / "[/torn].png").write_bytes(b"no image")
+    out = tmp_path / "out[/y]"
+    tables = ["--format", "csv", "--format", "parquet", "--format", "jsonl"]
+    running = spawn("score", root, "--bank", board_bank, "--out", out, "--device", "cpu", *tables)
+    stdout, stderr = running.communicate(timeout=300)
+    assert running.returncode == 0, stderr
+    assert "7 images" in stdout
+    assert f"written: {out}" in stdout
+    assert "[/torn].png" in stderr
+    with (out / "results.csv").open(encoding="utf-8", newline="") as file:
+        cells = list(csv.DictReader(file))
+    assert not [row for row in cells if row["name"].startswith(("=", "-"))]
+    read = {
+        "csv": [row | {"name": row["name"].removeprefix("'")} for row in cells],
+        "parquet": pq.read_table(out / "results.parquet").to_pylist(),
+        "jsonl": [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()],
+    }
+    for rows in read.values():
+        assert sorted(map(name_of, rows)) == sorted([*ODD, b"[/torn].png"])
+        pictures = [row["overlay"] for row in rows if row["status"] == "ok"]
+        assert all((out / picture).is_file() for picture in pictures)
+    assert (out / "summary.html").read_text(encoding="utf-8").count("<img") == len(ODD)
 
 
-def test_the_page_of_many_and_of_none(tmp_path):
-    row = {"status": "ok", "class_score": 0.1, "verdict": None, "threshold": None}
-    summary = Summary.of({"name": f"{i}", "score": i / 1000, **row} for i in range(500))
-    assert [r["name"] for _, _, r in summary.worst[:2]] == ["499", "498"]
-    assert len(summary.worst) < summary.total == 500
-    assert "Highest scores" in summary.html(tmp_path, {})
-    error = {"name": "a", "status": "error", "code": "invalid_image", "error": "<torn>"}
-    assert "&lt;torn&gt;" in Summary.of([error]).html(tmp_path, {})
+def name_of(row: dict) -> bytes:
+    """A file's name from a table, to the byte."""
+    exact = row.get("name_base64")
+    return base64.b64decode(exact) if exact else row["name"].encode()
+
+
+def test_restart_leaves_a_run_that_is_under_way_alone(tmp_path, mrad, photos, board_bank):
+    out = tmp_path / "out"
+    command = ["score", photos, "--bank", board_bank, "--out", out, "--device", "cpu"]
+    assert mrad(*command).exit_code == 0
+    before = (out / "results.journal").read_bytes()
+    judge = Judge.load(board_bank, device="cpu")
+    asked = judge.asked() | {"overlays": True, "maps": "none"}
+    with Journal(out / "results.journal", asked):
+        refused = mrad(*command, "--restart")
+    assert refused.exit_code == 2
+    assert "in use" in refused.stderr
+    assert (out / "results.journal").read_bytes() == before

@@ -10,6 +10,7 @@ import time
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,8 +56,12 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return built
 
 
+def project_of(name: str) -> dict[str, Any]:
+    return tomllib.loads((PACKAGES[name][0] / "pyproject.toml").read_text())["project"]
+
+
 def version_of(name: str) -> str:
-    return tomllib.loads((PACKAGES[name][0] / "pyproject.toml").read_text())["project"]["version"]
+    return project_of(name)["version"]
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -81,6 +86,7 @@ def test_a_wheel_holds_every_file_of_its_packages(name: str, wheels: dict[str, P
 def test_versions_agree_with_each_other_and_the_changelog() -> None:
     version = version_of("mrad")
     assert version == version_of("mrad-client")
+    assert f"mrad-client=={version}" in project_of("mrad")["dependencies"]
     assert re.fullmatch(r"\d+\.\d+\.\d+", version)
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
 
@@ -95,8 +101,8 @@ def test_client_and_server_speak_one_version_of_the_api() -> None:
 
 
 def test_the_client_needs_four_packages_and_never_torch() -> None:
-    project = tomllib.loads((CLIENT / "pyproject.toml").read_text())["project"]
-    names = {re.match(r"[\w-]+", need).group() for need in project["dependencies"]}  # type: ignore[union-attr]
+    needs = project_of("mrad-client")["dependencies"]
+    names = {re.match(r"[\w-]+", need).group() for need in needs}  # type: ignore[union-attr]
     assert names == {"httpx", "numpy", "pillow", "pydantic"}
 
 
@@ -147,7 +153,7 @@ def test_the_client_in_a_fresh_environment(wheels: dict[str, Path], tmp_path: Pa
     run(bare / "python", "-c", code, cwd=tmp_path)
     done = subprocess.run([bare / "mrad-client"], capture_output=True, text=True)
     assert done.returncode == 1
-    assert "mrad-client[batch]" in done.stderr
+    assert "./clients/python[batch]" in done.stderr
     full = fresh(tmp_path / "full", f"mrad-client[batch] @ {wheel.as_uri()}")
     assert "--overlays" in run(full / "mrad-client", "score", "--help", cwd=tmp_path)
 

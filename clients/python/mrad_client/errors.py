@@ -21,25 +21,38 @@ from typing import Any
 class MRADClientError(Exception):
     """Root of the tree."""
 
+    code = "client_error"
+    """Stable: programs may match on it."""
+
 
 class InputError(MRADClientError, ValueError):
     """An input that cannot be sent: unreadable, or of a kind that has no meaning as an image."""
+
+    code = "invalid_input"
 
 
 class ConnectionFailedError(MRADClientError):
     """No answer came: refused, reset, name not found."""
 
+    code = "connection_failed"
+
 
 class TimedOutError(ConnectionFailedError):
     """The answer did not come within the client's timeout."""
+
+    code = "timed_out"
 
 
 class UnexpectedResponseError(MRADClientError):
     """An answer that is not of this API: a proxy's page, another server, a broken body."""
 
+    code = "unexpected_response"
+
 
 class VersionError(UnexpectedResponseError):
     """The server speaks another version of the API."""
+
+    code = "api_version"
 
 
 class APIError(MRADClientError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import heapq
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from mrad_client import InputError
 from mrad_client.batch import Journal, JournalError, Pace, find_items
-from mrad_client.batch.outputs import check_suffix, write_table
+from mrad_client.batch.names import LONGEST, place
 from mrad_client.batch.pictures import overlay
-from mrad_client.batch.summary import Summary
-from mrad_client.cli import _close
+from mrad_client.batch.screen import closing
+from mrad_client.batch.summary import SHOWN, Summary
+from mrad_client.batch.tables import check_suffix, write_table
 from PIL import Image
+from rich.console import Console
 
 
 def simulate(pace: Pace, workers: int, queue: int | None, seconds: float = 200.0) -> list[int]:
@@ -97,12 +100,41 @@ def test_another_runs_journal_is_not_mixed_in(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", {"threshold": 0.5}):
         pass
     with pytest.raises(JournalError, match=r"threshold 0.5 → 0.6.*--restart"):
-        Journal(tmp_path / "j", {"threshold": 0.6})
+        Journal(tmp_path / "j", {"threshold": 0.6}, hint="Use --restart")
 
 
 def test_two_runs_cannot_share_a_journal(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", {}), pytest.raises(JournalError, match="in use"):
         Journal(tmp_path / "j", {})
+
+
+def test_restart_forgets_only_what_nobody_writes(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    with Journal(path, {"a": 1}) as journal:
+        journal.append([row("x")])
+        with pytest.raises(JournalError, match="in use"):
+            Journal(path, {"a": 1}, restart=True)
+    with Journal(path, {"a": 1}) as journal:
+        assert len(journal) == 1
+    with Journal(path, {"a": 2}, restart=True) as journal:
+        assert len(journal) == 0
+        journal.append([row("y")])
+    with Journal(path, {"a": 2}) as journal:
+        assert list(journal.rows()) == [row("y")]
+
+
+def test_rows_come_in_the_order_asked_for(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j", {}) as journal:
+        journal.append([row("b"), row("a")])
+        assert [r["name"] for r in journal.rows()] == ["b", "a"]
+        assert [r["name"] for r in journal.rows(["a", "missing", "b"])] == ["a", "b"]
+
+
+def test_another_question_begins_a_chapter_where_it_may(tmp_path: Path) -> None:
+    for threshold in (0.5, 0.6, 0.6):
+        with Journal(tmp_path / "j", {"threshold": threshold}, follow=True) as journal:
+            journal.append([row(f"{threshold}")])
+    assert (tmp_path / "j").read_text().count('"asked"') == 2
 
 
 def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path) -> None:
@@ -114,17 +146,40 @@ def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_sources(tmp_path: Path) -> None:
-    for name in ("b.png", "sub/a.JPG", "sub/notes.md"):
+    for name in ("b.png", "sub/a.JPG", "sub/notes.md", "sub/.hidden.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "m.csv").write_text("id,image\n1,b.png\n2,gone.png\n")
+    (tmp_path / "m.tsv").write_text("id\timage\n1\tb.png\n")
     (tmp_path / "m.jsonl").write_text('{"image": "sub/a.JPG"}\n\n')
     (tmp_path / "m.txt").write_text("b.png\n")
-    assert [i.name for i in find_items(str(tmp_path))] == ["b.png", "sub/a.JPG"]
-    assert [i.name for i in find_items(str(tmp_path / "m.csv"))] == ["b.png", "gone.png"]
-    assert find_items(str(tmp_path / "m.jsonl"))[0].path == tmp_path / "sub/a.JPG"
-    assert [i.name for i in find_items(str(tmp_path / "m.txt"))] == ["b.png"]
-    assert len(find_items(str(tmp_path / "**/*.JPG"))) == 1
+
+    def names(*sources: Path) -> list[str]:
+        return [item.name for item in find_items([str(source) for source in sources])]
+
+    assert names(tmp_path) == ["b.png", "sub/a.JPG"]
+    assert names(tmp_path / "m.csv") == ["b.png", "gone.png"]
+    assert names(tmp_path / "m.tsv") == names(tmp_path / "m.txt") == ["b.png"]
+    assert find_items([str(tmp_path / "m.jsonl")])[0].path == tmp_path / "sub/a.JPG"
+    assert len(names(tmp_path / "**/*.JPG")) == 1
+    assert names(tmp_path / "b.png") == ["b.png"]
+    assert names(tmp_path, tmp_path / "b.png", tmp_path / "m.txt") == ["b.png", "sub/a.JPG"]
+
+
+def test_two_files_of_one_name_go_by_their_paths(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").write_bytes(b"")
+    items = find_items([str(tmp_path / "one"), str(tmp_path / "two")])
+    assert len({item.name for item in items}) == 2
+
+
+def test_brackets_of_an_existing_folder_stand_for_themselves(tmp_path: Path) -> None:
+    folder = tmp_path / "photos[1]" / "[/x]"
+    folder.mkdir(parents=True)
+    (folder / "a.png").write_bytes(b"")
+    for source in (folder, folder / "a.png", folder / "*.png", folder.parent / "**/*.png"):
+        assert [item.path for item in find_items([str(source)])] == [folder / "a.png"]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +189,7 @@ def test_sources(tmp_path: Path) -> None:
 def test_sources_that_cannot_be_read(tmp_path: Path, name: str, text: str, said: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=said):
-        find_items(str(tmp_path / name))
+        find_items([str(tmp_path / name)])
 
 
 def test_tables_hold_the_same_rows(tmp_path: Path) -> None:
@@ -156,30 +211,82 @@ def test_tables_hold_the_same_rows(tmp_path: Path) -> None:
         check_suffix(tmp_path / "t.xlsx")
 
 
+def test_a_spreadsheet_runs_no_file_name(tmp_path: Path) -> None:
+    names = ["=1+1.png", "+a", "-a", "@a", "\ta", "\ra", "'a", "a=1", ""]
+    write_table([row(name, -0.5) for name in names], tmp_path / "t.csv")
+    with (tmp_path / "t.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    cells = [line["name"] for line in lines]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
+    assert [cell.removeprefix("'") if cell[:1] == "'" else cell for cell in cells] == names
+    assert {line["score"] for line in lines} == {"-0.5"}  # a number stays one
+
+
+def test_names_that_are_no_text_pass_through_journal_and_tables(tmp_path: Path) -> None:
+    names = [os.fsdecode(raw) for raw in (b"\xff\xfe.png", b"a\nb.png", "ü😀.png".encode())]
+    with Journal(tmp_path / "j", {"of": names[0]}) as journal:
+        journal.append(map(row, names))
+    with Journal(tmp_path / "j", {"of": names[0]}) as journal:
+        assert all(journal.has(name, "1:1") for name in names)
+        for suffix in ("parquet", "csv", "jsonl"):
+            write_table(journal.rows(), tmp_path / f"t.{suffix}")
+    table = pq.read_table(tmp_path / "t.parquet").to_pylist()
+    assert [r["name"] for r in table] == ["\\xff\\xfe.png", *names[1:]]
+    assert [r["name_base64"] for r in table] == ["//4ucG5n", None, None]
+    html = Summary.of(map(row, names)).html(tmp_path / "p", tmp_path)
+    assert "a\\nb.png" in html
+    html.encode()
+
+
+def test_pictures_stay_below_their_folder_and_apart(tmp_path: Path) -> None:
+    long = "x" * (LONGEST - 4)
+    names = [
+        "a.png",
+        "../a.png",
+        "/a.png",
+        "b/a.png",
+        "../../b/a.png",
+        "a.jpg",
+        "a\n.png",
+        "a_.png",
+    ]
+    names += [long + "1234", long + "1235", "é" * 127, "\udcff.png", "\udcfe.png"]
+    places = [place(tmp_path, name, ".jpg") for name in names]
+    assert len(set(places)) == len(names)
+    for path in places:
+        assert path.resolve().is_relative_to(tmp_path.resolve())
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+        path.name.encode()
+    assert places[0] == tmp_path / "a.png.jpg"
+
+
 def test_the_summary_counts_and_escapes(tmp_path: Path) -> None:
     many = [row(f"{i}", i / 200) for i in range(100)]
     page = Summary.of([*many, row("<script>", 1.0), row("bad", None)])
-    html = page.html(tmp_path)
+    html = page.html(tmp_path / "page.html", tmp_path)
     assert page.total == 102
     assert page.bins()[0][-1] == 1
-    assert len(page.worst) == 50
+    assert len(page.worst) == SHOWN
     assert "&lt;script&gt;" in html
     assert "<script>" not in html
     assert "&lt;b&gt;e&lt;/b&gt;" in html
-    assert html.index("&lt;script&gt;") < html.index("<td>99<")
+    assert html.index("&lt;script&gt;") < html.index("<br>99<")
 
 
 def test_the_end_of_a_run_names_what_failed_and_all_that_was_written(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    failed = [row(f"[{i}].png", None) for i in range(7)]
-    _close(Summary.of([row("a.png", 0.5), *failed]), [Path("r.csv"), Path("overlays")])
+    failed = [row(f"[/{i}].png", None) for i in range(7)]
+    console = Console(stderr=True, markup=False)
+    written = [Path("r.csv"), Path("photos[/x]")]
+    closing(Summary.of([row("a.png", 0.5), *failed]), written, console, console)
     said = capsys.readouterr().err
     assert "8 images: 1 " in said
     assert "7 errors: " in said
     assert said.count(".png: <b>e</b>") == 5
-    assert "  [0].png: " in said
-    assert "Written: r.csv, overlays" in said
+    assert "  [/0].png: " in said
+    assert "written: r.csv, photos[/x]" in said
 
 
 def test_the_spread_is_seen_where_scores_differ_in_the_third_decimal() -> None:

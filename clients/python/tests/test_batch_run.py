@@ -21,7 +21,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from mrad_client import AsyncClient, Retry
-from mrad_client.batch import Journal, Options, find_items, run
+from mrad_client.batch import Journal, Places, find_items, run
+from mrad_client.batch.http import HTTPTransport
 from PIL import Image
 from scripted import field, ok_results, png16, problem
 
@@ -36,23 +37,32 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def batch(photos: Path, server, journal: Path, **options: object) -> list[dict]:
+def batch(
+    photos: Path,
+    server,
+    journal: Path,
+    *,
+    size: int = 4,
+    patience: float = 300.0,
+    places: Places = Places(),  # noqa: B008
+) -> list[dict]:
     """One run through a scripted server."""
 
     async def main() -> list[dict]:
         transport = httpx.MockTransport(server)
-        asked = Options(**options)
         client = AsyncClient("http://s", retry=Retry(attempts=1), transport=transport)
-        with Journal(journal, asked.asked()) as log:
+        judge = HTTPTransport(client, pictures=places.wanted)
+        with Journal(journal, {}) as log:
             async with client:
-                await run(client, find_items(str(photos)), log, asked)
+                items = find_items([str(photos)])
+                await run(judge, items, log, places, size=size, patience=patience)
             return list(log.rows())
 
     return anyio.run(main)
 
 
 def test_every_file_once(photos: Path, tmp_path: Path) -> None:
-    rows = batch(photos, ok_results, tmp_path / "j", per_request=3)
+    rows = batch(photos, ok_results, tmp_path / "j", size=3)
     assert {row["name"]: row["score"] for row in rows} == {
         f"{n:03d}.png": n / 255 for n in range(40)
     }
@@ -81,7 +91,7 @@ def test_a_refused_request_is_halved_until_the_file_at_fault_stands_alone(
         first = [data[0] for data in field(request, "images")]
         return problem(413, "file_too_large") if 7 in first else ok_results(request)
 
-    rows = {row["name"]: row for row in batch(photos, server, tmp_path / "j", per_request=8)}
+    rows = {row["name"]: row for row in batch(photos, server, tmp_path / "j", size=8)}
     assert len(rows) == 40
     assert {n for n, row in rows.items() if row["status"] == "error"} == {"007.png"}
     assert rows["007.png"]["code"] == "file_too_large"
@@ -137,8 +147,9 @@ def test_maps_and_overlays_are_written_where_the_rows_say(tmp_path: Path) -> Non
     for name in ("a/x.png", "a/x.jpg"):
         Image.new("RGB", (30, 20)).save(photos / name)
     values = np.linspace(0, 1, 600, dtype=np.float32).reshape(20, 30)
-    pictures = {"maps": tmp_path / "maps", "overlays": tmp_path / "overlays"}
-    rows = batch(photos, lambda r: ok_results(r, map=png16(values)), tmp_path / "j", **pictures)
+    places = Places(tmp_path / "maps", tmp_path / "overlays")
+    server = lambda request: ok_results(request, map=png16(values))  # noqa: E731
+    rows = batch(photos, server, tmp_path / "j", places=places)
     assert len({row["map"] for row in rows}) == 2  # x.png and x.jpg do not collide
     for row in rows:
         stored = np.asarray(Image.open(row["map"]), dtype=np.float32) / 65535
@@ -246,7 +257,7 @@ def test_the_command_end_to_end(photos: Path, tmp_path: Path) -> None:
     assert "40 images" in done.stderr
     assert str(tmp_path / "s.html") in done.stderr.replace("\n", "")
     assert all(out.stat().st_size for out in outs)
-    assert "Highest scores" in (tmp_path / "s.html").read_text()
+    assert "By score" in (tmp_path / "s.html").read_text()
 
 
 def test_no_server_is_one_line(photos: Path, tmp_path: Path) -> None:

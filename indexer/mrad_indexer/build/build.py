@@ -20,6 +20,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mrad_client.batch.journal import Journal
+
 from mrad.encoder.encoder import Encoder
 from mrad.errors import BankCorruptError, BankError, BankNotFoundError, DataError
 from mrad.files import atomic_write_bytes, sha256_file
@@ -39,7 +41,6 @@ from mrad_indexer.build.encode import (
     to_bytes,
 )
 from mrad_indexer.datasets import Dataset, Record
-from mrad_indexer.journal import Journal
 
 SHARD = 64
 """Images in a shard: what a kill can lose."""

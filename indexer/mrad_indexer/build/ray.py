@@ -20,6 +20,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from mrad_client.batch.journal import Journal
+
 from mrad import errors
 from mrad.encoder.encoder import Encoder
 from mrad.encoder.identity import EncoderIdentity
@@ -28,7 +30,6 @@ from mrad_indexer.ahead import ahead
 from mrad_indexer.build.build import BuildOptions, Plan, keep_shard
 from mrad_indexer.build.encode import Shard, decode_record, encode_shard, from_bytes, to_bytes
 from mrad_indexer.datasets import Record
-from mrad_indexer.journal import Journal
 
 try:
     import ray

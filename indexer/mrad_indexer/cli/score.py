@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,14 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from mrad_indexer.cli import options
-from mrad_indexer.cli.console import console, errors, progress
+from mrad_indexer.cli.console import console, errors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from mrad_client.batch.summary import Summary
 
-    from mrad_indexer.journal import Journal, Row
     from mrad_indexer.scoring.judge import Judge
-    from mrad_indexer.scoring.page import Summary
 
 ROWS = 20
 
@@ -80,12 +79,14 @@ def score_command(
     be scored get a row with their error. Colours mean the same in every overlay; a green line marks
     the calibrated pixel threshold. Exit status 1 when no file could be scored.
     """
-    from mrad_indexer.journal import Journal
+    from mrad_client.batch.job import Job
+    from mrad_client.batch.pictures import Places
+    from mrad_client.batch.screen import closing
+    from mrad_client.batch.sources import find_items
+
     from mrad_indexer.loading import HeadChoice
     from mrad_indexer.scoring.judge import Judge
-    from mrad_indexer.scoring.page import Summary
-    from mrad_indexer.scoring.run import Outputs, score
-    from mrad_indexer.scoring.sources import find_items
+    from mrad_indexer.scoring.local import LocalTransport
 
     items = find_items(sources)
     choice = HeadChoice.parse(head)
@@ -99,44 +100,27 @@ def score_command(
         device=device,
         precision=precision,
     )
-    outputs = Outputs(out, overlays, maps.value)
-    journal_path = out / "results.journal"
-    if restart:
-        journal_path.unlink(missing_ok=True)
-    hint = "Use --restart to score all again, or another --out"
-    with (
-        Journal(journal_path, judge.asked() | outputs.asked(), hint=hint) as journal,
-        progress() as bar,
-    ):
-        done = sum(journal.has(item.name, item.stamp()) for item in items)
-        task = bar.add_task("images", total=len(items), completed=done, note="")
-        failed = 0
-
-        def report(rows: Sequence[Row]) -> None:
-            nonlocal failed
-            failed += sum(row["status"] != "ok" for row in rows)
-            bar.update(task, advance=len(rows), note=f"{failed} errors" if failed else "")
-
-        score(judge, items, journal, outputs, batch_size=batch_size, report=report)
-        bar.stop()
-        wanted = {item.name for item in items}
-        written = _write(journal, wanted, out, formats or [Format.csv])
-        summary = Summary.of(row for row in journal.rows() if row["name"] in wanted)
-    page = out / "summary.html"
-    page.write_text(summary.html(out, _about(judge, bank)), encoding="utf-8")
-    show(summary, judge, [*written, page])
+    wanted = [Format.csv] if formats is None else formats
+    job = Job(
+        items=items,
+        journal=out / "results.journal",
+        asked=judge.asked() | {"overlays": overlays, "maps": maps.value},
+        size=batch_size,
+        places=Places(
+            maps=None if maps is Maps.none else out / "maps",
+            overlays=out / "overlays" if overlays else None,
+            base=out,
+        ),
+        tables=[out / f"results.{kind.value}" for kind in wanted if kind is not Format.table],
+        page=out / "summary.html",
+    )
+    with LocalTransport(judge, maps.value) as transport:
+        about = _about(judge, bank)
+        summary = job.do(nullcontext(transport), errors, restart=restart, about=about)
+    show(summary, judge)
+    closing(summary, [*job.tables, out / "summary.html"], console, errors)
     if not summary.scores:
         raise typer.Exit(1)
-
-
-def _write(journal: Journal, wanted: set[str], out: Path, formats: list[Format]) -> list[Path]:
-    """The tables of this run's items."""
-    from mrad_indexer.scoring.outputs import write_table
-
-    paths = [out / f"results.{kind.value}" for kind in formats if kind is not Format.table]
-    for path in paths:
-        write_table((row for row in journal.rows() if row["name"] in wanted), path)
-    return paths
 
 
 def _about(judge: Judge, bank: Path) -> dict[str, object]:
@@ -153,8 +137,10 @@ def _about(judge: Judge, bank: Path) -> dict[str, object]:
     return shown
 
 
-def show(summary: Summary, judge: Judge, written: list[Path]) -> None:
-    """The highest scores, the counts, the errors, where everything lies."""
+def show(summary: Summary, judge: Judge) -> None:
+    """The highest scores."""
+    from mrad_client.batch.names import on_one_line
+
     shown = Table(box=box.SIMPLE_HEAD)
     shown.add_column("image", overflow="fold")
     for name in ("score", "image level", "verdict", "probability"):
@@ -164,21 +150,13 @@ def show(summary: Summary, judge: Judge, written: list[Path]) -> None:
         colour = {"anomalous": "red", "normal": "green"}.get(verdict, "default")
         chance = "–" if row["probability"] is None else f"{100 * row['probability']:.1f} %"
         figures = f"{row['score']:.5f}", f"{row['class_score']:.5f}"
-        shown.add_row(escape(row["name"]), *figures, f"[{colour}]{verdict}[/{colour}]", chance)
+        name = escape(on_one_line(row["name"]))
+        shown.add_row(name, *figures, f"[{colour}]{verdict}[/{colour}]", chance)
     if summary.scores:
         console.print(shown)
     if len(summary.scores) > ROWS:
         console.print(f"the {ROWS} highest of {len(summary.scores):,}", style="dim")
-    counts = ", ".join(f"{count:,} {name}" for name, count in sorted(summary.verdicts.items()))
-    console.print(f"{summary.total:,} images: {counts or 'none scored'}", highlight=False)
     if judge.threshold is None:
         console.print(
             "no verdicts: calibrate the memory (mrad calibrate), or give a --threshold", style="dim"
         )
-    for code, count in summary.errors.most_common():
-        noun = "error" if count == 1 else "errors"
-        console.print(f"[yellow]{count:,} {noun}[/yellow] {code}", highlight=False)
-    for row in summary.failed[:5]:
-        errors.print(f"  {escape(row['error'])}", highlight=False, soft_wrap=True)
-    where = ", ".join(str(path) for path in written)
-    console.print(f"written: {escape(where)}", highlight=False, soft_wrap=True)

@@ -14,7 +14,7 @@ from mrad_indexer.cli import options
 from mrad_indexer.cli.console import console, errors
 
 if TYPE_CHECKING:
-    from mrad_indexer.journal import Row
+    from mrad_client.batch.journal import Row
 
 
 def register(main: typer.Typer) -> None:
@@ -75,9 +75,11 @@ def watch_command(
 
 def show(row: Row) -> None:
     """One line for an image."""
-    name = escape(row["name"])
+    from mrad_client.batch.names import on_one_line
+
+    name = escape(on_one_line(row["name"]))
     if row["status"] != "ok":
-        line = f"[yellow]error[/yellow]  {'':9} {name}: {escape(row['error'])}"
+        line = f"[yellow]error[/yellow]  {'':9} {name}: {escape(on_one_line(row['error']))}"
     else:
         mark = {"normal": "[green]ok[/green]   ", "anomalous": "[red]NG[/red]   "}
         line = f"{mark.get(row['verdict'], '–    ')}  {row['score']:.5f}   {name}"

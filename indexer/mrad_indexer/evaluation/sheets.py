@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from mrad_client.batch.pictures import data_uri, shrink
 from PIL import Image
 from skimage.segmentation import find_boundaries
 
@@ -17,7 +16,6 @@ from mrad.maps import overlay
 from mrad_indexer.datasets import Dataset, Record
 from mrad_indexer.evaluation.runner import ImageScore, ObjectResult
 
-SIDE = 180
 OUTLINE = (40, 220, 90)
 
 
@@ -97,17 +95,3 @@ def outlined(image: Image.Image, record: Record) -> Image.Image:
     pixels = np.asarray(small).copy()
     pixels[find_boundaries(np.asarray(grey) > 0, mode="outer")] = OUTLINE
     return Image.fromarray(pixels)
-
-
-def shrink(image: Image.Image) -> Image.Image:
-    """A copy whose longer side is `SIDE`."""
-    factor = SIDE / max(image.size)
-    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-
-
-def data_uri(image: Image.Image) -> str:
-    """JPEG within the page."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,11 +1,8 @@
-"""Maps and overlays as files."""
+"""Maps and overlays of the local judge, as files' bytes."""
 
 from __future__ import annotations
 
 import io
-import tempfile
-from hashlib import sha256
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -34,36 +31,12 @@ def draw(image: Image.Image, values: FloatArray, judge: Judge) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def jpeg(picture: Image.Image) -> bytes:
-    """As people send it."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
-
-
 def encode_map(values: FloatArray, kind: MapFormat) -> tuple[bytes, str]:
     """A map's bytes and suffix. png16: value / 65535 = probability; npy: float32."""
     buffer = io.BytesIO()
     if kind == "npy":
         np.save(buffer, values)
         return buffer.getvalue(), ".npy"
-    Image.fromarray(np.round(values * 65535).astype(np.uint16)).save(buffer, "PNG")
+    steps = np.round(np.clip(values, 0, 1) * 65535).astype(np.uint16)
+    Image.fromarray(steps).save(buffer, "PNG")
     return buffer.getvalue(), ".png"
-
-
-def place(folder: Path, name: str, suffix: str) -> Path:
-    """Where the picture of `name` goes: below the folder, whatever the name holds."""
-    whole = Path(name)
-    parts = [part for part in whole.parts if part not in ("..", whole.anchor)]
-    # ../a.png and a.png are two images, as are a.png and a.jpg: nothing that tells them apart goes.
-    tag = "" if len(parts) == len(whole.parts) else f"~{sha256(name.encode()).hexdigest()[:8]}"
-    return folder.joinpath(*parts[:-1], parts[-1] + tag + suffix)
-
-
-def write(path: Path, data: bytes) -> None:
-    """A file that is never seen half written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(data)
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)

@@ -1,7 +1,7 @@
-"""What has been scored, safe against a kill at any moment.
+"""What a long job has done, safe against a kill at any moment.
 
-JSON lines, each synced to disk before the run goes on. The first says what the run was asked; a
-run with other options does not mix its rows in. A torn last line is cut on opening.
+JSON lines, each synced to disk before the job goes on. The first says what the job was asked; a job
+asked otherwise does not mix its rows in. A torn last line is cut on opening. One process at a time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mrad_client.errors import MRADClientError
 
 try:
     import fcntl
-except ImportError:  # Windows: two runs on one journal are then the user's to avoid
+except ImportError:  # Windows: two jobs on one journal are then the user's to avoid
     fcntl = None  # type: ignore[assignment]
 
 FORMAT = 1
@@ -25,50 +25,77 @@ Row = dict[str, Any]
 
 
 class JournalError(MRADClientError):
-    """A journal that is another run's, damaged, or in use."""
+    """A journal that is another job's, damaged, or in use."""
+
+    code = "journal_error"
 
 
 class Journal:
-    """The record of one run; a context manager."""
+    """The record of one job; a context manager. A row has a `name` and a `stamp` at least."""
 
-    def __init__(self, path: Path, asked: Mapping[str, Any]) -> None:
-        """Open or begin. `asked`: what decides the rows' content. Raises `JournalError`."""
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        asked: Mapping[str, Any],
+        *,
+        hint: str = "",
+        follow: bool = False,
+        restart: bool = False,
+    ) -> None:
+        """Open or begin.
+
+        Args:
+            path: the journal's file; folders are made.
+            asked: what decides the rows' content; plain JSON values.
+            hint: what to do when the journal was begun otherwise.
+            follow: take a change of `asked` as a new chapter instead of refusing it.
+            restart: forget every row, once nobody else is found to be writing here.
+
+        Raises `JournalError`.
+        """
+        self.path, self.hint, self.follow = path, hint, follow
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+b")
+        self._where: dict[str, tuple[str, int]] = {}
+        self._end = 0
         try:
             self._lock()
-            self._scored = self._read(dict(asked))
+            if restart:
+                self._file.truncate(0)
+            self._read(json.loads(_line(dict(asked))))
         except BaseException:
             self._file.close()
             raise
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Make rows durable."""
+        """Make rows durable, all with one sync."""
         rows = list(rows)
-        self._write(rows)
-        self._scored.update((row["name"], row["stamp"]) for row in rows)
+        if rows:
+            self._write(rows)
 
     def has(self, name: str, stamp: str) -> bool:
-        """Whether this very file was scored already."""
-        return self._scored.get(name) == stamp
+        """Whether the latest row of `name` has this stamp."""
+        return name in self and self._where[name][0] == stamp
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
 
     def __len__(self) -> int:
-        return len(self._scored)
+        return len(self._where)
 
-    def rows(self) -> Iterator[Row]:
-        """The latest row of each file, in the order first scored."""
-        latest: dict[str, int] = {}
-        offset = 0
+    def row(self, name: str) -> Row:
+        """The latest row of `name`. Raises `KeyError`."""
         with self.path.open("rb") as file:
-            for line in file:
-                row = json.loads(line)
-                if "name" in row:
-                    latest[row["name"]] = offset
-                offset += len(line)
-            for position in latest.values():
-                file.seek(position)
-                yield json.loads(file.readline())
+            file.seek(self._where[name][1])
+            return dict(json.loads(file.readline()))
+
+    def rows(self, names: Iterable[str] | None = None) -> Iterator[Row]:
+        """The latest row of each of `names` that has one; of all, in the order first written."""
+        with self.path.open("rb") as file:
+            for name in self._where if names is None else names:
+                if name in self._where:
+                    file.seek(self._where[name][1])
+                    yield json.loads(file.readline())
 
     def close(self) -> None:
         """Give the file back."""
@@ -91,39 +118,49 @@ class Journal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise JournalError(f"{self.path} is in use by another run; wait for it") from error
+            raise JournalError(f"{self.path} is in use by another process; wait for it") from error
 
-    def _read(self, asked: Row) -> dict[str, str]:
+    def _read(self, asked: Row) -> None:
+        before: Row | None = None
         self._file.seek(0)
-        data = self._file.read()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            self._file.truncate(whole)
-        lines = data[:whole].splitlines()
-        if not lines:
-            self._write([{"journal": FORMAT, "asked": asked}])
-            return {}
         try:
-            head, *rows = (json.loads(line) for line in lines)
-            before = head["asked"]
-            scored = {row["name"]: row["stamp"] for row in rows}
+            for line in self._file:
+                if not line.endswith(b"\n"):
+                    break
+                content = json.loads(line)
+                if "asked" in content:
+                    before = content["asked"]
+                else:
+                    self._where[content["name"]] = (content["stamp"], self._end)
+                self._end += len(line)
+            if self._end and before is None:
+                raise ValueError("no header")
         except (ValueError, KeyError, TypeError) as error:
             raise JournalError(
-                f"{self.path} is not a journal of this program; move it away"
+                f"{self.path} is not a journal of this program, or is damaged ({error}); move it away"
             ) from error
-        changed = [
-            name for name in sorted({*before, *asked}) if before.get(name) != asked.get(name)
-        ]
-        if changed:
-            was = ", ".join(f"{name} {before.get(name)} → {asked.get(name)}" for name in changed)
-            raise JournalError(
-                f"{self.path} was begun otherwise ({was}), and its rows would not compare. Use "
-                "--restart to score all again, or another --out"
-            )
-        return scored
+        self._file.truncate(self._end)
+        if before is not None and before != asked and not self.follow:
+            self._refuse(before, asked)
+        if before != asked:
+            self._write([{"journal": FORMAT, "asked": asked}])
+
+    def _refuse(self, before: Row, asked: Row) -> None:
+        names = [name for name in sorted({*before, *asked}) if before.get(name) != asked.get(name)]
+        was = ", ".join(f"{name} {before.get(name)} → {asked.get(name)}" for name in names)
+        raise JournalError(f"{self.path} was begun otherwise ({was}). {self.hint}".rstrip())
 
     def _write(self, rows: Iterable[Row]) -> None:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        self._file.write(text.encode())
+        for row in rows:
+            line = _line(row)
+            self._file.write(line)
+            if "name" in row:
+                self._where[row["name"]] = (row["stamp"], self._end)
+            self._end += len(line)
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def _line(row: Row) -> bytes:
+    """One JSON line. A file name's bytes that are no UTF-8 become `\\udcXX`, which JSON reads back."""
+    return json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"

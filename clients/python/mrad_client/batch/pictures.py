@@ -1,38 +1,76 @@
-"""Maps and overlays as files."""
+"""Maps and overlays as files and within a page."""
 
 from __future__ import annotations
 
-import hashlib
+import base64
+import contextlib
 import io
 import os
 import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from mrad_client.types import FloatArray, Result
+from mrad_client.batch.names import place
+from mrad_client.errors import InputError
+from mrad_client.types import FloatArray
 
-if TYPE_CHECKING:
-    from mrad_client.batch.runner import Options
-
+Draw = Callable[[], tuple[bytes, str]]
+"""Makes a picture's file: its bytes and its suffix. Raises `InputError` where it cannot be drawn."""
 STOPS = np.array([[0, 0, 60], [0, 90, 200], [0, 200, 160], [250, 220, 40], [220, 20, 20]], float)
 """Colours from calm to hot, evenly spaced."""
+SIDE = 180
+"""Longer side of a picture within a page, pixels."""
 
 
-def save_pictures(name: str, data: bytes, result: Result, options: Options) -> dict[str, Any]:
-    """Write what was asked for; returns the columns that say where."""
-    columns = {}
-    if options.maps is not None and result.map is not None:
-        columns["map"] = _save(options.maps, name, ".png", result.map.bytes())
-    if options.overlays is not None:
-        picture = overlay(Image.open(io.BytesIO(data)), result.anomaly_map)
-        buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=85)
-        columns["overlay"] = _save(options.overlays, name, ".jpg", buffer.getvalue())
-    return columns
+@dataclass(frozen=True)
+class Places:
+    """Where the pictures of a run go, and the folder from which its rows name them."""
+
+    maps: Path | None = None
+    overlays: Path | None = None
+    base: Path = Path()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to draw."""
+        return self.maps is not None or self.overlays is not None
+
+    def save(self, name: str, pictures: Mapping[str, Draw], tag: str = "") -> dict[str, str]:
+        """Draw and write the pictures of one image; the columns `map` and `overlay` of its row.
+
+        What cannot be drawn leaves a `code` and an `error` in the row instead.
+
+        Args:
+            name: of the image.
+            pictures: `map` and `overlay`; those without a folder here are left out.
+            tag: comes before the suffix, to tell pictures of one name apart.
+        """
+        columns = {}
+        for kind, folder in (("map", self.maps), ("overlay", self.overlays)):
+            if folder is None or kind not in pictures:
+                continue
+            try:
+                data, suffix = pictures[kind]()
+            except InputError as error:
+                columns |= {"code": "no_picture", "error": str(error)}
+                continue
+            path = place(folder, name, tag + suffix)
+            write_atomic(path, data)
+            columns[kind] = _seen_from(self.base, path)
+        return columns
+
+
+def _seen_from(base: Path, path: Path) -> str:
+    try:
+        return path.relative_to(base).as_posix()
+    except ValueError:
+        return path.as_posix()
 
 
 def overlay(image: Image.Image, values: FloatArray, alpha: float = 0.5) -> Image.Image:
@@ -41,10 +79,17 @@ def overlay(image: Image.Image, values: FloatArray, alpha: float = 0.5) -> Image
     Raw probabilities of one image lie close together, so a fixed scale would show nothing; compare
     images by their scores, not by their colours.
     """
-    base = ImageOps.exif_transpose(image).convert("RGB")
+    base = _rgb(ImageOps.exif_transpose(image))
     low, high = float(values.min()), float(values.max())
     heat = colours((values - low) / (high - low or 1.0)).resize(base.size)
     return Image.blend(base, heat, alpha)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """8 bits a channel; Pillow itself clips 16-bit grey to white."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def colours(values: npt.NDArray[Any]) -> Image.Image:
@@ -54,24 +99,47 @@ def colours(values: npt.NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
 
 
-def _save(folder: Path, name: str, suffix: str, data: bytes) -> str:
-    """Below the folder whatever the name holds; whole or not at all."""
-    parts = [part for part in Path(name).parts if part not in ("..", "/", "\\")]
-    tag = (
-        ""
-        if list(Path(name).parts) == parts
-        else "-" + hashlib.sha256(name.encode()).hexdigest()[:8]
-    )
-    # The old suffix stays: a.png and a.jpg are two images.
-    path = folder.joinpath(*parts[:-1], parts[-1] + tag + suffix)
-    write_atomic(path, data)
-    return path.as_posix()
+def jpeg(picture: Image.Image) -> bytes:
+    """As people send it."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def shrink(image: Image.Image) -> Image.Image:
+    """A copy whose longer side is `SIDE`."""
+    factor = SIDE / max(image.size)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+
+
+def data_uri(image: Image.Image) -> str:
+    """JPEG within the page."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg(image)).decode()
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """A file that is never seen half written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+    with atomic_file(path, durable=False) as file:
         file.write(data)
-    Path(file.name).chmod(0o644)
-    os.replace(file.name, path)  # noqa: PTH105
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
+    """A file that appears under its name once it is whole; its folders are made.
+
+    `durable`: a power cut after that does not take it back.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

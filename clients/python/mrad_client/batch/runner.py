@@ -1,21 +1,24 @@
-"""Files in, journal rows out: chunks in flight, as many as the pace allows."""
+"""Files in, journal rows out: chunks in flight, as many as the transport takes.
+
+A transport judges some files: through a server (`http`), or in this process (`mrad score`). What is
+done with its answers, and with files and requests that fail, is the same for all.
+"""
 
 from __future__ import annotations
 
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import anyio
 import anyio.to_thread
 
-from mrad_client.async_client import AsyncClient
 from mrad_client.batch.journal import Journal, Row
-from mrad_client.batch.pace import Pace
-from mrad_client.batch.pictures import save_pictures
+from mrad_client.batch.pictures import Draw, Places
 from mrad_client.batch.sources import Item
 from mrad_client.errors import (
     AuthenticationError,
@@ -29,39 +32,79 @@ from mrad_client.errors import (
     TooLargeError,
     UnavailableError,
 )
-from mrad_client.types import Result
 
 HOPELESS = (AuthenticationError, ForbiddenError, NotFoundError, CalibrationError)
 """The same for every file: the run ends."""
 TRANSIENT = (OverloadedError, UnavailableError, ConnectionFailedError)
+PATIENCE = 300.0
+"""Seconds without any answered request after which the run ends (and can be resumed)."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """How to score; `asked()` is what decides the content of the rows."""
+class Judged:
+    """What a transport says of one file."""
 
-    threshold: float | None = None
-    target_fpr: float | None = None
-    maps: Path | None = None
-    overlays: Path | None = None
-    per_request: int = 4
-    most_requests: int = 64
-    patience: float = 300.0
-    """Seconds without any answered request after which the run ends (and can be resumed)."""
+    columns: Mapping[str, Any]
+    """`status`; with `ok` the scores, with `error` a `code` and an `error`."""
+    pictures: Mapping[str, Draw] = field(default_factory=dict)
+    """`map` and `overlay`, drawn when asked for."""
 
-    def asked(self) -> Row:
-        """For the journal."""
-        return {
-            "threshold": self.threshold,
-            "target_fpr": self.target_fpr,
-            "maps": self.maps is not None,
-            "overlays": self.overlays is not None,
-        }
+    @classmethod
+    def failed(cls, code: str, text: str) -> Judged:
+        """A file that could not be judged, and why."""
+        return cls({"status": "error", "code": code, "error": text})
+
+    def row(self, item: Item, stamp: str) -> Row:
+        """For the journal, without the places of pictures."""
+        return {"name": item.name, "stamp": stamp, **self.columns}
+
+
+class Limit(Protocol):
+    """How many calls of a transport may be under way at once."""
+
+    @property
+    def slots(self) -> int:
+        """Calls that may begin or go on now."""
+
+    def done(self, images: int, now: float) -> None:
+        """A call with so many images was answered at `now`."""
+
+    def refused(self, sent: float, now: float) -> None:
+        """A call begun at `sent` was turned away at `now`."""
+
+
+class Transport(Protocol):
+    """What judges files."""
+
+    limit: Limit
+
+    async def score(self, paths: Sequence[Path]) -> Sequence[Judged]:
+        """One `Judged` for each file, in order; a file that cannot be read is one of them.
+
+        Raises an error of `mrad_client.errors` when the call as a whole was refused: it is made
+        again later, or in halves, or ends the run, by the kind of error. Any other error ends it.
+        """
+
+
+@dataclass(frozen=True)
+class Steady:
+    """A limit that never moves."""
+
+    slots: int
+
+    def done(self, images: int, now: float) -> None:
+        """Nothing to learn."""
+
+    def refused(self, sent: float, now: float) -> None:
+        """Nothing to learn."""
+
+
+Report = Callable[[Sequence[Row], int], None]
 
 
 @dataclass
 class Chunk:
-    """Files that travel in one request."""
+    """Files that travel in one call."""
 
     items: list[Item]
     failures: int = 0
@@ -69,11 +112,11 @@ class Chunk:
 
 @dataclass
 class _Run:
-    client: AsyncClient
+    transport: Transport
     journal: Journal
-    options: Options
-    pace: Pace
-    report: Callable[[list[Row], Pace], None]
+    places: Places
+    patience: float
+    report: Report
     waiting: deque[Chunk]
     in_flight: int = 0
     resume_at: float = 0.0
@@ -84,7 +127,7 @@ class _Run:
         async with anyio.create_task_group() as group:
             while self.waiting or self.in_flight:
                 pause = self.resume_at - time.monotonic()
-                if self.waiting and self.in_flight < self.pace.slots and pause <= 0:
+                if self.waiting and self.in_flight < self.transport.limit.slots and pause <= 0:
                     self.in_flight += 1
                     group.start_soon(self._work, self.waiting.popleft())
                     continue
@@ -100,47 +143,36 @@ class _Run:
             self.changed.set()
 
     async def _score(self, chunk: Chunk) -> None:
-        files, unreadable = await anyio.to_thread.run_sync(_read, chunk.items)
-        self._keep(unreadable)
-        chunk.items = [item for item, _, _ in files]
-        if not files:
-            return
+        # Taken before a file is read, so that a later change is seen.
+        stamps = await anyio.to_thread.run_sync(lambda: [item.stamp() for item in chunk.items])
         sent = time.monotonic()
-        options = self.options
-        pictures = options.maps or options.overlays
         try:
-            scores = await self.client.score(
-                [data for _, _, data in files],
-                threshold=options.threshold,
-                target_fpr=options.target_fpr,
-                map="png16" if pictures else "none",
-            )
+            answers = await self.transport.score([item.path for item in chunk.items])
         except HOPELESS:
             raise
         except TRANSIENT as error:
             self._try_later(chunk, error, sent)
             return
         except (TooLargeError, InvalidRequestError, ServerError) as error:
-            self._isolate(chunk, [stamp for _, stamp, _ in files], error)
+            self._isolate(chunk, stamps, error)
             return
         self.last_answer = time.monotonic()
-        self.pace.done(len(files), self.last_answer)
-        rows = []
-        for (item, stamp, data), result in zip(files, scores):
-            row = _row(item, stamp, result)
-            if result.ok and pictures:
-                row |= await anyio.to_thread.run_sync(
-                    save_pictures, item.name, data, result, options
-                )
-            rows.append(row)
-        self._keep(rows)
+        self.transport.limit.done(len(answers), self.last_answer)
+        self._keep(await anyio.to_thread.run_sync(self._rows, chunk.items, stamps, answers))
+
+    def _rows(self, items: list[Item], stamps: list[str], answers: Sequence[Judged]) -> list[Row]:
+        """With the pictures written: a row never names one that is not there."""
+        return [
+            answer.row(item, stamp) | self.places.save(item.name, answer.pictures)
+            for item, stamp, answer in zip(items, stamps, answers)
+        ]
 
     def _try_later(self, chunk: Chunk, error: Exception, sent: float) -> None:
         """Back to the front of the queue; nobody sends before the server wants to be asked."""
         now = time.monotonic()
-        if now - self.last_answer > self.options.patience:
+        if now - self.last_answer > self.patience:
             raise error
-        self.pace.refused(sent, now)
+        self.transport.limit.refused(sent, now)
         asked = getattr(error, "retry_after", None) or 0.0
         wait = asked + random.uniform(0.05, 0.5 if asked else 1.0)
         self.resume_at = max(self.resume_at, now + wait)
@@ -155,68 +187,44 @@ class _Run:
         elif isinstance(error, ServerError) and chunk.failures < 2:
             self.waiting.append(Chunk(chunk.items, chunk.failures + 1))
         else:
-            code = getattr(error, "code", "error")
-            self._keep([_error_row(chunk.items[0], stamps[0], code, str(error))])
+            failed = Judged.failed(getattr(error, "code", "error"), str(error))
+            self._keep([failed.row(chunk.items[0], stamps[0])])
 
     def _keep(self, rows: list[Row]) -> None:
-        if rows:
-            self.journal.append(rows)
-            self.report(rows, self.pace)
+        self.journal.append(rows)
+        self.report(rows, self.transport.limit.slots)
 
 
 async def run(
-    client: AsyncClient,
-    items: Iterable[Item],
+    transport: Transport,
+    items: Sequence[Item],
     journal: Journal,
-    options: Options,
-    report: Callable[[list[Row], Pace], None] = lambda rows, pace: None,
+    places: Places,
+    *,
+    size: int,
+    patience: float = PATIENCE,
+    report: Report = lambda rows, slots: None,
 ) -> None:
-    """Score what the journal does not hold yet. `client` must not retry by itself.
+    """Score what the journal does not hold yet.
 
-    Every file ends as one row: judged, or with its error. Raises the error that ended the run;
-    what was scored stays in the journal. `report` is called with each group of durable rows.
+    Args:
+        transport: what judges; a client behind it must not retry by itself.
+        items: the files, in order.
+        journal: takes a row for every file, judged or with its error.
+        places: where pictures go.
+        size: files in one call, at most.
+        patience: seconds without any answered call after which the run ends.
+        report: called with each group of durable rows and the calls allowed at once.
+
+    Raises the error that ended the run; what was scored stays in the journal.
     """
     todo = [item for item in items if not journal.has(item.name, item.stamp())]
-    size = options.per_request
     chunks = deque(Chunk(todo[start : start + size]) for start in range(0, len(todo), size))
-    pace = Pace(most=options.most_requests)
-    state = _Run(client, journal, options, pace, report, chunks)
+    state = _Run(transport, journal, places, patience, report, chunks)
     try:
         await state.go()
     except BaseExceptionGroup as group:
         raise _first(group) from group
-
-
-def _read(items: list[Item]) -> tuple[list[tuple[Item, str, bytes]], list[Row]]:
-    """Files with their stamps (taken before reading, so that a change is seen), and error rows."""
-    files, errors = [], []
-    for item in items:
-        stamp = item.stamp()
-        try:
-            files.append((item, stamp, item.path.read_bytes()))
-        except OSError as error:
-            text = f"{item.path} cannot be read: {error.strerror or error}"
-            errors.append(_error_row(item, stamp, "unreadable_file", text))
-    return files, errors
-
-
-def _row(item: Item, stamp: str, result: Result) -> Row:
-    if result.error is not None:
-        return _error_row(item, stamp, result.error.code, result.error.detail)
-    return {
-        "name": item.name,
-        "stamp": stamp,
-        "status": "ok",
-        "score": result.score,
-        "class_score": result.class_score,
-        "verdict": result.verdict,
-        "threshold": result.threshold,
-        "probability": result.probability,
-    }
-
-
-def _error_row(item: Item, stamp: str, code: str, text: str) -> Row:
-    return {"name": item.name, "stamp": stamp, "status": "error", "code": code, "error": text}
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

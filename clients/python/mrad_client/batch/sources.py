@@ -1,17 +1,20 @@
-"""Which files: a folder, a pattern, or a manifest."""
+"""Which files: images, folders, patterns, manifests."""
 
 from __future__ import annotations
 
 import csv
 import glob
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mrad_client.errors import InputError
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2"}
+)
+MANIFESTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".txt")
 COLUMN = "image"
 
 
@@ -27,48 +30,88 @@ class Item:
         """Changes when the file does; empty when it cannot be read."""
         try:
             facts = self.path.stat()
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a NUL in a manifest's path
             return ""
         return f"{facts.st_size}:{facts.st_mtime_ns}"
 
 
-def find_items(source: str) -> list[Item]:
-    """The files of a folder (images, recursively), a glob pattern, or a manifest.
+def is_image(path: Path) -> bool:
+    """A file that looks like an image, not a system's leftover."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
-    Manifests: .csv with a column `image`, .jsonl with a field `image`, .txt with a path a line;
-    relative paths start at the manifest. Raises `InputError` when there is nothing.
+
+def images_below(folder: Path) -> list[Path]:
+    """Images in `folder` and below, by path; none when it does not exist."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.rglob("*") if is_image(path) and path.is_file())
+
+
+def find_items(sources: Sequence[str]) -> list[Item]:
+    """The files of images, folders (searched through), glob patterns and manifests, in order.
+
+    Manifests: .csv or .tsv with a column `image`, .jsonl with a field `image`, .txt with a path a
+    line; relative paths start at the manifest. A source that exists is never read as a pattern, and
+    brackets in an existing folder's name stand for themselves. Two files that would share a name go
+    by their whole path. Raises `InputError` for a source without an image.
     """
+    found: dict[Path, Item] = {}
+    for source in sources:
+        items = list(_items(source))
+        if not items:
+            raise InputError(
+                f"{source}: no image found. Give an image, a folder, a quoted pattern such as "
+                f"'photos/**/*.jpg', or a manifest (.csv or .jsonl with `{COLUMN}`, .txt with a "
+                "path a line)"
+            )
+        for item in items:
+            found.setdefault(item.path.absolute(), item)
+    names: dict[str, int] = {}
+    for item in found.values():
+        names[item.name] = names.get(item.name, 0) + 1
+    return [
+        item if names[item.name] == 1 else Item(path.as_posix(), path)
+        for path, item in found.items()
+    ]
+
+
+def _items(source: str) -> Iterator[Item]:
     path = Path(source)
     if path.is_dir():
-        found = (item for item in sorted(path.rglob("*")) if item.suffix.lower() in SUFFIXES)
-        items = [Item(file.relative_to(path).as_posix(), file) for file in found if file.is_file()]
-    elif path.is_file() and path.suffix.lower() in (".csv", ".jsonl", ".txt"):
-        items = [Item(name, path.parent / name) for name in _manifest(path)]
+        for file in images_below(path):
+            yield Item(file.relative_to(path).as_posix(), file)
+    elif path.is_file() and path.suffix.lower() in MANIFESTS:
+        for name in _manifest(path):
+            yield Item(name, path.parent / name)
+    elif path.is_file():
+        yield Item(path.name, path)
     else:
-        files = sorted(Path(name) for name in glob.glob(source, recursive=True))  # noqa: PTH207
-        items = [Item(file.as_posix(), file) for file in files if file.is_file()]
-    unique = list({item.name: item for item in items}.values())
-    if not unique:
-        raise InputError(
-            f"{source}: no image found. Give a folder, a quoted pattern such as 'photos/**/*.jpg', "
-            f"or a manifest (.csv or .jsonl with `{COLUMN}`, .txt with a path a line)"
-        )
-    return unique
+        for match in _matches(path):
+            yield Item(match.as_posix(), match)
+
+
+def _matches(pattern: Path) -> Iterator[Path]:
+    """Files that a pattern names; the part of it that exists as a folder is taken literally."""
+    folder = next(parent for parent in (*pattern.parents, Path()) if parent.is_dir())
+    rest = pattern.relative_to(folder).as_posix()
+    for match in sorted(glob.glob(rest, root_dir=folder, recursive=True)):  # noqa: PTH207
+        if (folder / match).is_file():
+            yield folder / match
 
 
 def _manifest(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        if path.suffix.lower() == ".csv":
-            reader = csv.DictReader(file)
+    # Names of files that are no UTF-8 stand in a manifest byte for byte.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        if path.suffix.lower() in (".csv", ".tsv"):
+            reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
             if COLUMN not in (reader.fieldnames or []):
                 raise InputError(f"{path} has no column `{COLUMN}`: {reader.fieldnames}")
             yield from (row[COLUMN] for row in reader if row[COLUMN])
             return
         for number, line in enumerate(file, start=1):
             text = line.strip()
-            if not text:
-                continue
-            yield text if path.suffix.lower() == ".txt" else _image_of(path, number, text)
+            if text:
+                yield text if path.suffix.lower() == ".txt" else _image_of(path, number, text)
 
 
 def _image_of(path: Path, number: int, text: str) -> str:

@@ -1,37 +1,45 @@
-"""One page about a run: counts, the spread of scores, the worst images, the errors. No network."""
+"""One page about a run: counts, the spread of scores, the highest ones, the errors. No network."""
 
 from __future__ import annotations
 
 import heapq
+import math
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+from PIL import Image
+
 from mrad_client.batch.journal import Row
+from mrad_client.batch.names import on_one_line
+from mrad_client.batch.pictures import data_uri, shrink
 
 BINS = 40
-SHOWN = 50
-
-STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem}
-table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.3rem .6rem;
-border-bottom:1px solid #ddd}img{max-width:10rem;max-height:7rem}svg{width:100%;height:9rem}
-rect{fill:#2b6cb0}.number{text-align:right;font-variant-numeric:tabular-nums}"""
+SHOWN = 60
+STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;
+color-scheme:light dark}table{border-collapse:collapse}td,th{text-align:left;padding:.3rem .6rem;
+border-bottom:1px solid #8884;overflow-wrap:anywhere}svg{width:100%;height:9rem}rect{fill:#2b6cb0}
+line{stroke:#d33;stroke-width:2}.number{text-align:right;font-variant-numeric:tabular-nums}
+.cards{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(11rem,1fr))}
+figure{margin:0;min-width:0}img{width:100%}figcaption{font-size:.85rem;overflow-wrap:anywhere}
+.anomalous{color:#d33;font-weight:600}"""
 
 
 @dataclass
 class Summary:
-    """What the page needs, gathered in one pass over any number of rows."""
+    """What the page and the closing lines need, gathered in one pass over any number of rows."""
 
     total: int = 0
     verdicts: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     failed: list[Row] = field(default_factory=list)
     scores: array[float] = field(default_factory=lambda: array("d"))
+    threshold: float | None = None
     worst: list[tuple[float, int, Row]] = field(default_factory=list)
 
     @classmethod
@@ -41,39 +49,49 @@ class Summary:
         for row in rows:
             summary.total += 1
             summary._add(row)
+        summary.worst.sort(reverse=True)
         return summary
 
     def _add(self, row: Row) -> None:
         score = row.get("score")
+        if row.get("code"):
+            self.errors[row["code"]] += 1
+            if len(self.failed) < SHOWN:
+                self.failed.append(row)
         if row["status"] != "ok" or score is None:
-            self.errors[row.get("code", "no_score")] += 1
-            self.failed = [*self.failed, row][:SHOWN]
             return
         self.verdicts[row.get("verdict") or "no verdict"] += 1
         self.scores.append(score)
-        item = (score, -self.total, row)
+        self.threshold = row.get("threshold")
         push = heapq.heappush if len(self.worst) < SHOWN else heapq.heappushpop
-        push(self.worst, item)
+        push(self.worst, (score, -self.total, row))
 
-    def html(self, folder: Path) -> str:
-        """The page; links are relative to `folder`, where it will stand."""
+    def html(self, page: Path, base: Path, about: Mapping[str, object] | None = None) -> str:
+        """The page.
+
+        Args:
+            page: where it will stand; overlays are linked from there.
+            base: the folder from which rows name their overlays, which are put into it, small.
+            about: facts of the run.
+        """
         counts = {"images": self.total, **self.verdicts, "errors": self.errors.total()}
-        facts = "".join(f"<tr><th>{escape(k)}<td class=number>{v:,}" for k, v in counts.items())
-        worst = "".join(_worst_row(row, folder) for _, _, row in sorted(self.worst, reverse=True))
-        failed = "".join(
-            f"<tr><td>{escape(row['name'])}<td>{escape(row.get('code', ''))}"
-            f"<td>{escape(row.get('error', ''))}"
-            for row in self.failed
+        facts = "".join(
+            f"<tr><th>{escape(str(name))}<td>{escape(on_one_line(str(value)))}"
+            for name, value in {**counts, **(about or {})}.items()
         )
         parts = [
             "<!doctype html><html lang=en><meta charset=utf-8>",
             "<meta name=viewport content='width=device-width'>",
             f"<title>Scores of {self.total:,} images</title><style>{STYLE}</style>",
             f"<h1>Scores of {self.total:,} images</h1><table>{facts}</table>",
-            f"<h2>How the scores spread</h2>{self._histogram()}",
-            f"<h2>Highest scores</h2><table><tr><th>image<th>score<th>verdict<th>{worst}</table>",
         ]
-        if failed:
+        if self.scores:
+            heading = "Highest scores" if len(self.scores) > SHOWN else "By score"
+            cards = "".join(_card(row, page, base) for _, _, row in self.worst)
+            parts += [f"<h2>How the scores spread</h2>{self._histogram()}"]
+            parts += [f"<h2>{heading}</h2><div class=cards>{cards}</div>"]
+        if self.failed:
+            failed = "".join(map(_failed, self.failed))
             parts.append(f"<h2>Errors</h2><table><tr><th>image<th>code<th>what{failed}</table>")
             if self.errors.total() > SHOWN:
                 parts.append(f"<p>The first {SHOWN} are shown; the table of results has all.")
@@ -82,38 +100,53 @@ class Summary:
     def bins(self) -> tuple[list[int], float, float]:
         """Counts of `BINS` equal steps from the lowest score to the highest, and these two.
 
-        Not from 0 to 1: a train-free head's scores differ in the third decimal.
+        The threshold lies within. Not from 0 to 1: a train-free head's scores differ in the third
+        decimal.
         """
-        low, high = min(self.scores, default=0.0), max(self.scores, default=1.0)
+        ends = [*self.scores, *([] if self.threshold is None else [self.threshold])]
+        low, high = min(ends, default=0.0), max(ends, default=1.0)
         counts = [0] * BINS
         for score in self.scores:
-            counts[min(BINS - 1, int((score - low) / ((high - low) or 1) * BINS))] += 1
+            counts[min(BINS - 1, math.floor((score - low) / ((high - low) or 1) * BINS))] += 1
         return counts, low, high
 
     def _histogram(self) -> str:
         counts, low, high = self.bins()
-        top, step = max(counts) or 1, (high - low) / BINS
+        top, span = max(counts), (high - low) or 1.0
         bars = "".join(
             f"<rect x={i * 10} y={100 - 100 * n / top:.2f} width=9 height={100 * n / top:.2f}>"
-            f"<title>{low + i * step:.5f} to {low + (i + 1) * step:.5f}: {n:,}</title></rect>"
+            f"<title>{low + i * span / BINS:.5f} and above: {n:,}</title></rect>"
             for i, n in enumerate(counts)
         )
+        cut = ""
+        if self.threshold is not None:
+            at = (self.threshold - low) / span * BINS * 10
+            cut = f"<line x1={at:.1f} x2={at:.1f} y1=0 y2=100><title>threshold</title></line>"
         ends = f"{low:.5f} on the left, {high:.5f} on the right"
         return (
             f"<svg viewBox='0 0 {BINS * 10} 100' preserveAspectRatio=none role=img "
-            f"aria-label='Histogram of scores, {ends}'>{bars}</svg><p>{ends}; the highest bar "
+            f"aria-label='Histogram of scores, {ends}'>{bars}{cut}</svg><p>{ends}; the highest bar "
             f"holds {top:,}."
         )
 
 
-def _worst_row(row: Row, folder: Path) -> str:
-    picture = ""
-    if row.get("overlay"):
-        link = quote(Path(os.path.relpath(row["overlay"], folder)).as_posix())
-        alt = escape(f"Heat map of {row['name']}", quote=True)
-        picture = f"<a href='{link}'><img loading=lazy src='{link}' alt='{alt}'></a>"
+def _failed(row: Row) -> str:
+    texts = (row["name"], row["code"], row.get("error", ""))
+    return "<tr>" + "".join(f"<td>{escape(on_one_line(text))}" for text in texts)
+
+
+def _card(row: Row, page: Path, base: Path) -> str:
+    name, picture = escape(on_one_line(row["name"]), quote=True), ""
+    overlay = base / row["overlay"] if row.get("overlay") else None
+    if overlay is not None and overlay.is_file():
+        with Image.open(overlay) as opened:
+            source = data_uri(shrink(opened))
+        link = quote(Path(os.path.relpath(overlay, page.parent)).as_posix())
+        picture = f"<a href='{link}'><img loading=lazy src='{source}' alt='Heat map of {name}'></a>"
     verdict = escape(row.get("verdict") or "")
+    probability = row.get("probability")
+    chance = "" if probability is None else f", {100 * probability:.0f} %"
     return (
-        f"<tr><td>{escape(row['name'])}<td class=number>{row['score']:.5f}<td>{verdict}"
-        f"<td>{picture}"
+        f"<figure>{picture}<figcaption><span class=number>{row['score']:.5f}</span> "
+        f"<span class={verdict or 'none'}>{verdict}</span>{chance}<br>{name}</figcaption></figure>"
     )

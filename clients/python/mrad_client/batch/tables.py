@@ -1,21 +1,26 @@
-"""The journal as tables: Parquet, CSV, JSON lines."""
+"""Rows as tables: Parquet, CSV, JSON lines.
+
+The column `name` is always UTF-8. Where a file's name is not, its bytes that are none read `\\xNN`,
+and `name_base64` holds the name exactly.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mrad_indexer.journal import Row
+from mrad_client.batch.journal import Row
+from mrad_client.batch.names import exact, readable
+from mrad_client.batch.pictures import atomic_file
+from mrad_client.errors import InputError
 
 COLUMNS = {
     "name": pa.string(),
@@ -29,8 +34,11 @@ COLUMNS = {
     "overlay": pa.string(),
     "code": pa.string(),
     "error": pa.string(),
+    "name_base64": pa.string(),
 }
 ROW_GROUP = 50_000
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
+"""A spreadsheet takes a cell that begins so for a formula, or hides its first character."""
 
 
 def write_parquet(rows: Iterable[Row], file: IO[bytes]) -> None:
@@ -42,12 +50,20 @@ def write_parquet(rows: Iterable[Row], file: IO[bytes]) -> None:
 
 
 def write_csv(rows: Iterable[Row], file: IO[bytes]) -> None:
-    """UTF-8 with a header; empty where there is nothing."""
+    """UTF-8 with a header; empty where there is nothing.
+
+    A text that begins as one of `FORMULA` gets a `'` before it, so that no spreadsheet runs a file
+    name; a reader takes one leading `'` away.
+    """
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     writer = csv.DictWriter(text, list(COLUMNS), extrasaction="ignore")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: _harmless(value) for key, value in row.items()} for row in rows)
     text.detach()
+
+
+def _harmless(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def write_jsonl(rows: Iterable[Row], file: IO[bytes]) -> None:
@@ -58,21 +74,28 @@ def write_jsonl(rows: Iterable[Row], file: IO[bytes]) -> None:
 
 
 WRITERS: dict[str, Callable[[Iterable[Row], IO[bytes]], None]] = {
-    "csv": write_csv,
-    "jsonl": write_jsonl,
-    "parquet": write_parquet,
+    ".parquet": write_parquet,
+    ".csv": write_csv,
+    ".jsonl": write_jsonl,
 }
+
+
+def check_suffix(path: Path) -> None:
+    """Raises `InputError` for a table of an unknown kind, before hours of work."""
+    if path.suffix.lower() not in WRITERS:
+        raise InputError(f"{path}: the suffix says the format, one of {', '.join(WRITERS)}")
 
 
 def write_table(rows: Iterable[Row], path: Path) -> None:
     """The table in the format that the suffix names; appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        WRITERS[path.suffix[1:]](rows, file)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)
+    check_suffix(path)
+    with atomic_file(path) as file:
+        WRITERS[path.suffix.lower()](map(_as_text, rows), file)
+
+
+def _as_text(row: Row) -> Row:
+    texts = {key: readable(value) for key, value in row.items() if isinstance(value, str)}
+    return row | texts | {"name_base64": exact(row["name"])}
 
 
 def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:

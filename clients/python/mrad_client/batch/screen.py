@@ -1,0 +1,67 @@
+"""A run on screen: a bar with rate and time left, and what is said at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from mrad_client.batch.names import on_one_line
+from mrad_client.batch.summary import Summary
+
+NAMED = 5
+"""Files with an error that are named at the end; the table has all."""
+
+
+class Rate(ProgressColumn):
+    """Images a second."""
+
+    def render(self, task: Task) -> Text:
+        """As text."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f} images/s")
+
+
+def progress(console: Console) -> Progress:
+    """A bar with rate and time left; its tasks have a field `note`."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=console,
+    )
+
+
+def closing(summary: Summary, written: Iterable[Path], console: Console, errors: Console) -> None:
+    """The counts, the errors by code, the first files that failed, where everything lies.
+
+    Neither console may read markup: names hold brackets.
+    """
+    verdicts = ", ".join(f"{count:,} {name}" for name, count in sorted(summary.verdicts.items()))
+    say(console, f"{summary.total:,} images: {verdicts or 'none scored'}")
+    for code, count in summary.errors.most_common():
+        say(console, f"{count:,} {'error' if count == 1 else 'errors'}: {code}", "yellow")
+    for row in summary.failed[:NAMED]:
+        say(errors, f"  {row['name']}: {row.get('error', '')}")
+    say(console, f"written: {', '.join(str(path) for path in written)}")
+
+
+def say(console: Console, text: str, style: str = "") -> None:
+    """One line, whatever stands in it."""
+    console.print(Text(on_one_line(text), style), highlight=False, soft_wrap=True)

@@ -1,0 +1,90 @@
+"""The transport that judges files in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from os import cpu_count
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import anyio.to_thread
+from mrad_client.batch.pictures import Draw, jpeg
+from mrad_client.batch.runner import Judged, Steady
+
+from mrad.detector import Decoded
+from mrad.errors import ImageError
+from mrad.types import FloatArray, Prediction
+from mrad_indexer.scoring.judge import Judge
+from mrad_indexer.scoring.pictures import MapFormat, draw, encode_map
+
+
+class LocalTransport:
+    """A judge as a transport. While one call is encoded, the next decodes and the last is drawn."""
+
+    def __init__(self, judge: Judge, maps: MapFormat = "none") -> None:
+        """`maps`: the format of raw maps, where places for them are given."""
+        self.judge, self.maps, self.limit = judge, maps, Steady(3)
+        self._decoders = ThreadPoolExecutor(min(8, cpu_count() or 1))
+        # One thread for all batches: torch keeps a pool of workers for each thread that computes.
+        self._encoder = ThreadPoolExecutor(1)
+
+    async def score(self, paths: Sequence[Path]) -> Sequence[Judged]:
+        """See `Transport`."""
+        return await anyio.to_thread.run_sync(self.judge_files, paths)
+
+    def judge_files(self, paths: Sequence[Path]) -> list[Judged]:
+        """The same for code without an event loop. Raises `MRADError` for what no file is guilty of."""
+        opened = list(self._decoders.map(self._open, paths))
+        decoded = [item for item in opened if isinstance(item, Decoded)]
+        found = iter(self._encoder.submit(self._predict, decoded).result() if decoded else ())
+        return [
+            item if isinstance(item, Judged) else self._judged(item, next(found)) for item in opened
+        ]
+
+    def _predict(self, decoded: Sequence[Decoded]) -> list[Prediction]:
+        features = self.judge.detector.encode(decoded)
+        return self.judge.detector.finish(features, [item.size for item in decoded])
+
+    def _open(self, path: Path) -> Decoded | Judged:
+        try:
+            return self.judge.detector.decode(path)
+        except ImageError as error:
+            return Judged.failed(error.code, str(error))
+
+    def _judged(self, decoded: Decoded, prediction: Prediction) -> Judged:
+        score, values = prediction.score, prediction.anomaly_map
+        columns = {
+            "status": "ok",
+            "score": score,
+            "class_score": prediction.class_score,
+            "verdict": self.judge.verdict(score),
+            "threshold": self.judge.threshold,
+            "probability": self.judge.probability(score),
+        }
+        pictures: dict[str, Draw] = {}
+        if values is not None:
+            pictures["map"] = partial(encode_map, values, self.maps)
+            pictures["overlay"] = partial(self._overlay, decoded, values)
+        return Judged(columns, pictures)
+
+    def _overlay(self, decoded: Decoded, values: FloatArray) -> tuple[bytes, str]:
+        return jpeg(draw(decoded.image, values, self.judge)), ".jpg"
+
+    def close(self) -> None:
+        """End the threads."""
+        for pool in (self._decoders, self._encoder):
+            pool.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
