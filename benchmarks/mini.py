@@ -24,10 +24,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.tables import Table, main
-from mrad.detector import fuse
 from mrad.encoder.encoder import Encoder
 from mrad.images.preprocess import load_image
-from mrad.maps import anomaly_map, top_mean
+from mrad.maps import anomaly_map, fuse, top_mean
 from mrad.memory.keys import region_grid
 from mrad.retrieval.exact import ExactRetriever
 

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from mrad.encoder.encoder import Encoder, Features
+from mrad.encoder.stream import encode_tiles
 from mrad.errors import MRADError
+from mrad.evidence import Asked, cell_box, nearest_keys
 from mrad.heads import Head, HeadOutput, load_head
-from mrad.images.preprocess import DEFAULT_MAX_PIXELS, load_image
-from mrad.maps import anomaly_map, resize_map, top_mean
+from mrad.images.layout import Layout, Places, Tile
+from mrad.images.preprocess import DEFAULT_MAX_PIXELS, TILED_MAX_PIXELS, load_image
+from mrad.maps import anomaly_map, fuse, resize_map, top_mean
 from mrad.memory.bank import MemoryBank
 from mrad.retrieval.base import Retriever
 from mrad.retrieval.choose import make_retriever
 from mrad.retrieval.exact import ExactRetriever
+from mrad.tiled import FULL, Canvas, Rules
 from mrad.types import Evidence, ImageInput, Level, Prediction
 
 
@@ -28,19 +34,50 @@ from mrad.types import Evidence, ImageInput, Level, Prediction
 class Decoded:
     """An image on its way to the encoder."""
 
-    pixels: Tensor
-    """float32 [3, S, S], from `Encoder.prepare`."""
-    size: tuple[int, int]
-    """Width, height of the upright input."""
+    pixels: Tensor | None
+    """float32 [3, S, S], from `Encoder.prepare`; None where the image is cut into tiles."""
     image: Image.Image
     """The upright RGB input."""
+    places: Places
+    """What of it is looked at."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width, height of the upright input."""
+        return self.places.size
+
+
+@dataclass(frozen=True, eq=False)
+class Sheet:
+    """An image that is cut, and where its tiles are gathered."""
+
+    decoded: Decoded
+    canvas: Canvas
+    own: int
+    """Entry row that it must not retrieve, or -1."""
+
+    @property
+    def image(self) -> Image.Image:
+        """See `mrad.encoder.stream.Cut`."""
+        return self.decoded.image
+
+    @property
+    def places(self) -> Places:
+        """See `mrad.encoder.stream.Cut`."""
+        return self.decoded.places
+
+    @property
+    def pixels(self) -> Tensor | None:
+        """See `mrad.encoder.stream.Cut`."""
+        return self.decoded.pixels
 
 
 class Detector:
     """Judges images by what they retrieve.
 
-    `predict` does everything; `decode`, `encode` and `finish` are its stages, for a server that
-    runs them in different threads.
+    `predict` does everything, cutting images as the bank's layout says. `decode`, then `encode` and
+    `finish` are its stages for images that are looked at whole, for a server that runs them in
+    different threads; for tiles they are `decode`, `canvas`, `encode_tiles`, `draw` and `conclude`.
     """
 
     def __init__(
@@ -78,6 +115,7 @@ class Detector:
             load_head(head, encoder, checkpoint=checkpoint) if isinstance(head, str) else head
         )
         self.head.attach(bank, retrieval)
+        _ = bank.layout  # what cannot be read shows now
         self._evidence: dict[Level, Retriever] = {}
 
     def with_bank(self, bank: MemoryBank) -> Detector:
@@ -88,6 +126,11 @@ class Detector:
         other.head.attach(bank, self.retrieval)
         return other
 
+    @property
+    def layout(self) -> Layout:
+        """How every image is looked at: the bank's."""
+        return self.bank.layout
+
     def predict(
         self,
         images: Sequence[ImageInput],
@@ -95,40 +138,153 @@ class Detector:
         batch_size: int = 8,
         maps: bool = True,
         evidence: int = 0,
+        map_pixels: int | None = FULL,
+        layout: Layout | None = None,
     ) -> list[Prediction]:
         """Judge images of any size; one prediction each, in order.
 
-        `evidence`: how many nearest keys to give for each level. Raises `ImageError` for an image
-        that cannot be read.
+        Args:
+            images: files, bytes, PIL images or arrays.
+            batch_size: images, or tiles, encoded at once.
+            maps: whether to make anomaly maps.
+            evidence: how many nearest keys to give for each level.
+            map_pixels: pixels above which a map is scaled down to so many; None: never.
+            layout: instead of the bank's, as with a region of interest of this request alone.
+
+        Raises `ImageError` for an image that cannot be read, or that a region of the layout does not
+        fit.
         """
         return list(
-            self.predict_stream(images, batch_size=batch_size, maps=maps, evidence=evidence)
+            self.predict_stream(
+                images,
+                batch_size=batch_size,
+                maps=maps,
+                evidence=evidence,
+                map_pixels=map_pixels,
+                layout=layout,
+            )
         )
 
     def predict_stream(
         self,
-        images: Sequence[ImageInput],
+        images: Iterable[ImageInput],
         *,
         batch_size: int = 8,
         maps: bool = True,
         evidence: int = 0,
+        map_pixels: int | None = FULL,
+        layout: Layout | None = None,
     ) -> Iterator[Prediction]:
-        """As `predict`, one batch in memory at a time."""
+        """As `predict`, one batch in memory at a time; an image that is cut, one at a time."""
+        decoded = (self.decode(image, layout=layout) for image in images)
+        yield from self.judge(
+            decoded, batch_size=batch_size, maps=maps, evidence=evidence, map_pixels=map_pixels
+        )
+
+    def decode(
+        self, image: ImageInput, max_pixels: int | None = None, *, layout: Layout | None = None
+    ) -> Decoded:
+        """Stage 1, any thread: decode; preprocess what is looked at whole. Raises `ImageError`.
+
+        `max_pixels`: None for `DEFAULT_MAX_PIXELS`, or `TILED_MAX_PIXELS` where images are cut.
+        """
+        layout = self.layout if layout is None else layout
+        if max_pixels is None:
+            max_pixels = TILED_MAX_PIXELS if layout.tiling else DEFAULT_MAX_PIXELS
+        upright = load_image(image, max_pixels)
+        places = layout.places(upright.size)
+        pixels = self.encoder.prepare(upright) if places.whole else None
+        return Decoded(pixels, upright, places)
+
+    def judge(
+        self,
+        decoded: Iterable[Decoded],
+        *,
+        batch_size: int = 8,
+        maps: bool = True,
+        evidence: int = 0,
+        exclude: Sequence[int] | None = None,
+        map_pixels: int | None = FULL,
+    ) -> Iterator[Prediction]:
+        """Decoded images, cut or not, to predictions in order; tiles of several share batches.
+
+        `exclude`: for each image the entry row that it must not retrieve, -1 for none.
+        """
         if batch_size < 1:
             raise MRADError(f"batch_size must be at least 1, not {batch_size}")
-        for start in range(0, len(images), batch_size):
-            decoded = [self.decode(image) for image in images[start : start + batch_size]]
-            sizes = [item.size for item in decoded]
-            yield from self.finish(self.encode(decoded), sizes, maps=maps, evidence=evidence)
+        own = iter(exclude) if exclude is not None else repeat(-1)
+        if self.layout.plain:
+            stream = iter(decoded)
+            while chunk := list(islice(stream, batch_size)):
+                rows = torch.tensor(list(islice(own, len(chunk)))) if exclude is not None else None
+                sizes, features = [item.size for item in chunk], self.encode(chunk)
+                yield from self.finish(features, sizes, maps=maps, evidence=evidence, exclude=rows)
+            return
+        sheets = (Sheet(item, self.canvas(item.places), next(own)) for item in decoded)
+        waiting: deque[Sheet] = deque()
+        for batch, features in encode_tiles(self.encoder, sheets, batch_size):
+            for sheet, _ in batch:
+                if not waiting or waiting[-1] is not sheet:
+                    waiting.append(sheet)
+            given = None if exclude is None else [sheet.own for sheet, _ in batch]
+            self.draw([(sheet.canvas, tile) for sheet, tile in batch], features, given)
+            while waiting and waiting[0].canvas.done:
+                sheet = waiting.popleft()
+                yield self.conclude(sheet.canvas, maps, evidence, sheet.own, map_pixels)
 
-    def decode(self, image: ImageInput, max_pixels: int = DEFAULT_MAX_PIXELS) -> Decoded:
-        """Stage 1, any thread: decode and preprocess. Raises `ImageError`."""
-        upright = load_image(image, max_pixels)
-        return Decoded(self.encoder.prepare(upright), upright.size, upright)
+    def canvas(self, places: Places) -> Canvas:
+        """Where the tiles of one image are gathered."""
+        side, grid = self.encoder.image_size, self.encoder.grid
+        return Canvas(places, Rules(grid, side, self.sigma, self.top, self.fusion))
 
     def encode(self, decoded: Sequence[Decoded]) -> Features:
-        """Stage 2, the device's thread: encode one batch."""
-        return self.encoder.encode_prepared([item.pixels for item in decoded])
+        """Stage 2, the device's thread: encode one batch of images that are looked at whole."""
+        return self.encoder.encode_prepared(
+            [item.pixels for item in decoded if item.pixels is not None]
+        )
+
+    @torch.inference_mode()
+    def draw(
+        self,
+        batch: Sequence[tuple[Canvas, Tile]],
+        features: Features,
+        exclude: Sequence[int] | None = None,
+    ) -> None:
+        """Judge one batch of tiles, each onto the canvas of its image. `exclude`: as in `judge`."""
+        own = None if exclude is None else torch.tensor(exclude, dtype=torch.int64)
+        output = self.head(features, own)
+        patch, image = output.patch.float().cpu(), output.image.tolist()
+        queries = features.class_query(), features.patch_query()
+        for row, (canvas, tile) in enumerate(batch):
+            canvas.add(tile, patch[row], image[row], (queries[0][row], queries[1][row]))
+
+    @torch.inference_mode()
+    def conclude(
+        self,
+        canvas: Canvas,
+        maps: bool = True,
+        evidence: int = 0,
+        exclude: int = -1,
+        map_pixels: int | None = FULL,
+    ) -> Prediction:
+        """The prediction of an image whose tiles are all drawn."""
+        parts = canvas.parts()
+        worst = max(parts, key=lambda part: part.score)
+        found: list[Evidence] = []
+        if evidence > 0:
+            own = torch.tensor([exclude], dtype=torch.int64) if exclude >= 0 else None
+            for level, asked in zip(("image", "patch"), canvas.asked(worst.name)):
+                found += self._nearest(cast(Level, level), [asked], evidence, own)[0]
+        return Prediction(
+            score=worst.score,
+            class_score=worst.class_score,
+            top_score=worst.top_score,
+            size=canvas.places.size,
+            anomaly_map=canvas.map(map_pixels) if maps else None,
+            evidence=tuple(found),
+            parts=tuple(parts) if parts[0].name else (),
+            tiles=canvas.tiles() if len(canvas.places.tiles) > 1 else (),
+        )
 
     @torch.inference_mode()
     def finish(
@@ -151,7 +307,7 @@ class Detector:
         scores = fuse(tops, output.image, self.fusion)
         # One wait for the device instead of three for each image.
         numbers = torch.stack([scores, output.image, tops], dim=1).tolist()
-        found = self._find_evidence(features, output, evidence, exclude)
+        found = self._find_evidence(features, output, sizes, evidence, exclude)
         return [
             Prediction(
                 score=score,
@@ -165,45 +321,32 @@ class Detector:
         ]
 
     def _find_evidence(
-        self, features: Features, output: HeadOutput, k: int, exclude: Tensor | None
+        self,
+        features: Features,
+        output: HeadOutput,
+        sizes: Sequence[tuple[int, int]],
+        k: int,
+        exclude: Tensor | None,
     ) -> list[tuple[Evidence, ...]]:
         """Nearest keys of the whole image, then of its most anomalous patch."""
         if k < 1:
             return [()] * len(features)
-        peaks = output.patch.argmax(dim=1)
-        patch = features.patch_query()[torch.arange(len(peaks)), peaks]
-        image = self._nearest("image", features.class_query(), k, exclude, None)
-        local = self._nearest("patch", patch, k, exclude, peaks)
-        return [(*whole, *part) for whole, part in zip(image, local)]
+        cells, grid = output.patch.argmax(dim=1), self.encoder.grid
+        patch = features.patch_query()[torch.arange(len(cells)), cells]
+        whole = [Asked(query) for query in features.class_query()]
+        local = []
+        for query, number, size in zip(patch, cells.tolist(), sizes):
+            cell = divmod(number, grid)
+            local.append(Asked(query, cell_box(cell, grid, (0, 0, *size)), cell))
+        image = self._nearest("image", whole, k, exclude)
+        return [
+            (*one, *part) for one, part in zip(image, self._nearest("patch", local, k, exclude))
+        ]
 
     def _nearest(
-        self, level: Level, queries: Tensor, k: int, exclude: Tensor | None, cells: Tensor | None
+        self, level: Level, asked: Sequence[Asked], k: int, exclude: Tensor | None
     ) -> list[list[Evidence]]:
-        memory = self.bank.image if level == "image" else self.bank.patch
-        similarity, rows = self._retriever(level).nearest(queries, k, exclude)
-        grid = self.encoder.grid
-        found = []
-        for query, (values, keys) in enumerate(zip(similarity, rows)):
-            cell = None if cells is None else divmod(int(cells[query]), grid)
-            evidence = []
-            for value, key in zip(values, keys):
-                if key < 0:  # fewer than k are left once the own entry is excluded
-                    continue
-                entry = self.bank.entries[int(memory.entry[key])]
-                evidence.append(
-                    Evidence(
-                        level=level,
-                        similarity=float(value),
-                        label=int(memory.labels[key]),
-                        entry_id=entry.entry_id,
-                        source=entry.source,
-                        region=str(memory.region[key]),
-                        defect=entry.defect if memory.labels[key] else "",
-                        query_cell=cell,
-                    )
-                )
-            found.append(evidence)
-        return found
+        return nearest_keys(self.bank, level, asked, k, exclude, self._retriever)
 
     def _retriever(self, level: Level) -> Retriever:
         """Evidence is cosine similarity on the bank's own keys, whatever the head projects."""
@@ -216,8 +359,3 @@ class Detector:
                 memory, mode=self.retrieval, device=self.encoder.device
             )
         return self._evidence[level]
-
-
-def fuse(top: Tensor, image: Tensor, fusion: float) -> Tensor:
-    """Image score [B] = (1 - fusion) * top score + fusion * image probability (METHOD.md, Scores)."""
-    return (1 - fusion) * top + fusion * image

@@ -21,6 +21,12 @@ class ImageTooLargeError(ImageError):
     code = "image_too_large"
 
 
+class LayoutError(ImageError):
+    """An image on which a region of interest or a named part has no place."""
+
+    code = "layout_mismatch"
+
+
 class MaskError(MRADError):
     """A mask that does not belong to its image or holds no usable region."""
 

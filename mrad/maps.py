@@ -50,6 +50,11 @@ def top_mean(maps: Tensor, fraction: float = 0.01) -> Tensor:
     return flat.topk(count, dim=1).values.mean(dim=1)
 
 
+def fuse(top: Tensor, image: Tensor, fusion: float) -> Tensor:
+    """Image score [B] = (1 - fusion) * top score + fusion * image probability (METHOD.md, Scores)."""
+    return (1 - fusion) * top + fusion * image
+
+
 def resize_map(values: Tensor, size: tuple[int, int]) -> FloatArray:
     """Map [S, S] -> float32 [height, width] at `size` (width, height), bilinear."""
     width, height = size

@@ -14,6 +14,8 @@ FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 ImageInput = Image.Image | npt.NDArray[np.generic] | bytes | str | Path
 Level = Literal["image", "patch"]
+Box = tuple[int, int, int, int]
+"""[x_min, y_min, x_max, y_max), pixels of the upright image, origin top left."""
 
 NORMAL, ANOMALOUS = 0, 1
 """Labels, everywhere (DESIGN, "Fixed now")."""
@@ -50,7 +52,31 @@ class Evidence:
     """`image`, `normal` or `anomalous`: what of the source image the key describes."""
     defect: str = ""
     query_cell: tuple[int, int] | None = None
-    """Row and column of the querying patch on the encoder's grid; None at image level."""
+    """Row and column of the querying patch on its tile's grid; None at image level."""
+    query_box: Box | None = None
+    """What of the judged image asked, pixels: the patch, or at image level the tile; None: all of it."""
+    tile: Box | None = None
+    """Where in the source image the key's tile lies, pixels; None where it is the whole image."""
+
+
+@dataclass(frozen=True)
+class PartScore:
+    """The judgement of one named part of an image; see `Prediction`."""
+
+    name: str
+    box: Box
+    score: float
+    class_score: float
+    top_score: float
+
+
+@dataclass(frozen=True)
+class TileScore:
+    """What one tile of an image showed: its image probability, its largest patch probability."""
+
+    box: Box
+    class_score: float
+    peak: float
 
 
 @dataclass(frozen=True)
@@ -66,5 +92,10 @@ class Prediction:
     size: tuple[int, int]
     """Width, height of the input image, after EXIF orientation, pixels."""
     anomaly_map: FloatArray | None = None
-    """float32 [height, width] at the size of the input image."""
+    """float32 [height, width] at the size of the input image; scaled down where that is beyond what
+    was asked for (`Detector.predict`, `map_pixels`). 0 outside the region of interest."""
     evidence: tuple[Evidence, ...] = field(default=())
+    parts: tuple[PartScore, ...] = field(default=())
+    """Of a layout with named parts; `score` and its two terms are those of the strongest."""
+    tiles: tuple[TileScore, ...] = field(default=())
+    """Where the image was cut into several."""

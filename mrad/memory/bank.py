@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrad.errors import BankError, DimensionError, EncoderMismatchError
+from mrad.images.layout import PLAIN, Layout
 from mrad.memory.contents import Contents
 from mrad.memory.entry import REGIONS, Entry, Key, PatchKeys
 from mrad.memory.level import LevelMemory
-from mrad.types import Sample
+from mrad.types import Box, Sample
 
 if TYPE_CHECKING:
     from mrad.encoder.encoder import Encoder
     from mrad.encoder.identity import EncoderIdentity
+
+
+LAYOUT = "layout"
+"""In a bank's metadata."""
+
+
+def layout_metadata(layout: Layout) -> dict[str, Any]:
+    """What a bank's metadata hold of its layout: nothing where images are looked at whole."""
+    return {} if layout.plain else {LAYOUT: layout.to_json()}
 
 
 @dataclass(frozen=True)
@@ -32,19 +43,33 @@ class MemoryBank(Contents):
         progress: Callable[[int], None] | None = None,
         added_by: str = "",
         patch_keys: PatchKeys = REGIONS,
+        layout: Layout = PLAIN,
     ) -> MemoryBank:
-        """Encode labelled samples in memory. `progress` is called with the number done so far.
+        """Encode labelled samples in memory; the indexer streams the same thing to disk.
 
-        `patch_keys`: what a region adds to the patch level (`mrad.memory.keys.keys_of`).
+        Args:
+            encoder: makes the keys, and those of every query.
+            samples: labelled images, each read when its turn comes.
+            batch_size: images, or tiles, encoded at once.
+            progress: called with the number of samples done so far.
+            added_by: kept with each entry.
+            patch_keys: what a region adds to the patch level (`mrad.memory.keys.keys_of`).
+            layout: tiles, region of interest and parts of every image; the bank keeps it, and every
+                query is looked at in the same way.
 
-        Raises `ImageError`, `MaskError`; the indexer streams the same thing to disk.
+        Raises `ImageError`, `MaskError`, `DataError` where a region does not fit an image.
         """
         from mrad.memory.keys import encode_samples
 
         entries: list[Entry] = []
         keys: list[Key] = []
         encoded = encode_samples(
-            encoder, samples, batch_size=batch_size, added_by=added_by, patch_keys=patch_keys
+            encoder,
+            samples,
+            batch_size=batch_size,
+            added_by=added_by,
+            patch_keys=patch_keys,
+            layout=layout,
         )
         for done, (entry, entry_keys) in enumerate(encoded, start=1):
             entries.append(entry)
@@ -56,7 +81,7 @@ class MemoryBank(Contents):
             entries,
             keys,
             dims=(encoder.embed_dim, encoder.width),
-            metadata={"patch_keys": patch_keys},
+            metadata={"patch_keys": patch_keys} | layout_metadata(layout),
         )
 
     @classmethod
@@ -121,6 +146,17 @@ class MemoryBank(Contents):
         from mrad.memory.keys import parse_patch_keys
 
         return parse_patch_keys(self.metadata.get("patch_keys", REGIONS))
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Tiles, region of interest and parts of its images and of every query. Raises `DataError`."""
+        return Layout.from_json(self.metadata.get(LAYOUT) or {})
+
+    def tile_box(self, entry: Entry, tile: int) -> Box | None:
+        """Where in an entry's image a tile lies, pixels; None where it is the whole image."""
+        if self.layout.plain or not entry.width or not entry.height:
+            return None
+        return self.layout.places((entry.width, entry.height)).box_of(tile)
 
     def row_of(self, entry_id: str) -> int:
         """Row of an entry. Raises `BankError` when there is no such entry."""

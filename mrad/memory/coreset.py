@@ -81,6 +81,7 @@ def reduced(level: LevelMemory, size: int, *, seed: int = 0) -> LevelMemory:
         level.entry[chosen],
         level.region[chosen],
         level.size[chosen],
+        tile=level.tile[chosen],
     )
 
 

@@ -68,3 +68,5 @@ class Key:
     region: str
     size: int
     vector: FloatArray
+    tile: int = 0
+    """Number of the tile of its image that it describes (`mrad.images.tiles.Tiling.plan`)."""

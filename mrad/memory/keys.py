@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from skimage import measure
 from torch import Tensor
 
+from mrad.encoder.stream import encode_tiles
 from mrad.errors import MRADError
+from mrad.images.layout import PLAIN, Layout, Places
 from mrad.images.preprocess import load_image, load_mask
 from mrad.memory.coreset import greedy_coreset
 from mrad.memory.entry import REGIONS, Entry, Key, PatchKeys
@@ -22,24 +25,84 @@ if TYPE_CHECKING:
     from mrad.encoder.encoder import Encoder, Features
 
 
+@dataclass(frozen=True)
+class Piece:
+    """What is known of one tile of a labelled picture."""
+
+    tile: int = 0
+    """Its number (`mrad.images.layout.Tile`)."""
+    anomalous: bool | None = None
+    """None where nobody knows: such a tile gives no image key."""
+    mask: BoolArray | None = None
+    """Its anomalous pixels, [h, w]."""
+    counts: BoolArray | None = None
+    """Which of its pixels are of interest, [h, w]; None for all."""
+
+
+def pieces_of(places: Places, anomalous: bool, mask: BoolArray | None) -> list[Piece]:
+    """What is known of each tile of a picture, in the order of `places.tiles`.
+
+    `mask` bool [H, W] of the picture. A tile of a defective picture is anomalous where it shows at
+    least half of a marked region, normal where it shows none of any, else unknown: a sliver at its
+    edge makes no defect, unless it fills a patch. Without a mask nobody knows which of several tiles
+    is defective.
+    """
+    alone = len(places.tiles) == 1
+    labelled, areas = None, np.zeros(1, dtype=np.int64)
+    if anomalous and mask is not None and not places.whole:
+        labelled = measure.label(mask, connectivity=2)
+        areas = np.bincount(labelled.ravel())
+    found = []
+    for section in places.sections:
+        for tile in section.tiles:
+            counts = None if section.inside is None else section.counts(tile)
+            if not anomalous:
+                found.append(Piece(tile.number, False, None, counts))
+            elif mask is None or labelled is None:
+                found.append(Piece(tile.number, True if alone else None, mask, counts))
+            else:
+                left, top, right, bottom = tile.box
+                seen = labelled[top:bottom, left:right]
+                if counts is not None:
+                    seen = np.where(counts, seen, 0)
+                own = np.bincount(seen.ravel(), minlength=len(areas))[1:]
+                shown = bool((2 * own >= areas[1:]).any())
+                label = shown or (None if own.any() else False)
+                found.append(Piece(tile.number, label, seen > 0, counts))
+    return found
+
+
 def region_grid(
-    mask: BoolArray | None, anomalous: bool, image_size: int, grid: int
+    mask: BoolArray | None,
+    anomalous: bool | None,
+    image_size: int,
+    grid: int,
+    counts: BoolArray | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Which grid cells are wholly normal and which wholly anomalous: two bool [N].
 
     The 0/255 mask is resized to the encoder's input (PIL bilinear, antialiased), cut at 0.5, then
     resized to the grid (bilinear, no antialiasing); cells that are exactly 0 or 1 count, border
     cells belong to neither. A normal image is normal everywhere; an anomalous one without a mask
-    says nothing about any cell.
+    says nothing about any cell. `counts`: pixels of interest; a cell with another belongs to neither.
     """
-    if not anomalous or mask is None:
-        cells = torch.zeros(grid * grid, dtype=torch.bool)
-        return (cells if anomalous else ~cells), cells
+    if anomalous is False or mask is None:
+        bad = torch.zeros(grid * grid, dtype=torch.bool)
+        good = ~bad if anomalous is False else bad.clone()
+    else:
+        small = _on_grid(mask, image_size, grid)
+        good, bad = small == 0, small == 1
+    if counts is not None:
+        within = _on_grid(counts, image_size, grid) == 1
+        good, bad = good & within, bad & within
+    return good, bad
+
+
+def _on_grid(mask: BoolArray, image_size: int, grid: int) -> Tensor:
     side = (image_size, image_size)
     grey = Image.fromarray(mask.astype(np.uint8) * 255).resize(side, Image.Resampling.BILINEAR)
     cut = torch.from_numpy(np.asarray(grey) / 255.0 > 0.5).float()[None, None]
-    small = F.interpolate(cut, size=(grid, grid), mode="bilinear", align_corners=False).flatten()
-    return small == 0, small == 1
+    return F.interpolate(cut, size=(grid, grid), mode="bilinear", align_corners=False).flatten()
 
 
 def keys_of(
@@ -47,10 +110,10 @@ def keys_of(
     features: Features,
     index: int,
     entry: Entry,
-    mask: BoolArray | None,
+    piece: Piece,
     patch_keys: PatchKeys = REGIONS,
 ) -> list[Key]:
-    """The keys of image `index` of a batch: one image key, and what each of its two regions adds.
+    """The keys of tile `index` of a batch: one image key, and what each of its two regions adds.
 
     `patch_keys`: `regions` for the paper's one key a region, the L2-normalised MEAN of the averaged,
     not yet normalised, patch features; `all` for every patch that lies wholly in the region,
@@ -58,11 +121,17 @@ def keys_of(
     defect's border give no key.
     """
     patch = features.patch[index]
-    image = F.normalize(features.class_feature[index], dim=-1).float().cpu().numpy()
-    keys = [Key("image", entry.label, entry.entry_id, "image", len(patch), image)]
-    regions = region_grid(mask, entry.label == ANOMALOUS, encoder.image_size, encoder.grid)
-    for label, name, cells in zip((NORMAL, ANOMALOUS), ("normal", "anomalous"), regions):
-        own = patch[cells.to(patch.device)]
+    keys: list[Key] = []
+    cells = region_grid(piece.mask, piece.anomalous, encoder.image_size, encoder.grid, piece.counts)
+    anomalous = piece.anomalous or bool(
+        cells[1].any()
+    )  # a long scratch fills patches of many tiles
+    if anomalous or piece.anomalous is False:
+        image = F.normalize(features.class_feature[index], dim=-1).float().cpu().numpy()
+        label = ANOMALOUS if anomalous else NORMAL
+        keys.append(Key("image", label, entry.entry_id, "image", len(patch), image, piece.tile))
+    for label, name, inside in zip((NORMAL, ANOMALOUS), ("normal", "anomalous"), cells):
+        own = patch[inside.to(patch.device)]
         if not len(own):
             continue
         vectors = own.mean(dim=0, keepdim=True) if patch_keys == REGIONS else own
@@ -71,7 +140,7 @@ def keys_of(
             vectors = vectors[torch.from_numpy(np.sort(greedy_coreset(vectors, patch_keys)))]
         size = len(own) if patch_keys == REGIONS else 1
         for vector in vectors.float().cpu().numpy():
-            keys.append(Key("patch", label, entry.entry_id, name, size, vector))
+            keys.append(Key("patch", label, entry.entry_id, name, size, vector, piece.tile))
     return keys
 
 
@@ -87,6 +156,39 @@ def parse_patch_keys(text: str | int) -> PatchKeys:
     raise MRADError(f"patch keys are `regions`, `all`, or a number of 1 or more, not {text!r}")
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """A decoded labelled picture on its way to the encoder."""
+
+    entry: Entry
+    image: Image.Image
+    places: Places
+    pieces: list[Piece]
+    pixels: Tensor | None = None
+    """float32 [3, S, S] where the picture is one tile and was prepared already."""
+
+
+def encode_labelled(
+    encoder: Encoder,
+    pictures: Iterable[Labelled],
+    *,
+    batch_size: int = 8,
+    patch_keys: PatchKeys = REGIONS,
+) -> Iterator[tuple[Labelled, list[Key]]]:
+    """Each picture with the keys of all its tiles, in order, once the last is encoded."""
+    open_: dict[str, tuple[Labelled, list[Key], int]] = {}
+    for batch, features in encode_tiles(encoder, pictures, batch_size):
+        for index, (picture, _) in enumerate(batch):
+            _, keys, done = open_.get(picture.entry.entry_id, (picture, [], 0))
+            keys.extend(
+                keys_of(encoder, features, index, picture.entry, picture.pieces[done], patch_keys)
+            )
+            open_[picture.entry.entry_id] = picture, keys, done + 1
+            if done + 1 == len(picture.pieces):
+                del open_[picture.entry.entry_id]
+                yield picture, keys
+
+
 def encode_samples(
     encoder: Encoder,
     samples: Iterable[Sample],
@@ -94,16 +196,22 @@ def encode_samples(
     batch_size: int = 8,
     added_by: str = "",
     patch_keys: PatchKeys = REGIONS,
+    layout: Layout = PLAIN,
 ) -> Iterator[tuple[Entry, list[Key]]]:
     """Entries and keys of labelled samples, a batch at a time, in order.
 
-    Raises `ImageError`, `MaskError`.
+    Raises `ImageError`, `MaskError`, `DataError` where a region of `layout` does not fit a picture.
     """
-    stream = iter(samples)
-    while chunk := list(islice(stream, batch_size)):
-        images = [load_image(sample.image) for sample in chunk]
-        features = encoder.encode_pixels(torch.stack([encoder.preprocess(i) for i in images]))
-        for index, (sample, image) in enumerate(zip(chunk, images)):
-            entry = Entry.of(sample, image.size, added_by)
+
+    def labelled() -> Iterator[Labelled]:
+        for sample in samples:
+            image = load_image(sample.image)
             mask = None if sample.mask is None else load_mask(sample.mask, image.size)
-            yield entry, keys_of(encoder, features, index, entry, mask, patch_keys)
+            places = layout.places(image.size)
+            pieces = pieces_of(places, sample.anomalous, mask)
+            yield Labelled(Entry.of(sample, image.size, added_by), image, places, pieces)
+
+    for picture, keys in encode_labelled(
+        encoder, labelled(), batch_size=batch_size, patch_keys=patch_keys
+    ):
+        yield picture.entry, keys

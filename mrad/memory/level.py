@@ -40,6 +40,12 @@ class LevelMemory:
     learned or forgot. None: those that it holds (`mrad.retrieval.base.at_reference_shares`)."""
     finite_to: int = 0
     """So many first keys are known to be finite: those of a memory that grew by the others."""
+    tile: npt.NDArray[np.int32] = None  # type: ignore[assignment]
+    """[n], number of the tile of the entry's image; 0 everywhere unless told."""
+
+    def __post_init__(self) -> None:
+        if self.tile is None:
+            object.__setattr__(self, "tile", np.zeros(len(self.labels), dtype=np.int32))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -76,6 +82,7 @@ class LevelMemory:
             np.array([rows[key.entry_id] for key in keys], dtype=np.int64),
             np.array([key.region for key in keys], dtype="U9"),
             np.array([key.size for key in keys], dtype=np.int32),
+            tile=np.array([key.tile for key in keys], dtype=np.int32),
         )
 
     def join(self, other: LevelMemory) -> LevelMemory:
@@ -92,6 +99,7 @@ class LevelMemory:
             np.concatenate([self.size, other.size]),
             self.folder,
             self.refers_to,
+            tile=np.concatenate([self.tile, other.tile]),
         )
 
     def without_row(self, row: int) -> LevelMemory:
@@ -106,6 +114,7 @@ class LevelMemory:
             self.size[keep],
             self.folder,
             self.refers_to,
+            tile=self.tile[keep],
         )
 
     def check(self, level: Level, width: int) -> None:

@@ -3,7 +3,8 @@
 bank.json         format version, encoder, dims, counts, calibration, digests of every other file
 image.faiss       flat inner-product index of the image keys
 patch.faiss       flat inner-product index of the patch keys
-entries.parquet   a row per key: level, label, entry, region, size, source, added when and by whom
+entries.parquet   a row per key: level, label, entry, region, size, tile (from version 2), source, added
+                  when and by whom
 thumbnails.parquet   optional: entry_id, JPEG
 """
 
@@ -35,7 +36,7 @@ from mrad.memory.level import LevelMemory
 from mrad.types import FloatArray
 
 C = TypeVar("C", bound=Contents)
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "bank.json"
 LEVELS = ("image", "patch")
 ENTRIES = "entries.parquet"
@@ -130,6 +131,7 @@ def _entries_table(bank: Contents) -> pa.Table:
         "label": _stack([level.labels for level in levels], [bank.entries[i].label for i in bare]),
         "region": _stack([level.region for level in levels], [""] * len(bare)),
         "size": _stack([level.size for level in levels], [0] * len(bare)),
+        "tile": _stack([level.tile for level in levels], [0] * len(bare)),
     }
     return pa.table({name: columns[name] for name in _SCHEMA.names}, schema=_SCHEMA)
 
@@ -144,6 +146,7 @@ _SCHEMA = pa.schema(
         ("label", pa.uint8()),
         ("region", pa.string()),
         ("size", pa.int32()),
+        ("tile", pa.int32()),
         ("row", pa.int64()),
         ("entry_id", pa.string()),
         ("entry_label", pa.uint8()),
@@ -214,7 +217,10 @@ def _verify(path: Path, name: str, facts: Any, *, digest: bool) -> None:
 def _parse(path: Path, manifest: dict[str, Any]) -> Contents:
     # Not `read_table`, whose first call imports what takes longer than to read half a million rows.
     with pq.ParquetFile(path / ENTRIES) as file:
-        table = file.read(columns=_SCHEMA.names).select(_SCHEMA.names).cast(_SCHEMA)
+        table = file.read(columns=_SCHEMA.names)
+    if "tile" not in table.column_names:  # version 1: no image was cut
+        table = table.append_column("tile", pa.nulls(len(table), pa.int32()).fill_null(0))
+    table = table.select(_SCHEMA.names).cast(_SCHEMA)
     thumbnails: dict[str, bytes] = {}
     if THUMBNAILS in manifest["files"]:
         with pq.ParquetFile(path / THUMBNAILS) as file:
@@ -279,7 +285,7 @@ _PLAIN = (
 
 def _read_level(path: Path, name: str, table: pa.Table, manifest: dict[str, Any]) -> LevelMemory:
     dim, reference = manifest["dims"][name], manifest["counts"][name].get("reference")
-    columns = table.select(["label", "row", "region", "size"])
+    columns = table.select(["label", "row", "region", "size", "tile"])
     rows = columns.filter(pa.compute.equal(table["level"], name))
     region = rows["region"].combine_chunks().dictionary_encode()
     names = np.array(region.dictionary.to_pylist(), dtype="U9")
@@ -291,6 +297,7 @@ def _read_level(path: Path, name: str, table: pa.Table, manifest: dict[str, Any]
         rows["size"].to_numpy().astype(np.int32),
         path,
         None if reference is None else (int(reference[0]), int(reference[1])),
+        tile=rows["tile"].to_numpy().astype(np.int32),
     )
 
 

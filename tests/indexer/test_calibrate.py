@@ -9,10 +9,9 @@ from mrad_indexer.calibration.calibrate import Scored, calibrate, score_without_
 from mrad_indexer.datasets import read_dataset
 
 from mrad import Detector, MemoryBank
-from mrad.detector import fuse
 from mrad.errors import CalibrationError
 from mrad.fitting import Points, fit_isotonic, fit_platt
-from mrad.maps import anomaly_map, top_mean
+from mrad.maps import anomaly_map, fuse, top_mean
 
 
 def fake_scores(goods=200, bads=60, gap=0.004, seed=0) -> Scored:

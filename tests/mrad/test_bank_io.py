@@ -57,7 +57,7 @@ def test_what_was_saved_is_read_back(full_bank: MemoryBank, folder: Path):
     assert loaded.metadata == full_bank.metadata
     for name in ("image", "patch"):
         one, other = getattr(loaded, name), getattr(full_bank, name)
-        for column in ("keys", "labels", "entry", "region", "size"):
+        for column in ("keys", "labels", "entry", "region", "size", "tile"):
             a, b = getattr(one, column), getattr(other, column)
             np.testing.assert_array_equal(a, b)
             assert a.dtype == b.dtype

@@ -8,9 +8,8 @@ import torch
 from PIL import Image
 
 from mrad import ANOMALOUS, Detector, Encoder, MemoryBank, Sample
-from mrad.detector import fuse
 from mrad.errors import ImageError, MRADError
-from mrad.maps import anomaly_map, resize_map, top_mean
+from mrad.maps import anomaly_map, fuse, resize_map, top_mean
 from tests.mrad.plain import build_clip
 
 SIZES = [(80, 64), (31, 200), (96, 96), (7, 5), (300, 90)]

@@ -9,7 +9,7 @@ from mrad import Encoder, MemoryBank, Sample
 from mrad.errors import MRADError
 from mrad.images.preprocess import load_image, load_mask
 from mrad.memory.entry import Entry
-from mrad.memory.keys import keys_of, parse_patch_keys, region_grid
+from mrad.memory.keys import Piece, keys_of, parse_patch_keys, region_grid
 
 
 def test_every_patch_a_key(tiny_encoder: Encoder, tiny_samples: list[Sample]) -> None:
@@ -18,7 +18,7 @@ def test_every_patch_a_key(tiny_encoder: Encoder, tiny_samples: list[Sample]) ->
     features, entry = tiny_encoder.encode([image]), Entry.of(sample, image.size)
     mask = load_mask(sample.mask, image.size)
     normal, anomalous = region_grid(mask, True, tiny_encoder.image_size, tiny_encoder.grid)
-    whole, *keys = keys_of(tiny_encoder, features, 0, entry, mask, "all")
+    whole, *keys = keys_of(tiny_encoder, features, 0, entry, Piece(0, True, mask), "all")
     assert (whole.level, whole.region) == ("image", "image")
     assert [k.label for k in keys] == [0] * int(normal.sum()) + [1] * int(anomalous.sum())
     assert {(k.level, k.size) for k in keys} == {("patch", 1)}
@@ -26,7 +26,7 @@ def test_every_patch_a_key(tiny_encoder: Encoder, tiny_samples: list[Sample]) ->
     wanted = features.patch_query()[0][anomalous].numpy()
     np.testing.assert_allclose(np.stack([k.vector for k in keys if k.label]), wanted, atol=1e-7)
     good = Entry.of(tiny_samples[1], image.size)
-    _, *keys = keys_of(tiny_encoder, features, 0, good, None, "all")
+    _, *keys = keys_of(tiny_encoder, features, 0, good, Piece(0, False), "all")
     assert len(keys) == tiny_encoder.grid**2
     assert not any(k.label for k in keys)
 
@@ -35,11 +35,14 @@ def test_few_patches_of_each_region(tiny_encoder: Encoder, tiny_samples: list[Sa
     image = load_image(tiny_samples[0].image)
     features, entry = tiny_encoder.encode([image]), Entry.of(tiny_samples[0], image.size)
     mask = load_mask(tiny_samples[0].mask, image.size)
-    every = {k.vector.tobytes() for k in keys_of(tiny_encoder, features, 0, entry, mask, "all")}
-    _, *few = keys_of(tiny_encoder, features, 0, entry, mask, 2)
+    every = {
+        k.vector.tobytes()
+        for k in keys_of(tiny_encoder, features, 0, entry, Piece(0, True, mask), "all")
+    }
+    _, *few = keys_of(tiny_encoder, features, 0, entry, Piece(0, True, mask), 2)
     assert [k.label for k in few] == [0, 0, 1, 1]
     assert {k.vector.tobytes() for k in few} < every
-    _, *means = keys_of(tiny_encoder, features, 0, entry, mask)
+    _, *means = keys_of(tiny_encoder, features, 0, entry, Piece(0, True, mask))
     assert [k.label for k in means] == [0, 1]
     assert all(k.size > 1 for k in means)
 

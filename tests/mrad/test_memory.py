@@ -163,7 +163,7 @@ def same(one: MemoryBank, other: MemoryBank) -> None:
     assert one.thumbnails == other.thumbnails
     for name in ("image", "patch"):
         a, b = getattr(one, name), getattr(other, name)
-        for column in ("keys", "labels", "entry", "region", "size"):
+        for column in ("keys", "labels", "entry", "region", "size", "tile"):
             np.testing.assert_array_equal(getattr(a, column), getattr(b, column))
 
 
@@ -214,7 +214,7 @@ def test_each_misfit_between_bank_and_encoder_has_its_own_error(tiny_encoder, ti
 
 def cut(level, keep):
     """The level with only the keys where `keep`."""
-    columns = ("keys", "labels", "entry", "region", "size")
+    columns = ("keys", "labels", "entry", "region", "size", "tile")
     return replace(level, **{name: getattr(level, name)[keep] for name in columns})
 
 

@@ -27,7 +27,7 @@ def same(a: Built, b: Built) -> None:
     """Bit for bit, and in the same order."""
     for level in ("image", "patch"):
         one, other = getattr(a.bank, level), getattr(b.bank, level)
-        for name in ("keys", "labels", "entry", "region", "size"):
+        for name in ("keys", "labels", "entry", "region", "size", "tile"):
             assert np.array_equal(getattr(one, name), getattr(other, name)), (level, name)
     assert [e.source for e in a.bank.entries] == [e.source for e in b.bank.entries]
     assert list(a.bank.thumbnails.values()) == list(b.bank.thumbnails.values())

@@ -1,7 +1,7 @@
 """The promise of the bank format: what an older release wrote is read for ever.
 
-`bank_v1` was written by 0.1.0. Never rewrite it: when the format changes, add `bank_v2` beside it
-and its line in EXPECTED.
+`bank_v1` was written by 0.1.0, `bank_v2` by 0.2.0 (its images are cut into tiles). Never rewrite what
+was released: when the format changes after that, add `bank_v3` beside them and its line in EXPECTED.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from mrad.errors import BankVersionError
 from mrad.memory.store import FORMAT_VERSION
 
 HERE = Path(__file__).parent
-EXPECTED = {1: {"entries": 6, "image": 6, "patch": 9, "sum": 1.0155210494995117}}
+EXPECTED = {
+    1: {"entries": 6, "image": 6, "patch": 9, "sum": 1.0155210494995117, "tiles": {0}},
+    2: {"entries": 6, "image": 17, "patch": 24, "sum": 0.8225727081298828, "tiles": {0, 1, 2}},
+}
 
 
 @pytest.mark.parametrize("version", EXPECTED)
@@ -30,6 +33,8 @@ def test_a_bank_of_every_version_is_read(version: int) -> None:
     total = float(np.abs(bank.patch.keys[0]).sum() - np.abs(bank.image.keys[0]).sum())
     assert total == pytest.approx(facts["sum"], rel=1e-6)
     assert {entry.label for entry in bank.entries} == {0, 1}
+    assert set(bank.image.tile.tolist()) == facts["tiles"]
+    assert bank.layout.plain == (facts["tiles"] == {0})
 
 
 def test_reading_leaves_the_old_folder_as_it_was(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 
 import numpy as np
 import safetensors.numpy
@@ -21,18 +20,20 @@ from torch import Tensor
 
 from mrad.encoder.encoder import Encoder
 from mrad.encoder.identity import EncoderIdentity
-from mrad.errors import BankCorruptError, ImageError, MaskError
+from mrad.errors import BankCorruptError, DataError, ImageError, MaskError
+from mrad.images.layout import PLAIN, Layout, Places
 from mrad.images.preprocess import load_image
 from mrad.memory.bank import MemoryBank
 from mrad.memory.entry import REGIONS, Entry, Key, PatchKeys
-from mrad.memory.keys import keys_of
+from mrad.memory.keys import Labelled, Piece, encode_labelled, pieces_of
 from mrad.memory.level import LevelMemory
-from mrad.types import BoolArray, Sample
+from mrad.types import Sample
 from mrad_indexer.datasets import Record
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LEVELS = ("image", "patch")
 PARTS = ("image", "normal", "anomalous")
+BLANK = Image.new("RGB", (1, 1))
 THUMBNAIL = 160
 """Longer side, pixels."""
 
@@ -51,10 +52,12 @@ class DecodedRecord:
     """A labelled image on its way to the encoder."""
 
     record: Record
-    pixels: Tensor
-    """float32 [3, S, S]."""
-    size: tuple[int, int]
-    mask: BoolArray | None
+    image: Image.Image
+    """Upright RGB; one pixel where `pixels` are all that is needed."""
+    pixels: Tensor | None
+    """float32 [3, S, S] of an image that is looked at whole."""
+    places: Places
+    pieces: list[Piece]
     thumbnail: bytes | None
 
 
@@ -72,22 +75,28 @@ def decode_record(
     record: Record,
     prepare: Callable[[Image.Image], Tensor],
     *,
+    layout: Layout = PLAIN,
     thumbnails: bool = False,
     strict: bool = False,
 ) -> DecodedRecord | Skipped:
     """Decode one image and its mask, in any thread. `prepare`: `Encoder.prepare`.
 
-    What cannot be read becomes `Skipped`; with `strict` it raises `ImageError` or `MaskError`.
+    What cannot be read, or has no place for a region of `layout`, becomes `Skipped`; with `strict` it
+    raises `ImageError`, `MaskError` or `DataError`.
     """
     try:
         image = load_image(record.image)
         mask = record.read_mask(image.size) if record.anomalous else None
-    except (ImageError, MaskError) as error:
+        places = layout.places(image.size)
+    except (ImageError, MaskError, DataError) as error:
         if strict:
             raise
         return Skipped(record.source, error.code, str(error))
     thumbnail = thumbnail_of(image) if thumbnails else None
-    return DecodedRecord(record, prepare(image), image.size, mask, thumbnail)
+    pieces = pieces_of(places, record.anomalous, mask)
+    if places.whole:
+        return DecodedRecord(record, BLANK, prepare(image), places, pieces, thumbnail)
+    return DecodedRecord(record, image, None, places, pieces, thumbnail)
 
 
 def encode_shard(
@@ -98,20 +107,28 @@ def encode_shard(
     added_by: str = "",
     patch_keys: PatchKeys = REGIONS,
 ) -> Shard:
-    """Encode one shard's records, given in order, in batches of `batch_size`.
+    """Encode one shard's records, given in order, in batches of `batch_size` images or tiles.
 
     `map(decode_record, records)` will do for `decoded`; a build decodes ahead in threads.
     `patch_keys`: what a region adds to the memory (`mrad.memory.keys.keys_of`). Raises `NonFiniteError`.
     """
     shard = Shard()
-    for batch in _batches(decoded, batch_size, shard.skipped):
-        features = encoder.encode_prepared([item.pixels for item in batch])
-        for index, item in enumerate(batch):
-            entry = Entry.of(_facts(item.record), item.size, added_by)
+
+    def labelled() -> Iterator[Labelled]:
+        for item in decoded:
+            if isinstance(item, Skipped):
+                shard.skipped.append(item)
+                continue
+            entry = Entry.of(_facts(item.record), item.places.size, added_by)
             shard.entries.append(entry)
-            shard.keys.extend(keys_of(encoder, features, index, entry, item.mask, patch_keys))
             if item.thumbnail is not None:
                 shard.thumbnails[entry.entry_id] = item.thumbnail
+            yield Labelled(entry, item.image, item.places, item.pieces, item.pixels)
+
+    for _, keys in encode_labelled(
+        encoder, labelled(), batch_size=batch_size, patch_keys=patch_keys
+    ):
+        shard.keys.extend(keys)
     return shard
 
 
@@ -120,23 +137,6 @@ def _facts(record: Record) -> Sample:
     return Sample(
         record.image, record.anomalous, None, record.source, record.object_name, record.defect
     )
-
-
-def _batches(
-    decoded: Iterable[DecodedRecord | Skipped], batch_size: int, skipped: list[Skipped]
-) -> Iterator[list[DecodedRecord]]:
-    """Usable records by `batch_size`; the others go to `skipped`."""
-
-    def usable() -> Iterator[DecodedRecord]:
-        for item in decoded:
-            if isinstance(item, Skipped):
-                skipped.append(item)
-            else:
-                yield item
-
-    stream = usable()
-    while batch := list(islice(stream, batch_size)):
-        yield batch
 
 
 def bank_of(
@@ -164,7 +164,7 @@ def bank_of(
 
 def _joined(parts: list[LevelMemory]) -> LevelMemory:
     """Like `LevelMemory.join`, of any number and copying once."""
-    names = ("keys", "labels", "entry", "region", "size")
+    names = ("keys", "labels", "entry", "region", "size", "tile")
     return LevelMemory(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})
 
 
@@ -177,8 +177,9 @@ def to_bytes(shard: Shard) -> bytes:
         vectors = np.stack([key.vector for key in keys]) if keys else np.empty((0, 0), np.float32)
         tensors[f"{level}.keys"] = vectors
         tensors[f"{level}.facts"] = np.array(
-            [[rows[k.entry_id], k.label, PARTS.index(k.region), k.size] for k in keys], np.int64
-        ).reshape(-1, 4)
+            [[rows[k.entry_id], k.label, PARTS.index(k.region), k.size, k.tile] for k in keys],
+            np.int64,
+        ).reshape(-1, 5)
     jpegs = [shard.thumbnails.get(entry.entry_id, b"") for entry in shard.entries]
     tensors["thumbnails"] = np.frombuffer(b"".join(jpegs), np.uint8)
     about = {
@@ -200,10 +201,10 @@ def from_bytes(data: bytes, name: str = "the shard") -> Shard:
         shard = Shard(entries, skipped=[Skipped(**row) for row in about["skipped"]])
         for level in LEVELS:
             for vector, facts in zip(tensors[f"{level}.keys"], tensors[f"{level}.facts"].tolist()):
-                row, label, region, size = facts
+                row, label, region, size, tile = facts if len(facts) == 5 else (*facts, 0)
                 entry_id = entries[row].entry_id
                 kind = "image" if level == "image" else "patch"
-                shard.keys.append(Key(kind, label, entry_id, PARTS[region], size, vector))
+                shard.keys.append(Key(kind, label, entry_id, PARTS[region], size, vector, tile))
         ends = np.cumsum([0, *about["thumbnail_bytes"]]).tolist()
         jpegs = tensors["thumbnails"].tobytes()
         for entry, start, end in zip(entries, ends, ends[1:]):

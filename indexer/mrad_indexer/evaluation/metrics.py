@@ -17,8 +17,8 @@ from scipy import ndimage
 from scipy.integrate import trapezoid
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from mrad.detector import fuse
 from mrad.errors import MRADError, NonFiniteError
+from mrad.maps import fuse
 from mrad.types import BoolArray, FloatArray
 
 Float64Array = npt.NDArray[np.float64]

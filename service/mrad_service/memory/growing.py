@@ -17,7 +17,7 @@ from mrad.memory.bank import MemoryBank
 from mrad.memory.entry import Entry, Key
 from mrad.memory.level import LevelMemory
 
-FIELDS = ("keys", "labels", "entry", "region", "size")
+FIELDS = ("keys", "labels", "entry", "region", "size", "tile")
 
 
 class GrowingLevel:
@@ -36,7 +36,7 @@ class GrowingLevel:
             return
         self._reserve(self._count + len(keys))
         for key in keys:
-            values = (key.vector, key.label, row, key.region, key.size)
+            values = (key.vector, key.label, row, key.region, key.size, key.tile)
             for array, value in zip(self._arrays.values(), values):
                 array[self._count] = value
             self._count += 1

@@ -48,6 +48,7 @@ def encode(operation: Operation) -> bytes:
                 "label": key.label,
                 "region": key.region,
                 "size": key.size,
+                "tile": key.tile,
                 "dim": len(key.vector),
             }
             for key in operation.keys
@@ -83,9 +84,8 @@ def _decode_add(facts: dict[str, Any], blob: bytes) -> Add:
     for key in facts["keys"]:
         vector = np.frombuffer(blob, "<f4", key["dim"], offset).astype(np.float32)
         offset += 4 * key["dim"]
-        keys.append(
-            Key(key["level"], key["label"], entry.entry_id, key["region"], key["size"], vector)
-        )
+        facts_of_key = key["level"], key["label"], entry.entry_id, key["region"], key["size"]
+        keys.append(Key(*facts_of_key, vector, key.get("tile", 0)))  # 0.1.0 wrote no tile
     thumbnail = blob[offset:] if facts["thumbnail"] else None
     return Add(entry, tuple(keys), thumbnail, facts["idempotency_key"], facts.get("content", ""))
 

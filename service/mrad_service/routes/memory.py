@@ -8,7 +8,7 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Protocol, cast
 
@@ -19,10 +19,11 @@ from starlette.background import BackgroundTask
 
 from mrad.detector import Decoded, Detector
 from mrad.encoder.encoder import Features
+from mrad.encoder.stream import prepare_tile
 from mrad.images.preprocess import DEFAULT_MAX_PIXELS, load_mask
 from mrad.memory.entry import Entry, Key
-from mrad.memory.keys import keys_of
-from mrad.types import ANOMALOUS, NORMAL, Sample
+from mrad.memory.keys import keys_of, pieces_of
+from mrad.types import ANOMALOUS, NORMAL, BoolArray, Sample
 from mrad_service.errors import BodyTooLargeError
 from mrad_service.memory import DurableMemory, EntryNotFoundError
 from mrad_service.schemas.memory import Label, MemoryAdded, MemoryEntry, MemoryPage
@@ -127,9 +128,7 @@ def add_entry(
         tuple(tags or ()),
     )  # fmt: skip
     entry = Entry.of(sample, decoded.size, getattr(request.state, "key_name", ""))
-    features = teaching.encode(detector, decoded)
-    # A lesson adds what an image of the build added, so that no image counts for more than another.
-    keys = keys_of(detector.encoder, features, 0, entry, region, detector.bank.patch_keys)
+    keys = _keys(teaching, detector, decoded, entry, region)
     thumbnail, content = thumbnail_of(decoded.image), digest_of(pixels, painted)
     standing = memory.add(entry, keys, thumbnail, idempotency_key, content)
     repeated = standing.entry_id != entry.entry_id
@@ -139,6 +138,24 @@ def add_entry(
         entry=_described(request, memory, standing), repeated=repeated, entries=len(memory),
         note=THIN if region is not None and anomalous and not teaches_patches(keys) else None,
     )  # fmt: skip
+
+
+def _keys(
+    teaching: Teaching, detector: Detector, decoded: Decoded, entry: Entry, mask: BoolArray | None
+) -> list[Key]:
+    """The keys of all tiles, one tile at a time.
+
+    A lesson adds what an image of the build added, so that no image counts for more than another.
+    """
+    keys: list[Key] = []
+    places = decoded.places
+    for piece, tile in zip(pieces_of(places, entry.label == ANOMALOUS, mask), places.tiles):
+        one = decoded
+        if not places.whole:
+            one = replace(decoded, pixels=prepare_tile(detector.encoder, decoded.image, tile))
+        features = teaching.encode(detector, one)
+        keys += keys_of(detector.encoder, features, 0, entry, piece, detector.bank.patch_keys)
+    return keys
 
 
 def teaches_patches(keys: list[Key]) -> bool:

@@ -67,7 +67,7 @@ def test_grown_bank_equals_one_built_at_once(base: Path, lesson) -> None:
     assert got.entries == expected.entries
     for level in ("image", "patch"):
         ours, theirs = getattr(got, level), getattr(expected, level)
-        for name in ("keys", "labels", "entry", "region", "size"):
+        for name in ("keys", "labels", "entry", "region", "size", "tile"):
             np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
 
 

@@ -1,0 +1,75 @@
+"""The nearest keys of the memory: why an image was judged as it was."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mrad.memory.bank import MemoryBank
+from mrad.retrieval.base import Retriever
+from mrad.types import Box, Evidence, Level
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What of an image asks the memory, and with which feature."""
+
+    query: Tensor
+    """[d], L2-normalised."""
+    box: Box | None = None
+    """Pixels of the image; None for all of it."""
+    cell: tuple[int, int] | None = None
+    """Row and column of a patch on its tile's grid."""
+
+
+def cell_box(cell: tuple[int, int], grid: int, tile: Box) -> Box:
+    """The pixels of a patch of a tile: `cell` row and column on a grid of `grid` patches a side."""
+    (row, column), (left, top, right, bottom) = cell, tile
+    width, height = right - left, bottom - top
+    return (
+        left + math.floor(column * width / grid),
+        top + math.floor(row * height / grid),
+        left + math.ceil((column + 1) * width / grid),
+        top + math.ceil((row + 1) * height / grid),
+    )
+
+
+def nearest_keys(
+    bank: MemoryBank,
+    level: Level,
+    asked: Sequence[Asked],
+    k: int,
+    exclude: Tensor | None,
+    retriever: Callable[[Level], Retriever],
+) -> list[list[Evidence]]:
+    """The k nearest keys of each, best first. `exclude` int64 [n]: entry rows not to find, or -1."""
+    memory = bank.image if level == "image" else bank.patch
+    queries = torch.stack([one.query for one in asked])
+    similarity, rows = retriever(level).nearest(queries, k, exclude)
+    found = []
+    for one, values, keys in zip(asked, similarity, rows):
+        evidence = []
+        for value, key in zip(values, keys):
+            if key < 0:  # fewer than k are left once the own entry is excluded
+                continue
+            entry = bank.entries[int(memory.entry[key])]
+            evidence.append(
+                Evidence(
+                    level=level,
+                    similarity=float(value),
+                    label=int(memory.labels[key]),
+                    entry_id=entry.entry_id,
+                    source=entry.source,
+                    region=str(memory.region[key]),
+                    defect=entry.defect if memory.labels[key] else "",
+                    query_cell=one.cell,
+                    query_box=one.box,
+                    tile=bank.tile_box(entry, int(memory.tile[key])),
+                )
+            )
+        found.append(evidence)
+    return found

@@ -1,0 +1,191 @@
+"""What of a picture is looked at: region of interest, named parts, tiles. A bank keeps its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from mrad.errors import DataError, LayoutError
+from mrad.images.regions import Area
+from mrad.images.tiles import Size, Tiling
+from mrad.types import BoolArray, Box
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A rectangle of a picture that the encoder sees as one image."""
+
+    number: int
+    """Counted over the whole layout: what a key keeps."""
+    box: Box
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a picture that gets a score of its own; without parts, all that is looked at."""
+
+    name: str
+    box: Box
+    inside: BoolArray | None
+    """Which pixels of `box` count, [h, w]; None for all."""
+    columns: tuple[int, ...]
+    """Where tiles begin, x from the left of `box`."""
+    rows: tuple[int, ...]
+    tile: Size
+    """Width, height of each tile."""
+    first: int
+    """Number of its first tile."""
+
+    @property
+    def size(self) -> Size:
+        """Width, height of `box`."""
+        return self.box[2] - self.box[0], self.box[3] - self.box[1]
+
+    @cached_property
+    def tiles(self) -> tuple[Tile, ...]:
+        """Row by row; those without a pixel that counts are left out."""
+        return tuple(tile for tile in self._all() if self.inside is None or self.counts(tile).any())
+
+    def counts(self, tile: Tile) -> BoolArray:
+        """Which pixels of a tile count, [h, w]."""
+        left, top, right, bottom = tile.box
+        if self.inside is None:
+            return np.ones((bottom - top, right - left), dtype=bool)
+        x, y = self.box[:2]
+        return self.inside[top - y : bottom - y, left - x : right - x]
+
+    def box_of(self, number: int) -> Box:
+        """The box of a tile by its number."""
+        row, column = divmod(number - self.first, len(self.columns))
+        left, top = self.box[0] + self.columns[column], self.box[1] + self.rows[row]
+        return left, top, left + self.tile[0], top + self.tile[1]
+
+    def _all(self) -> Iterator[Tile]:
+        for number in range(self.first, self.first + len(self.columns) * len(self.rows)):
+            yield Tile(number, self.box_of(number))
+
+
+@dataclass(frozen=True)
+class Places:
+    """All that is looked at in one picture."""
+
+    size: Size
+    sections: tuple[Section, ...]
+
+    @cached_property
+    def tiles(self) -> tuple[Tile, ...]:
+        """Those of all sections."""
+        return tuple(tile for section in self.sections for tile in section.tiles)
+
+    @property
+    def whole(self) -> bool:
+        """Whether one tile covers the picture and all of it counts: nothing is cut."""
+        return len(self.sections) == 1 and self._covered(self.sections[0])
+
+    def _covered(self, section: Section) -> bool:
+        return section.tile == self.size and section.inside is None
+
+    def box_of(self, number: int) -> Box | None:
+        """The box of a tile by its number; None where it is the picture, or there is no such tile."""
+        for section in self.sections:
+            if section.first <= number < section.first + len(section.columns) * len(section.rows):
+                box = section.box_of(number)
+                return None if box == (0, 0, *self.size) else box
+        return None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How every picture of a bank, and every query to it, is looked at."""
+
+    tiling: Tiling | None = None
+    roi: Area | None = None
+    parts: tuple[Area, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        names = [part.name for part in self.parts]
+        if len(set(names)) != len(names) or "" in names:
+            raise DataError(f"every part needs a name of its own, these are {names}")
+
+    @property
+    def plain(self) -> bool:
+        """Whether every picture is looked at as a whole."""
+        return self == PLAIN
+
+    def places(self, size: Size, shift: tuple[int, int] = (0, 0)) -> Places:
+        """What is looked at in a picture of `size`; `shift` moves parts and region of interest.
+
+        Raises `LayoutError` where a region does not fit the picture.
+        """
+        sections: list[Section] = []
+        first = 0
+        for area in self.parts or (self.roi,):
+            box, inside = ((0, 0, *size), None) if area is None else area.inside(size, shift)
+            if self.parts and self.roi is not None:
+                inside = _both(box, inside, *self.roi.inside(size, shift))
+                if not inside.any():
+                    raise LayoutError(f"part {area.name!r} lies outside the region of interest")  # type: ignore[union-attr]
+            width, height = box[2] - box[0], box[3] - box[1]
+            side = self.tiling.side if self.tiling else max(width, height)
+            tiling = self.tiling or Tiling(max(16, side))
+            found = Section(
+                "" if area is None else area.name,
+                box,
+                inside,
+                tiling.starts(width),
+                tiling.starts(height),
+                (min(tiling.side, width), min(tiling.side, height)),
+                first,
+            )
+            sections.append(found)
+            first += len(found.columns) * len(found.rows)
+        return Places(size, tuple(sections))
+
+    def to_json(self) -> dict[str, Any]:
+        """As a bank's metadata keep it; only what is set."""
+        facts: dict[str, Any] = {}
+        if self.tiling is not None:
+            facts["tiling"] = self.tiling.to_json()
+        if self.roi is not None:
+            facts["roi"] = self.roi.to_json()
+        if self.parts:
+            facts["parts"] = [part.to_json() for part in self.parts]
+        return facts
+
+    @classmethod
+    def from_json(cls, facts: dict[str, Any]) -> Layout:
+        """Inverse of `to_json`. Raises `DataError`, `MRADError`."""
+        try:
+            tiling = facts.get("tiling")
+            return cls(
+                None if tiling is None else Tiling(int(tiling["side"]), float(tiling["overlap"])),
+                Area.from_json(facts["roi"]) if facts.get("roi") else None,
+                tuple(Area.from_json(part) for part in facts.get("parts", ())),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"the layout of the pictures cannot be read: {error!r}") from error
+
+
+PLAIN = Layout()
+"""The picture as a whole, as the paper looks at it."""
+
+
+def _both(one: Box, inside: BoolArray | None, other: Box, within: BoolArray | None) -> BoolArray:
+    """Of the pixels of box `one`, those that count there and in box `other`."""
+    height, width = one[3] - one[1], one[2] - one[0]
+    found = np.zeros((height, width), dtype=bool)
+    left, top = max(one[0], other[0]), max(one[1], other[1])
+    right, bottom = min(one[2], other[2]), min(one[3], other[3])
+    if left >= right or top >= bottom:
+        return found
+    rows, columns = slice(top - one[1], bottom - one[1]), slice(left - one[0], right - one[0])
+    found[rows, columns] = True if inside is None else inside[rows, columns]
+    if within is not None:
+        found[rows, columns] &= within[
+            top - other[1] : bottom - other[1], left - other[0] : right - other[0]
+        ]
+    return found

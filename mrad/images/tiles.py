@@ -1,0 +1,88 @@
+"""How a picture is cut into overlapping tiles, and how large they should be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mrad.errors import MRADError
+
+Size = tuple[int, int]
+"""Width, height."""
+
+OVERLAP = 0.25
+MOST_OVERLAP = 0.9
+SHRINK = 2.0
+"""`auto`, where no mask says more: a tile is shrunk by so much to fit the encoder."""
+PATCHES = 2.0
+"""`auto`: the smallest defects should be so many patches wide."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Square tiles of `side` pixels of the picture; neighbours share `overlap` of their side.
+
+    Along an axis that is shorter than a tile, the tile is as long as the axis: a picture that is
+    smaller than a tile is one tile.
+    """
+
+    side: int
+    overlap: float = OVERLAP
+
+    def __post_init__(self) -> None:
+        if self.side < 16:
+            raise MRADError(f"a tile of {self.side} pixels is too small; take 16 or more")
+        if not 0 <= self.overlap <= MOST_OVERLAP:
+            raise MRADError(f"the overlap of tiles lies in [0, {MOST_OVERLAP}], not {self.overlap}")
+
+    def starts(self, length: int) -> tuple[int, ...]:
+        """Where tiles begin along an axis of so many pixels: even steps, the last ends with it."""
+        if length <= self.side:
+            return (0,)
+        step = max(1, round(self.side * (1 - self.overlap)))
+        count = math.ceil((length - self.side) / step)
+        return (*(step * place for place in range(count)), length - self.side)
+
+    def count(self, size: Size) -> int:
+        """Tiles of a picture of `size`."""
+        return len(self.starts(size[0])) * len(self.starts(size[1]))
+
+    def to_json(self) -> dict[str, Any]:
+        """As a bank keeps it."""
+        return {"side": self.side, "overlap": self.overlap}
+
+
+def auto_tiling(
+    sizes: Sequence[Size],
+    image_size: int,
+    grid: int,
+    defects: Sequence[float] = (),
+    overlap: float = OVERLAP,
+) -> Tiling | None:
+    """Tiles that suit pictures of these `sizes`; None where the picture as a whole does.
+
+    Args:
+        sizes: width, height of the pictures.
+        image_size: side of the encoder's input, pixels.
+        grid: patches along that side.
+        defects: shorter side of each marked defect, pixels of its picture; may be empty.
+        overlap: of neighbours, as in `Tiling`.
+
+    The side is `SHRINK` times the encoder's input. Where nine of ten defects would then be less than
+    `PATCHES` patches wide, it is smaller, but never below the encoder's input: what is smaller than a
+    patch there is beyond this encoder. It never exceeds the short side of the median picture, so that
+    tiles are square. Pictures whose longer side is no more than half as long again as a tile are not
+    cut.
+    """
+    if not sizes:
+        return None
+    short = sorted(min(size) for size in sizes)[len(sizes) // 2]
+    long = sorted(max(size) for size in sizes)[len(sizes) // 2]
+    side = SHRINK * image_size
+    if defects:
+        small = sorted(defects)[len(defects) // 10]
+        side = min(side, small * grid / PATCHES)
+    side = min(max(side, image_size), short)
+    return None if long <= 1.5 * side else Tiling(max(16, round(side)), overlap)
