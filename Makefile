@@ -44,7 +44,7 @@ serve: setup  ## the server on the demo's memory: http://127.0.0.1:8000
 	test -f demo-output/bank/bank.json || $(BIN)/mrad demo --out demo-output
 	$(BIN)/mrad serve --bank demo-output/bank --no-auth
 
-bench: setup  ## every table of docs/performance.md
+bench: setup  ## every table of benchmarks/results
 	$(BIN)/python -m benchmarks
 
 guard: setup  ## ratios of the last bench against the committed ones; never seconds

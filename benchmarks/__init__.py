@@ -1,1 +1,1 @@
-"""Every figure of docs/performance.md: `python -m benchmarks [name ...]`."""
+"""Every measured figure of the documentation: `python -m benchmarks [name ...]`."""

@@ -1,4 +1,4 @@
-"""Every table of docs/performance.md, as Markdown on the screen and as JSON beside it.
+"""Every measured figure: tables on the screen, and as Markdown and JSON in benchmarks/results/.
 
     python -m benchmarks                       all of them, one after the other
     python -m benchmarks retrieval paper_loop  these
@@ -22,9 +22,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+from benchmarks.plots import draw_all
 from benchmarks.tables import Table, hardware
 
-OUT = Path("benchmark-results")
+OUT = Path(__file__).parent / "results"
 
 
 def available(names: Sequence[str] = ()) -> dict[str, ModuleType | Exception]:
@@ -48,13 +49,15 @@ def available(names: Sequence[str] = ()) -> dict[str, ModuleType | Exception]:
 
 
 def write(name: str, tables: Sequence[Table], out: Path, quick: bool) -> None:
-    """`<out>/<name>.md` and `.json`; quick results go elsewhere than real ones."""
+    """`<out>/<name>.md` and `.json`, with plots; quick results go elsewhere than real ones."""
     folder = out / "quick" if quick else out
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"hardware": hardware(), "quick": quick, "tables": [t.as_json() for t in tables]}
     (folder / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     text = "\n".join(table.markdown() for table in tables)
-    (folder / f"{name}.md").write_text(f"{hardware()}\n\n{text}", encoding="utf-8")
+    pictures = "".join(f"\n![{file}]({file})\n" for file in draw_all(name, tables, folder))
+    head = f"# {name}\n\n`python -m benchmarks {name}`\n\nTaken on: {hardware()}.\n\n"
+    (folder / f"{name}.md").write_text(head + text + pictures, encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

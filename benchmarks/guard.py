@@ -1,6 +1,6 @@
 """Regression guard: ratios of the last run against those that are committed; never seconds.
 
-    python -m benchmarks retrieval service     run them first; results go to benchmark-results/
+    python -m benchmarks retrieval service     run them first; results go to benchmarks/results/
     python -m benchmarks.guard                 compare; exit status 1 when a ratio fell
     python -m benchmarks.guard --accept        these ratios are the new reference
 

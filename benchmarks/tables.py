@@ -42,7 +42,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Table:
-    """One table of docs/performance.md."""
+    """One table of a benchmark."""
 
     title: str
     columns: Sequence[str]
@@ -58,7 +58,7 @@ class Table:
                 raise ValueError(f"{self.title}: {len(row)} cells for {len(self.columns)} columns")
 
     def markdown(self) -> str:
-        """The table as docs/performance.md shows it."""
+        """The table as benchmarks/results/ holds it."""
         cells = [list(self.columns), *([shown(cell) for cell in row] for row in self.rows)]
         widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(self.columns))]
         lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]

@@ -1,9 +1,8 @@
-"""The command that runs benchmarks, the guard that compares them, the page that shows them."""
+"""The command that runs benchmarks, the guard that compares them, the plots beside them."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import guard, page
+from benchmarks import guard, plots
 from benchmarks.features import Repeated
 from benchmarks.tables import Ratio, Table
 
@@ -78,34 +77,14 @@ def test_guard_compares_ratios_only(
     assert len(guard.read_results(results)) == 1
 
 
-def test_page_takes_tables_between_its_marks(
+def test_what_grows_is_drawn_beside_its_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "performance.md"
-    path.write_text("before\n<!-- retrieval -->\nold\n<!-- /retrieval -->\nafter\n")
+    plotted = (("retrieval", "Sizes", "keys", "time", "rate.png"),)
+    monkeypatch.setattr(plots, "PLOTS", plotted)
     command.write("retrieval", [table(1, 2, 3)], tmp_path, quick=False)
-    monkeypatch.setattr(page, "PAGE", path)
-    monkeypatch.setattr(page, "IMAGES", tmp_path / "images")
-    plots = (("retrieval", "Sizes", "keys", "time", "rate.png"),)
-    monkeypatch.setattr(page, "PLOTS", plots)
-    monkeypatch.setattr(sys, "argv", ["page", str(tmp_path)])
-    page.main()
-    page.main()
-    text = path.read_text()
-    assert text.startswith("before\n<!-- retrieval -->\n\nTaken on:")
-    assert text.count("### Sizes") == 1
-    assert text.count("![rate](images/rate.png)") == 1
-    assert text.endswith("<!-- /retrieval -->\nafter\n")
-    assert (tmp_path / "images" / "rate.png").stat().st_size < 50_000
-
-
-def test_the_page_has_a_place_for_every_benchmark() -> None:
-    text = page.PAGE.read_text()
-    facts = {"hardware": "a machine", "tables": []}
-    for name in command.available():
-        assert "Taken on: a machine" in page.fill(text, name, facts)
-    with pytest.raises(ValueError, match="no place for nothing"):
-        page.fill(text, "nothing", facts)
+    assert "![rate.png](rate.png)" in (tmp_path / "retrieval.md").read_text()
+    assert (tmp_path / "rate.png").stat().st_size < 50_000
 
 
 def test_repeated_keys_are_real_ones_first_then_noisy_ones() -> None:
