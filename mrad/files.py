@@ -15,6 +15,11 @@ from typing import Any
 from mrad.errors import MRADError
 
 
+def utf8(name: str) -> str:
+    """A file's name as text that can be stored: bytes of it that are no UTF-8 read `\\xNN`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def fsync_folder(path: Path) -> None:
     """Make the folder's own entries (new names, renames) durable."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Literal
 
+from mrad.files import utf8
 from mrad.types import ANOMALOUS, NORMAL, FloatArray, Level, Sample
 
 REGIONS: Final = "regions"
@@ -47,9 +48,9 @@ class Entry:
         return cls(
             entry_id=new_entry_id(),
             label=ANOMALOUS if sample.anomalous else NORMAL,
-            source=sample.source,
-            object_name=sample.object_name,
-            defect=sample.defect,
+            source=utf8(sample.source),
+            object_name=utf8(sample.object_name),
+            defect=utf8(sample.defect),
             tags=sample.tags,
             width=size[0],
             height=size[1],

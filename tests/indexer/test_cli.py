@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import typer
 from mrad_indexer.cli.console import MRADGroup
 from mrad_indexer.cli.main import GROUP, plug
+from mrad_indexer.cli.watch import show
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -192,3 +194,51 @@ def test_heads(mrad):
     shown = mrad("heads", "list").stdout
     for name in ("tf", "ft", "clip"):
         assert f" {name} " in shown
+
+
+def test_brackets_and_bytes_in_names_are_printed_and_never_end_a_command(
+    tmp_path, mrad, make_image, tiny_options
+):
+    """Of the dataset's folder, an image, a defect, the bank: none is markup, none has to be UTF-8."""
+    data = tmp_path / "parts[/red]"
+    for seed in range(4):
+        image, mask = make_image(seed, (80, 64), defect=seed % 2 == 1)
+        kind = os.fsdecode(b"[x]\xff")
+        name = os.fsdecode(b"\xfe[bold]\n%d.png" % seed)
+        folder = data / ("good" if mask is None else f"defect/{kind}")
+        folder.mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / "a.png")
+        (tmp_path / "a.png").rename(folder / name)
+        if mask is not None:
+            (data / "masks" / kind).mkdir(parents=True, exist_ok=True)
+            mask.save(tmp_path / "a.png")
+            (tmp_path / "a.png").rename(data / "masks" / kind / name)
+    (data / "good" / "[red]torn.png").write_bytes(b"no image")
+    bank = tmp_path / "bank[/y]"
+    checked = mrad("data", "check", data)
+    assert checked.exit_code == 0, checked.output
+    assert f"images in {data}" in checked.stdout
+    assert "[red]torn.png" in checked.stdout
+    built = mrad("build", data, "--out", bank, *tiny_options)
+    assert built.exit_code == 0, built.output
+    assert f"{bank}: 2 good and 2 defective" in built.stdout
+    (data / "good" / "[red]torn.png").unlink()  # an evaluation wants every image
+    for command in (
+        ("bank", "inspect", bank),
+        ("bank", "inspect", bank, "--json"),
+        ("calibrate", bank, data, "--draws", 10),
+        ("eval", data, "--bank", bank, "--out", tmp_path / "report[/z]"),
+        ("watch", tmp_path / "none[/x]", "--bank", bank, "--out", tmp_path / "w"),
+    ):
+        done = mrad(*command)
+        assert done.exit_code == (2 if command[0] == "watch" else 0), done.output
+        assert "[/" in done.output
+
+
+def test_the_watch_prints_any_name(mrad, capsys):
+    row = {"name": "[/x]\n\udcff.png", "status": "ok", "score": 0.5, "verdict": "anomalous"}
+    show(row)
+    show(row | {"status": "error", "error": "[red] is no image"})
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith(r"[/x]\n\xff.png")
+    assert said[1].endswith(r"[/x]\n\xff.png: [red] is no image")

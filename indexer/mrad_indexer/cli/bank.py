@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
-from mrad_indexer.cli.console import MRADGroup, console
+from mrad_indexer.cli.console import MRADGroup, console, say
 
 if TYPE_CHECKING:
     from mrad.memory.bank import MemoryBank
@@ -135,13 +134,11 @@ def _problem(bank: MemoryBank) -> str | None:
 def show(facts: dict[str, Any], every: bool) -> None:
     """For people."""
     encoder = facts["encoder"]
-    name = escape(facts["path"])
-    console.print(f"[bold]{name}[/bold] [green]every digest holds[/green]", soft_wrap=True)
-    console.print(
+    say((facts["path"], "bold"), " ", ("every digest holds", "green"))
+    say(
         f"encoder {encoder['architecture']} at {encoder['image_size']} px, "
         f"weights {encoder['digest'][:12]}"
-        + (f" ({facts['pretrained']})" if facts["pretrained"] else ""),
-        highlight=False,
+        + (f" ({facts['pretrained']})" if facts["pretrained"] else "")
     )
     counts = Table("level", box=box.SIMPLE_HEAD)
     for heading in ("keys", "normal", "anomalous", "wide", "MB"):
@@ -152,33 +149,30 @@ def show(facts: dict[str, Any], every: bool) -> None:
     console.print(counts)
     adds = {"regions": "one key a region", "all": "every patch a key"}
     granularity = facts["patch_keys"]
-    console.print(
+    say(
         "an image adds to the patch level: "
-        + adds.get(granularity, f"at most {granularity} patches of each region"),
-        highlight=False,
+        + adds.get(granularity, f"at most {granularity} patches of each region")
     )
     _show_indexes(facts["indexes"])
     objects = Table("object", box=box.SIMPLE_HEAD)
     for heading in ("good", "defective"):
         objects.add_column(heading, justify="right")
     for item, found in facts["objects"].items():
-        objects.add_row(escape(item) or "–", str(found["normal"]), str(found["anomalous"]))
+        objects.add_row(item or "–", str(found["normal"]), str(found["anomalous"]))
     console.print(objects)
     if facts["defects"]:
         kinds = ", ".join(f"{kind or '–'} {count}" for kind, count in facts["defects"].items())
-        console.print(f"defects: {escape(kinds)}", highlight=False)
+        say(f"defects: {kinds}")
     _show_calibration(facts)
     size = sum(file["bytes"] for file in facts["files"].values())
-    console.print(
-        f"{len(facts['files'])} files, {size / 1e6:.1f} MB, digest {facts['digest'][:12]}"
-    )
+    say(f"{len(facts['files'])} files, {size / 1e6:.1f} MB, digest {facts['digest'][:12]}")
     if facts["problem"]:
-        console.print(f"[yellow]cannot score yet[/yellow] {escape(facts['problem'])}")
+        say(("cannot score yet", "yellow"), f" {facts['problem']}")
     skipped = facts["skipped"]
     if skipped:
-        console.print(f"[yellow]{len(skipped)} images were skipped when it was built[/yellow]")
+        say(f"{len(skipped)} images were skipped when it was built", style="yellow")
     for item in skipped if every else skipped[:SHOWN]:
-        console.print(f"  {escape(item['source'])}: {escape(item['reason'])}", highlight=False)
+        say(f"  {item['source']}: {item['reason']}")
 
 
 def _show_indexes(indexes: list[dict[str, Any]]) -> None:
@@ -205,13 +199,12 @@ def _show_indexes(indexes: list[dict[str, Any]]) -> None:
 
 def _show_calibration(facts: dict[str, Any]) -> None:
     if not facts["calibration"]:
-        console.print("not calibrated: scores come without verdicts; see mrad calibrate")
+        say("not calibrated: scores come without verdicts; see mrad calibrate")
     for head, found in facts["calibration"].items():
         pixel = found["pixel_threshold"]
-        console.print(
+        say(
             f"calibration of {head}: image threshold {found['image_threshold']:.5f}, pixel "
             f"threshold {'none' if pixel is None else format(pixel, '.5f')}, on {found['normal']} "
             f"good and {found['anomalous']} defective images ({found['scored']}), "
-            f"{found['made_at']}",
-            highlight=False,
+            f"{found['made_at']}"
         )

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from mrad.errors import MRADError
-from mrad_indexer.cli.console import console, errors, progress, warn
+from mrad_indexer.cli.console import errors, progress, say, warn
 from mrad_indexer.cli.options import Precision
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ def build_command(
         image_size=image_size, device=device, precision=precision,
     )  # fmt: skip
     loaded = load()
-    errors.print(f"{len(dataset)} images, {loaded.identity} on {loaded.device}", style="dim")
+    say(f"{len(dataset)} images, {loaded.identity} on {loaded.device}", style="dim", to=errors)
     if pretrained is not None and Path(pretrained).is_file():
         pretrained = str(Path(pretrained).absolute())
     options = BuildOptions(
@@ -174,21 +173,20 @@ def summarise(built: Built, dataset: Dataset, encoder: Encoder, out: Path) -> No
     """What the memory holds, what was left out, and whether it can be used."""
     bank = built.bank
     if built.already:
-        console.print(f"{out} stands already, from the same images and settings")
+        say(f"{out} stands already, from the same images and settings")
     elif built.resumed:
-        console.print(f"{built.resumed} images were encoded before, {built.encoded} now")
+        say(f"{built.resumed} images were encoded before, {built.encoded} now")
     labels = Counter(entry.label for entry in bank.entries)
-    console.print(
-        f"[bold]{escape(str(out))}[/bold]: {labels[0]} good and {labels[1]} defective images, "
+    say(
+        (str(out), "bold"),
+        f": {labels[0]} good and {labels[1]} defective images, "
         f"{len(bank.image)} image keys, {len(bank.patch)} patch keys "
         f"({int(bank.patch.labels.sum())} anomalous)",
-        soft_wrap=True,
-        highlight=False,
     )
     list_skipped(built.skipped)
     unmasked = dataset.counts["unmasked"]
     if unmasked:
-        console.print(f"{unmasked} defective images have no mask: they feed the image level only")
+        say(f"{unmasked} defective images have no mask: they feed the image level only")
     warn_of_small(bank.metadata.get("build", {}).get("too_small", []), encoder)
     try:
         bank.check(encoder)
@@ -207,17 +205,17 @@ def warn_of_small(sources: list[str], encoder: Encoder) -> None:
         "nothing from them: crop to the part, cut it into tiles, or take a larger --image-size"
     )
     for source in sources[:SHOWN]:
-        errors.print(f"  {escape(source)}", highlight=False, soft_wrap=True)
+        say(f"  {source}", to=errors)
     if len(sources) > SHOWN:
-        errors.print("  and others: mrad bank inspect --json lists all")
+        say("  and others: mrad bank inspect --json lists all", to=errors)
 
 
 def list_skipped(skipped: tuple[Skipped, ...]) -> None:
     """The images left out, the first few by name."""
     if not skipped:
         return
-    console.print(f"[yellow]{len(skipped)} images skipped[/yellow]")
+    say(f"{len(skipped)} images skipped", style="yellow")
     for item in skipped[:SHOWN]:
-        console.print(f"  {escape(item.source)}: {escape(item.reason)}", highlight=False)
+        say(f"  {item.source}: {item.reason}")
     if len(skipped) > SHOWN:
-        console.print("  and others: mrad bank inspect lists all")
+        say("  and others: mrad bank inspect lists all")

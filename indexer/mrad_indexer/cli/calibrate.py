@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 from mrad_indexer.cli import options
-from mrad_indexer.cli.console import console, progress
+from mrad_indexer.cli.console import console, note, progress, say
 
 if TYPE_CHECKING:
     from mrad.calibration import Calibration, Rule, Threshold
@@ -95,20 +94,21 @@ def calibrate_command(
         checkpoint=choice.checkpoint.name if choice.checkpoint else "",
     )
     for reason in scored.skipped:
-        console.print(f"[yellow]skipped[/yellow] {escape(reason)}", highlight=False)
+        say(("skipped", "yellow"), f" {reason}")
     show(calibration)
     if plot is not None:
         _write_plot(calibration, plot)
     if not dry_run:
         save_calibration(calibration.into(memory), bank)
-        console.print(f"written into {bank / 'bank.json'}")
+        say(f"written into {bank / 'bank.json'}")
 
 
 def show(calibration: Calibration) -> None:
     """Thresholds with their intervals, and what they do."""
-    console.print(
-        f"[bold]{calibration.head}[/bold]: {calibration.normal} good and {calibration.anomalous} "
-        f"defective images, scores {calibration.scored}"
+    say(
+        (calibration.head, "bold"),
+        f": {calibration.normal} good and {calibration.anomalous} "
+        f"defective images, scores {calibration.scored}",
     )
     shown = Table(box=box.SIMPLE_HEAD)
     for name in (
@@ -126,22 +126,22 @@ def show(calibration: Calibration) -> None:
         shown.add_row("pixel", *_cells(calibration.pixel))
     console.print(shown)
     part = calibration.reliability
-    console.print(
+    say(
         f"probabilities ({calibration.model.method}), on images not fitted on: Brier "
         f"{part.brier:.3f}, mean error {part.expected_error:.3f}"
     )
     if calibration.pixel is None:
-        console.print("[yellow]note[/yellow] no masks, so no pixel threshold")
+        note("no masks, so no pixel threshold")
     if calibration.image.fpr > 0.5:
-        console.print(
-            "[yellow]note[/yellow] most good images lie at or above the image threshold: these scores "
+        note(
+            "most good images lie at or above the image threshold: these scores "
             "hardly tell good from defective. More images, masks, a stronger encoder or a trained head "
             "may (docs/your-product.md)"
         )
     target = calibration.image.target_fpr
     if target is not None and target * calibration.normal < 1:
-        console.print(
-            f"[yellow]note[/yellow] {calibration.normal} good images cannot vouch for a rate of "
+        note(
+            f"{calibration.normal} good images cannot vouch for a rate of "
             f"{target:g}: the threshold lies just above the highest of them"
         )
 
@@ -158,4 +158,4 @@ def _write_plot(calibration: Calibration, path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_bytes(path, reliability_figure(calibration))
-    console.print(f"reliability plot: {path}")
+    say(f"reliability plot: {path}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 from typer.core import TyperGroup
 
 from mrad.errors import MRADError
@@ -15,8 +17,16 @@ if TYPE_CHECKING:
     from mrad_client.errors import MRADClientError
     from rich.progress import Progress
 
-console = Console()
-errors = Console(stderr=True)
+# No console reads markup: paths and the names of people's objects and defects hold brackets.
+console = Console(markup=False, highlight=False)
+errors = Console(stderr=True, markup=False, highlight=False)
+Part = str | tuple[str, str]
+"""A text, or a text and its style."""
+
+
+def say(*parts: Part, style: str = "", to: Console = console) -> None:
+    """One line, whatever stands in it; never broken at the window's width."""
+    to.print(Text.assemble(*parts, style=style), soft_wrap=True)
 
 
 class MRADGroup(TyperGroup):
@@ -24,6 +34,9 @@ class MRADGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A name's bytes that are no UTF-8 are shown escaped; stderr does so by itself.
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
@@ -42,13 +55,17 @@ class MRADGroup(TyperGroup):
 
 def show_error(error: MRADError | MRADClientError) -> None:
     """The message, and the stable code for whoever looks it up."""
-    text = f"[red]error[/red] {escape(str(error))} [dim]({error.code})[/dim]"
-    errors.print(text, highlight=False, soft_wrap=True)
+    say(("error", "red"), f" {error} ", (f"({error.code})", "dim"), to=errors)
+
+
+def note(text: str) -> None:
+    """One line with a yellow mark, among a command's results."""
+    say(("note", "yellow"), f" {text}")
 
 
 def warn(text: str) -> None:
     """One yellow line on stderr."""
-    errors.print(f"[yellow]warning[/yellow] {escape(text)}", highlight=False, soft_wrap=True)
+    say(("warning", "yellow"), f" {text}", to=errors)
 
 
 def progress() -> Progress:

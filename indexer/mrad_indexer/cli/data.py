@@ -8,10 +8,9 @@ from typing import Annotated
 
 import typer
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
-from mrad_indexer.cli.console import MRADGroup, console
+from mrad_indexer.cli.console import MRADGroup, console, say
 
 app = typer.Typer(cls=MRADGroup, help="Datasets: recognise, count, check.", no_args_is_help=True)
 
@@ -28,7 +27,7 @@ def layouts_command() -> None:
 
     shown = Table("layout", "what", box=box.SIMPLE_HEAD)
     for reader in READERS:
-        shown.add_row(reader.name, escape(reader.about))
+        shown.add_row(reader.name, reader.about)
     console.print(shown)
 
 
@@ -46,7 +45,7 @@ def check_command(
     dataset = read_dataset(path, layout=layout)
     with console.status(f"{len(dataset)} images"):
         findings = check(dataset)
-    console.print(f"[bold]{dataset.name}[/bold] layout, {len(dataset)} images in {path}")
+    say((dataset.name, "bold"), f" layout, {len(dataset)} images in {path}")
     shown = Table(box=box.SIMPLE_HEAD)
     for name in ("object", "split", "good", "defective", "masks", "defects"):
         shown.add_column(
@@ -59,15 +58,15 @@ def check_command(
             counts, kinds = chosen.counts, Counter(r.defect for r in chosen.records if r.anomalous)
             kinds_text = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common(6))
             figures = [str(counts[key]) for key in ("normal", "anomalous", "masks")]
-            shown.add_row(escape(name), split or "–", *figures, escape(kinds_text))
+            shown.add_row(name, split or "–", *figures, kinds_text)
     console.print(shown)
     sizes = ", ".join(f"{w} x {h} ({count})" for (w, h), count in findings.sizes.most_common(4))
-    console.print(f"sizes: {sizes}" + (" and others" if len(findings.sizes) > 4 else ""))
+    say(f"sizes: {sizes}" + (" and others" if len(findings.sizes) > 4 else ""))
     for problem, sources in findings.problems.items():
-        console.print(f"[yellow]{len(sources)} {problem}[/yellow]")
+        say(f"{len(sources)} {problem}", style="yellow")
         for source in sources[:show]:
-            console.print(f"  {escape(source)}", highlight=False)
+            say(f"  {source}")
     if not findings.problems:
-        console.print("[green]nothing wrong[/green]")
+        say("nothing wrong", style="green")
     elif strict:
         raise typer.Exit(1)

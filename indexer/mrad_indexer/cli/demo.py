@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
-from mrad_indexer.cli.console import console, errors, progress
+from mrad_indexer.cli.console import console, errors, progress, say
 
 
 def register(main: typer.Typer) -> None:
@@ -37,17 +38,17 @@ def demo_command(
         shown = run(
             encoder,
             out,
-            say=lambda text: errors.print(text),
+            say=lambda text: say(text, to=errors),
             progress=lambda done, of: bar.update(task, completed=done, total=of),
         )
     table = Table("board", "is", "score", "verdict", box=box.SIMPLE_HEAD)
     for item in sorted(shown, key=lambda item: -item.prediction.score):
         truth = "defective" if item.record.anomalous else "good"
-        verdict = "–"
+        verdict = Text("–")
         if item.verdict is not None:
             right = (item.verdict == "anomalous") == item.record.anomalous
-            verdict = f"[{'green' if right else 'red'}]{item.verdict}"
+            verdict = Text(item.verdict, "green" if right else "red")
         table.add_row(item.record.image.name, truth, f"{item.prediction.score:.4f}", verdict)
     console.print(table)
-    console.print(f"image, mask and heat map of each: {out / 'contact-sheet.png'}", soft_wrap=True)
-    console.print(f"the memory: mrad serve --bank {out / 'bank'}", soft_wrap=True)
+    say(f"image, mask and heat map of each: {out / 'contact-sheet.png'}")
+    say(f"the memory: mrad serve --bank {out / 'bank'}")

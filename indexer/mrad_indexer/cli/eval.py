@@ -10,9 +10,10 @@ import typer
 from rich import box
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from mrad_indexer.cli import options
-from mrad_indexer.cli.console import console, errors
+from mrad_indexer.cli.console import console, errors, note, say
 
 if TYPE_CHECKING:
     from mrad.detector import Detector
@@ -134,12 +135,12 @@ def show(evaluation: Evaluation) -> None:
         if last is not None and row.name != last:
             shown.add_section()
         last = row.name
-        cells = [f"[bold]{cell.text}[/bold]" if cell.best else cell.text for cell in row.cells]
+        cells = [Text(cell.text, "bold" if cell.best else "") for cell in row.cells]
         shown.add_row(row.name, row.candidate, row.images.replace(" ", ""), *cells)
     console.print(shown)
-    console.print("percent; F1: the best over all thresholds", style="dim")
-    for note in notes(evaluation):
-        console.print(f"[yellow]note[/yellow] {note}", highlight=False)
+    say("percent; F1: the best over all thresholds", style="dim")
+    for text in notes(evaluation):
+        note(text)
 
 
 def write(
@@ -159,8 +160,8 @@ def write(
     content = {**evaluation.to_json(), "versions": versions()}
     atomic_write_bytes(out / "report.json", json.dumps(content, indent=1).encode())
     page = render(evaluation, detectors, dataset, title=title, cards=cards)
-    atomic_write_bytes(out / "report.html", page.encode())
-    console.print(f"{out / 'report.html'} ({len(page) / 1e6:.1f} MB), {out / 'report.json'}")
+    atomic_write_bytes(out / "report.html", page.encode("utf-8", "backslashreplace"))
+    say(f"{out / 'report.html'} ({len(page) / 1e6:.1f} MB), {out / 'report.json'}")
 
 
 def _progress() -> Progress:

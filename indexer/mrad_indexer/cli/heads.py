@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from mrad_indexer.cli.console import MRADGroup, console
 
@@ -27,8 +28,8 @@ def list_command() -> None:
     shown = Table("head", "from", "options", box=box.SIMPLE_HEAD)
     for name, origin in sorted(available_heads().items()):
         try:
-            options = ", ".join(head_class(name).Config.model_fields)
+            options = Text(", ".join(head_class(name).Config.model_fields))
         except HeadError as error:
-            options = f"[red]{error}[/red]"
+            options = Text(str(error), "red")
         shown.add_row(name, origin, options)
     console.print(shown)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from mrad_indexer.cli import options
-from mrad_indexer.cli.console import console, errors
+from mrad_indexer.cli.console import console, errors, say
 
 if TYPE_CHECKING:
     from mrad_client.batch.summary import Summary
@@ -150,13 +150,13 @@ def show(summary: Summary, judge: Judge) -> None:
         colour = {"anomalous": "red", "normal": "green"}.get(verdict, "default")
         chance = "–" if row["probability"] is None else f"{100 * row['probability']:.1f} %"
         figures = f"{row['score']:.5f}", f"{row['class_score']:.5f}"
-        name = escape(on_one_line(row["name"]))
-        shown.add_row(name, *figures, f"[{colour}]{verdict}[/{colour}]", chance)
+        name = on_one_line(row["name"])
+        shown.add_row(name, *figures, Text(verdict, colour), chance)
     if summary.scores:
         console.print(shown)
     if len(summary.scores) > ROWS:
-        console.print(f"the {ROWS} highest of {len(summary.scores):,}", style="dim")
+        say(f"the {ROWS} highest of {len(summary.scores):,}", style="dim")
     if judge.threshold is None:
-        console.print(
+        say(
             "no verdicts: calibrate the memory (mrad calibrate), or give a --threshold", style="dim"
         )

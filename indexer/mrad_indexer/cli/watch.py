@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from mrad_indexer.cli import options
-from mrad_indexer.cli.console import console, errors
+from mrad_indexer.cli.console import errors, say
 
 if TYPE_CHECKING:
     from mrad_client.batch.journal import Row
@@ -68,7 +67,7 @@ def watch_command(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     limit = "no threshold, no verdicts" if judge.threshold is None else f"{judge.threshold:.5f}"
-    errors.print(f"watching {escape(str(folder))}, threshold {limit}; Ctrl-C stops", style="dim")
+    say(f"watching {folder}, threshold {limit}; Ctrl-C stops", style="dim", to=errors)
     how = WatchOptions(out, overlays, settle, move_to, poll, batch_size)
     watch_folder(folder, judge, how, stop=stop, report=show)
 
@@ -77,10 +76,9 @@ def show(row: Row) -> None:
     """One line for an image."""
     from mrad_client.batch.names import on_one_line
 
-    name = escape(on_one_line(row["name"]))
+    name = on_one_line(row["name"])
     if row["status"] != "ok":
-        line = f"[yellow]error[/yellow]  {'':9} {name}: {escape(on_one_line(row['error']))}"
-    else:
-        mark = {"normal": "[green]ok[/green]   ", "anomalous": "[red]NG[/red]   "}
-        line = f"{mark.get(row['verdict'], '–    ')}  {row['score']:.5f}   {name}"
-    console.print(line, highlight=False, soft_wrap=True)
+        say(("error", "yellow"), f"  {'':9} {name}: {on_one_line(row['error'])}")
+        return
+    marks = {"normal": ("ok   ", "green"), "anomalous": ("NG   ", "red")}
+    say(marks.get(row["verdict"], "–    "), f"  {row['score']:.5f}   {name}")

@@ -8,10 +8,9 @@ from typing import Annotated
 
 import typer
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
-from mrad_indexer.cli.console import MRADGroup, console, errors
+from mrad_indexer.cli.console import MRADGroup, console, errors, say
 
 app = typer.Typer(cls=MRADGroup, help="Encoders' weights: list, fetch, verify.")
 Name = Annotated[str, typer.Argument(help="an open_clip model, as ViT-L-14-336")]
@@ -40,13 +39,13 @@ def list_command(
     shown = Table("encoder", "pretrained", "size", "file", box=box.SIMPLE_HEAD)
     for item in found:
         tag = "(shipped)" if item.shipped else item.pretrained
-        shown.add_row(item.name, tag, f"{item.size / 1e6:.1f} MB", escape(str(item.path)))
+        shown.add_row(item.name, tag, f"{item.size / 1e6:.1f} MB", str(item.path))
     if found:
         console.print(shown)
     else:
-        console.print("no weights on this machine")
+        say("no weights on this machine")
     places = ", ".join(str(path) for path in search_paths())
-    console.print(f"looked through: {escape(places)} (MRAD_WEIGHTS adds folders)", style="dim")
+    say(f"looked through: {places} (MRAD_WEIGHTS adds folders)", style="dim")
 
 
 @app.command("fetch")
@@ -61,7 +60,7 @@ def fetch_command(
     if path is None:
         with errors.status(f"{name} {pretrained}"):
             path = fetch(name, pretrained)
-    console.print(escape(str(path)), soft_wrap=True)
+    say(str(path))
 
 
 @app.command("verify")
@@ -87,8 +86,8 @@ def verify_command(
             f"mrad weights fetch {what}"
         )
     for name, value in verify(path).items():
-        console.print(f"{name:12} {value}", highlight=False, soft_wrap=True)
+        say(f"{name:12} {value}")
     if by_name:
         encoder = Encoder.load(source, pretrained, device="cpu", precision="fp32")
-        console.print(f"encoder      {encoder.identity}", highlight=False)
-        console.print(f"image tower  {encoder.identity.digest}", highlight=False)
+        say(f"encoder      {encoder.identity}")
+        say(f"image tower  {encoder.identity.digest}")

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mrad.errors import DataError, MaskError
+from mrad.files import utf8
 from mrad.images.preprocess import load_mask
 from mrad.types import BoolArray, Sample
 
@@ -36,6 +37,11 @@ class Record:
     defect: str = ""
     split: str = ""
     """`train`, `test` or unknown."""
+
+    def __post_init__(self) -> None:
+        # Folders' names become text that tables, reports and memories can hold.
+        for field in ("source", "object_name", "defect", "split"):
+            object.__setattr__(self, field, utf8(getattr(self, field)))
 
     def read_mask(self, size: tuple[int, int]) -> BoolArray | None:
         """Anomalous pixels, bool [height, width]; all False for a normal image; None if unknown.

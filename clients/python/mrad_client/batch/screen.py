@@ -37,7 +37,7 @@ class Rate(ProgressColumn):
 def progress(console: Console) -> Progress:
     """A bar with rate and time left; its tasks have a field `note`."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         Rate(),
