@@ -6,11 +6,15 @@ import logging
 import threading
 from functools import lru_cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import faiss
 import torch
 from torch import Tensor
+
+from mrad.retrieval import probe
+from mrad.retrieval.coverage import Capability, architectures, library_of
 
 logger = logging.getLogger(__name__)
 MOST = 2_048
@@ -26,8 +30,8 @@ def nearest(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k keys of largest inner product: similarities float32 and rows int64, [M, k], best first.
 
     `queries` [M, d] and `keys` [n, d], float32 on one device, k <= n; nothing leaves the device.
-    FAISS works on PyTorch's stream and reads the keys in place. Without FAISS for GPUs, above `MOST`
-    and where FAISS finds no memory, PyTorch does it, and the log says so once.
+    FAISS works on PyTorch's stream and reads the keys in place. Without a FAISS that can use the card,
+    above `MOST` and where FAISS finds no memory, PyTorch does it, and the log says so.
     """
     resources = resources_of(keys.device) if keys.is_cuda and k <= MOST else None
     if resources is not None:
@@ -39,19 +43,43 @@ def nearest(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return by_blocks(queries, keys, k)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def resources_of(device: torch.device) -> Any:
-    """FAISS's streams and memory on a GPU; None, and a line in the log, where FAISS has no GPU."""
+    """FAISS's streams and memory on a GPU; None where it cannot search there, and the log says why.
+
+    FAISS ends the process on a card that it has no code for, so its library is asked first, and then
+    a process of its own tries a search.
+    """
     if not hasattr(faiss, "StandardGpuResources") or not faiss.get_num_gpus():
         logger.warning(
-            "this FAISS has no GPU support (faiss-gpu-cu12 has): PyTorch finds neighbours"
+            "this FAISS has no GPU support (the extra `gpu` has): PyTorch finds neighbours"
         )
+        return None
+    card = torch.cuda.get_device_capability(device)
+    reason = uncovered(card) or probe.why_not(device.index or 0)
+    if reason:
+        logger.warning("FAISS is not used on %s: %s; PyTorch finds neighbours", device, reason)
         return None
     import_module("faiss.contrib.torch_utils")  # teaches FAISS tensors and PyTorch's stream
 
     resources = faiss.StandardGpuResources()
     resources.setTempMemory(TEMPORARY)
     return resources
+
+
+def uncovered(card: Capability, package: Path | None = None) -> str:
+    """Why the installed FAISS has no code for a card; empty where it has, or where it can't be told.
+
+    `package`: its folder, the imported one's by default.
+    """
+    library = library_of(package or Path(faiss.__file__).parent)
+    held = None if library is None else architectures(library)
+    if library is None or held is None or held.cover(card):
+        return ""
+    return (
+        f"{library.name} holds {held}, and this card is sm_{card[0]}{card[1]}: "
+        "install a FAISS built for it (docs/gpu-host.md)"
+    )
 
 
 def _by_faiss(resources: Any, queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -111,7 +111,10 @@ def test_the_images_differ_only_where_they_must() -> None:
     cpu, gpu = (instructions(name) for name in DOCKERFILES)
     for keyword in ("USER", "HEALTHCHECK", "ENTRYPOINT", "CMD", "VOLUME", "STOPSIGNAL"):
         assert dict(cpu)[keyword] == dict(gpu)[keyword]
-    assert [a for k, a in cpu if k == "COPY"] == [a for k, a in gpu if k == "COPY"]
+    for keyword in ("COPY", "FROM"):
+        assert [a for k, a in cpu if k == keyword] == [a for k, a in gpu if k == keyword]
+    runs = [[a for k, a in image if k == "RUN"] for image in (cpu, gpu)]
+    assert [a.replace("gpu,service", "cpu,service") for a in runs[1]] == runs[0]
 
 
 def test_install_script_parses_and_stops_at_the_first_failure(tmp_path: Path) -> None:
@@ -175,8 +178,8 @@ def test_every_run_line_runs_and_the_result_serves_as_its_user(name: str, tmp_pa
     """Each RUN as it stands, in a throw-away copy of this machine's root; downloads torch. Then its
     user builds a bank there, makes a key and serves, on a root that is read-only as in the manifests.
 
-    Copied files stand where COPY puts them. The machine is not the base image: of the GPU image, what
-    apt and CUDA do on Ubuntu is not shown by this.
+    Copied files stand where COPY puts them. The machine is not the base image, and without a card CUDA
+    is loaded but never asked.
     """
     if os.geteuid() != 0 or not shutil.which("unshare"):
         pytest.skip("a throw-away root needs root's rights and unshare")
@@ -219,7 +222,10 @@ def use_of(name: str) -> str:
     serve = command.replace("0.0.0.0", "127.0.0.1").replace("8000", port)
     gpu = name.endswith("gpu")
     right = f"import faiss, torch; assert hasattr(faiss, 'StandardGpuResources') is {gpu}"
-    right += "; assert torch.version.cuda" if gpu else ""
+    if gpu:  # FAISS and PyTorch on the CUDA libraries of one major version, in one process
+        right += "; import pathlib; assert torch.version.cuda.startswith('13.')"
+        right += "; maps = pathlib.Path('/proc/self/maps').read_text()"
+        right += "; assert 'libcudart.so.13' in maps and 'libcudart.so.12' not in maps"
     boards = "/opt/mrad/lib/python3*/site-packages/mrad/demo/deep_pcb/memory"
     return f"""
         cd /tmp
