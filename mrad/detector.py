@@ -184,7 +184,8 @@ class Detector:
     def decode(
         self, image: ImageInput, max_pixels: int | None = None, *, layout: Layout | None = None
     ) -> Decoded:
-        """Stage 1, any thread: decode; preprocess what is looked at whole. Raises `ImageError`.
+        """Stage 1, any thread: decode; preprocess what is looked at whole. Raises `ImageError`,
+        `ForkedProcessError`.
 
         `max_pixels`: None for `DEFAULT_MAX_PIXELS`, or `TILED_MAX_PIXELS` where images are cut.
         """
@@ -251,6 +252,7 @@ class Detector:
         exclude: Sequence[int] | None = None,
     ) -> None:
         """Judge one batch of tiles, each onto the canvas of its image. `exclude`: as in `judge`."""
+        self.encoder.owner.check()
         own = None if exclude is None else torch.tensor(exclude, dtype=torch.int64)
         output = self.head(features, own)
         patch, image = output.patch.float().cpu(), output.image.tolist()
@@ -268,6 +270,7 @@ class Detector:
         map_pixels: int | None = FULL,
     ) -> Prediction:
         """The prediction of an image whose tiles are all drawn."""
+        self.encoder.owner.check()
         parts = canvas.parts()
         worst = max(parts, key=lambda part: part.score)
         found: list[Evidence] = []
@@ -299,8 +302,10 @@ class Detector:
         """Stage 3: retrieve, score and map one batch.
 
         `sizes`: width, height of each input. `exclude` int64 [B]: the entry row that an image must
-        not retrieve (its own, when the bank's own images are scored), -1 for none.
+        not retrieve (its own, when the bank's own images are scored), -1 for none. Raises
+        `ForkedProcessError`.
         """
+        self.encoder.owner.check()
         output = self.head(features, exclude)
         square = anomaly_map(output.patch, self.encoder.image_size, self.sigma)
         tops = top_mean(square, self.top)

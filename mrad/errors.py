@@ -39,6 +39,12 @@ class EncoderError(MRADError):
     code = "encoder_error"
 
 
+class ForkedProcessError(MRADError):
+    """A process that was forked after the detector had been loaded; its threads are missing."""
+
+    code = "forked_process"
+
+
 class WeightsNotFoundError(EncoderError):
     """Weights that are neither on disk nor reachable."""
 

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mrad.encoder.cuda import Graphs, compile_blocks
+from mrad.encoder.device import Owner, resolve_device
 from mrad.encoder.identity import EncoderIdentity
 from mrad.encoder.kernels import has_bf16
 from mrad.encoder.parts import parts_of
@@ -94,8 +95,9 @@ class Encoder:
         if compiled:
             compile_blocks(self.tower)
         on_gpu = device.type == "cuda"
-        self.run = Graphs(self.tower) if on_gpu else self.tower
+        self.run: Tower | Graphs = Graphs(self.tower) if on_gpu else self.tower
         self.uploads = Uploads(preprocess, device) if on_gpu else None
+        self.owner = Owner()
         self.grid: int = self.tower.grid
         self.width, self.embed_dim = map(int, self.tower.projection.shape)
 
@@ -179,19 +181,25 @@ class Encoder:
         return self.encode_prepared([self.prepare(load_image(image)) for image in images], raw=raw)
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """An upright RGB image -> pixels float32 [3, S, S], where they will be read; any thread."""
+        """An upright RGB image -> pixels float32 [3, S, S], where they will be read; any thread.
+
+        Raises `ForkedProcessError`.
+        """
+        self.owner.check()
         return self.preprocess(image) if self.uploads is None else self.uploads(image)
 
     def encode_prepared(self, pixels: Sequence[Tensor], *, raw: bool = False) -> Features:
         """Encode a batch of what `prepare` gave."""
-        return self.encode_pixels(gather(pixels), raw=raw)
+        return self.encode_pixels(gather(pixels, self.device), raw=raw)
 
     @torch.inference_mode()
     def encode_pixels(self, pixels: Tensor, *, raw: bool = False) -> Features:
         """Encode preprocessed `pixels`, float32 [B, 3, S, S]; features stay on the device.
 
-        Raises `EncoderError` on a wrong shape, `NonFiniteError` on NaN or infinity in the result.
+        Raises `EncoderError` on a wrong shape, `NonFiniteError` on NaN or infinity in the result,
+        `ForkedProcessError`.
         """
+        self.owner.check()
         side = self.image_size
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, side, side):
             raise EncoderError(f"pixels must be [B, 3, {side}, {side}], not {list(pixels.shape)}")
@@ -222,18 +230,6 @@ def digest_of(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}:{list(value.shape)};".encode())
         digest.update(value.numpy().astype("<f4", copy=False).tobytes())
     return digest.hexdigest()
-
-
-def resolve_device(device: str) -> torch.device:
-    """`auto` -> the first GPU, else the CPU. Raises `EncoderError` for a device that is not there."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise EncoderError(f"device {device!r} cannot be used here: {reason}") from error
-    return torch.device(device)
 
 
 def resolve_precision(precision: str) -> torch.dtype:

@@ -41,10 +41,15 @@ class Uploads:
         return values.pin_memory().to(self.device, non_blocking=True)
 
 
-def gather(pixels: Sequence[Tensor]) -> Tensor:
-    """Images [3, S, S] -> [B, 3, S, S] on the device of the first."""
-    batch = torch.stack([one.to(pixels[0].device) for one in pixels])
+def gather(pixels: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Images [3, S, S] from wherever they are -> [B, 3, S, S] on `device`."""
+    batch = torch.stack([one.to(device) for one in pixels])
     for one in pixels:
-        if one.is_cuda:  # made on another stream: not to be used again before this one has read it
-            one.record_stream(torch.cuda.current_stream(one.device))
+        if one.is_cuda:
+            keep(one)
     return batch
+
+
+def keep(one: Tensor) -> None:
+    """Made on another stream: its memory is not used again before this stream has read it."""
+    one.record_stream(torch.cuda.current_stream(one.device))

@@ -155,7 +155,7 @@ class FeatureCache:
                 part = slice(start, start + batch_size)
                 decoded = list(pool.map(self._decode, images[part]))
                 sizes.extend(size for _, size in decoded)
-                features = encoder.encode_pixels(torch.stack([pixels for pixels, _ in decoded]))
+                features = encoder.encode_prepared([pixels for pixels, _ in decoded])
                 if float(features.patch.abs().max()) > HALF_LIMIT:
                     raise NonFiniteError(
                         f"patch features of {encoder.identity} exceed half precision"
@@ -170,7 +170,7 @@ class FeatureCache:
 
     def _decode(self, path: Path) -> tuple[Tensor, tuple[int, int]]:
         image = load_image(path)
-        return self.encoder.preprocess(image), image.size
+        return self.encoder.prepare(image), image.size
 
     def _open(self, digests: Iterable[str], encoded: int) -> CachedFeatures:
         shards = self._shards()

@@ -1,0 +1,132 @@
+"""What the tower, the heads, retrieval and the map do on a second card, without a card.
+
+PyTorch's FakeTensorMode runs the real code on tensors that have a shape, a type and a device but no
+values. It refuses an operation whose tensors lie on two devices, as CUDA would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from mrad import maps
+from mrad.encoder import uploads
+from mrad.encoder.cuda import Graphs
+from mrad.encoder.parts import parts_of
+from mrad.encoder.tower import Tower, neighbourhood_average
+from mrad.heads.clip import CLIPWeights, prompt_probability, region_priors
+from mrad.heads.text import TextTower
+from mrad.images.preprocess import Preprocess
+from mrad.retrieval.exact import ExactRetriever
+from mrad.retrieval.nearest import by_blocks
+from tests.conftest import build_tiny_clip
+
+HERE, OTHER = torch.device("cuda", 1), torch.device("cuda", 0)
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeTensorMode]:
+    with FakeTensorMode() as mode, torch.inference_mode():
+        yield mode
+
+
+def empty(*shape: int, device: torch.device = HERE, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, device=device, dtype=dtype)
+
+
+def move(module: nn.Module) -> nn.Module:
+    """Every weight becomes one on the second card; what is no registered weight stays behind."""
+    for part in module.modules():
+        for name, value in part._parameters.items():
+            if value is not None:
+                made = torch.empty(value.shape, dtype=value.dtype, device=HERE)
+                part._parameters[name] = nn.Parameter(made, requires_grad=False)
+        for name, value in part._buffers.items():
+            if value is not None:
+                part._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device=HERE)
+    return module
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def tower(request) -> Tower:
+    return Tower(parts_of(build_tiny_clip().visual), 96, request.param)
+
+
+def test_the_tower_stays_on_its_card(tower, fake):
+    move(tower)
+    class_feature, patches = tower(empty(3, 3, 96, 96))
+    assert class_feature.shape == (3, 48)
+    assert patches.shape == (3, 36, 64)
+    for found in (class_feature, patches, neighbourhood_average(patches, tower.grid)):
+        assert (found.device, found.dtype) == (HERE, torch.float32)
+
+
+def test_a_tensor_of_another_card_is_refused(tower, fake):
+    """The double is worth something only if it can fail."""
+    move(tower)
+    with pytest.raises(RuntimeError, match="cuda:0 and cuda:1"):
+        tower(empty(3, 3, 96, 96, device=OTHER))
+
+
+def test_images_from_any_card_are_gathered_on_the_one_that_judges(fake, monkeypatch):
+    kept = []
+    monkeypatch.setattr(uploads, "keep", lambda one: kept.append(one.device))
+    images = [empty(3, 96, 96, device=device) for device in (OTHER, HERE, torch.device("cpu"))]
+    batch = uploads.gather(images, HERE)
+    assert batch.device == HERE
+    assert batch.shape == (3, 3, 96, 96)
+    assert kept == [OTHER, HERE]
+
+
+def test_a_card_resizes_where_the_image_lies(fake):
+    pixels = Preprocess(96).resize(empty(3, 61, 200, dtype=torch.uint8))
+    assert (pixels.device, pixels.shape) == (HERE, (3, 96, 96))
+
+
+def test_too_large_for_a_recording_runs_where_the_images_lie(tower, fake):
+    found, _ = Graphs(move(tower))(empty(65, 3, 96, 96))
+    assert found.device == HERE
+
+
+@pytest.fixture
+def retriever() -> ExactRetriever:
+    return ExactRetriever(torch.randn(20, 16), (np.arange(20) % 2).astype(np.uint8), block=6)
+
+
+def test_retrieval_stays_on_the_card(retriever, fake):
+    retriever.keys, retriever.entry = empty(20, 16), empty(20, dtype=torch.int64)
+    sums = retriever._log_sums(empty(7, 16), None)
+    assert (sums.device, sums.dtype, sums.shape) == (HERE, torch.float64, (7, 2))
+    excluded = retriever._log_sums(empty(7, 16), empty(7, dtype=torch.int64))
+    assert excluded.device == HERE
+    similarity, rows = by_blocks(empty(7, 16), retriever.keys, 5, block=8)
+    assert (similarity.device, rows.device, rows.dtype) == (HERE, HERE, torch.int64)
+
+
+def test_the_map_stays_on_the_card(fake, monkeypatch):
+    """But for its operator, which NumPy makes once and `map_operator` moves."""
+    monkeypatch.setattr(maps, "map_operator", lambda grid, size, *rest: empty(size, grid))
+    square = maps.anomaly_map(empty(2, 36), 96)
+    assert (square.device, square.shape) == (HERE, (2, 96, 96))
+    assert maps.top_mean(square, 0.01).device == HERE
+
+
+@pytest.fixture
+def prompts() -> tuple[TextTower, CLIPWeights]:
+    tower = TextTower(build_tiny_clip(), "tiny", ("object.", "damaged object."), 3)
+    return tower, CLIPWeights(48, 64, 32, 3, 3, 2)
+
+
+def test_prompts_and_priors_stay_on_the_card(prompts, fake):
+    text, weights = (move(part) for part in prompts)
+    joint = empty(2, 36, 48)
+    priors = region_priors(joint, empty(2, 36) > 0.5)
+    found = text.prefix(weights.deep(True))
+    assert all(part.device == HERE for pair in found for part in pair)
+    assert weights.context(priors).device == HERE
+    assert prompt_probability(joint, empty(2, 2, 48), 0.07).device == HERE
