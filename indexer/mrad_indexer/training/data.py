@@ -15,7 +15,7 @@ from mrad.encoder.encoder import Encoder
 from mrad.errors import DataError
 from mrad.memory.bank import MemoryBank
 from mrad.memory.entry import Entry, Key
-from mrad.memory.keys import keys_of
+from mrad.memory.keys import Piece, keys_of
 from mrad.types import BoolArray
 from mrad_indexer.datasets import Record
 from mrad_indexer.training.cache import CachedFeatures, FeatureCache
@@ -74,7 +74,8 @@ def training_set(
         if bank is None:
             entry = Entry.of(record.sample(), size, "train")
             entries.append(entry)
-            keys.extend(keys_of(encoder, features.batch([row]), 0, entry, mask))
+            piece = Piece(0, record.anomalous, mask)
+            keys.extend(keys_of(encoder, features.batch([row]), 0, entry, piece))
     bank = bank or MemoryBank.from_keys(
         encoder.identity, entries, keys, dims=(encoder.embed_dim, encoder.width)
     )

@@ -22,7 +22,9 @@ def count_encodes(encoder, monkeypatch) -> list[int]:
     seen: list[int] = []
     own = encoder.encode_pixels
     monkeypatch.setattr(
-        encoder, "encode_pixels", lambda pixels: seen.append(len(pixels)) or own(pixels)
+        encoder,
+        "encode_pixels",
+        lambda pixels, **options: seen.append(len(pixels)) or own(pixels, **options),
     )
     return seen
 
