@@ -27,7 +27,7 @@ from mrad.heads.clip import CLIPConfig, CLIPHead
 from mrad.heads.ft import FTConfig, FTHead
 from mrad.memory.bank import MemoryBank
 from mrad.memory.entry import Entry
-from mrad.memory.keys import keys_of
+from mrad.memory.keys import Piece, keys_of
 from mrad.types import Sample
 
 NAME = "heads"
@@ -45,7 +45,7 @@ def bank_of(encoder: Encoder, memory: Encoded) -> MemoryBank:
         entry = Entry.of(Sample(blank, bool(label)), (encoder.image_size,) * 2)
         features = Features(memory.image[row : row + 1], memory.patch[row : row + 1])
         entries.append(entry)
-        keys += keys_of(encoder, features, 0, entry, memory.masks[row])
+        keys += keys_of(encoder, features, 0, entry, Piece(0, bool(entry.label), memory.masks[row]))
     dims = (encoder.embed_dim, encoder.width)
     return MemoryBank.from_keys(encoder.identity, entries, keys, dims=dims)
 
