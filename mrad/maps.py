@@ -1,4 +1,4 @@
-"""Grid -> map -> what people look at: top score, overlay, regions (METHOD.md, Scores)."""
+"""Grid -> map -> what people look at: top score, overlay, regions (docs/method.md)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def top_mean(maps: Tensor, fraction: float = 0.01) -> Tensor:
 
 
 def fuse(top: Tensor, image: Tensor, fusion: float) -> Tensor:
-    """Image score [B] = (1 - fusion) * top score + fusion * image probability (METHOD.md, Scores)."""
+    """Image score [B] = (1 - fusion) * top score + fusion * image probability (docs/method.md)."""
     return (1 - fusion) * top + fusion * image
 
 

@@ -18,7 +18,7 @@ Box = tuple[int, int, int, int]
 """[x_min, y_min, x_max, y_max), pixels of the upright image, origin top left."""
 
 NORMAL, ANOMALOUS = 0, 1
-"""Labels, everywhere (DESIGN, "Fixed now")."""
+"""Labels, everywhere."""
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def dense_loss(
 
 
 def region_keys(patch: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The memory's keys (METHOD.md, Memory): normalised means of regions, labels, owners' pairs."""
+    """The memory's keys (docs/method.md): normalised means of regions, labels, owners' pairs."""
     pairs = len(patch) // 2
     owner = torch.arange(len(patch), device=patch.device) % pairs
     keys, labels, owners = [], [], []

@@ -50,7 +50,7 @@ def fold(clip: Any) -> None:
 def image_features(
     visual: Any, pixels: Tensor, corner: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Class feature [B, E], averaged patch features [B, N, W] (METHOD.md) and what the stem's last
+    """Class feature [B, E], averaged patch features [B, N, W] (docs/method.md) and what the stem's last
     convolution reads [B, C, F, F], with gradients; and the grid.
 
     A smaller picture takes the part of the position table that starts at `corner`.

@@ -40,7 +40,7 @@ def exact_float32(exact: bool = True) -> None:
 
     Cards since Ampere can round the factors of a float32 product to 10 bits (TF32). PyTorch leaves
     that off for matrix products and on for cuDNN's convolutions. Two images' probabilities differ
-    in the third or fourth digit (METHOD.md, Scores), so none of it is wanted here; for speed there
+    in the third or fourth digit (docs/method.md), so none of it is wanted here; for speed there
     is `precision="bf16"`, which the tower is built for.
     """
     torch.backends.cuda.matmul.allow_tf32 = not exact

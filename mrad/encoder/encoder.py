@@ -1,4 +1,4 @@
-"""Frozen CLIP image tower -> class, patch and joint patch features (METHOD.md, Encoder)."""
+"""Frozen CLIP image tower -> class, patch and joint patch features (docs/method.md)."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def _side(size: Any) -> int:
 
 
 def digest_of(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a state dict: names sorted, shapes and float32 little-endian values (DESIGN.md)."""
+    """SHA-256 of a state dict: names sorted, shapes and float32 little-endian values."""
     digest = hashlib.sha256()
     for name in sorted(state):
         value = state[name].detach().to("cpu", torch.float32).contiguous()

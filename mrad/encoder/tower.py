@@ -1,4 +1,4 @@
-"""CLIP's image tower with the V-V path, computing only what the method reads (METHOD.md, Encoder).
+"""CLIP's image tower with the V-V path, computing only what the method reads (docs/method.md).
 
 The ordinary path is the ViT as it is. The V-V path (CLIP Surgery, AnomalyCLIP) starts with the
 second block's input and adds, in every block from the second to the last, the block's output

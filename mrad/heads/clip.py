@@ -1,4 +1,4 @@
-"""MRAD-CLIP: prompts biased by what FT found in the image (METHOD.md, Scores)."""
+"""MRAD-CLIP: prompts biased by what FT found in the image (docs/method.md)."""
 
 from __future__ import annotations
 

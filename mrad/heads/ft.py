@@ -1,4 +1,4 @@
-"""MRAD-FT: retrieval with learned projections of queries and keys (METHOD.md, Scores)."""
+"""MRAD-FT: retrieval with learned projections of queries and keys (docs/method.md)."""
 
 from __future__ import annotations
 

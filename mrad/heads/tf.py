@@ -1,4 +1,4 @@
-"""MRAD-TF: train-free; cosine similarity to every key of the memory (METHOD.md, Scores)."""
+"""MRAD-TF: train-free; cosine similarity to every key of the memory (docs/method.md)."""
 
 from __future__ import annotations
 

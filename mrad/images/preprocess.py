@@ -1,4 +1,4 @@
-"""Image -> tensor, exactly the paper's, for every image that real life sends (METHOD.md)."""
+"""Image -> tensor, exactly the paper's, for every image that real life sends (docs/method.md)."""
 
 from __future__ import annotations
 

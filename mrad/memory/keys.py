@@ -1,4 +1,4 @@
-"""Labelled images -> entries and keys (METHOD.md, Memory)."""
+"""Labelled images -> entries and keys (docs/method.md)."""
 
 from __future__ import annotations
 

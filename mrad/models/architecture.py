@@ -1,5 +1,5 @@
 """The image tower of `mrad-mini`, made known to timm: convolutions find what is small, and a vision
-transformer with a class token stands on their cells, so that the V-V path is defined (METHOD.md).
+transformer with a class token stands on their cells, so that the V-V path is defined (docs/method.md).
 """
 
 from __future__ import annotations

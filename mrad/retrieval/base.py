@@ -55,7 +55,7 @@ class Retriever(Protocol):
 
 
 def probability_of(log_sums: Tensor) -> Tensor:
-    """Per-class log sums float64 [M, 2] -> anomalous probability float32 [M] (METHOD.md, Scores)."""
+    """Per-class log sums float64 [M, 2] -> anomalous probability float32 [M] (docs/method.md)."""
     return torch.softmax(log_sums, dim=-1)[:, ANOMALOUS].float()
 
 

@@ -32,7 +32,7 @@ def entry() -> np.ndarray:
     return np.repeat(np.arange(COUNT // 2), 2)
 
 
-# Largest |delta p| allowed, below what DESIGN's table has for 64 cells without a probe (6e-5 of a
+# Largest |delta p| allowed, below the design aim for 64 cells without a probe (6e-5 of a
 # smaller spread, 1e-3, 7e-2, 7e-1) and, where it counts, with 16 probed (4: 6e-4, 64: 9e-3).
 @pytest.mark.parametrize(
     ("sharpness", "storage", "allowed", "rank"),

@@ -1,4 +1,4 @@
-"""Image and pixel metrics (METHOD.md, Evaluation). Pixels stream through histograms.
+"""Image and pixel metrics (docs/method.md). Pixels stream through histograms.
 
 Scores of TF differ in the third or fourth digit, so equal-width bins would blur them. Pixels are
 binned by the leading bits of their float32 pattern, which keeps their order and is fine wherever
@@ -86,7 +86,7 @@ def image_metrics(scores: Sequence[float], labels: Sequence[bool]) -> ImageMetri
 def auroc_by_fusion(
     tops: Sequence[float], images: Sequence[float], labels: Sequence[bool]
 ) -> dict[float, float | None]:
-    """Weight of the image probability -> image AUROC (METHOD.md, Scores), from a score's two parts.
+    """Weight of the image probability -> image AUROC (docs/method.md), from a score's two parts.
 
     `tops`: mean of each map's largest values; `images`: image probabilities; `labels`: True for
     anomalous; all [n]. Raises `NonFiniteError`.

@@ -1,4 +1,4 @@
-"""Training of MRAD-CLIP's prompts on top of a trained FT (METHOD.md, Training)."""
+"""Training of MRAD-CLIP's prompts on top of a trained FT (docs/method.md)."""
 
 from __future__ import annotations
 

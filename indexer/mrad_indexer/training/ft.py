@@ -1,4 +1,4 @@
-"""Training of MRAD-FT's projections (METHOD.md, Training)."""
+"""Training of MRAD-FT's projections (docs/method.md)."""
 
 from __future__ import annotations
 

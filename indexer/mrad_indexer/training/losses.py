@@ -1,4 +1,4 @@
-"""The losses of METHOD.md, Training, on patch probabilities: never logits."""
+"""The losses of docs/method.md, on patch probabilities: never logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a head is trained: METHOD.md's recipe as defaults, every value an option."""
+"""How a head is trained: the paper's recipe (docs/method.md) as defaults, every value an option."""
 
 from __future__ import annotations
 

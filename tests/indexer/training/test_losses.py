@@ -1,4 +1,4 @@
-"""Each loss equals its definition in METHOD.md, written out the slow way."""
+"""Each loss equals its definition in docs/method.md, written out the slow way."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mrad_indexer.training.masking import masked_probability, row_quantile
 
 @pytest.fixture
 def maps():
-    """Patch probabilities, two of them extreme; masks; the maps as METHOD.md has them."""
+    """Patch probabilities, two of them extreme; masks; the maps as docs/method.md has them."""
     generator = torch.Generator().manual_seed(0)
     patch = torch.rand(3, 25, generator=generator)
     patch[0, :2] = torch.tensor([0.0, 1.0])
