@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -70,6 +71,14 @@ def resize_map(values: Tensor, size: tuple[int, int]) -> FloatArray:
     return out
 
 
+def at_shape(mask: BoolArray, shape: tuple[int, ...]) -> BoolArray:
+    """A mask [H, W] at another shape [h, w], as that of a map that was scaled down: nearest pixels."""
+    if mask.shape == shape:
+        return mask
+    size = (shape[1], shape[0])
+    return np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+
+
 @dataclass(frozen=True)
 class Region:
     """One connected region above a threshold, in pixels of the input image."""
@@ -85,13 +94,47 @@ class Region:
     """Outline as x, y points, simplified to within a pixel; edges as those of `box`."""
 
 
-def regions(values: FloatArray, threshold: float, *, min_area: int = 1) -> list[Region]:
-    """Connected regions (8 neighbours) of map [H, W] at or above `threshold`, strongest first."""
+def regions(
+    values: FloatArray,
+    threshold: float,
+    *,
+    min_area: int = 1,
+    size: tuple[int, int] | None = None,
+) -> list[Region]:
+    """Connected regions (8 neighbours) of map [H, W] at or above `threshold`, strongest first.
+
+    Args:
+        values: a prediction's map.
+        threshold: what lies at or above it belongs to a region.
+        min_area: pixels of the map that a region has at least.
+        size: width, height of the image, where its map was scaled down; regions are in its pixels.
+    """
     labelled = measure.label(values >= threshold, connectivity=2)
     found = [
         _region(part, values) for part in measure.regionprops(labelled) if part.area >= min_area
     ]
-    return sorted(found, key=lambda region: -region.peak)
+    found.sort(key=lambda region: -region.peak)
+    if size is None or size == values.shape[::-1]:
+        return found
+    return [_scaled(region, size, values.shape[::-1]) for region in found]
+
+
+def _scaled(region: Region, size: tuple[int, int], drawn: tuple[int, ...]) -> Region:
+    """A region of a map of `drawn` (width, height) pixels, in pixels of an image of `size`."""
+    x, y = size[0] / drawn[0], size[1] / drawn[1]
+    left, top, right, bottom = region.box
+    return Region(
+        box=(
+            math.floor(left * x),
+            math.floor(top * y),
+            math.ceil(right * x),
+            math.ceil(bottom * y),
+        ),
+        area=round(region.area * x * y),
+        peak=region.peak,
+        peak_at=(int((region.peak_at[0] + 0.5) * x), int((region.peak_at[1] + 0.5) * y)),
+        polygon=tuple((at[0] * x, at[1] * y) for at in region.polygon),
+    )
 
 
 def _region(part: measure._regionprops.RegionProperties, values: FloatArray) -> Region:

@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mrad.evidence import Asked, cell_box
 from mrad.images.layout import Places, Section, Tile
-from mrad.maps import anomaly_map, fuse, map_operator, resize_map, top_mean
+from mrad.maps import anomaly_map, at_shape, fuse, map_operator, resize_map, top_mean
 from mrad.types import FloatArray, PartScore, TileScore
 
 WORKING = 16_000_000
@@ -204,7 +203,7 @@ class Canvas:
             part = max(1, right - left), max(1, bottom - top)
             values = self._drawn(section, part)
             if section.inside is not None:
-                values = np.where(_resized(section.inside, part), values, 0)
+                values = np.where(at_shape(section.inside, part[::-1]), values, 0)
             place = out[top : top + part[1], left : left + part[0]]
             np.maximum(place, values[: place.shape[0], : place.shape[1]], out=place)
         return out
@@ -226,7 +225,7 @@ class Canvas:
             size = working_size(section, self.rules.image_size)
             values = blend(section, self._grids, size, self.rules.operator)
         if section.inside is not None:
-            shown = torch.from_numpy(_resized(section.inside, (values.shape[1], values.shape[0])))
+            shown = torch.from_numpy(at_shape(section.inside, tuple(values.shape)).copy())
             values = values[shown] if shown.any() else values.flatten()
         return float(top_mean(values.reshape(1, -1), self.rules.top)[0])
 
@@ -238,11 +237,3 @@ def _centres(counts: np.ndarray[Any, np.dtype[np.bool_]], grid: int) -> Tensor:
     columns = ((np.arange(grid) + 0.5) * width / grid).astype(int)
     found = torch.from_numpy(counts[np.ix_(rows, columns)].copy()).flatten()
     return found if found.any() else torch.ones_like(found)
-
-
-def _resized(
-    inside: np.ndarray[Any, np.dtype[np.bool_]], size: tuple[int, int]
-) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    if inside.shape[::-1] == size:
-        return inside
-    return np.asarray(Image.fromarray(inside).resize(size, Image.Resampling.NEAREST))

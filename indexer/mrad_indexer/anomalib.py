@@ -17,6 +17,7 @@ from PIL import Image
 from mrad.detector import Detector
 from mrad.errors import DataError
 from mrad.files import atomic_write_bytes
+from mrad.maps import resize_map
 from mrad_indexer.datasets.records import (
     Dataset,
     Record,
@@ -106,12 +107,21 @@ def _batch(
     pixel_threshold: float | None,
 ) -> Batch:
     decoded = [detector.decode(record.image) for record in records]
-    found = detector.finish(detector.encode(decoded), [(side, side)] * len(decoded))
+    if detector.layout.plain:
+        found = detector.finish(detector.encode(decoded), [(side, side)] * len(decoded))
+    else:
+        found = list(detector.judge(decoded))
     masks = [mask_at(record, item.size, side) for record, item in zip(records, decoded)]
     images = [
         np.asarray(item.image.resize((side, side), Image.Resampling.BICUBIC)) for item in decoded
     ]
-    maps = np.stack([item.anomaly_map for item in found if item.anomaly_map is not None])
+    maps = np.stack(
+        [
+            resize_map(torch.from_numpy(item.anomaly_map), (side, side))
+            for item in found
+            if item.anomaly_map is not None
+        ]
+    )
     batch: Batch = {
         "image": torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255,
         "image_path": [str(record.image) for record in records],

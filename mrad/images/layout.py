@@ -89,6 +89,17 @@ class Places:
     def _covered(self, section: Section) -> bool:
         return section.tile == self.size and section.inside is None
 
+    def counted(self) -> BoolArray | None:
+        """Which of the picture's pixels are of interest, [H, W]; None for all."""
+        if len(self.sections) == 1 and self.sections[0].size == self.size:
+            return self.sections[0].inside
+        found = np.zeros(self.size[::-1], dtype=bool)
+        for section in self.sections:
+            left, top, right, bottom = section.box
+            inside = True if section.inside is None else section.inside
+            found[top:bottom, left:right] |= inside
+        return found
+
     def box_of(self, number: int) -> Box | None:
         """The box of a tile by its number; None where it is the picture, or there is no such tile."""
         for section in self.sections:

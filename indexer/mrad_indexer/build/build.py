@@ -25,7 +25,8 @@ from mrad_client.batch.journal import Journal
 from mrad.encoder.encoder import Encoder
 from mrad.errors import BankCorruptError, BankError, BankNotFoundError, DataError
 from mrad.files import atomic_write_bytes, sha256_file
-from mrad.memory.bank import MemoryBank
+from mrad.images.layout import PLAIN, Layout
+from mrad.memory.bank import MemoryBank, layout_metadata
 from mrad.memory.coreset import reduced
 from mrad.memory.entry import REGIONS, PatchKeys
 from mrad.memory.store import MANIFEST
@@ -42,6 +43,8 @@ from mrad_indexer.build.encode import (
 )
 from mrad_indexer.datasets import Dataset, Record
 
+LARGE_AHEAD = 2
+"""Pictures decoded ahead where they are cut: they are large, and each fills many batches."""
 SHARD = 64
 """Images in a shard: what a kill can lose."""
 
@@ -64,6 +67,8 @@ class BuildOptions:
     """What a region of an image adds to the patch level (`mrad.memory.keys.keys_of`)."""
     coreset: int | None = None
     """Keep so many patch keys of all, those that cover the others best."""
+    layout: Layout = PLAIN
+    """Tiles, region of interest and parts of every image."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,8 @@ class Plan:
             asked["patch_keys"] = options.patch_keys
         if options.coreset is not None:
             asked["coreset"] = options.coreset
+        if not options.layout.plain:
+            asked["layout"] = options.layout.to_json()
         shards = [records[start : start + size] for start in range(0, len(records), size)]
         return cls(dataset, asked, shards)
 
@@ -246,10 +253,12 @@ def encode_missing(
     decode = partial(
         decode_record,
         prepare=encoder.prepare,
+        layout=options.layout,
         thumbnails=options.thumbnails,
         strict=options.strict,
     )
-    decoded = ahead(decode, records, depth=2 * options.batch_size)
+    depth = 2 * options.batch_size if options.layout.plain else LARGE_AHEAD
+    decoded = ahead(decode, records, depth=depth)
 
     def counted(count: int) -> Iterator[Any]:
         for item in islice(decoded, count):
@@ -314,6 +323,7 @@ def finish(
         bank = dataclasses.replace(bank, patch=reduced(bank.patch, options.coreset))
     bank.metadata["pretrained"] = options.pretrained
     bank.metadata["patch_keys"] = options.patch_keys
+    bank.metadata.update(layout_metadata(options.layout))
     bank.metadata["build"] = {
         "fingerprint": plan.fingerprint,
         "data": plan.dataset.root.name,

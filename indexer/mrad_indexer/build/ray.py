@@ -27,7 +27,7 @@ from mrad.encoder.encoder import Encoder
 from mrad.encoder.identity import EncoderIdentity
 from mrad.errors import EncoderMismatchError, MRADError
 from mrad_indexer.ahead import ahead
-from mrad_indexer.build.build import BuildOptions, Plan, keep_shard
+from mrad_indexer.build.build import LARGE_AHEAD, BuildOptions, Plan, keep_shard
 from mrad_indexer.build.encode import Shard, decode_record, encode_shard, from_bytes, to_bytes
 from mrad_indexer.datasets import Record
 
@@ -68,11 +68,13 @@ class ShardEncoder:
         decode = partial(
             decode_record,
             prepare=self.encoder.prepare,
+            layout=self.options.layout,
             thumbnails=self.options.thumbnails,
             strict=self.options.strict,
         )
         size = self.options.batch_size
-        decoded = ahead(decode, records, depth=2 * size)
+        plain = self.options.layout.plain
+        decoded = ahead(decode, records, depth=2 * size if plain else LARGE_AHEAD)
         return encode_shard(
             self.encoder,
             decoded,

@@ -12,16 +12,15 @@ import torch
 
 from mrad.calibration import Calibration, Rule, Summary, Tail
 from mrad.detector import Decoded, Detector
-from mrad.encoder.encoder import Features
 from mrad.errors import CalibrationError, ImageError, MaskError
 from mrad.fitting import FITS, Points, Values, reliability_of, threshold_of
+from mrad.maps import at_shape
 from mrad.types import BoolArray, Prediction
 from mrad_indexer.datasets import Dataset, Record
+from mrad_indexer.known import rows_by_features, rows_by_tiles
 
 Opened = tuple[Record, Decoded, BoolArray | None]
 
-SAME_IMAGE = 0.99999
-"""Cosine of class features from which an image is taken for the bank's own copy of it."""
 PIXELS_KEPT = 1_000
 """Of each class, per image, to choose a pixel threshold from."""
 
@@ -62,10 +61,11 @@ def score_without_self(
     scored, rng = Scored(), np.random.default_rng(seed)
     rows = {(e.source, e.object_name): row for row, e in enumerate(detector.bank.entries)}
     records = dataset.records
-    for start in range(0, len(records), batch_size):
-        chunk = records[start : start + batch_size]
+    together = batch_size if detector.layout.plain else 1  # pictures that are cut are large
+    for start in range(0, len(records), together):
+        chunk = records[start : start + together]
         if opened := _open(detector, chunk, scored):
-            _score_batch(detector, opened, rows, scored, rng)
+            _score_batch(detector, opened, rows, scored, rng, batch_size)
         if progress is not None:
             progress(start + len(chunk))
     return scored
@@ -89,31 +89,26 @@ def _score_batch(
     rows: dict[tuple[str, str], int],
     scored: Scored,
     rng: np.random.Generator,
+    batch_size: int,
 ) -> None:
     decoded = [item for _, item, _ in opened]
-    features = detector.encode(decoded)
-    own = _own_rows(detector, features, [record for record, _, _ in opened], rows)
-    sizes = [item.size for item in decoded]
-    predictions = detector.finish(features, sizes, exclude=own, evidence=1)
-    for (record, _, mask), prediction, row in zip(opened, predictions, own.tolist()):
-        _keep(scored, record, mask, prediction, row, rng)
+    by_source = [rows.get((record.source, record.object_name), -1) for record, _, _ in opened]
+    if detector.layout.plain:
+        features = detector.encode(decoded)
+        own = _either(rows_by_features(features, detector.bank), by_source)
+        sizes = [item.size for item in decoded]
+        exclude = torch.tensor(own, dtype=torch.int64)
+        predictions = detector.finish(features, sizes, exclude=exclude, evidence=1)
+    else:
+        own = _either(rows_by_tiles(detector, decoded), by_source)
+        judged = detector.judge(decoded, exclude=own, evidence=1, batch_size=batch_size)
+        predictions = list(judged)
+    for (record, item, mask), prediction, row in zip(opened, predictions, own):
+        _keep(scored, record, mask, prediction, row, rng, item.places.counted())
 
 
-def _own_rows(
-    detector: Detector,
-    features: Features,
-    records: Sequence[Record],
-    rows: dict[tuple[str, str], int],
-) -> torch.Tensor:
-    bank = detector.bank
-    keys = torch.from_numpy(bank.image.keys).to(features.class_feature.device)
-    best = (features.class_query() @ keys.T).max(dim=1)
-    same = best.values > SAME_IMAGE
-    own = [
-        int(bank.image.entry[key]) if equal else rows.get((record.source, record.object_name), -1)
-        for record, key, equal in zip(records, best.indices.tolist(), same.tolist())
-    ]
-    return torch.tensor(own, dtype=torch.int64)
+def _either(by_features: list[int], by_source: list[int]) -> list[int]:
+    return [row if row >= 0 else other for row, other in zip(by_features, by_source)]
 
 
 def _keep(
@@ -123,6 +118,7 @@ def _keep(
     prediction: Prediction,
     row: int,
     rng: np.random.Generator,
+    counted: BoolArray | None,
 ) -> None:
     image = len(scored.score)
     scored.score.append(prediction.score)
@@ -133,8 +129,11 @@ def _keep(
         kept.append(evidence.similarity)
     if mask is None or prediction.anomaly_map is None:
         return
+    shape = prediction.anomaly_map.shape
+    mask = at_shape(mask, shape)
+    inside = True if counted is None else at_shape(counted, shape)
     for truth in (False, True):
-        values = prediction.anomaly_map[mask == truth]
+        values = prediction.anomaly_map[(mask == truth) & inside]
         if not len(values):
             continue
         count = min(PIXELS_KEPT, len(values))

@@ -130,8 +130,10 @@ class PixelScores:
         self.region = np.zeros(0, dtype=np.float64)
         self.regions = 0
 
-    def add(self, values: FloatArray, mask: BoolArray) -> None:
+    def add(self, values: FloatArray, mask: BoolArray, counted: BoolArray | None = None) -> None:
         """One image: map float32 [H, W] in [0, 1] and its anomalous pixels, bool [H, W].
+
+        `counted` bool [H, W]: pixels of interest, None for all.
 
         Raises `MRADError` when the shapes differ, `NonFiniteError` on NaN.
         """
@@ -142,7 +144,9 @@ class PixelScores:
         bins = bin_of(values)
         self._cover(int(bins.min()), int(bins.max()) + 1)
         bins -= self.first
-        np.add.at(self.normal, bins[~mask], 1)
+        if counted is not None:
+            mask = mask & counted
+        np.add.at(self.normal, bins[~mask if counted is None else counted & ~mask], 1)
         if not mask.any():
             return
         inside = bins[mask]

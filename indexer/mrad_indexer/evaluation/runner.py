@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from mrad.detector import Decoded, Detector
-from mrad.encoder.encoder import Features
+from mrad.detector import Detector
 from mrad.errors import MRADError
-from mrad.memory.bank import MemoryBank
-from mrad.types import BoolArray, Prediction
+from mrad.maps import at_shape
+from mrad.types import BoolArray
 from mrad_indexer.datasets import Dataset, Record
+from mrad_indexer.evaluation.judging import Batch, by_layout, judged
 from mrad_indexer.evaluation.metrics import (
     FUSIONS,
     Curve,
@@ -38,8 +35,6 @@ METRICS = (
     ("pixel", "f1_max"),
     ("pixel", "aupro"),
 )
-SAME_IMAGE = 0.99999
-"""Cosine of class features from which an image counts as one that the memory holds."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +145,8 @@ def evaluate(
     """Score every image once per detector.
 
     Args:
-        detectors: name -> detector; all on the same encoder, which then runs once.
+        detectors: name -> detector; all on the same encoder, which then runs once for all whose banks
+            look at images alike (as a whole, or in the same tiles).
         resolution: side to which maps and masks are brought for pixel metrics (the paper: the
             encoder's input); None: each image's own size.
         configs: name -> what to print about it.
@@ -159,29 +155,23 @@ def evaluate(
     Images go by one object at a time, so that memory holds one object's histograms and one batch.
     Raises `MRADError` when detectors differ in encoder, `ImageError`, `MaskError`.
     """
-    encoder = _common_encoder(detectors)
+    _check_encoder(detectors)
+    groups = by_layout(detectors)
     finish = dict.fromkeys(detectors, 0.0)
     results: dict[str, list[ObjectResult]] = {name: [] for name in detectors}
     encode_seconds, done = 0.0, 0
     for object_name in dataset.objects:
         rows = [i for i, r in enumerate(dataset.records) if r.object_name == object_name]
         tallies = {name: _Tally() for name in detectors}
-        for chosen, decoded, features, seconds in _encoded(encoder, dataset, rows, batch_size):
-            encode_seconds += seconds
-            masks = [
-                mask_at(dataset.records[row], item.size, resolution)
-                for row, item in zip(chosen, decoded)
-            ]
-            sizes = [mask_size(item.size, resolution) for item in decoded]
-            for name, detector in detectors.items():
-                start = time.perf_counter()
-                predictions = detector.finish(features, sizes)
-                finish[name] += time.perf_counter() - start
-                known = _in_memory(features, detector.bank)
-                _collect(tallies[name], dataset, chosen, predictions, masks, known)
-            done += len(chosen)
-            if progress is not None:
-                progress(done)
+        for group in groups:
+            for batch in judged(group, dataset, rows, batch_size, resolution):
+                encode_seconds += batch.encode_seconds
+                for name in group:
+                    finish[name] += batch.finish_seconds[name]
+                    _collect(tallies[name], dataset, batch, name, resolution)
+                done += len(batch.rows)
+                if progress is not None:
+                    progress(done // len(groups))
         for name, tally in tallies.items():
             results[name].append(_result(object_name, tally))
     return Evaluation(
@@ -200,66 +190,29 @@ def evaluate(
     )
 
 
-def _common_encoder(detectors: Mapping[str, Detector]) -> Detector:
-    """Any of the detectors, to encode for all. Raises `MRADError` when their encoders differ."""
+def _check_encoder(detectors: Mapping[str, Detector]) -> None:
+    """Raises `MRADError` when the encoders differ."""
     identities = {str(detector.encoder.identity) for detector in detectors.values()}
     if len(identities) != 1:
         raise MRADError(f"one comparison needs one encoder, these are {sorted(identities)}")
-    return next(iter(detectors.values()))
-
-
-def _encoded(
-    detector: Detector, dataset: Dataset, rows: Sequence[int], batch_size: int
-) -> Iterator[tuple[Sequence[int], list[Decoded], Features, float]]:
-    """Batches of one object; the next is decoded in threads while this one is used."""
-    chunks = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-
-    def decode(chunk: Sequence[int]) -> list[Decoded]:
-        return [detector.decode(dataset.records[row].image) for row in chunk]
-
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        pending = pool.submit(decode, chunks[0])
-        for position, chunk in enumerate(chunks):
-            decoded = pending.result()
-            if position + 1 < len(chunks):
-                pending = pool.submit(decode, chunks[position + 1])
-            start = time.perf_counter()
-            features = detector.encode(decoded)
-            yield chunk, decoded, features, time.perf_counter() - start
-
-
-def mask_size(size: tuple[int, int], resolution: int | None) -> tuple[int, int]:
-    """Width, height at which pixels of an image of `size` are compared."""
-    return size if resolution is None else (resolution, resolution)
 
 
 def mask_at(record: Record, size: tuple[int, int], resolution: int | None) -> BoolArray | None:
-    """An image's mask, brought to `mask_size`; None if unknown. Raises `MaskError`."""
+    """An image's mask, brought to `resolution`; None if unknown. Raises `MaskError`."""
     mask = record.read_mask(size)
     if mask is None or resolution is None:
         return mask
     grey = Image.fromarray(mask.astype(np.uint8) * 255)
-    side = mask_size(size, resolution)
-    return np.asarray(grey.resize(side, Image.Resampling.BILINEAR)) > 127
-
-
-def _in_memory(features: Features, bank: MemoryBank) -> list[bool]:
-    """Which images of the batch the bank holds, by the cosine of their class features."""
-    keys = torch.from_numpy(bank.image.keys).to(features.class_feature.device)
-    best = (features.class_query() @ keys.T).amax(dim=1)
-    return [bool(value) for value in best > SAME_IMAGE]
+    return np.asarray(grey.resize((resolution, resolution), Image.Resampling.BILINEAR)) > 127
 
 
 def _collect(
-    tally: _Tally,
-    dataset: Dataset,
-    rows: Sequence[int],
-    predictions: Sequence[Prediction],
-    masks: Sequence[BoolArray | None],
-    known: Sequence[bool],
+    tally: _Tally, dataset: Dataset, batch: Batch, name: str, resolution: int | None
 ) -> None:
-    for row, prediction, mask, in_memory in zip(rows, predictions, masks, known):
+    predictions, known = batch.predictions[name], batch.known[name]
+    for row, prediction, places, in_memory in zip(batch.rows, predictions, batch.places, known):
         record = dataset.records[row]
+        mask, counted = mask_at(record, places.size, resolution), places.counted()
         tally.scores.append(
             ImageScore(
                 source=record.source,
@@ -274,7 +227,9 @@ def _collect(
             )
         )
         if mask is not None and prediction.anomaly_map is not None:
-            tally.pixels.add(prediction.anomaly_map, mask)
+            values = prediction.anomaly_map
+            within = None if counted is None else at_shape(counted, values.shape)
+            tally.pixels.add(values, at_shape(mask, values.shape), within)
             tally.masked += record.anomalous
 
 

@@ -1,0 +1,123 @@
+"""Tiles by every door of the indexer: build, calibrate, eval, score, watch, data check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mrad_indexer.build.build import BuildOptions, build
+from mrad_indexer.calibration.calibrate import score_without_self
+from mrad_indexer.datasets import Dataset, read_dataset
+from mrad_indexer.evaluation.runner import evaluate
+from PIL import Image
+
+from mrad import Detector, Encoder, MemoryBank
+from mrad.images.layout import Layout
+from mrad.images.regions import Area
+from mrad.images.tiles import Tiling
+
+LAYOUT = Layout(Tiling(96, 0.25))
+
+
+@pytest.fixture(scope="module")
+def strips(tmp_path_factory, make_image) -> Path:
+    """Eight pictures of 240 x 96, four with a defect somewhere, in the folders of a dataset."""
+    root = tmp_path_factory.mktemp("strips")
+    for name in ("good", "defect", "masks"):
+        (root / name).mkdir()
+    for seed in range(8):
+        picture, _ = make_image(seed, (240, 96))
+        if seed % 2:
+            picture.save(root / "good" / f"{seed}.png")
+            continue
+        bad, mask = make_image(seed + 50, (96, 96), defect=True)
+        whole, x = Image.new("L", (240, 96)), 18 * seed
+        picture.paste(bad, (x, 0))
+        whole.paste(mask, (x, 0))
+        picture.save(root / "defect" / f"{seed}.png")
+        whole.save(root / "masks" / f"{seed}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def dataset(strips) -> Dataset:
+    return read_dataset(strips)
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory, dataset, tiny_encoder) -> MemoryBank:
+    out = tmp_path_factory.mktemp("banks") / "tiled"
+    return build(tiny_encoder, dataset, out, BuildOptions(layout=LAYOUT, batch_size=3)).bank
+
+
+def test_the_bank_is_the_one_built_in_memory(bank, dataset, tiny_encoder):
+    samples = [record.sample() for record in dataset.records]
+    other = MemoryBank.from_samples(tiny_encoder, samples, layout=LAYOUT, batch_size=3)
+    for level in ("image", "patch"):
+        for name in ("keys", "labels", "entry", "region", "size", "tile"):
+            one, two = getattr(getattr(bank, level), name), getattr(getattr(other, level), name)
+            np.testing.assert_array_equal(one, two)
+    assert bank.layout == other.layout == LAYOUT
+
+
+def test_another_layout_is_another_build(bank, dataset, tiny_encoder, tmp_path):
+    other = BuildOptions(layout=Layout(Tiling(64)), batch_size=3)
+    again = build(tiny_encoder, dataset, tmp_path / "bank", other).bank
+    fingerprints = [b.metadata["build"]["fingerprint"] for b in (bank, again)]
+    assert fingerprints[0] != fingerprints[1]
+
+
+def test_calibration_leaves_out_the_whole_picture(bank, dataset, tiny_encoder, tmp_path):
+    scored = score_without_self(Detector(tiny_encoder, bank), dataset)
+    assert scored.own_row == list(range(8))
+    renamed = Dataset(
+        dataset.name,
+        dataset.root,
+        tuple(r.__class__(r.image, r.anomalous, r.mask, f"x/{r.source}") for r in dataset.records),
+    )
+    by_pixels = score_without_self(Detector(tiny_encoder, bank), renamed)
+    assert by_pixels.own_row == list(range(8))
+    assert by_pixels.score == scored.score
+
+
+def test_eval_compares_tiles_with_the_picture_as_a_whole(bank, dataset, tiny_encoder, tmp_path):
+    plain = build(tiny_encoder, dataset, tmp_path / "plain").bank
+    detectors = {
+        "tiles": Detector(tiny_encoder, bank),
+        "whole": Detector(tiny_encoder, plain),
+    }
+    done: list[int] = []
+    result = evaluate(detectors, dataset, progress=done.append)
+    assert done[-1] == len(dataset)
+    for candidate in result.candidates:
+        assert candidate.in_memory == 8
+        assert candidate.mean("pixel", "aupro") is not None
+        (item,) = candidate.objects
+        direct = detectors[candidate.name].predict([dataset.records[0].image])[0]
+        assert item.scores[0].score == pytest.approx(direct.score, abs=1e-6)
+    small = evaluate({"tiles": detectors["tiles"]}, dataset, resolution=64)
+    assert small.candidates[0].mean("pixel", "auroc") is not None
+
+
+def test_pixels_outside_the_region_of_interest_count_for_nothing(dataset, tiny_encoder, tmp_path):
+    roi = Area.of_box((0, 0, 120, 96), (240, 96))
+    bank = build(
+        tiny_encoder, dataset, tmp_path / "bank", BuildOptions(layout=Layout(None, roi))
+    ).bank
+    detector = Detector(tiny_encoder, bank)
+    result = evaluate({"roi": detector}, dataset)
+    (item,) = result.candidates[0].objects
+    prediction = detector.predict([dataset.records[0].image])[0]
+    assert not prediction.anomaly_map[:, 120:].any()
+    assert item.low > 0  # zeros outside are no pixels of it
+    scored = score_without_self(detector, dataset)
+    assert min(values.min() for values in scored.pixels) > 0
+
+
+def test_anomalib_gets_maps_of_one_size(bank, dataset, tiny_encoder):
+    from mrad_indexer.anomalib import batches
+
+    (batch, *_) = batches(Detector(tiny_encoder, bank), dataset, side=48)
+    assert batch["anomaly_map"].shape == (8, 48, 48)
+    assert isinstance(tiny_encoder, Encoder)
