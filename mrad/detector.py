@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, repeat
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from PIL import Image
@@ -116,6 +116,7 @@ class Detector:
         )
         self.head.attach(bank, retrieval)
         _ = bank.layout  # what cannot be read shows now
+        self._layout: Layout | None = None
         self._evidence: dict[Level, Retriever] = {}
 
     def with_bank(self, bank: MemoryBank) -> Detector:
@@ -128,8 +129,14 @@ class Detector:
 
     @property
     def layout(self) -> Layout:
-        """How every image is looked at: the bank's."""
-        return self.bank.layout
+        """How every image is looked at: as the bank says, or `with_layout`."""
+        return self.bank.layout if self._layout is None else self._layout
+
+    def with_layout(self, layout: Layout) -> Detector:
+        """The same detector with another layout for its queries, as with a region of interest."""
+        other = copy.copy(self)
+        other._layout = layout
+        return other
 
     def predict(
         self,
@@ -274,10 +281,11 @@ class Detector:
         parts = canvas.parts()
         worst = max(parts, key=lambda part: part.score)
         found: list[Evidence] = []
+        whole, local = canvas.asked(worst.name)
         if evidence > 0:
             own = torch.tensor([exclude], dtype=torch.int64) if exclude >= 0 else None
-            for level, asked in zip(("image", "patch"), canvas.asked(worst.name)):
-                found += self._nearest(cast(Level, level), [asked], evidence, own)[0]
+            found += self._nearest("image", [whole], evidence, own)[0]
+            found += self._nearest("patch", [local], evidence, own)[0]
         return Prediction(
             score=worst.score,
             class_score=worst.class_score,
@@ -285,6 +293,7 @@ class Detector:
             size=canvas.places.size,
             anomaly_map=canvas.map(map_pixels) if maps else None,
             evidence=tuple(found),
+            peak_box=local.box,
             parts=tuple(parts) if parts[0].name else (),
             tiles=canvas.tiles() if len(canvas.places.tiles) > 1 else (),
         )
@@ -311,7 +320,9 @@ class Detector:
         tops = top_mean(square, self.top)
         scores = fuse(tops, output.image, self.fusion)
         # One wait for the device instead of three for each image.
-        numbers = torch.stack([scores, output.image, tops], dim=1).tolist()
+        peaks = output.patch.argmax(dim=1)
+        numbers = torch.stack([scores, output.image, tops, peaks.float()], dim=1).tolist()
+        grid = self.encoder.grid
         found = self._find_evidence(features, output, sizes, evidence, exclude)
         return [
             Prediction(
@@ -321,8 +332,9 @@ class Detector:
                 size=sizes[i],
                 anomaly_map=resize_map(square[i], sizes[i]) if maps else None,
                 evidence=found[i],
+                peak_box=cell_box(divmod(int(peak), grid), grid, (0, 0, *sizes[i])),
             )
-            for i, (score, class_score, top_score) in enumerate(numbers)
+            for i, (score, class_score, top_score, peak) in enumerate(numbers)
         ]
 
     def _find_evidence(

@@ -79,6 +79,16 @@ def at_shape(mask: BoolArray, shape: tuple[int, ...]) -> BoolArray:
     return np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
 
 
+def at_size(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """An image at the size of its map, where that was scaled down. Raises `MRADError` for no such map."""
+    if image.size == size:
+        return image
+    scale = size[0] / image.width, size[1] / image.height
+    if max(scale) > 1 or abs(scale[0] * image.height - size[1]) > 1 + 0.01 * size[1]:
+        raise MRADError(f"the map is {size}, the image {image.size} (width, height)")
+    return image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+
+
 @dataclass(frozen=True)
 class Region:
     """One connected region above a threshold, in pixels of the input image."""
@@ -171,15 +181,14 @@ def overlay(
 ) -> Image.Image:
     """Heat map over the image, RGB, at the image's size.
 
-    `values` float32 [H, W]; `low` and `high` are the values of the coldest and hottest colour.
+    `values` float32 [H, W]; where a map was scaled down, the image is too. `low` and `high` are the values of the coldest and hottest colour.
     Left out, they are the map's own smallest and largest, which shows WHERE, not HOW MUCH: pass
     fixed ones to compare images. Cold places stay transparent.
     """
     low = float(values.min()) if low is None else low
     high = float(values.max()) if high is None else high
     heat = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
-    if heat.shape[::-1] != image.size:
-        raise MRADError(f"the map is {heat.shape[::-1]}, the image {image.size} (width, height)")
+    image = at_size(image, (values.shape[1], values.shape[0]))
     colours = _colours()[(heat * 255).astype(np.uint8)].astype(np.float32)
     weight = (alpha * np.sqrt(heat))[..., None]
     mixed = np.asarray(image.convert("RGB"), dtype=np.float32) * (1 - weight) + colours * weight

@@ -95,6 +95,8 @@ class Prediction:
     """float32 [height, width] at the size of the input image; scaled down where that is beyond what
     was asked for (`Detector.predict`, `map_pixels`). 0 outside the region of interest."""
     evidence: tuple[Evidence, ...] = field(default=())
+    peak_box: Box | None = None
+    """Where it is most anomalous: the pixels of the patch of largest probability."""
     parts: tuple[PartScore, ...] = field(default=())
     """Of a layout with named parts; `score` and its two terms are those of the strongest."""
     tiles: tuple[TileScore, ...] = field(default=())

@@ -121,3 +121,68 @@ def test_anomalib_gets_maps_of_one_size(bank, dataset, tiny_encoder):
     (batch, *_) = batches(Detector(tiny_encoder, bank), dataset, side=48)
     assert batch["anomaly_map"].shape == (8, 48, 48)
     assert isinstance(tiny_encoder, Encoder)
+
+
+def run(*words: object) -> str:
+    from mrad_indexer.cli.main import app
+    from typer.testing import CliRunner
+
+    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
+
+
+@pytest.fixture(scope="module")
+def boards(tmp_path_factory, demo_images) -> Path:
+    """Mosaics of DeepPCB boards, 1,920 x 1,280: six boards each, one of them defective or none."""
+    root = tmp_path_factory.mktemp("boards")
+    for name in ("good", "defect", "masks"):
+        (root / name).mkdir()
+    memory = demo_images / "memory"
+    good = sorted((memory / "good").iterdir())
+    bad = sorted((memory / "defect").iterdir())
+    for number in range(4):
+        sheet, mask = Image.new("L", (1920, 1280)), Image.new("L", (1920, 1280))
+        for place in range(6):
+            at = place % 3 * 640, place // 3 * 640
+            sheet.paste(Image.open(good[6 * number + place]).convert("L"), at)
+        sheet.save(root / "good" / f"{number}.png")
+        at = number % 3 * 640, number // 3 * 640
+        sheet.paste(Image.open(bad[number]).convert("L"), at)
+        mask.paste(Image.open(memory / "masks" / bad[number].name).convert("L"), at)
+        sheet.save(root / "defect" / f"{number}.png")
+        mask.save(root / "masks" / f"{number}.png")
+    return root
+
+
+def test_mosaics_go_through_build_and_score_by_the_command_line(boards, tmp_path):
+    out = run("build", boards, "--out", tmp_path / "bank", "--tile", 640, "--tile-overlap", 0)
+    assert "tiles of 640 px" in out
+    assert "6 tiles in a picture of 1920 x 1280" in out
+    bank = MemoryBank.load(tmp_path / "bank")
+    assert bank.layout == Layout(Tiling(640, 0.0))
+    assert len(bank.image) == 8 * 6
+    assert int(bank.image.labels.sum()) == 4
+    run("score", boards / "defect", "--bank", tmp_path / "bank", "--out", tmp_path / "scores")
+    table = (tmp_path / "scores" / "results.csv").read_text()
+    assert "peak_box" in table.splitlines()[0]
+    assert len(list((tmp_path / "scores" / "overlays").iterdir())) == 4
+
+
+def test_auto_says_what_it_chose_and_without_tiles_what_is_lost(boards, tmp_path):
+    auto = run("build", boards, "--out", tmp_path / "auto", "--tile", "auto")
+    assert "tiles of" in auto
+    assert MemoryBank.load(tmp_path / "auto").layout.tiling is not None
+    plain = run("build", boards, "--out", tmp_path / "plain")
+    assert "--tile auto would cut them into tiles" in plain
+    checked = run("data", "check", boards)
+    assert "large images" in checked
+    assert "mrad build --tile auto" in checked
+
+
+def test_data_check_says_how_much_is_squeezed_away(tmp_path, make_image):
+    (tmp_path / "good").mkdir()
+    (tmp_path / "defect").mkdir()
+    make_image(0, (50, 125))[0].save(tmp_path / "good" / "a.png")
+    make_image(1, (100, 100), defect=True)[0].save(tmp_path / "defect" / "b.png")
+    assert "50 x 125 loses 60 % of its height" in run("data", "check", tmp_path)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mrad.errors import MRADError
+from mrad_indexer.cli import options
 from mrad_indexer.cli.console import errors, progress, say, warn
-from mrad_indexer.cli.options import Precision
 
 if TYPE_CHECKING:
     from mrad.encoder.encoder import Encoder
@@ -57,9 +57,27 @@ def build_command(
         int | None,
         typer.Option(min=2, help="then keep only so many patch keys, which cover all  [every one]"),
     ] = None,
+    tile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|N",
+            help="cut pictures into square tiles of N pixels; auto: as the sizes of pictures and "
+            "defects ask for. Kept in the bank, and done to every query  [no tiles]",
+        ),
+    ] = None,
+    tile_overlap: Annotated[
+        float, typer.Option(help="share of a tile that its neighbour shows too", min=0, max=0.9)
+    ] = 0.25,
+    roi: options.ROI = None,
+    parts: Annotated[
+        Path | None,
+        typer.Option(
+            help="parts.json: named boxes or polygons, each judged by itself in every picture"
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
-    precision: Precision = "fp32",
+    precision: options.Precision = "fp32",
     strict: Annotated[
         bool, typer.Option("--strict", help="stop at an image that cannot be used")
     ] = False,
@@ -88,7 +106,9 @@ def build_command(
     """
     from mrad.encoder.encoder import Encoder
     from mrad.memory.keys import parse_patch_keys
-    from mrad_indexer.build.build import BuildOptions, build
+    from mrad_indexer.build.build import SHARD, BuildOptions, build
+    from mrad_indexer.cli.tiles import say_layout, shard_size
+    from mrad_indexer.cutting import layout_of
     from mrad_indexer.datasets import read_dataset
     from mrad_indexer.loading import choose
 
@@ -106,7 +126,11 @@ def build_command(
     say(f"{len(dataset)} images, {loaded.identity} on {loaded.device}", style="dim", to=errors)
     if pretrained is not None and Path(pretrained).is_file():
         pretrained = str(Path(pretrained).absolute())
-    options = BuildOptions(
+    looked_at, extent = layout_of(
+        dataset, loaded, tile=tile, overlap=tile_overlap, roi=roi, parts=parts
+    )
+    say_layout(looked_at, extent, loaded, tile)
+    chosen = BuildOptions(
         batch_size,
         thumbnails,
         strict,
@@ -120,6 +144,8 @@ def build_command(
         },
         patch_keys=kept,
         coreset=coreset,
+        layout=looked_at,
+        shard=SHARD if looked_at.plain else shard_size(looked_at, extent),
     )
     with progress() as bar:
         task = bar.add_task("images", total=len(dataset), note="")
@@ -138,7 +164,7 @@ def build_command(
             loaded,
             dataset,
             out,
-            options,
+            chosen,
             replace=replace,
             restart=restart,
             progress=report,
@@ -186,7 +212,10 @@ def summarise(built: Built, dataset: Dataset, encoder: Encoder, out: Path) -> No
     list_skipped(built.skipped)
     unmasked = dataset.counts["unmasked"]
     if unmasked:
-        say(f"{unmasked} defective images have no mask: they feed the image level only")
+        fed = "the image level only"
+        if bank.layout.tiling is not None:
+            fed += ", or nothing where they have several tiles: nobody knows which one is defective"
+        say(f"{unmasked} defective images have no mask: they feed {fed}")
     warn_of_small(bank.metadata.get("build", {}).get("too_small", []), encoder)
     try:
         bank.check(encoder)
@@ -202,7 +231,7 @@ def warn_of_small(sources: list[str], encoder: Encoder) -> None:
     warn(
         f"{len(sources)} defects have a mask that fills no patch (an image is {side} x {side} px "
         f"here, a patch {side // grid}), so they add no anomalous patch key and heat maps learn "
-        "nothing from them: crop to the part, cut it into tiles, or take a larger --image-size"
+        "nothing from them: cut pictures into (smaller) tiles with --tile, or take a larger --image-size"
     )
     for source in sources[:SHOWN]:
         say(f"  {source}", to=errors)

@@ -17,6 +17,14 @@ TargetFPR = Annotated[
 ]
 Overlays = Annotated[bool, typer.Option(help="heat maps as files")]
 
+ROI = Annotated[
+    Path | None,
+    typer.Option(
+        help="region of interest: a mask (white counts), or JSON with polygons or a box; "
+        "outside nothing is judged"
+    ),
+]
+
 Layout = Annotated[str, typer.Option(help="of the data; see mrad data layouts")]
 Only = Annotated[list[str] | None, typer.Option(help="only this object; repeat")]
 

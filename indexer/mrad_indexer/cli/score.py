@@ -14,6 +14,7 @@ from rich.text import Text
 
 from mrad_indexer.cli import options
 from mrad_indexer.cli.console import console, errors, say
+from mrad_indexer.cli.tiles import describe
 
 if TYPE_CHECKING:
     from mrad_client.batch.summary import Summary
@@ -65,6 +66,7 @@ def score_command(
     ] = None,
     maps: Annotated[Maps, typer.Option(help="raw maps as files")] = Maps.none,
     overlays: options.Overlays = True,
+    roi: options.ROI = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="score all again, whatever was done before")
     ] = False,
@@ -84,6 +86,8 @@ def score_command(
     from mrad_client.batch.screen import closing
     from mrad_client.batch.sources import find_items
 
+    from mrad.images.regions import read_roi
+    from mrad_indexer.cutting import size_of
     from mrad_indexer.loading import HeadChoice
     from mrad_indexer.scoring.judge import Judge
     from mrad_indexer.scoring.local import LocalTransport
@@ -99,13 +103,14 @@ def score_command(
         pretrained=pretrained,
         device=device,
         precision=precision,
+        roi=None if roi is None else read_roi(roi, size_of(items[0].path)),
     )
     wanted = [Format.csv] if formats is None else formats
     job = Job(
         items=items,
         journal=out / "results.journal",
         asked=judge.asked() | {"overlays": overlays, "maps": maps.value},
-        size=batch_size,
+        size=batch_size if judge.detector.layout.tiling is None else 1,
         places=Places(
             maps=None if maps is Maps.none else out / "maps",
             overlays=out / "overlays" if overlays else None,
@@ -114,7 +119,7 @@ def score_command(
         tables=[out / f"results.{kind.value}" for kind in wanted if kind is not Format.table],
         page=out / "summary.html",
     )
-    with LocalTransport(judge, maps.value) as transport:
+    with LocalTransport(judge, maps.value, batch_size) as transport:
         about = _about(judge, bank)
         summary = job.do(nullcontext(transport), errors, restart=restart, about=about)
     show(summary, judge)
@@ -132,6 +137,9 @@ def _about(judge: Judge, bank: Path) -> dict[str, object]:
         "threshold": "none" if judge.threshold is None else f"{judge.threshold:.5f}",
         "colours": f"{judge.low:.5f} (cold) to {judge.high:.5f} (hot), the same for all",
     }
+    layout = judge.detector.layout
+    if not layout.plain:
+        shown["looked at"] = describe(layout)
     if judge.pixel_threshold is not None:
         shown["green line"] = f"{judge.pixel_threshold:.5f}, the pixel threshold"
     return shown

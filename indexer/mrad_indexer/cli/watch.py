@@ -38,6 +38,7 @@ def watch_command(
         float, typer.Option(help="seconds without change after which a file is whole", min=0)
     ] = 0.5,
     overlays: options.Overlays = True,
+    roi: options.ROI = None,
     pretrained: options.Pretrained = None,
     batch_size: options.BatchSize = 8,
     device: options.Device = "auto",
@@ -48,6 +49,7 @@ def watch_command(
     A line for each image is added to OUT/verdicts.jsonl and synced to disk. Stop it, kill it, start
     it again: no image is judged twice, none is left out.
     """
+    from mrad.images.regions import read_roi
     from mrad_indexer.loading import HeadChoice
     from mrad_indexer.scoring.judge import Judge
     from mrad_indexer.watch import WatchOptions, watch_folder
@@ -62,6 +64,7 @@ def watch_command(
         pretrained=pretrained,
         device=device,
         precision=precision,
+        roi=None if roi is None else read_roi(roi),
     )
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -10,7 +10,10 @@ from mrad.errors import ImageError, MaskError
 from mrad.images.preprocess import load_image
 from mrad_indexer.datasets.records import Dataset, Record
 
-ODD_ASPECT = 3.0
+ODD_ASPECT = 1.5
+LARGE = 1_600
+"""Pixels of the longer side: three times the paper's input, six times the small encoder's."""
+REMEDY = "mrad build --tile auto cuts them into tiles"
 TINY = 64
 
 
@@ -49,10 +52,17 @@ def _check_record(record: Record, findings: Findings) -> None:
         return
     findings.sizes[size] += 1
     width, height = size
-    if max(width / height, height / width) > ODD_ASPECT:
-        problems[f"images longer than {ODD_ASPECT:.0f} : 1 (they are squeezed to a square)"].append(
-            f"{record.source}: {width} x {height}"
+    longer, shorter = max(size), min(size)
+    if longer > ODD_ASPECT * shorter:
+        axis = "height" if height > width else "width"
+        lost = f"{100 * (1 - shorter / longer):.0f} % of its {axis}"
+        problems[f"images that are squeezed to a square ({REMEDY})"].append(
+            f"{record.source}: {width} x {height} loses {lost}"
         )
+    if longer > LARGE:
+        problems[
+            f"large images, whose smallest details are lost when they are shrunk ({REMEDY})"
+        ].append(f"{record.source}: {width} x {height}")
     if min(size) < TINY:
         problems[f"images smaller than {TINY} px"].append(f"{record.source}: {width} x {height}")
     if not record.anomalous:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from mrad.detector import Detector
 from mrad.encoder.encoder import Encoder, Features
 from mrad.errors import CalibrationError
 from mrad.files import sha256_file
+from mrad.images.regions import Area
 from mrad.memory.bank import MemoryBank
-from mrad.types import ANOMALOUS
+from mrad.types import ANOMALOUS, Prediction
 from mrad_indexer.loading import HeadChoice, detector_of, encoder_of
 
 KEYS = 2_048
@@ -49,11 +50,15 @@ class Judge:
         pretrained: str | None = None,
         device: str = "auto",
         precision: str = "fp32",
+        roi: Area | None = None,
     ) -> Judge:
-        """From a bank's folder, on the encoder that it names; see `of`."""
+        """From a bank's folder, on the encoder that it names; see `of`.
+
+        `roi`: instead of the bank's own region of interest or parts.
+        """
         bank = MemoryBank.load(bank_path)
         encoder = encoder_of(bank, pretrained=pretrained, device=device, precision=precision)
-        return cls.of(
+        judge = cls.of(
             encoder,
             bank,
             head=head,
@@ -61,6 +66,10 @@ class Judge:
             threshold=threshold,
             target_fpr=target_fpr,
         )
+        if roi is None:
+            return judge
+        layout = replace(bank.layout, roi=roi, parts=())
+        return replace(judge, detector=judge.detector.with_layout(layout))
 
     @classmethod
     def of(
@@ -104,6 +113,13 @@ class Judge:
         """Calibrated; None without a calibration."""
         return None if self.calibration is None else self.calibration.probability(score)
 
+    def parts(self, prediction: Prediction) -> dict[str, dict[str, Any]]:
+        """Name of each part -> its score and verdict."""
+        return {
+            part.name: {"score": part.score, "verdict": self.verdict(part.score)}
+            for part in prediction.parts
+        }
+
     def asked(self) -> dict[str, Any]:
         """What decides scores and verdicts, for a journal."""
         detector = self.detector
@@ -114,6 +130,7 @@ class Judge:
             "precision": str(detector.encoder.dtype).removeprefix("torch."),
             "threshold": self.threshold,
             "pixel_threshold": self.pixel_threshold,
+            "layout": detector.layout.to_json(),
         }
 
 

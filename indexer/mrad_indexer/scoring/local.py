@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -24,9 +25,12 @@ from mrad_indexer.scoring.pictures import MapFormat, draw, encode_map
 class LocalTransport:
     """A judge as a transport. While one call is encoded, the next decodes and the last is drawn."""
 
-    def __init__(self, judge: Judge, maps: MapFormat = "none") -> None:
-        """`maps`: the format of raw maps, where places for them are given."""
-        self.judge, self.maps, self.limit = judge, maps, Steady(3)
+    def __init__(self, judge: Judge, maps: MapFormat = "none", batch_size: int = 8) -> None:
+        """`maps`: the format of raw maps, where places for them are given; `batch_size`: images, or
+        tiles, encoded at once."""
+        cut = judge.detector.layout.tiling is not None  # then pictures are large: fewer at once
+        self.judge, self.maps, self.limit = judge, maps, Steady(2 if cut else 3)
+        self.batch_size = batch_size
         self._decoders = ThreadPoolExecutor(min(8, cpu_count() or 1))
         # One thread for all batches: torch keeps a pool of workers for each thread that computes.
         self._encoder = ThreadPoolExecutor(1)
@@ -45,8 +49,7 @@ class LocalTransport:
         ]
 
     def _predict(self, decoded: Sequence[Decoded]) -> list[Prediction]:
-        features = self.judge.detector.encode(decoded)
-        return self.judge.detector.finish(features, [item.size for item in decoded])
+        return list(self.judge.detector.judge(decoded, batch_size=self.batch_size))
 
     def _open(self, path: Path) -> Decoded | Judged:
         try:
@@ -64,6 +67,10 @@ class LocalTransport:
             "threshold": self.judge.threshold,
             "probability": self.judge.probability(score),
         }
+        if prediction.peak_box is not None:
+            columns["peak_box"] = json.dumps(prediction.peak_box)
+        if prediction.parts:
+            columns["parts"] = json.dumps(self.judge.parts(prediction))
         pictures: dict[str, Draw] = {}
         if values is not None:
             pictures["map"] = partial(encode_map, values, self.maps)

@@ -6,19 +6,26 @@ import io
 from typing import Literal
 
 import numpy as np
+import torch
 from PIL import Image
 from skimage.segmentation import find_boundaries
 
-from mrad.maps import overlay
+from mrad.maps import overlay, resize_map
 from mrad.types import FloatArray
 from mrad_indexer.scoring.judge import Judge
 
 MapFormat = Literal["none", "png16", "npy"]
 OUTLINE = (60, 255, 120)
+LONGEST = 32_000
+"""Pixels of an overlay's longer side: JPEG ends at 65,500."""
 
 
 def draw(image: Image.Image, values: FloatArray, judge: Judge) -> Image.Image:
     """Heat map over the image in the judge's colours; the pixel threshold as a green line."""
+    if max(values.shape) > LONGEST:
+        shrink = LONGEST / max(values.shape)
+        size = max(1, int(values.shape[1] * shrink)), max(1, int(values.shape[0] * shrink))
+        values = resize_map(torch.from_numpy(values), size)
     picture = overlay(image, values, low=judge.low, high=judge.high, alpha=0.6)
     if judge.pixel_threshold is None:
         return picture
@@ -26,7 +33,7 @@ def draw(image: Image.Image, values: FloatArray, judge: Judge) -> Image.Image:
     if not inside.any() or inside.all():
         return picture
     pixels = np.asarray(picture).copy()
-    thick = max(image.size) > 800  # a line of one pixel vanishes on a large picture
+    thick = max(values.shape) > 800  # a line of one pixel vanishes on a large picture
     pixels[find_boundaries(inside, mode="thick" if thick else "inner")] = OUTLINE
     return Image.fromarray(pixels)
 

@@ -59,7 +59,7 @@ def test_everything_that_is_wrong_is_named(root):
         "without a mask: defect/2.png",
         "unusable masks: defect/3.png",
         "unreadable images: good/broken.png",
-        "longer than 3 : 1 (they are squeezed to a square): good/long.png",
+        "squeezed to a square (mrad build --tile auto cuts them into tiles): good/long.png",
         "smaller than 64 px: good/tiny.png",
         "occur twice: good/0.png = good/again.png",
         "both good and defective: good/1.png = defect/1.png",

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import typer
 from mrad_indexer import loading
-from mrad_indexer.calibration.calibrate import SAME_IMAGE
 from mrad_indexer.cli import calibrate as cli_calibrate
 from mrad_indexer.cli import eval as cli_eval
 from mrad_indexer.cli.console import MRADGroup
 from mrad_indexer.datasets import read_dataset
 from mrad_indexer.evaluation.report import notes, render, table
 from mrad_indexer.evaluation.runner import METRICS, evaluate
+from mrad_indexer.known import SAME_IMAGE
 from sklearn.metrics import average_precision_score, roc_auc_score
 from typer.testing import CliRunner
 

@@ -30,6 +30,8 @@ COLUMNS = {
     "verdict": pa.string(),
     "threshold": pa.float64(),
     "probability": pa.float64(),
+    "peak_box": pa.string(),
+    "parts": pa.string(),
     "map": pa.string(),
     "overlay": pa.string(),
     "code": pa.string(),

@@ -1,0 +1,74 @@
+"""What commands say about tiles, regions of interest and parts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mrad_indexer.cli.console import say, warn
+
+if TYPE_CHECKING:
+    from mrad.encoder.encoder import Encoder
+    from mrad.images.layout import Layout
+    from mrad_indexer.cutting import Extent
+
+SHARD = 64
+"""Tiles in a shard, about."""
+
+
+def describe(layout: Layout) -> str:
+    """One line: tiles, region of interest, parts."""
+    found = []
+    if layout.tiling is not None:
+        share = f"{100 * layout.tiling.overlap:.0f} % of which neighbours share"
+        found.append(f"tiles of {layout.tiling.side} px, {share}")
+    if layout.roi is not None:
+        found.append("a region of interest")
+    if layout.parts:
+        found.append(f"parts: {', '.join(part.name for part in layout.parts)}")
+    return "; ".join(found) or "each picture as a whole"
+
+
+def say_layout(layout: Layout, extent: Extent, encoder: Encoder, asked: str | None) -> None:
+    """What was chosen and why; without tiles, what is lost without them."""
+    from mrad_indexer.cutting import suggested
+
+    if not extent.sizes:
+        return
+    width, height = extent.middle
+    if layout.tiling is not None:
+        count = len(layout.places((width, height)).tiles)
+        say(
+            f"{describe(layout)}: {count} tiles in a picture of {width} x {height}, each shrunk "
+            f"{layout.tiling.side / encoder.image_size:.1f} x to {encoder.image_size} px",
+        )
+        return
+    if not layout.plain:
+        say(describe(layout))
+    if asked == "auto":
+        say(
+            f"--tile auto: pictures of {width} x {height} do well as a whole; no tiles",
+        )
+        return
+    better = suggested(extent, layout, encoder)
+    if better is not None:
+        side, patch = encoder.image_size, encoder.image_size // encoder.grid
+        warn(
+            f"pictures of {width} x {height} are shrunk to {side} x {side} px: what is less than "
+            f"{max(1, round(patch * max(width, height) / side))} px long may be lost"
+            f"{lost_by_squeezing(width, height)}; --tile auto would cut them into tiles of "
+            f"{better.side} px"
+        )
+
+
+def lost_by_squeezing(width: int, height: int) -> str:
+    """What a square takes of a long picture; empty for one that is nearly square."""
+    longer, shorter = max(width, height), min(width, height)
+    if longer < 1.5 * shorter:
+        return ""
+    axis = "height" if height > width else "width"
+    return f", and {100 * (1 - shorter / longer):.0f} % of the {axis} is squeezed away"
+
+
+def shard_size(layout: Layout, extent: Extent) -> int:
+    """Pictures in a shard, so that a shard has about `SHARD` tiles: the unit of a build's work."""
+    return max(1, SHARD // max(1, len(layout.places(extent.middle).tiles)))

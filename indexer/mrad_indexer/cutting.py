@@ -1,0 +1,143 @@
+"""How large a dataset's pictures and defects are, and the layout that a build looks at them with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from PIL import Image
+from skimage import measure
+
+from mrad.encoder.encoder import Encoder
+from mrad.errors import DataError, ImageError, MaskError, MRADError
+from mrad.images.layout import PLAIN, Layout
+from mrad.images.preprocess import load_image
+from mrad.images.regions import read_parts, read_roi
+from mrad.images.tiles import OVERLAP, Size, Tiling, auto_tiling
+from mrad_indexer.datasets import Dataset, Record
+
+LOOKED_AT = 200
+"""Pictures, spread over the dataset, whose size is read."""
+MASKS = 40
+"""Masks, spread over the dataset, whose defects are measured."""
+TURNED = 5
+"""EXIF orientations from here on swap width and height."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Sizes of some pictures, and the shorter side of each defect in some masks, pixels."""
+
+    sizes: list[Size]
+    defects: list[float]
+
+    @property
+    def middle(self) -> Size:
+        """Median width and height."""
+        return (
+            int(median(size[0] for size in self.sizes)),
+            int(median(size[1] for size in self.sizes)),
+        )
+
+
+def extent_of(dataset: Dataset, image_size: int) -> Extent:
+    """Read the headers of some pictures, and some masks; what cannot be read is left out.
+
+    Masks are read only where pictures are larger than the encoder's input, of `image_size` pixels.
+    """
+    records = _some(dataset.records, LOOKED_AT)
+    sizes = [size for size in map(size_of, (record.image for record in records)) if size]
+    defects: list[float] = []
+    if any(max(size) > image_size for size in sizes):
+        for record in _some([r for r in dataset.records if r.anomalous and r.mask], MASKS):
+            defects += _defects(record)
+    return Extent(sizes, defects)
+
+
+def size_of(path: Path) -> Size | None:
+    """Width, height of the upright picture from its header; None where it cannot be read."""
+    try:
+        with Image.open(path) as opened:
+            width, height = opened.size
+            turned = opened.getexif().get(0x0112, 1) >= TURNED
+        return (height, width) if turned else (width, height)
+    except (OSError, ValueError, SyntaxError, TypeError):
+        try:
+            return load_image(path).size
+        except ImageError:
+            return None
+
+
+def _defects(record: Record) -> list[float]:
+    """The width of each marked region: of its bounding box, or of a square of its area."""
+    size = size_of(record.image)
+    if size is None:
+        return []
+    try:
+        mask = record.read_mask(size)
+    except MaskError:
+        return []
+    if mask is None or not mask.any():
+        return []
+    found = []
+    for part in measure.regionprops(measure.label(mask, connectivity=2)):
+        top, left, bottom, right = part.bbox
+        found.append(float(min(bottom - top, right - left, np.sqrt(part.area))))
+    return found
+
+
+def _some(records: Sequence[Record], count: int) -> list[Record]:
+    places = np.linspace(0, len(records) - 1, min(count, len(records))).astype(int)
+    return [records[place] for place in places]
+
+
+def layout_of(
+    dataset: Dataset,
+    encoder: Encoder,
+    *,
+    tile: str | None = None,
+    overlap: float = OVERLAP,
+    roi: Path | None = None,
+    parts: Path | None = None,
+) -> tuple[Layout, Extent]:
+    """The layout that was asked for, and what it follows from.
+
+    `tile`: a number of pixels, `auto`, or None for none. Raises `DataError`, `MRADError`.
+    """
+    extent = extent_of(dataset, encoder.image_size)
+    if not extent.sizes:
+        if tile is None and roi is None and parts is None:
+            return PLAIN, extent
+        raise DataError(f"{dataset.root} holds no picture whose size can be read")
+    drawn_on = extent.sizes[0]
+    area = None if roi is None else read_roi(roi, drawn_on)
+    named = () if parts is None else read_parts(parts, drawn_on)
+    layout = Layout(None, area, named)
+    return Layout(tiling_of(tile, overlap, extent, layout, encoder), area, named), extent
+
+
+def tiling_of(
+    tile: str | None, overlap: float, extent: Extent, layout: Layout, encoder: Encoder
+) -> Tiling | None:
+    """Tiles as asked for; `auto` follows the sizes of what is looked at. Raises `MRADError`."""
+    if tile is None:
+        return None
+    if tile != "auto":
+        try:
+            return Tiling(int(tile), overlap)
+        except ValueError as error:
+            raise MRADError(f"--tile is a number of pixels, or auto, not {tile!r}") from error
+    return suggested(extent, layout, encoder, overlap)
+
+
+def suggested(
+    extent: Extent, layout: Layout, encoder: Encoder, overlap: float = OVERLAP
+) -> Tiling | None:
+    """What `auto` chooses; None where pictures, or their parts, do well as a whole."""
+    sizes = extent.sizes
+    if layout.roi or layout.parts:
+        sizes = [section.size for section in layout.places(sizes[0]).sections]
+    return auto_tiling(sizes, encoder.image_size, encoder.grid, extent.defects, overlap)
