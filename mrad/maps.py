@@ -41,7 +41,7 @@ def anomaly_map(patch: Tensor, image_size: int, sigma: float = 4.0) -> Tensor:
         raise MRADError(f"{patch.shape[1]} patch probabilities do not fill a square grid")
     operator = map_operator(grid, image_size, sigma, patch.device)
     cells = patch.float().view(-1, grid, grid)
-    return operator @ cells @ operator.T
+    return (operator @ cells @ operator.T).clamp_(0, 1)  # rounding leads a hair beyond 1
 
 
 def top_mean(maps: Tensor, fraction: float = 0.01) -> Tensor:
@@ -67,7 +67,7 @@ def resize_map(values: Tensor, size: tuple[int, int]) -> FloatArray:
         align_corners=False,
         antialias=shrinks,
     )
-    out: FloatArray = resized[0, 0].cpu().numpy()
+    out: FloatArray = resized[0, 0].clamp_(0, 1).cpu().numpy()
     return out
 
 

@@ -80,7 +80,7 @@ def blend(
         row, column = divmod(tile.number - section.first, len(section.columns))
         part = rows.operators[row] @ grids[tile.number] @ columns.operators[column].T
         out[rows.spans[row], columns.spans[column]] += part
-    return out
+    return out.clamp_(0, 1)
 
 
 def working_size(section: Section, image_size: int) -> tuple[int, int]:

@@ -98,7 +98,7 @@ def watch_folder(
     asked = judge.asked() | {"overlays": options.overlays}
     with (
         Journal(options.out / "verdicts.jsonl", asked, follow=True) as journal,
-        LocalTransport(judge) as transport,
+        LocalTransport(judge, batch_size=options.batch_size) as transport,
     ):
         worker = _Worker(folder, transport, options, journal, report)
         arrivals = Arrivals(options.settle)
@@ -174,7 +174,7 @@ class _Worker:
         Returns files that are no whole images yet, to be looked at again.
         """
         fresh = [item for item, stamp in items if not self.journal.has(item.name, stamp)]
-        size, later = self.options.batch_size, []
+        size, later = self.transport.size, []
         for start in range(0, len(fresh), size):
             chunk = [(item, item.stamp()) for item in fresh[start : start + size]]
             answers = self.transport.judge_files([item.path for item, _ in chunk])

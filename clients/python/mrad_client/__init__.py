@@ -29,6 +29,7 @@ from mrad_client.errors import (
     TooLargeError,
     UnavailableError,
     UnexpectedResponseError,
+    UnreadableFileError,
     VersionError,
 )
 from mrad_client.images import ImageInput
@@ -66,6 +67,7 @@ __all__ = [
     "TooLargeError",
     "UnavailableError",
     "UnexpectedResponseError",
+    "UnreadableFileError",
     "VersionError",
     "__version__",
 ]

@@ -36,6 +36,8 @@ class Call(Generic[T]):
     files: Sequence[tuple[str, tuple[str, bytes, str]]] = ()
     json: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    settled: T | None = None
+    """The answer, where there is nothing to ask the server."""
     missing_is_done: bool = False
     """A 404 on a repeated try means that an earlier one, whose answer was lost, did the work."""
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Literal, TypedDict
 from urllib.parse import quote
 
 import httpx
 
 from mrad_client._call import Call
-from mrad_client.images import ImageInput, upload, uploads
+from mrad_client.errors import UnreadableFileError
+from mrad_client.images import ImageInput, Upload, upload
 from mrad_client.types import Bank, Entry, EntryPage, MapFormat, Result, Scores
 
 Label = Literal["normal", "anomalous"]
@@ -49,20 +51,40 @@ def score(images: Iterable[ImageInput], options: ScoreOptions) -> Call[Scores]:
     """`POST /v1/score`."""
     if isinstance(images, str | bytes):
         raise TypeError("score takes a list of images; for one image use score_image")
-    files = uploads(images)
-    if not files:
+    files: list[Upload] = []
+    unreadable: dict[int, Result] = {}
+    for index, image in enumerate(images):
+        try:
+            files.append(upload(image, f"image-{index}.png"))
+        except UnreadableFileError as error:
+            name = Path(image).name if isinstance(image, str | Path) else ""
+            unreadable[index] = Result.unreadable(index, name, error)
+    if not files and not unreadable:
         raise ValueError("no image to score")
 
-    def parse(response: httpx.Response) -> Scores:
-        scores = Scores.model_validate(response.json())
-        if len(scores) != len(files):
-            raise ValueError(f"{len(files)} images were sent, {len(scores)} results came")
-        return scores
+    def whole(judged: Scores) -> Scores:
+        """The results of what was sent, and of what could not be, in the caller's order."""
+        if len(judged) != len(files):
+            raise ValueError(f"{len(files)} images were sent, {len(judged)} results came")
+        if not unreadable:
+            return judged
+        sent = iter(judged.results)
+        results = [
+            unreadable.get(index) or next(sent).model_copy(update={"index": index})
+            for index in range(len(files) + len(unreadable))
+        ]
+        return judged.model_copy(update={"results": results})
 
     fields = options.get("fields")
     given = {**options, "fields": ",".join(fields) if fields else None}
-    data = {name: value for name, value in given.items() if value is not None}
-    return Call("POST", "/v1/score", parse, data=data, files=[("images", file) for file in files])
+    return Call(
+        "POST",
+        "/v1/score",
+        lambda response: whole(Scores.model_validate(response.json())),
+        data={name: value for name, value in given.items() if value is not None},
+        files=[("images", file) for file in files],
+        settled=None if files else whole(Scores(results=[])),
+    )
 
 
 def only(scores: Scores) -> Result:

@@ -45,7 +45,8 @@ class AsyncClient:
         self._sleep = sleep
 
     async def score(self, images: Iterable[ImageInput], **options: Unpack[ScoreOptions]) -> Scores:
-        """Judge images; one result for each, in order. A bad image spoils its own result only.
+        """Judge images; one result for each, in order. A bad image, or a path that cannot be
+        read, spoils its own result only.
 
         Options: `threshold` (a raw score) or `target_fpr` (share of good parts that may be
         stopped) for the verdict; `map` for how maps come back; `evidence` for the number of nearest
@@ -120,6 +121,8 @@ class AsyncClient:
         await self.close()
 
     async def _send(self, call: Call[T]) -> T:
+        if call.settled is not None:
+            return call.settled
         attempts = Attempts(self._retry)
         while True:
             outcome = await self._try(call)

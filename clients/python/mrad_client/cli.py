@@ -82,9 +82,15 @@ def score(
     @asynccontextmanager
     async def opened() -> AsyncIterator[HTTPTransport]:
         async with AsyncClient(server, retry=Retry(attempts=1)) as client:
-            await client.bank()  # wrong address, key or version: say so before the first image
-            limit = Pace(most=most_requests)
-            yield HTTPTransport(client, threshold, target_fpr, places.wanted, limit)
+            bank = await client.bank()  # wrong address, key or version: before the first image
+            yield HTTPTransport(
+                client,
+                threshold,
+                target_fpr,
+                pictures=places.wanted,
+                colours=bank.map_range,
+                limit=Pace(most=most_requests),
+            )
 
     found = job.do(opened(), console, restart=restart)
     written = (*out, *(path for path in (maps, overlays, summary) if path is not None))

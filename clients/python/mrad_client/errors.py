@@ -1,7 +1,8 @@
 """What can go wrong, as one tree. Every error of the server keeps its stable `code`.
 
 MRADClientError
-├── InputError                  an image that this side cannot read or encode
+├── InputError                  an image that this side cannot encode
+│   └── UnreadableFileError     a path from which nothing can be read
 ├── ConnectionFailedError       no answer; TimedOutError when it took too long
 ├── UnexpectedResponseError     an answer that is not this API's
 │   └── VersionError            an API version that this client does not speak
@@ -29,6 +30,12 @@ class InputError(MRADClientError, ValueError):
     """An input that cannot be sent: unreadable, or of a kind that has no meaning as an image."""
 
     code = "invalid_input"
+
+
+class UnreadableFileError(InputError):
+    """A path from which nothing can be read."""
+
+    code = "unreadable_file"
 
 
 class ConnectionFailedError(MRADClientError):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from mrad_client.errors import InputError
+from mrad_client.errors import InputError, UnreadableFileError
 
 ImageInput = str | Path | bytes | Image.Image | npt.NDArray[np.generic]
 """A path, an encoded file's bytes, a PIL image, or an array.
@@ -26,14 +25,15 @@ PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 def upload(image: ImageInput, default_name: str = "image.png") -> Upload:
     """One input as an upload. Files and bytes travel as they are; the rest as lossless PNG.
 
-    Raises `InputError`.
+    Raises `InputError`; `UnreadableFileError` for a path.
     """
     if isinstance(image, str | Path):
         path = Path(image)
         try:
             return path.name, path.read_bytes(), "application/octet-stream"
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            reason = getattr(error, "strerror", None) or error
+            raise UnreadableFileError(f"{path} cannot be read: {reason}") from error
     if isinstance(image, bytes):
         return default_name, image, "application/octet-stream"
     if isinstance(image, np.ndarray):
@@ -44,11 +44,6 @@ def upload(image: ImageInput, default_name: str = "image.png") -> Upload:
         f"{type(image).__name__} is not an image: give a path, the bytes of an image file, a PIL "
         "image or a numpy array"
     )
-
-
-def uploads(images: Iterable[ImageInput]) -> list[Upload]:
-    """Many inputs, in order."""
-    return [upload(image, f"image-{index}.png") for index, image in enumerate(images)]
 
 
 def from_array(array: npt.NDArray[np.generic]) -> Image.Image:

@@ -13,7 +13,12 @@ import numpy.typing as npt
 import pydantic
 from PIL import Image
 
-from mrad_client.errors import APIError, UnexpectedResponseError, api_error
+from mrad_client.errors import (
+    APIError,
+    UnexpectedResponseError,
+    UnreadableFileError,
+    api_error,
+)
 
 FloatArray = npt.NDArray[np.float32]
 MapFormat = Literal["none", "png16", "npy", "overlay", "rle", "polygons"]
@@ -78,13 +83,16 @@ class Map(Model):
 
 
 class Result(Model):
-    """The judgement of one image, or why there is none. Scores are raw probabilities."""
+    """The judgement of one image, or why there is none."""
 
     index: int
     """Position in the request."""
     name: str = ""
     status: Literal["ok", "error"]
     score: float | None = None
+    """Raw: its order counts."""
+    calibrated_score: float | None = None
+    """0 to 100, the threshold in force at 50; None without a calibration."""
     class_score: float | None = None
     verdict: str | None = None
     """`normal` or `anomalous` at the threshold in force; None where there is none."""
@@ -101,10 +109,21 @@ class Result(Model):
         """Whether the image was judged."""
         return self.status == "ok"
 
+    @classmethod
+    def unreadable(cls, index: int, name: str, error: UnreadableFileError) -> Result:
+        """Of a file that this side cannot read; it is not sent."""
+        problem = {"code": error.code, "detail": str(error)}
+        return cls(index=index, name=name, status="error", problem=problem)
+
     @property
-    def error(self) -> APIError | None:
+    def error(self) -> APIError | UnreadableFileError | None:
         """The exception that this image's problem stands for; None when it was judged."""
-        return None if self.ok else api_error(self.problem or {"code": "unknown"})
+        if self.ok:
+            return None
+        problem = self.problem or {"code": "unknown"}
+        if problem.get("code") == UnreadableFileError.code:
+            return UnreadableFileError(problem["detail"])
+        return api_error(problem)
 
     def raise_for_error(self) -> Result:
         """Itself when judged; raises `error` otherwise."""
@@ -136,6 +155,8 @@ class Scores(Model):
     """The answer to one request: a result for each image, in the order sent."""
 
     results: list[Result]
+    bank: str = ""
+    """The memory that judged."""
 
     def __iter__(self) -> Any:
         return iter(self.results)
@@ -179,6 +200,12 @@ class Bank(Model):
 
     name: str = ""
     digest: str | None = None
+    threshold: float | None = None
+    """Raw score from which an image is anomalous; None without a calibration."""
+    pixel_threshold: float | None = None
+    """Map value from which a pixel is."""
+    map_range: tuple[float, float] | None = None
+    """Map values of the coldest and the hottest colour, for every image alike."""
 
 
 def _image(data: bytes) -> Image.Image:

@@ -63,6 +63,33 @@ def test_one_bad_image_spoils_its_own_result_only() -> None:
         scores[1].raise_for_error()
 
 
+def test_a_path_that_cannot_be_read_spoils_its_own_result_only(tmp_path) -> None:
+    (tmp_path / "good.png").write_bytes(b"\x80")
+    paths = [tmp_path / "gone.png", tmp_path / "good.png", str(tmp_path), tmp_path / "good.png"]
+    server = Script(ok_results)
+    scores = server.client().score(paths)
+    assert [result.status for result in scores] == ["error", "ok", "error", "ok"]
+    assert [result.index for result in scores] == [0, 1, 2, 3]
+    assert [result.score for result in scores] == [None, 128 / 255, None, 128 / 255]
+    assert len(field(server.requests[0], "images")) == 2
+    assert scores[0].name == "gone.png"
+    assert isinstance(scores[0].error, mrad_client.UnreadableFileError)
+    with pytest.raises(mrad_client.InputError, match="cannot be read"):
+        scores[2].raise_for_error()
+
+
+def test_where_no_path_can_be_read_nobody_is_asked(tmp_path) -> None:
+    server = Script(ok_results)
+    client = server.client()
+    assert [result.ok for result in client.score([tmp_path / "a", tmp_path / "b"])] == [
+        False,
+        False,
+    ]
+    with pytest.raises(mrad_client.UnreadableFileError, match=r"a\.png cannot be read"):
+        client.score_image(tmp_path / "a.png")
+    assert server.requests == []
+
+
 @pytest.mark.parametrize(
     ("status", "code", "kind"),
     [

@@ -46,8 +46,8 @@ def checkpoint_command(
 
 @app.command("memory")
 def memory_command(
-    image: Annotated[Path, typer.Argument(help="cache_model_<data>.pt")],
-    patch: Annotated[Path, typer.Argument(help="cache_patch_model_<data>.pt")],
+    image: Annotated[Path, typer.Argument(help="cache_model_DATA.pt")],
+    patch: Annotated[Path, typer.Argument(help="cache_patch_model_DATA.pt")],
     out: Out,
     encoder: EncoderName = "ViT-L-14-336",
     pretrained: Pretrained = "openai",

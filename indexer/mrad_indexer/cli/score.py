@@ -106,20 +106,21 @@ def score_command(
         roi=None if roi is None else read_roi(roi, size_of(items[0].path)),
     )
     wanted = [Format.csv] if formats is None else formats
-    job = Job(
-        items=items,
-        journal=out / "results.journal",
-        asked=judge.asked() | {"overlays": overlays, "maps": maps.value},
-        size=batch_size if judge.detector.layout.tiling is None else 1,
-        places=Places(
-            maps=None if maps is Maps.none else out / "maps",
-            overlays=out / "overlays" if overlays else None,
-            base=out,
-        ),
-        tables=[out / f"results.{kind.value}" for kind in wanted if kind is not Format.table],
-        page=out / "summary.html",
+    places = Places(
+        maps=None if maps is Maps.none else out / "maps",
+        overlays=out / "overlays" if overlays else None,
+        base=out,
     )
     with LocalTransport(judge, maps.value, batch_size) as transport:
+        job = Job(
+            items=items,
+            journal=out / "results.journal",
+            asked=judge.asked() | {"overlays": overlays, "maps": maps.value},
+            size=transport.size,
+            places=places,
+            tables=[out / f"results.{kind.value}" for kind in wanted if kind is not Format.table],
+            page=out / "summary.html",
+        )
         about = _about(judge, bank)
         summary = job.do(nullcontext(transport), errors, restart=restart, about=about)
     show(summary, judge)
@@ -146,20 +147,23 @@ def _about(judge: Judge, bank: Path) -> dict[str, object]:
 
 
 def show(summary: Summary, judge: Judge) -> None:
-    """The highest scores."""
+    """The highest scores: 0 to 100 where the memory is calibrated, beside the raw ones."""
     from mrad_client.batch.names import on_one_line
+    from mrad_client.batch.summary import as_shown
 
     shown = Table(box=box.SIMPLE_HEAD)
     shown.add_column("image", overflow="fold")
-    for name in ("score", "image level", "verdict", "probability"):
-        shown.add_column(name, justify="left" if name == "verdict" else "right")
+    scaled = judge.calibration is not None
+    for name in ("score", "verdict", "probability", *(("raw",) if scaled else ())):
+        shown.add_column(name, justify="left" if name == "verdict" else "right", no_wrap=True)
     for _, _, row in summary.worst[:ROWS]:
         verdict = row["verdict"] or "–"
         colour = {"anomalous": "red", "normal": "green"}.get(verdict, "default")
         chance = "–" if row["probability"] is None else f"{100 * row['probability']:.1f} %"
-        figures = f"{row['score']:.5f}", f"{row['class_score']:.5f}"
+        raw = f"{row['score']:.5f}"
+        figures = [as_shown(row), Text(verdict, colour), chance, *([raw] if scaled else [])]
         name = on_one_line(row["name"])
-        shown.add_row(name, *figures, Text(verdict, colour), chance)
+        shown.add_row(name, *figures)
     if summary.scores:
         console.print(shown)
     if len(summary.scores) > ROWS:

@@ -120,6 +120,12 @@ class Judge:
             for part in prediction.parts
         }
 
+    def calibrated(self, score: float) -> float | None:
+        """0 to 100, the threshold in force at 50; None without a calibration."""
+        if self.calibration is None:
+            return None
+        return self.calibration.calibrated(score, threshold=self.threshold)
+
     def asked(self) -> dict[str, Any]:
         """What decides scores and verdicts, for a journal."""
         detector = self.detector

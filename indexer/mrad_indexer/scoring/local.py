@@ -9,7 +9,7 @@ from functools import partial
 from os import cpu_count
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import anyio.to_thread
 from mrad_client.batch.pictures import Draw, jpeg
@@ -26,11 +26,17 @@ class LocalTransport:
     """A judge as a transport. While one call is encoded, the next decodes and the last is drawn."""
 
     def __init__(self, judge: Judge, maps: MapFormat = "none", batch_size: int = 8) -> None:
-        """`maps`: the format of raw maps, where places for them are given; `batch_size`: images, or
-        tiles, encoded at once."""
-        cut = judge.detector.layout.tiling is not None  # then pictures are large: fewer at once
-        self.judge, self.maps, self.limit = judge, maps, Steady(2 if cut else 3)
-        self.batch_size = batch_size
+        """
+        Args:
+            judge: what decides scores and verdicts.
+            maps: the format of raw maps, where places for them are given.
+            batch_size: images, or tiles of them, encoded at once.
+        """
+        self.judge, self.maps, self.batch_size = judge, maps, batch_size
+        cut = judge.detector.layout.tiling is not None  # then images are large: fewer at once
+        self.size = 1 if cut else batch_size
+        """Files worth giving to one call; of an image that is cut, the tiles fill batches."""
+        self.limit = Steady(2 if cut else 3)
         self._decoders = ThreadPoolExecutor(min(8, cpu_count() or 1))
         # One thread for all batches: torch keeps a pool of workers for each thread that computes.
         self._encoder = ThreadPoolExecutor(1)
@@ -59,9 +65,10 @@ class LocalTransport:
 
     def _judged(self, decoded: Decoded, prediction: Prediction) -> Judged:
         score, values = prediction.score, prediction.anomaly_map
-        columns = {
+        columns: dict[str, Any] = {
             "status": "ok",
             "score": score,
+            "calibrated_score": self.judge.calibrated(score),
             "class_score": prediction.class_score,
             "verdict": self.judge.verdict(score),
             "threshold": self.judge.threshold,

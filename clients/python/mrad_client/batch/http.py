@@ -16,8 +16,9 @@ from mrad_client.async_client import AsyncClient
 from mrad_client.batch.pace import Pace
 from mrad_client.batch.pictures import Draw, jpeg, overlay
 from mrad_client.batch.runner import Judged
-from mrad_client.errors import InputError
-from mrad_client.types import Result
+from mrad_client.errors import InputError, UnreadableFileError
+from mrad_client.images import upload
+from mrad_client.types import Map, Result
 
 
 @dataclass
@@ -29,6 +30,8 @@ class HTTPTransport:
     threshold: float | None = None
     target_fpr: float | None = None
     pictures: bool = False
+    colours: tuple[float, float] | None = None
+    """Map values of the coldest and the hottest colour; None: each map's own."""
     limit: Pace = field(default_factory=Pace)
 
     async def score(self, paths: Sequence[Path]) -> Sequence[Judged]:
@@ -41,38 +44,43 @@ class HTTPTransport:
             "map": "png16" if self.pictures else "none",
         }
         results = iter(await self.client.score(files, **options) if files else ())
-        return [_judged(data, next(results)) if isinstance(data, bytes) else data for data in read]
+        return [
+            self._judged(data, next(results)) if isinstance(data, bytes) else data for data in read
+        ]
+
+    def _judged(self, data: bytes, result: Result) -> Judged:
+        if result.error is not None:
+            problem = result.problem or {}
+            return Judged.failed(result.error.code, problem.get("detail") or str(result.error))
+        columns = {
+            "status": "ok",
+            "score": result.score,
+            "calibrated_score": result.calibrated_score,
+            "class_score": result.class_score,
+            "verdict": result.verdict,
+            "threshold": result.threshold,
+            "probability": result.probability,
+        }
+        pictures: dict[str, Draw] = {}
+        if result.map is not None:
+            pictures["map"] = partial(_map, result.map)
+            pictures["overlay"] = partial(self._overlay, data, result.map)
+        return Judged(columns, pictures)
+
+    def _overlay(self, data: bytes, found: Map) -> tuple[bytes, str]:
+        try:
+            image = Image.open(io.BytesIO(data))
+            return jpeg(overlay(image, found.array(), self.colours)), ".jpg"
+        except (OSError, ValueError, SyntaxError) as error:  # the server may read more than Pillow
+            raise InputError(f"no overlay: this side cannot read the image ({error})") from error
 
 
 def _read(path: Path) -> bytes | Judged:
     try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        return Judged.failed("unreadable_file", f"{path} cannot be read: {reason}")
+        return upload(path)[1]
+    except UnreadableFileError as error:
+        return Judged.failed(error.code, str(error))
 
 
-def _judged(data: bytes, result: Result) -> Judged:
-    if result.error is not None:
-        return Judged.failed(result.error.code, result.error.detail)
-    columns = {
-        "status": "ok",
-        "score": result.score,
-        "class_score": result.class_score,
-        "verdict": result.verdict,
-        "threshold": result.threshold,
-        "probability": result.probability,
-    }
-    pictures: dict[str, Draw] = {}
-    if result.map is not None:
-        pictures["map"] = lambda: (result.map.bytes(), ".png")
-        pictures["overlay"] = partial(_overlay, data, result)
-    return Judged(columns, pictures)
-
-
-def _overlay(data: bytes, result: Result) -> tuple[bytes, str]:
-    try:
-        image = Image.open(io.BytesIO(data))
-        return jpeg(overlay(image, result.anomaly_map)), ".jpg"
-    except (OSError, ValueError, SyntaxError) as error:  # the server may read more than Pillow
-        raise InputError(f"no overlay: this side cannot read the image ({error})") from error
+def _map(found: Map) -> tuple[bytes, str]:
+    return found.bytes(), ".png"

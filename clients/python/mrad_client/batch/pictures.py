@@ -10,10 +10,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from mrad_client.batch.names import place
@@ -22,8 +21,11 @@ from mrad_client.types import FloatArray
 
 Draw = Callable[[], tuple[bytes, str]]
 """Makes a picture's file: its bytes and its suffix. Raises `InputError` where it cannot be drawn."""
-STOPS = np.array([[0, 0, 60], [0, 90, 200], [0, 200, 160], [250, 220, 40], [220, 20, 20]], float)
-"""Colours from calm to hot, evenly spaced."""
+STOPS = np.array(
+    [[0, 0, 64], [90, 0, 140], [200, 30, 90], [250, 110, 30], [255, 200, 40], [255, 255, 190]],
+    float,
+)
+"""Colours from cold to hot, evenly spaced: those of `mrad score` and of the server."""
 SIDE = 180
 """Longer side of a picture within a page, pixels."""
 
@@ -73,16 +75,30 @@ def _seen_from(base: Path, path: Path) -> str:
         return path.as_posix()
 
 
-def overlay(image: Image.Image, values: FloatArray, alpha: float = 0.5) -> Image.Image:
-    """The map as colours over the image; spread between the map's own least and largest value.
+def overlay(
+    image: Image.Image,
+    values: FloatArray,
+    colours: tuple[float, float] | None = None,
+    alpha: float = 0.6,
+) -> Image.Image:
+    """The map as colours over the image; cold places stay transparent.
 
-    Raw probabilities of one image lie close together, so a fixed scale would show nothing; compare
-    images by their scores, not by their colours.
+    Args:
+        image: as opened; it is turned as its EXIF says.
+        values: float32 [H, W], the image's map.
+        colours: values of the coldest and the hottest colour, which make pictures of several images
+            comparable; None: the map's own smallest and largest, which show where, not how much.
+        alpha: how far the hottest place hides the image.
     """
     base = _rgb(ImageOps.exif_transpose(image))
-    low, high = float(values.min()), float(values.max())
-    heat = colours((values - low) / (high - low or 1.0)).resize(base.size)
-    return Image.blend(base, heat, alpha)
+    low, high = colours or (float(values.min()), float(values.max()))
+    heat = np.clip((values - low) / ((high - low) or 1.0), 0, 1)
+    at = np.linspace(0, 1, len(STOPS))
+    painted = np.stack([np.interp(heat, at, STOPS[:, channel]) for channel in range(3)], axis=-1)
+    weight = Image.fromarray((255 * alpha * np.sqrt(heat)).astype(np.uint8)).resize(base.size)
+    return Image.composite(
+        Image.fromarray(painted.astype(np.uint8)).resize(base.size), base, weight
+    )
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -90,13 +106,6 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")
-
-
-def colours(values: npt.NDArray[Any]) -> Image.Image:
-    """Values in [0, 1], [H, W], as RGB."""
-    at = np.linspace(0, 1, len(STOPS))
-    channels = [np.interp(values, at, STOPS[:, channel]) for channel in range(3)]
-    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
 
 
 def jpeg(picture: Image.Image) -> bytes:

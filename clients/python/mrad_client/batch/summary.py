@@ -39,6 +39,8 @@ class Summary:
     errors: Counter[str] = field(default_factory=Counter)
     failed: list[Row] = field(default_factory=list)
     scores: array[float] = field(default_factory=lambda: array("d"))
+    calibrated: array[float] = field(default_factory=lambda: array("d"))
+    """As many as `scores`, or the run has scores of two kinds and the raw ones are shown."""
     threshold: float | None = None
     worst: list[tuple[float, int, Row]] = field(default_factory=list)
 
@@ -62,6 +64,8 @@ class Summary:
             return
         self.verdicts[row.get("verdict") or "no verdict"] += 1
         self.scores.append(score)
+        if row.get("calibrated_score") is not None:
+            self.calibrated.append(row["calibrated_score"])
         self.threshold = row.get("threshold")
         push = heapq.heappush if len(self.worst) < SHOWN else heapq.heappushpop
         push(self.worst, (score, -self.total, row))
@@ -98,36 +102,50 @@ class Summary:
         return "\n".join(parts)
 
     def bins(self) -> tuple[list[int], float, float]:
-        """Counts of `BINS` equal steps from the lowest score to the highest, and these two.
+        """Counts of `BINS` equal steps, and where the first begins and the last ends.
 
-        The threshold lies within. Not from 0 to 1: a train-free head's scores differ in the third
-        decimal.
+        From 0 to 100 where all scores are calibrated. Raw ones of a train-free head differ in the
+        third decimal: then from the lowest to the highest, the threshold among them.
         """
-        ends = [*self.scores, *([] if self.threshold is None else [self.threshold])]
-        low, high = min(ends, default=0.0), max(ends, default=1.0)
+        scores, low, high = self.calibrated, 0.0, 100.0
+        if not self._scaled:
+            scores = self.scores
+            ends = [*scores, *([] if self.threshold is None else [self.threshold])]
+            low, high = min(ends, default=0.0), max(ends, default=1.0)
         counts = [0] * BINS
-        for score in self.scores:
+        for score in scores:
             counts[min(BINS - 1, math.floor((score - low) / ((high - low) or 1) * BINS))] += 1
         return counts, low, high
+
+    @property
+    def _scaled(self) -> bool:
+        return bool(self.calibrated) and len(self.calibrated) == len(self.scores)
 
     def _histogram(self) -> str:
         counts, low, high = self.bins()
         top, span = max(counts), (high - low) or 1.0
+        form, threshold = (".1f", 50.0) if self._scaled else (".5f", self.threshold)
         bars = "".join(
             f"<rect x={i * 10} y={100 - 100 * n / top:.2f} width=9 height={100 * n / top:.2f}>"
-            f"<title>{low + i * span / BINS:.5f} and above: {n:,}</title></rect>"
+            f"<title>{low + i * span / BINS:{form}} and above: {n:,}</title></rect>"
             for i, n in enumerate(counts)
         )
         cut = ""
-        if self.threshold is not None:
-            at = (self.threshold - low) / span * BINS * 10
+        if threshold is not None:
+            at = (threshold - low) / span * BINS * 10
             cut = f"<line x1={at:.1f} x2={at:.1f} y1=0 y2=100><title>threshold</title></line>"
-        ends = f"{low:.5f} on the left, {high:.5f} on the right"
+        ends = f"{low:{form}} on the left, {high:{form}} on the right"
         return (
             f"<svg viewBox='0 0 {BINS * 10} 100' preserveAspectRatio=none role=img "
             f"aria-label='Histogram of scores, {ends}'>{bars}{cut}</svg><p>{ends}; the highest bar "
             f"holds {top:,}."
         )
+
+
+def as_shown(row: Row) -> str:
+    """A score for people: 0 to 100 with the threshold at 50 where it is calibrated, raw elsewhere."""
+    scaled = row.get("calibrated_score")
+    return f"{row['score']:.5f}" if scaled is None else f"{scaled:.1f}"
 
 
 def _failed(row: Row) -> str:
@@ -147,6 +165,7 @@ def _card(row: Row, page: Path, base: Path) -> str:
     probability = row.get("probability")
     chance = "" if probability is None else f", {100 * probability:.0f} %"
     return (
-        f"<figure>{picture}<figcaption><span class=number>{row['score']:.5f}</span> "
+        f"<figure>{picture}<figcaption><span class=number title='raw {row['score']:.5f}'>"
+        f"{as_shown(row)}</span> "
         f"<span class={verdict or 'none'}>{verdict}</span>{chance}<br>{name}</figcaption></figure>"
     )

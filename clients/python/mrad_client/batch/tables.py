@@ -25,6 +25,7 @@ from mrad_client.errors import InputError
 COLUMNS = {
     "name": pa.string(),
     "status": pa.string(),
+    "calibrated_score": pa.float64(),
     "score": pa.float64(),
     "class_score": pa.float64(),
     "verdict": pa.string(),
