@@ -99,6 +99,12 @@ class DeviceMemoryError(ServiceError):
     code = "device_out_of_memory"
 
 
+class DeviceLostError(ServiceError):
+    """The device fails for good; only a new process can use it again."""
+
+    code = "device_lost"
+
+
 class DeviceError(ServiceError):
     """The device or the head failed; the log has the cause."""
 

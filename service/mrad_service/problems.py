@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import Any
 
 import structlog
+import torch
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -16,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from mrad.errors import MRADError
+from mrad_service.errors import DeviceMemoryError
 
 log = structlog.get_logger(__name__)
 MEDIA_TYPE = "application/problem+json"
@@ -64,12 +66,18 @@ STATUS: dict[str, int] = {
     "deadline_exceeded": 504,
     "draining": 503,
     "device_out_of_memory": 503,
+    "device_lost": 503,
     "log_unwritable": 503,
     "memory_closed": 503,
 }
 """Codes that are not here are 500: an error nobody expected to reach a client."""
 
-RETRY_AFTER = {"draining": 5, "device_out_of_memory": 2, "memory_closed": 5}
+RETRY_AFTER = {
+    "draining": 5,
+    "device_out_of_memory": 2,
+    "device_lost": 30,
+    "memory_closed": 5,
+}
 """Seconds, where trying again helps; `queue_full` brings its own."""
 
 
@@ -147,6 +155,13 @@ def install(app: FastAPI) -> None:
         if status_of(error) == 500:
             log.error("failed", code=error.code, detail=str(error), exc_info=error)
         return respond(error, request.scope)
+
+    @app.exception_handler(torch.OutOfMemoryError)
+    @app.exception_handler(MemoryError)
+    async def short(request: Request, error: Exception) -> Response:
+        log.error("out of memory", exc_info=error)
+        told = DeviceMemoryError("there was no memory for this image; try again later")
+        return respond(told, request.scope)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

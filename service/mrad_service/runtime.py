@@ -66,6 +66,7 @@ class Runtime:
         """Load the first bank, once. Raises what keeps it from being served."""
         if self.banks.active is not None:
             return
+        self.batcher.start()
         began = time.perf_counter()
         model = self.banks.activate(self.banks.first())
         log.info("ready", bank=model.name, seconds=round(time.perf_counter() - began, 2))
@@ -84,10 +85,16 @@ class Runtime:
         if self.tracing is not None:
             self.tracing.close()
 
+    def why_not_live(self) -> str:
+        """What only a new process can heal; empty when there is nothing of the kind."""
+        return self.batcher.health.why
+
     def why_not_ready(self) -> str:
         """Empty when requests are welcome."""
         if self._draining.is_set():
             return "the server is stopping"
+        if why := self.why_not_live():
+            return why
         return "" if self.banks.active is not None else "no bank is loaded yet"
 
     def model(self, bank: str | None = None) -> Model:
@@ -106,7 +113,7 @@ class Runtime:
         """Features of one image, beside the batches: one at a time, so that lessons do not crowd
         the device. Raises `DeviceMemoryError`, `DeviceError`."""
         with self._teaching:
-            for _, features in in_halves([image], detector.encode):
+            for _, features in in_halves([image], detector.encode, detector.encoder.device):
                 if isinstance(features, MRADError):
                     raise features
                 return features

@@ -15,12 +15,15 @@ from mrad_service.errors import (
     ClientGoneError,
     DeadlineError,
     DeviceError,
+    DeviceLostError,
     DeviceMemoryError,
     DrainingError,
     QueueFullError,
 )
+from mrad_service.scheduler import retry
 from mrad_service.scheduler.batch import Limits
 from mrad_service.scheduler.batcher import Batcher
+from mrad_service.scheduler.health import why_lost
 from mrad_service.scheduler.queue import Job, Patience, Rate, Wanted
 from PIL import Image
 
@@ -55,17 +58,29 @@ class Pretender:
     memory: int = 1000
     broken: int | None = None
     seen: list[list[int]] = field(default_factory=list)
-    encoder: Any = field(default_factory=lambda: SimpleNamespace(name="pretender"))
+    lost: bool = False
+    short: int = 0
+    """How many images cannot be decoded for want of memory, from now on."""
+    decoded: list[int] = field(default_factory=list)
+    encoder: Any = field(
+        default_factory=lambda: SimpleNamespace(name="pretender", device=torch.device("cpu"))
+    )
 
     def decode(self, data: bytes, max_pixels: int) -> Decoded:
         if data == b"bad":
             raise ImageError("no image")
+        if self.short:
+            self.short -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.decoded.append(int(data))
         return Decoded(torch.tensor([float(data)]), (2, 3), Image.new("RGB", (2, 3)))
 
     def encode(self, decoded: Sequence[Decoded]) -> Features:
         assert self.go.wait(20)
         numbers = [int(item.pixels) for item in decoded]
         self.seen.append(numbers)
+        if self.lost:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
         if len(numbers) > self.memory:
             raise torch.OutOfMemoryError("CUDA out of memory")
         if self.broken in numbers:
@@ -89,6 +104,7 @@ def house() -> Iterator[Callable[..., tuple[Batcher, Pretender, Watch]]]:
         if running:
             detector.go.set()
         batcher = Batcher(1, Limits(**{"batch_wait": 0.005} | limits), watch)
+        batcher.start()
         made.append((batcher, detector))
         return batcher, detector, watch
 
@@ -187,6 +203,107 @@ def test_what_breaks_the_device_breaks_alone(house) -> None:
     outcomes = job.future.result(20)
     assert isinstance(outcomes[5], DeviceError)
     assert sum(isinstance(outcome, MRADError) for outcome in outcomes) == 1
+
+
+def test_memory_short_while_decoding_is_tried_once_more_and_told_as_what_it_is(house) -> None:
+    batcher, detector, _ = house(decode_threads=1)
+    for short, kind in ((1, float), (2, DeviceMemoryError)):
+        detector.short = short
+        job = job_of(detector, 1)
+        batcher.submit(job)
+        assert isinstance(job.future.result(20)[0], kind)
+
+
+@pytest.fixture
+def two() -> Iterator[Callable[..., tuple[Batcher, list[Pretender]]]]:
+    """Two devices; the second one's encoder is another object, as on a second card."""
+    made: list[Batcher] = []
+
+    def make(**limits: Any) -> tuple[Batcher, list[Pretender]]:
+        detectors = [Pretender(), Pretender()]
+        for detector in detectors:
+            detector.go.set()
+        batcher = Batcher(2, Limits(**{"batch_wait": 0.005} | limits), Watch())
+        batcher.start()
+        made.append(batcher)
+        return batcher, detectors
+
+    yield make
+    for batcher in made:
+        batcher.close()
+
+
+def job_for(detectors: Sequence[Pretender], numbers: Sequence[int]) -> Job:
+    job = job_of(detectors[0], *numbers)
+    job.model.detectors[:] = list(detectors)  # type: ignore[index]
+    return job
+
+
+def test_an_image_is_decoded_to_the_device_that_judges_it(two) -> None:
+    batcher, detectors = two(max_batch=2, decode_threads=1)
+    for detector in detectors:
+        detector.go.clear()
+    job = job_for(detectors, range(8))
+    batcher.submit(job)
+    until(lambda: sum(len(detector.decoded) for detector in detectors) == 8)
+    assert [len(detector.decoded) for detector in detectors] == [4, 4]
+    for detector in detectors:
+        detector.go.set()
+    assert job.future.result(20) == [n / 1000 for n in range(8)]
+    for detector in detectors:
+        judged = {number for batch in detector.seen for number in batch}
+        assert len(judged & set(detector.decoded)) >= 2  # the first batch at least is its own
+
+
+def test_an_idle_device_takes_what_waits_for_one_that_is_held_up(two) -> None:
+    batcher, detectors = two(max_batch=1, decode_threads=1)
+    detectors[1].go.clear()
+    job = job_for(detectors, range(8))
+    batcher.submit(job)
+    until(lambda: len({n for batch in detectors[0].seen for n in batch}) == 7)
+    assert detectors[1].decoded  # some of them were decoded to the other one
+    detectors[1].go.set()
+    assert job.future.result(20) == [n / 1000 for n in range(8)]
+
+
+def test_a_lost_device_fails_liveness_and_the_others_go_on(two, monkeypatch) -> None:
+    batcher, detectors = two(max_batch=2)
+    reason = "CUDA error: an illegal memory access was encountered"
+    monkeypatch.setattr(retry, "why_lost", lambda device: reason)
+    assert batcher.health.why == ""
+    detectors[1].lost = True
+    first = job_for(detectors, range(8))
+    batcher.submit(first)
+    outcomes = first.future.result(20)
+    assert any(isinstance(outcome, DeviceLostError) for outcome in outcomes)
+    assert "device 1 is lost" in batcher.health.why
+    assert "illegal memory access" in batcher.health.why
+    tries = len(detectors[1].seen)
+    after = job_for(detectors, range(20))
+    batcher.submit(after)
+    assert after.future.result(20) == [n / 1000 for n in range(20)]
+    assert len(detectors[1].seen) == tries  # it is asked no more
+    detectors[0].lost = True
+    last = job_for(detectors, [1])
+    batcher.submit(last)
+    assert isinstance(last.future.result(20)[0], DeviceLostError)
+    with pytest.raises(DeviceLostError):
+        batcher.submit(job_for(detectors, [1]))
+
+
+def test_a_device_that_can_still_compute_is_not_lost() -> None:
+    assert why_lost(torch.device("cpu")) == ""
+    assert "meta" in why_lost(torch.device("meta"))  # nothing there ever gives a number
+
+
+def test_a_thread_that_ends_is_told(house) -> None:
+    batcher, detector, watch = house()
+    watch.batch = lambda size: 1 / 0  # type: ignore[method-assign]
+    batcher.submit(job_of(detector, 1))
+    until(lambda: batcher.health.why)
+    assert "thread device-0 ended: ZeroDivisionError" in batcher.health.why
+    with pytest.raises(DeviceLostError):
+        batcher.submit(job_of(detector, 2))
 
 
 def test_a_full_house_says_when_there_is_room(house) -> None:

@@ -13,6 +13,7 @@ import httpx
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from mrad_service.scheduler import retry
 
 from mrad import Encoder
 
@@ -71,6 +72,48 @@ def test_a_device_that_breaks_is_told_without_its_insides(connect, png, choke, m
     answer = post(client, png(1))
     assert (answer.status_code, answer.json()["code"]) == (500, "device_failed")
     assert "ZeroDivision" not in answer.text
+
+
+def test_a_device_that_fails_for_good_fails_liveness(
+    client, png, tiny_encoder, monkeypatch
+) -> None:
+    def broken(*given: Any, **options: Any) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    assert client.get("/health/live").status_code == 200
+    monkeypatch.setattr(tiny_encoder, "encode_pixels", broken)
+    monkeypatch.setattr(retry, "why_lost", lambda device: "CUDA error: an illegal memory access")
+    for _ in range(2):  # the second one is refused before it is queued
+        answer = post(client, png(1))
+        assert (answer.status_code, answer.json()["code"]) == (503, "device_lost")
+        assert int(answer.headers["retry-after"]) > 1
+    for path, code in (("live", "not_live"), ("ready", "not_ready")):
+        told = client.get(f"/health/{path}")
+        assert (told.status_code, told.json()["code"]) == (503, code)
+        assert "illegal memory access" in told.json()["detail"]
+
+
+def test_a_worker_thread_that_ended_fails_liveness(client, png, monkeypatch) -> None:
+    runtime = client.app.state.runtime
+    monkeypatch.setattr(runtime.metrics.batches, "observe", lambda size: 1 / 0)
+    post(client, png(1), headers={"X-Request-Timeout": "1"})
+    until(lambda: client.get("/health/live").status_code == 503)
+    assert "device-0" in client.get("/health/live").json()["detail"]
+
+
+def test_memory_short_while_decoding_is_503(client, png, tiny_encoder, monkeypatch) -> None:
+    def full(image: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(tiny_encoder, "prepare", full)
+    for path, files, data in (
+        ("/v1/score", {"images": png(1)}, None),
+        ("/v1/memory/entries", {"image": png(1)}, {"label": "normal"}),
+    ):
+        answer = client.post(path, files=files, data=data)
+        assert (answer.status_code, answer.json()["code"]) == (503, "device_out_of_memory"), path
+    monkeypatch.undo()
+    assert post(client, png(1)).status_code == 200
 
 
 def test_a_deadline_drops_the_request(client: TestClient, png, choke) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from mrad.calibration import Calibration
 from mrad.detector import Detector
+from mrad.encoder.cuda import buckets
 from mrad.encoder.encoder import Encoder
 from mrad.encoder.identity import EncoderIdentity
 from mrad.errors import CalibrationError
@@ -129,14 +130,19 @@ def calibration_of(
 
 
 def warm(detector: Detector, batch: int) -> None:
-    """One grey image; on a GPU a whole batch, so that its memory is reserved and kernels chosen."""
-    count = batch if detector.encoder.device.type == "cuda" else 1
+    """One grey image through every stage, the nearest keys too, so that what fails does so now.
+
+    On a GPU a batch of each size up to `batch`: recordings are made, kernels chosen, memory reserved.
+    """
+    on_gpu = detector.encoder.device.type == "cuda"
     side = detector.encoder.image_size
     grey = Image.fromarray(np.full((side, side, 3), 128, np.uint8))
-    decoded = [detector.decode(grey)] * count
-    found = detector.finish(detector.encode(decoded), [grey.size] * count)
-    if not np.isfinite([prediction.score for prediction in found]).all():
-        raise CalibrationError("the head gives no finite score")
+    one = detector.decode(grey)
+    for count in buckets(batch) if on_gpu else [1]:
+        features = detector.encode([one] * count)
+        found = detector.finish(features, [grey.size] * count, evidence=1)
+        if not np.isfinite([prediction.score for prediction in found]).all():
+            raise CalibrationError("the head gives no finite score")
 
 
 def devices_of(settings: Settings) -> Sequence[str]:

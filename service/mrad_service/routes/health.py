@@ -15,20 +15,23 @@ from mrad_service.routes.score import runtime_of
 def health_router(*, metrics: bool) -> APIRouter:
     """No key is asked for: orchestrators have none."""
     router = APIRouter(tags=["health"])
-    router.get("/health/live")(live)
+    router.get("/health/live", responses={503: {"description": "broken until started anew"}})(live)
     router.get("/health/ready", responses={503: {"description": "not yet, or stopping"}})(ready)
     if metrics:
         router.get("/metrics", response_class=Response)(figures)
     return router
 
 
-async def live() -> dict[str, str]:
-    """200 while the process answers at all."""
+async def live(request: Request) -> Any:
+    """200 while a restart would heal nothing; 503 once a device is lost or a worker thread ended."""
+    why = runtime_of(request).why_not_live()
+    if why:
+        return JSONResponse(describe(503, "not_live", why), 503, media_type=MEDIA_TYPE)
     return {"status": "live"}
 
 
 async def ready(request: Request) -> Any:
-    """200 when scoring requests are welcome, 503 while loading or draining."""
+    """200 when scoring requests are welcome, 503 while loading, draining or broken."""
     runtime = runtime_of(request)
     why = runtime.why_not_ready()
     if why:

@@ -16,11 +16,12 @@ from PIL import Image
 
 from mrad.encoder.encoder import Features
 from mrad.errors import MRADError
-from mrad_service.errors import DrainingError, QueueFullError
+from mrad_service.errors import DeviceLostError, DrainingError, QueueFullError
 from mrad_service.scheduler.batch import Group, Limits, Observer, split
 from mrad_service.scheduler.cores import usable_cores
+from mrad_service.scheduler.health import Health
 from mrad_service.scheduler.queue import FairQueue, Item, Job, Outcome, Patience, Rate
-from mrad_service.scheduler.retry import in_halves
+from mrad_service.scheduler.retry import in_halves, once_more
 
 log = structlog.get_logger(__name__)
 BLANK = Image.new("RGB", (1, 1))
@@ -29,14 +30,17 @@ AHEAD = 2
 
 
 class Batcher:
-    """Takes jobs, settles them. Thread-safe."""
+    """Takes jobs, settles them, once it was started. Thread-safe."""
 
     def __init__(self, devices: int, limits: Limits, observer: Observer) -> None:
+        """No thread yet: a process may still fork (gunicorn's --preload) before `start`."""
         self.limits, self._observer, self._devices = limits, observer, devices
+        self.health = Health(devices)
         self._changed = threading.Condition()
         self._queue = FairQueue()
         self._jobs: set[Job] = set()
-        self._decoding = 0
+        self._decoding = [0] * devices
+        self._busy = [False] * devices
         self._ready: deque[Item] = deque()
         self._encoded: deque[Group] = deque()
         self._inside = 0
@@ -47,17 +51,22 @@ class Batcher:
         self._clean = [0] * devices
         self._groups = 0
         self._draining = self._closed = False
-        cores = usable_cores()
-        share = max(1, cores // limits.finish_threads)
         self._threads: list[threading.Thread] = []
-        for i in range(limits.decode_threads):
-            self._start(f"decode-{i}", self._decode_loop, 1)
-        for i in range(limits.finish_threads):
-            self._start(f"finish-{i}", self._finish_loop, share)
-        for i in range(devices):  # last: what they set is what later threads take over
-            self._start(f"device-{i}", partial(self._device_loop, i), max(1, cores // devices))
 
-    def _start(self, name: str, loop: Callable[[], None], cores: int) -> None:
+    def start(self) -> None:
+        """Start the threads, once."""
+        if self._threads:
+            return
+        cores, limits, devices = usable_cores(), self.limits, self._devices
+        share = max(1, cores // limits.finish_threads)
+        for i in range(limits.decode_threads):
+            self._thread(f"decode-{i}", self._decode_loop, 1)
+        for i in range(limits.finish_threads):
+            self._thread(f"finish-{i}", self._finish_loop, share)
+        for i in range(devices):  # last: what they set is what later threads take over
+            self._thread(f"device-{i}", partial(self._device_loop, i), max(1, cores // devices))
+
+    def _thread(self, name: str, loop: Callable[[], None], cores: int) -> None:
         """A thread whose tensor operations take so many cores.
 
         Left alone, each would take them all: pools of several threads would then wait for one
@@ -68,7 +77,11 @@ class Batcher:
         def run() -> None:
             torch.set_num_threads(cores)
             ready.set()
-            loop()
+            try:
+                loop()
+            except BaseException as error:
+                log.critical("a worker thread ended", thread=name, exc_info=error)
+                self.health.end(name, repr(error))
 
         self._threads.append(threading.Thread(target=run, name=name, daemon=True))
         self._threads[-1].start()
@@ -77,10 +90,15 @@ class Batcher:
     # -- from the outside ---------------------------------------------------------------------
 
     def submit(self, job: Job) -> None:
-        """Queue it. Raises `QueueFullError` (with when to come back), `DrainingError`."""
+        """Queue it.
+
+        Raises `QueueFullError` (with when to come back), `DrainingError`, `DeviceLostError`.
+        """
         with self._changed:
             if self._draining:
                 raise DrainingError("the server is stopping; ask another one")
+            if not self.health.usable:
+                raise DeviceLostError(f"{self.health.why}; the server has to be started anew")
             self._admit(job.waiting)
             now = time.monotonic()
             if not self._inside:
@@ -176,32 +194,39 @@ class Batcher:
             if self._alive(item):
                 self._decode(item)
             with self._changed:
-                self._decoding -= 1
+                self._decoding[item.device] -= 1
                 self._changed.notify_all()
 
     def _next_to_decode(self) -> Item | None:
         room = AHEAD * self.limits.max_batch * self._devices
         with self._changed:
             while not self._closed:
-                if len(self._ready) + self._decoding < room:
+                if len(self._ready) + sum(self._decoding) < room:
                     item = self._queue.pop()
                     if item is not None:
-                        self._decoding += 1
+                        item.device = self._least_laden()
+                        self._decoding[item.device] += 1
                         return item
                 self._changed.wait()
         return None
 
+    def _least_laden(self) -> int:
+        """The device with the fewest images before it: there the next one is uploaded."""
+        waiting = list(self._decoding)
+        for item in self._ready:
+            waiting[item.device] += 1
+        usable = self.health.usable or range(self._devices)
+        return min(usable, key=lambda device: (waiting[device], self._busy[device]))
+
     def _decode(self, item: Item) -> None:
         began = time.perf_counter()
-        try:
-            detector = item.job.model.detectors[0]
-            decoded = detector.decode(item.data, self.limits.max_pixels)
-        except MRADError as error:
-            self._settle(item, error)
-            return
-        except Exception as error:
-            log.exception("an image could not be decoded")
-            self._settle(item, MRADError(f"the image could not be decoded: {error!r}"))
+        detector = item.job.model.detectors[item.device]
+        decoded = once_more(
+            lambda: detector.decode(item.data, self.limits.max_pixels), detector.encoder.device
+        )
+        if isinstance(decoded, MRADError):
+            self._lost(item.device, decoded)
+            self._settle(item, decoded)
             return
         item.data = b""
         item.decoded = decoded if item.job.wanted.image else replace(decoded, image=BLANK)
@@ -219,6 +244,7 @@ class Batcher:
             alive.sort(key=lambda item: (id(item.job.model), item.job.wanted.maps))
             if alive:
                 self._encode(device, alive)
+            self._busy[device] = False
 
     def _next_batch(self, device: int) -> list[Item] | None:
         with self._changed:
@@ -227,7 +253,6 @@ class Batcher:
                     batch = self._gather(device)
                     if batch:
                         return batch
-                    continue
                 self._changed.wait()
         return None
 
@@ -242,7 +267,7 @@ class Batcher:
                 break
             if self._came > last:
                 widest, last = max(widest or 0.0, self._came - last), self._came
-            coming = self._decoding or self._queue
+            coming = any(self._decoding) or self._queue
             hoped = hoped or not coming
             ends = closes if coming else min(closes, last + patience.seconds)
             left = ends - time.monotonic()
@@ -253,14 +278,27 @@ class Batcher:
             patience.learn(widest)
         chosen = set(map(id, batch))
         self._ready = deque(item for item in self._ready if id(item) not in chosen)
+        self._busy[device] = bool(batch)
         self._changed.notify_all()
         return batch
 
     def _same_encoder(self, device: int) -> list[Item]:
-        if not self._ready:
+        """What waits for one encoder of this device; where nothing does, for one that is held up."""
+        usable = self.health.usable
+        if usable and device not in usable:
             return []
-        first = self._ready[0].job.model.detectors[device].encoder
-        return [item for item in self._ready if item.job.model.detectors[device].encoder is first]
+        own = [item for item in self._ready if item.device == device]
+        if not own:
+            own = [i for i in self._ready if self._busy[i.device] or i.device not in usable]
+        if not own:
+            return []
+        first = own[0].job.model.detectors[device].encoder
+        return [item for item in own if item.job.model.detectors[device].encoder is first]
+
+    def _lost(self, device: int, result: object) -> None:
+        """Take note where a device failed for good."""
+        if isinstance(result, DeviceLostError):
+            self.health.lose(device, str(result))
 
     def _encode(self, device: int, batch: list[Item]) -> None:
         began = time.perf_counter()
@@ -270,7 +308,9 @@ class Batcher:
             detector = items[0].job.model.detectors[device]
             return detector.encode([item.decoded for item in items if item.decoded])
 
-        for items, result in in_halves(batch, run):
+        where = batch[0].job.model.detectors[device].encoder.device
+        for items, result in in_halves(batch, run, where):
+            self._lost(device, result)
             if len(items) < len(batch) and not isinstance(result, MRADError):
                 self._largest[device], self._clean[device] = max(1, len(items)), 0
             if isinstance(result, MRADError):
@@ -334,7 +374,8 @@ class Batcher:
             return list(found)
 
         began = time.perf_counter()
-        for part, result in in_halves(items, run):
+        for part, result in in_halves(items, run, detector.encoder.device):
+            self._lost(group.device, result)
             self._observer.stage("retrieve", time.perf_counter() - began, part)
             for row, item in enumerate(part):
                 self._render(item, result if isinstance(result, MRADError) else result[row])

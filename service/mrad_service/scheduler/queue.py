@@ -128,6 +128,8 @@ class Item:
     job: Job
     index: int
     data: ImageInput = field(repr=False)
+    device: int = 0
+    """Which device's pixels it was, or is being, decoded to."""
     decoded: Decoded | None = field(default=None, repr=False)
 
 

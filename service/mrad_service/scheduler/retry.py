@@ -1,4 +1,4 @@
-"""A batch that fails runs again in halves: what is out of memory fits, what is broken is alone."""
+"""What fails runs again: in halves, so that what is out of memory fits and what is broken is alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import structlog
 import torch
 
 from mrad.errors import MRADError
-from mrad_service.errors import DeviceError, DeviceMemoryError
+from mrad_service.errors import DeviceError, DeviceLostError, DeviceMemoryError
+from mrad_service.scheduler.health import free_memory, is_out_of_memory, why_lost
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -17,53 +18,59 @@ log = structlog.get_logger(__name__)
 
 
 def in_halves(
-    items: Sequence[T], run: Callable[[Sequence[T]], R]
+    items: Sequence[T], run: Callable[[Sequence[T]], R], device: torch.device
 ) -> Iterator[tuple[Sequence[T], R | MRADError]]:
     """`run(items)`; if that fails, the same for each half. At one item the error stands.
 
     Yields the parts in order, each with its result, or with `DeviceMemoryError`, `DeviceError` or
-    the method's own error.
+    the method's own error; all of them at once with `DeviceLostError` where `device` fails for good.
     """
     told: MRADError | None = None
     try:
         result = run(items)
     except Exception as error:
-        told = _told(error)
-        if len(items) == 1:
+        told = _told(error, device)
+        final = len(items) == 1 or isinstance(told, DeviceLostError)
+        if final:
             log.error("an image failed on the device", code=told.code, exc_info=error)
     if told is None:
         yield items, result
         return
     # Out of the except block, whose traceback would hold on to the tensors that did not fit.
-    _free_memory()
-    if len(items) == 1:
+    if not isinstance(told, DeviceLostError):
+        free_memory()
+    if final:
         yield items, told
         return
     log.warning("a batch failed and runs again in halves", size=len(items), detail=str(told))
     middle = (len(items) + 1) // 2
-    yield from in_halves(items[:middle], run)
-    yield from in_halves(items[middle:], run)
+    yield from in_halves(items[:middle], run, device)
+    yield from in_halves(items[middle:], run, device)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the machine, had no memory left."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in text or "can't allocate memory" in text
-    )
+def once_more(run: Callable[[], R], device: torch.device) -> R | MRADError:
+    """`run()`, and again where memory was short; its result, or an error as of `in_halves`."""
+    told = None
+    for last in (False, True):
+        try:
+            return run()
+        except MRADError as error:
+            return error
+        except Exception as error:
+            told = _told(error, device)
+            if last or not isinstance(told, DeviceMemoryError):
+                log.error("an image could not be prepared", code=told.code, exc_info=error)
+                break
+        free_memory()
+    assert told is not None
+    return told
 
 
-def _told(error: Exception) -> MRADError:
+def _told(error: Exception, device: torch.device) -> MRADError:
     if is_out_of_memory(error):
         return DeviceMemoryError("the device has no memory for even one image; try again later")
     if isinstance(error, MRADError):
         return error
+    if reason := why_lost(device):
+        return DeviceLostError(f"{device} fails for good: {reason}; start the server anew")
     return DeviceError(f"the device failed: {error!r}")
-
-
-def _free_memory() -> None:
-    """What torch keeps for later may be what is missing now."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
