@@ -286,3 +286,48 @@ def test_readiness_is_an_answer_and_no_server_is_an_error() -> None:
     assert len(starting.requests) == 1
     with pytest.raises(mrad_client.ConnectionFailedError):
         Script(httpx.ConnectError("refused")).client().ready()
+
+
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    ("host", "proxied"),
+    [
+        ("127.0.0.1:8000", False),
+        ("localhost", False),
+        ("[::1]:8000", False),
+        ("127.9.9.9", False),
+        ("example.com", True),
+        ("[2001:db8::1]:8000", True),
+    ],
+)
+def test_no_proxy_stands_before_this_machine_itself(
+    client, host: str, proxied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://proxy.invalid:3128")
+    http = client(f"http://{host}")._http
+    taken = http._transport_for_url(httpx.URL(f"http://{host}/v1/score"))
+    assert (taken is not http._transport) == proxied
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Over real sockets: the proxy would answer with an error."""
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+    from threading import Thread
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(418 if self.path.startswith("http://") else 200)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("HTTP_PROXY", url)
+        with Client(url) as client:
+            assert client.ready()
+        server.shutdown()
