@@ -183,8 +183,9 @@ class Detector:
         layout: Layout | None = None,
     ) -> Iterator[Prediction]:
         """As `predict`, one batch in memory at a time; an image that is cut, one at a time."""
-        decoded = (self.decode(image, layout=layout) for image in images)
-        yield from self.judge(
+        detector = self if layout is None else self.with_layout(layout)
+        decoded = (detector.decode(image) for image in images)
+        yield from detector.judge(
             decoded, batch_size=batch_size, maps=maps, evidence=evidence, map_pixels=map_pixels
         )
 

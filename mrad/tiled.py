@@ -8,6 +8,7 @@ separable: along each axis a tile has a matrix, and the map is the sum of `rows 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -120,13 +121,15 @@ class Rules:
 
 
 class Canvas:
-    """What is known of one picture while its tiles are judged. Not thread-safe."""
+    """What is known of one picture while its tiles are judged. `add` is thread-safe."""
 
     def __init__(self, places: Places, rules: Rules) -> None:
         self.places, self.rules = places, rules
         self._grids: dict[int, Tensor] = {}
         self._levels: dict[int, float] = {}
         self._peaks: dict[str, tuple[Peak, Peak]] = {}
+        self._counted = 0
+        self._lock = threading.Lock()
         self._section = {tile.number: s for s in places.sections for tile in s.tiles}
 
     @property
@@ -134,24 +137,32 @@ class Canvas:
         """Whether every tile was judged."""
         return len(self._grids) == len(self.places.tiles)
 
+    def count(self) -> bool:
+        """One tile more is done, drawn or drawn over; whether it was the last. For several threads."""
+        with self._lock:
+            self._counted += 1
+            return self._counted == len(self.places.tiles)
+
     def add(self, tile: Tile, patch: Tensor, image: float, queries: tuple[Tensor, Tensor]) -> None:
         """One tile: `patch` [N] and `image` probabilities; `queries`: its class [E] and patch [N, W]
         features, of which the strongest are kept."""
         grid = self.rules.grid
         section = self._section[tile.number]
         cells = patch.float().cpu()
-        self._grids[tile.number] = cells.view(grid, grid)
-        self._levels[tile.number] = image
+        shown = cells
         if section.inside is not None:  # a patch outside is no evidence
-            cells = torch.where(_centres(section.counts(tile), grid), cells, -1.0)
-        best = int(cells.argmax())
+            shown = torch.where(_centres(section.counts(tile), grid), cells, -1.0)
+        best = int(shown.argmax())
         whole = Peak(image, tile, queries[0])
-        local = Peak(float(cells[best]), tile, queries[1][best].clone(), best)
-        before = self._peaks.get(section.name, (whole, local))
-        self._peaks[section.name] = (
-            whole if whole.value > before[0].value else before[0],
-            local if local.value > before[1].value else before[1],
-        )
+        local = Peak(float(shown[best]), tile, queries[1][best].clone(), best)
+        with self._lock:
+            self._grids[tile.number] = cells.view(grid, grid)
+            self._levels[tile.number] = image
+            before = self._peaks.get(section.name, (whole, local))
+            self._peaks[section.name] = (
+                whole if whole.value > before[0].value else before[0],
+                local if local.value > before[1].value else before[1],
+            )
 
     def parts(self) -> list[PartScore]:
         """Each section's scores, in the layout's order.

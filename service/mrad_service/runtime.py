@@ -55,6 +55,7 @@ class Runtime:
                 queue_images=settings.queue_images,
                 queue_seconds=settings.queue_seconds,
                 max_pixels=settings.max_pixels,
+                max_tiled_pixels=settings.max_tiled_pixels,
                 nearest_every=settings.drift_every,
             ),
             self,

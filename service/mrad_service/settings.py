@@ -90,6 +90,9 @@ class Settings(BaseSettings):
     )
     max_response_bytes: int = Field(512 * MIB, ge=1, description="Bytes of maps in one answer.")
     max_pixels: int = Field(50_000_000, ge=1, description="Pixels of one image.")
+    max_tiled_pixels: int = Field(
+        250_000_000, ge=1, description="Pixels of one image that the bank cuts into tiles."
+    )
 
     auth: Literal["keys", "off"] = Field(
         "keys", description="`off` serves everyone, and then only on a loopback address."

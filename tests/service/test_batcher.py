@@ -30,6 +30,7 @@ from PIL import Image
 from mrad.detector import Decoded
 from mrad.encoder.encoder import Features
 from mrad.errors import ImageError, MRADError
+from mrad.images.layout import PLAIN, Layout
 from mrad.types import Prediction
 
 
@@ -66,14 +67,17 @@ class Pretender:
         default_factory=lambda: SimpleNamespace(name="pretender", device=torch.device("cpu"))
     )
 
-    def decode(self, data: bytes, max_pixels: int) -> Decoded:
+    layout: Layout = PLAIN
+
+    def decode(self, data: bytes, max_pixels: int, *, layout: Layout) -> Decoded:
         if data == b"bad":
             raise ImageError("no image")
         if self.short:
             self.short -= 1
             raise torch.OutOfMemoryError("CUDA out of memory")
         self.decoded.append(int(data))
-        return Decoded(torch.tensor([float(data)]), (2, 3), Image.new("RGB", (2, 3)))
+        places = PLAIN.places((2, 3))
+        return Decoded(torch.tensor([float(data)]), Image.new("RGB", (2, 3)), places)
 
     def encode(self, decoded: Sequence[Decoded]) -> Features:
         assert self.go.wait(20)

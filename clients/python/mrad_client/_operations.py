@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 from urllib.parse import quote
 
 import httpx
@@ -31,6 +32,10 @@ class ScoreOptions(TypedDict, total=False):
     """Number of nearest memory regions to name, for each level."""
     fields: Sequence[str] | None
     """Ask for these parts of a result only."""
+    roi: Mapping[str, Any] | None
+    """Region of interest: `size` [width, height] and `box` or `polygons` (and `holes`)."""
+    full_map: bool
+    """Maps of images above 32 megapixels at full size, instead of scaled down to that."""
 
 
 class EntryOptions(TypedDict, total=False):
@@ -76,7 +81,12 @@ def score(images: Iterable[ImageInput], options: ScoreOptions) -> Call[Scores]:
         return judged.model_copy(update={"results": results})
 
     fields = options.get("fields")
-    given = {**options, "fields": ",".join(fields) if fields else None}
+    roi = options.get("roi")
+    given = {
+        **options,
+        "fields": ",".join(fields) if fields else None,
+        "roi": json.dumps(roi) if roi else None,
+    }
     return Call(
         "POST",
         "/v1/score",

@@ -50,6 +50,10 @@ class Evidence(Model):
     source: str = ""
     region: str = ""
     defect: str = ""
+    query_box: tuple[int, int, int, int] | None = None
+    """What of the image asked; pixels."""
+    tile: tuple[int, int, int, int] | None = None
+    """Where in the source image the remembered tile lies, pixels; None where it is all of it."""
     thumbnail: str | None = None
     """JPEG, base64."""
 
@@ -58,11 +62,33 @@ class Evidence(Model):
         return None if self.thumbnail is None else _image(base64.b64decode(self.thumbnail))
 
 
+class Part(Model):
+    """A named part of the image, judged by itself."""
+
+    name: str
+    box: tuple[int, int, int, int]
+    score: float
+    class_score: float
+    verdict: str | None = None
+    probability: float | None = None
+
+
+class Tile(Model):
+    """A tile of an image that was cut."""
+
+    box: tuple[int, int, int, int]
+    class_score: float
+    peak: float
+    """Its largest patch probability."""
+
+
 class Map(Model):
     """An anomaly map as it travelled; decoded when asked for."""
 
     format: MapFormat
     data: Any = None
+    size: tuple[int, int] | None = None
+    """Width, height; less than the image's only above 32 megapixels, unless `full_map`."""
 
     def bytes(self) -> bytes:
         """The file behind png16, npy and overlay."""
@@ -102,6 +128,12 @@ class Result(Model):
     map: Map | None = None
     regions: list[Region] | None = None
     evidence: list[Evidence] | None = None
+    peak_box: tuple[int, int, int, int] | None = None
+    """The patch that is most anomalous; pixels of the input image."""
+    parts: list[Part] | None = None
+    """Where the bank's layout has named parts."""
+    tiles: list[Tile] | None = None
+    """Of an image that was cut, where `fields` asks for them."""
     problem: dict[str, Any] | None = None
 
     @property
@@ -133,7 +165,8 @@ class Result(Model):
 
     @cached_property
     def anomaly_map(self) -> FloatArray:
-        """float32 [height, width], at the size of the input image; decoded once, on first use.
+        """float32 [height, width], at the size of the input image (above 32 megapixels: scaled down,
+        unless `full_map`); decoded once, on first use.
 
         Raises `ValueError` when no png16 or npy map was asked for.
         """

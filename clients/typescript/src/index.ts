@@ -45,6 +45,10 @@ export interface ScoreOptions {
   /** Only these parts of a result. */
   fields?: string[];
   bank?: string;
+  /** Region of interest: outside nothing is judged. `size` is that of the image it was drawn on. */
+  roi?: { size: [number, number]; box?: number[]; polygons?: number[][][]; holes?: number[][][] };
+  /** Maps of images above 32 megapixels at full size. */
+  full_map?: boolean;
 }
 
 export interface EntryOptions {
@@ -80,7 +84,8 @@ export class MradClient {
     const form = new FormData();
     images.forEach((image, i) => form.append("images", blobOf(image), nameOf(image, `${i}`)));
     for (const [name, value] of Object.entries(options)) {
-      if (value !== undefined) form.append(name, String(value));
+      if (value === undefined) continue;
+      form.append(name, name === "roi" ? JSON.stringify(value) : String(value));
     }
     const scores = await this.#json<Scores>("POST", "/v1/score", { body: form });
     if (scores.results?.length !== images.length) {

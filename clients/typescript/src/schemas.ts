@@ -77,6 +77,13 @@ export interface components {
                 number,
                 number
             ] | null;
+            /** @description where in the source image the remembered tile lies; null: it is all of it */
+            tile?: [
+                number,
+                number,
+                number,
+                number
+            ] | null;
             /** @description JPEG, base64 */
             thumbnail?: string | null;
         };
@@ -91,6 +98,11 @@ export interface components {
             /** @enum {string} */
             format: "none" | "png16" | "npy" | "overlay" | "rle" | "polygons";
             data: unknown;
+            /** @description width, height; less than the image's only above 32 megapixels */
+            size: [
+                number,
+                number
+            ];
         };
         /** @description The answer to an addition. It is given once the entry is on disk. */
         MemoryAdded: {
@@ -126,6 +138,20 @@ export interface components {
             /** @description pass as `cursor` for the next page; null at the end */
             next_cursor: string | null;
             total: number;
+        };
+        /** @description A named part of the image, as the bank's layout has it, with a judgement of its own. */
+        Part: {
+            name: string;
+            box: [
+                number,
+                number,
+                number,
+                number
+            ];
+            score: number;
+            class_score: number;
+            verdict?: ("normal" | "anomalous") | null;
+            probability?: number | null;
         };
         /** @description A problem document (RFC 9457). */
         Problem: {
@@ -185,6 +211,17 @@ export interface components {
             map?: components["schemas"]["Map"] | null;
             regions?: components["schemas"]["Region"][] | null;
             evidence?: components["schemas"]["Evidence"][] | null;
+            /** @description the patch that is most anomalous; pixels of the input image */
+            peak_box?: [
+                number,
+                number,
+                number,
+                number
+            ] | null;
+            /** @description where the bank's layout has named parts */
+            parts?: components["schemas"]["Part"][] | null;
+            /** @description of an image that was cut, where `fields` asks for them */
+            tiles?: components["schemas"]["Tile"][] | null;
             problem?: components["schemas"]["Problem"] | null;
         };
         /**
@@ -262,6 +299,18 @@ export interface components {
             /** @description reached by chance once in a hundred such windows */
             limit: number;
             drifted: boolean;
+        };
+        /** @description A tile of an image that was cut. */
+        Tile: {
+            box: [
+                number,
+                number,
+                number,
+                number
+            ];
+            class_score: number;
+            /** @description its largest patch probability */
+            peak: number;
         };
     };
     responses: never;

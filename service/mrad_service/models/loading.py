@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 
 from mrad.calibration import Calibration
-from mrad.detector import Detector
+from mrad.detector import Decoded, Detector
 from mrad.encoder.cuda import buckets
 from mrad.encoder.encoder import Encoder
 from mrad.encoder.identity import EncoderIdentity
 from mrad.errors import CalibrationError
+from mrad.images.layout import PLAIN
 from mrad.memory.bank import MemoryBank
 from mrad_service.settings import BankSpec, Settings
 
@@ -137,7 +138,7 @@ def warm(detector: Detector, batch: int) -> None:
     on_gpu = detector.encoder.device.type == "cuda"
     side = detector.encoder.image_size
     grey = Image.fromarray(np.full((side, side, 3), 128, np.uint8))
-    one = detector.decode(grey)
+    one = Decoded(detector.encoder.prepare(grey), grey, PLAIN.places(grey.size))
     for count in buckets(batch) if on_gpu else [1]:
         features = detector.encode([one] * count)
         found = detector.finish(features, [grey.size] * count, evidence=1)

@@ -20,7 +20,7 @@ from starlette.background import BackgroundTask
 from mrad.detector import Decoded, Detector
 from mrad.encoder.encoder import Features
 from mrad.encoder.stream import prepare_tile
-from mrad.images.preprocess import DEFAULT_MAX_PIXELS, load_mask
+from mrad.images.preprocess import DEFAULT_MAX_PIXELS, TILED_MAX_PIXELS, load_mask
 from mrad.memory.entry import Entry, Key
 from mrad.memory.keys import keys_of, pieces_of
 from mrad.types import ANOMALOUS, NORMAL, BoolArray, Sample
@@ -65,6 +65,7 @@ class Teaching:
 
     max_file_bytes: int = 32 << 20
     max_pixels: int = DEFAULT_MAX_PIXELS
+    max_tiled_pixels: int = TILED_MAX_PIXELS
     encode: Callable[[Detector, Decoded], Features] = lambda detector, image: detector.encode(
         [image]
     )
@@ -120,7 +121,8 @@ def add_entry(
     teaching: Teaching = request.state.teaching
     pixels = _read(image, teaching)
     painted = _read(mask, teaching) if mask is not None else None
-    decoded = detector.decode(pixels, teaching.max_pixels)
+    cut = detector.layout.tiling is not None
+    decoded = detector.decode(pixels, teaching.max_tiled_pixels if cut else teaching.max_pixels)
     anomalous = label == "anomalous"
     region = load_mask(painted, decoded.size) if painted is not None else None
     sample = Sample(

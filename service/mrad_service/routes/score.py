@@ -14,7 +14,7 @@ from mrad.errors import MRADError
 from mrad.types import Prediction
 from mrad_service.runtime import Runtime
 from mrad_service.scheduler.queue import Job
-from mrad_service.schemas.score import EncodedImage, ScoreBody, ScoreOptions, Scores
+from mrad_service.schemas.score import AreaBody, EncodedImage, ScoreBody, ScoreOptions, Scores
 from mrad_service.scoring.results import Judge, result_of, whole_failure
 from mrad_service.scoring.uploads import FileLimits, read_submission
 
@@ -57,7 +57,9 @@ async def score(request: Request) -> Response:
         runtime.watch(model, prediction)
         return judge(index, prediction, image)
 
-    job = Job(sent.images, model, finish, wanted=judge.wanted, deadline=deadline)
+    job = Job(
+        sent.images, model, finish, wanted=judge.wanted, deadline=deadline, layout=judge.layout
+    )
     outcomes = await runtime.run(job, request)
     for outcome in outcomes:
         runtime.metrics.judged(outcome.code if isinstance(outcome, MRADError) else "ok")
@@ -89,7 +91,13 @@ _TIMEOUT = {
 
 def _request_body() -> dict[str, Any]:
     form = ScoreOptions.model_json_schema()
+    del form["$defs"]  # the models inside are written out: nothing else brings them in
     form["properties"]["fields"] = {"type": "string", "examples": ["score,verdict"]}
+    region = {"size": [3840, 3200], "box": [0, 0, 1920, 3200]}
+    about = form["properties"]["roi"]["description"]
+    form["properties"]["roi"] = {
+        "type": "string", "description": about, "examples": [json.dumps(region)]
+    }  # fmt: skip
     form["properties"]["images"] = {
         "type": "array",
         "items": {"type": "string", "format": "binary"},
@@ -98,7 +106,8 @@ def _request_body() -> dict[str, Any]:
     form["required"] = ["images"]
     form["properties"]["images"]["description"] = "image files, one part each"
     body = ScoreBody.model_json_schema()
-    del body["$defs"]  # the one model inside is written out: nothing else brings it in
+    del body["$defs"]
+    body["properties"]["roi"]["anyOf"][0] = AreaBody.model_json_schema()
     body["properties"]["images"]["items"]["anyOf"][0] = EncodedImage.model_json_schema()
     pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
     return {

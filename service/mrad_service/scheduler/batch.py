@@ -37,6 +37,7 @@ class Limits:
     queue_images: int = 256
     queue_seconds: float = 10.0
     max_pixels: int = 50_000_000
+    max_tiled_pixels: int = 250_000_000
     nearest_every: int = 0
     """Of so many finished groups, one finds its nearest keys unasked (drift); 0: none."""
 
@@ -61,5 +62,9 @@ def split(items: Sequence[Item], features: Features) -> list[tuple[Sequence[Item
 
 
 def alike(one: Item, other: Item) -> bool:
-    same = one.job.model is other.job.model
-    return same and one.job.wanted.maps == other.job.wanted.maps
+    return kind(one) == kind(other)
+
+
+def kind(item: Item) -> tuple[int, bool, bool]:
+    """Items of one kind are finished together: the same model, maps or not, tiles or images."""
+    return id(item.job.model), item.job.wanted.maps, item.whole is not item

@@ -7,24 +7,23 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 
 import structlog
 import torch
-from PIL import Image
 
 from mrad.encoder.encoder import Features
 from mrad.errors import MRADError
 from mrad_service.errors import DeviceLostError, DrainingError, QueueFullError
-from mrad_service.scheduler.batch import Group, Limits, Observer, split
+from mrad_service.scheduler.batch import Group, Limits, Observer, kind, split
 from mrad_service.scheduler.cores import usable_cores
+from mrad_service.scheduler.finishing import conclude, draw_tiles, finish_images
 from mrad_service.scheduler.health import Health
-from mrad_service.scheduler.queue import FairQueue, Item, Job, Outcome, Patience, Rate
+from mrad_service.scheduler.queue import BLANK, FairQueue, Item, Job, Outcome, Patience, Rate
 from mrad_service.scheduler.retry import in_halves, once_more
+from mrad_service.scheduler.tiles import OPEN, Cut, TileItem, is_cut, none_of
 
 log = structlog.get_logger(__name__)
-BLANK = Image.new("RGB", (1, 1))
 AHEAD = 2
 """Decoded images kept ready, and encoded batches kept waiting, for each device: in batches."""
 
@@ -50,6 +49,8 @@ class Batcher:
         self._largest = [limits.max_batch] * devices
         self._clean = [0] * devices
         self._groups = 0
+        self._open: set[Item] = set()
+        """Images that are cut and not settled."""
         self._draining = self._closed = False
         self._threads: list[threading.Thread] = []
 
@@ -169,19 +170,24 @@ class Batcher:
         self._observer.waiting(self._inside)
 
     def _settle(self, item: Item, outcome: Outcome) -> None:
-        item.decoded = None
+        whole = item.whole
+        item.decoded = whole.decoded = None
         with self._changed:
-            if item.job.dropped is None:
+            if whole.settled:
+                return
+            whole.settled = True
+            if whole.job.dropped is None:
                 self._rate.done(time.monotonic())
+            self._open.discard(whole)
             self._count(-1)
             self._changed.notify_all()
-        item.job.settle(item.index, outcome)
+        whole.job.settle(whole.index, outcome)
 
     def _alive(self, item: Item) -> bool:
         """Whether someone still waits for it; settles it otherwise."""
         error = item.job.is_over()
         if error is None:
-            return True
+            return not item.whole.settled
         self._settle(item, error)
         with self._changed:
             self._count(-item.job.drop(error))
@@ -202,8 +208,10 @@ class Batcher:
         with self._changed:
             while not self._closed:
                 if len(self._ready) + sum(self._decoding) < room:
-                    item = self._queue.pop()
+                    item = self._queue.pop(is_cut if len(self._open) >= OPEN else none_of)
                     if item is not None:
+                        if is_cut(item.job) and item.whole is item:
+                            self._open.add(item)
                         item.device = self._least_laden()
                         self._decoding[item.device] += 1
                         return item
@@ -221,18 +229,20 @@ class Batcher:
     def _decode(self, item: Item) -> None:
         began = time.perf_counter()
         detector = item.job.model.detectors[item.device]
-        decoded = once_more(
-            lambda: detector.decode(item.data, self.limits.max_pixels), detector.encoder.device
-        )
+        decoded = once_more(lambda: item.prepare(detector, self.limits), detector.encoder.device)
         if isinstance(decoded, MRADError):
             self._lost(item.device, decoded)
             self._settle(item, decoded)
             return
-        item.data = b""
-        item.decoded = decoded if item.job.wanted.image else replace(decoded, image=BLANK)
-        self._observer.stage("decode", time.perf_counter() - began, [item])
+        item.decoded = decoded
+        if item.whole is item:
+            self._observer.stage("decode", time.perf_counter() - began, [item])
         with self._changed:
-            self._ready.append(item)
+            if item.whole is item and not decoded.places.whole:
+                self._open.add(item)
+                self._queue.push(Cut(item, detector.canvas(decoded.places)))
+            else:
+                self._ready.append(item)
             self._changed.notify_all()
 
     # -- the device ---------------------------------------------------------------------------
@@ -241,7 +251,7 @@ class Batcher:
         while (batch := self._next_batch(device)) is not None:
             alive = [item for item in batch if self._alive(item)]
             # Those that want the same side by side: each group is a slice of the features.
-            alive.sort(key=lambda item: (id(item.job.model), item.job.wanted.maps))
+            alive.sort(key=kind)
             if alive:
                 self._encode(device, alive)
             self._busy[device] = False
@@ -350,36 +360,40 @@ class Batcher:
         alive = [row for row, item in enumerate(group.items) if self._alive(item)]
         if not alive:
             return
-        items = [group.items[row] for row in alive]
-        first = items[0].job
-        detector = first.model.detectors[group.device]
-        every = self.limits.nearest_every
-        self._groups += 1
-        asked = max(item.job.wanted.evidence for item in items)
-        evidence = asked or int(every > 0 and self._groups % every == 0)
-        features = group.features
-        if len(alive) < len(group.items):
-            features = Features.cat([features[row : row + 1] for row in alive])
-        rows = {id(item): row for row, item in enumerate(items)}
-
-        def run(part: Sequence[Item]) -> list[object]:
-            start = rows[id(part[0])]
-            sizes = [item.decoded.size for item in part if item.decoded]
-            found = detector.finish(
-                features[start : start + len(part)],
-                sizes,
-                maps=first.wanted.maps,
-                evidence=evidence,
-            )
-            return list(found)
-
+        if isinstance(group.items[alive[0]], TileItem):
+            self._draw(group, alive)
+            return
+        asks = max((group.items[row] for row in alive), key=lambda item: item.job.wanted.evidence)
         began = time.perf_counter()
-        for part, result in in_halves(items, run, detector.encoder.device):
+        for part, result in finish_images(group, alive, self._evidence(asks)):
             self._lost(group.device, result)
             self._observer.stage("retrieve", time.perf_counter() - began, part)
             for row, item in enumerate(part):
                 self._render(item, result if isinstance(result, MRADError) else result[row])
             began = time.perf_counter()
+
+    def _draw(self, group: Group, alive: Sequence[int]) -> None:
+        """Judge tiles; whoever draws the last of an image concludes it."""
+        began = time.perf_counter()
+        for part, error in draw_tiles(group, alive):
+            self._lost(group.device, error)
+            self._observer.stage("retrieve", time.perf_counter() - began, part)
+            for item in part:
+                if error is not None:
+                    self._settle(item, error)
+                    continue
+                with self._changed:
+                    self._rate.done(time.monotonic())
+                    last = item.canvas.count()
+                if last:
+                    self._render(item.whole, conclude(item, group.device, self._evidence(item)))
+            began = time.perf_counter()
+
+    def _evidence(self, item: Item) -> int:
+        """Nearest keys to find for an item: what was asked for, else one now and then, for drift."""
+        every = self.limits.nearest_every
+        self._groups += 1
+        return item.job.wanted.evidence or int(every > 0 and self._groups % every == 0)
 
     def _render(self, item: Item, prediction: object) -> None:
         if isinstance(prediction, MRADError):

@@ -9,16 +9,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from PIL import Image
 
 from mrad.detector import Decoded, Detector
 from mrad.errors import MRADError
+from mrad.images.layout import Layout
 from mrad.types import ImageInput, Prediction
 from mrad_service.errors import DeadlineError
 
+BLANK = Image.new("RGB", (1, 1))
 Outcome = Any
 """What a job's `finish` made of an image, or the `MRADError` that kept it from being judged."""
 
@@ -40,6 +42,22 @@ class Wanted:
     image: bool = False
     """Whether `finish` needs the upright input (an overlay does)."""
     evidence: int = 0
+    full_map: bool = False
+    """Whether the map of a very large image comes at its full size."""
+
+
+class Pixels(Protocol):
+    """How large an image may be."""
+
+    @property
+    def max_pixels(self) -> int:
+        """Of one that is looked at whole."""
+        ...
+
+    @property
+    def max_tiled_pixels(self) -> int:
+        """Of one that is cut into tiles."""
+        ...
 
 
 class Job:
@@ -53,15 +71,20 @@ class Job:
         *,
         wanted: Wanted,
         deadline: float = math.inf,
+        layout: Layout | None = None,
     ) -> None:
         """
         Args:
             images: encoded, or pixels; an error stands for one that is known to be unusable.
+            model: what judges them.
+            wanted: what the device has to compute.
+            layout: how these images are looked at, instead of the bank's own layout.
             finish: called in a finishing thread with the index, the prediction and the upright
                 image (one pixel unless wanted).
             deadline: on `time.monotonic`'s clock; after it the rest is dropped.
         """
         self.model, self.finish, self.wanted, self.deadline = model, finish, wanted, deadline
+        self.layout = model.detectors[0].layout if layout is None else layout
         self.future: Future[list[Outcome]] = Future()
         self.trace: Any = None
         """Where its spans belong, when tracing is on."""
@@ -131,13 +154,42 @@ class Item:
     device: int = 0
     """Which device's pixels it was, or is being, decoded to."""
     decoded: Decoded | None = field(default=None, repr=False)
+    settled: bool = False
+
+    @property
+    def whole(self) -> Item:
+        """The image that an outcome is told of: itself, or the one that a tile was cut from."""
+        return self
+
+    def prepare(self, detector: Detector, limits: Pixels) -> Decoded:
+        """Decode it. Raises `ImageError`."""
+        layout = self.job.layout
+        most = limits.max_pixels if layout.tiling is None else limits.max_tiled_pixels
+        decoded = detector.decode(self.data, most, layout=layout)
+        self.data = b""
+        if decoded.places.whole and not self.job.wanted.image:
+            return replace(decoded, image=BLANK)
+        return decoded
+
+
+class Source(Protocol):
+    """What gives items in turn with others: a job its images, a large image its tiles."""
+
+    @property
+    def waiting(self) -> int:
+        """Items that no thread has taken yet."""
+        ...
+
+    def take(self) -> Item | None:
+        """The next; None when there is no other."""
+        ...
 
 
 class FairQueue:
-    """Jobs take turns, one image each, so that a huge request does not hold up small ones."""
+    """Sources take turns, one item each, so that a huge request does not hold up small ones."""
 
     def __init__(self) -> None:
-        self._jobs: deque[Job] = deque()
+        self._jobs: deque[Source] = deque()
 
     def __len__(self) -> int:
         return sum(job.waiting for job in self._jobs)
@@ -145,15 +197,18 @@ class FairQueue:
     def __bool__(self) -> bool:
         return any(job.waiting for job in self._jobs)
 
-    def push(self, job: Job) -> None:
+    def push(self, job: Source) -> None:
         """Its first turn comes after everyone's who waits."""
         if job.waiting:
             self._jobs.append(job)
 
-    def pop(self) -> Item | None:
-        """The next image."""
-        while self._jobs:
+    def pop(self, skip: Callable[[Source], bool] = lambda source: False) -> Item | None:
+        """The next item of a source that is not to be skipped."""
+        for _ in range(len(self._jobs)):
             job = self._jobs.popleft()
+            if skip(job):
+                self._jobs.append(job)
+                continue
             item = job.take()
             if job.waiting:
                 self._jobs.append(job)

@@ -19,10 +19,26 @@ FIELDS = (
     "map",
     "regions",
     "evidence",
+    "peak_box",
+    "parts",
+    "tiles",
 )
 MAX_EVIDENCE = 50
 
 MapFormat = Literal["none", "png16", "npy", "overlay", "rle", "polygons"]
+
+
+class AreaBody(BaseModel):
+    """A region of an image: a box, or polygons less holes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    size: tuple[int, int] = Field(description="width, height of the image it was drawn on, pixels")
+    box: tuple[float, float, float, float] | None = Field(
+        None, description="[x_min, y_min, x_max, y_max)"
+    )
+    polygons: list[list[tuple[float, float]]] | None = Field(None, description="points x, y")
+    holes: list[list[tuple[float, float]]] = Field(default_factory=list)
 
 
 class ScoreOptions(BaseModel):
@@ -48,6 +64,15 @@ class ScoreOptions(BaseModel):
         description=f"Only these parts of a result: {', '.join(FIELDS)}. In a form: comma-separated.",
     )
     bank: str | None = Field(None, description="A loaded bank; the active one unless told.")
+    roi: AreaBody | None = Field(
+        None,
+        description="Region of interest: outside nothing is judged. Instead of the bank's own region "
+        "or parts. In a form: JSON.",
+    )
+    full_map: bool = Field(
+        False,
+        description="Maps of images above 32 megapixels at full size, instead of scaled down to that.",
+    )
 
 
 class EncodedImage(BaseModel):
@@ -88,6 +113,10 @@ class Evidence(BaseModel):
     query_box: tuple[int, int, int, int] | None = Field(
         None, description="what of the submitted image asked: the most anomalous patch; its pixels"
     )
+    tile: tuple[int, int, int, int] | None = Field(
+        None,
+        description="where in the source image the remembered tile lies; null: it is all of it",
+    )
     thumbnail: str | None = Field(None, description="JPEG, base64")
 
 
@@ -96,6 +125,28 @@ class Map(BaseModel):
 
     format: MapFormat
     data: Any
+    size: tuple[int, int] = Field(
+        description="width, height; less than the image's only above 32 megapixels"
+    )
+
+
+class Part(BaseModel):
+    """A named part of the image, as the bank's layout has it, with a judgement of its own."""
+
+    name: str
+    box: tuple[int, int, int, int]
+    score: float
+    class_score: float
+    verdict: Literal["normal", "anomalous"] | None = None
+    probability: float | None = None
+
+
+class Tile(BaseModel):
+    """A tile of an image that was cut."""
+
+    box: tuple[int, int, int, int]
+    class_score: float
+    peak: float = Field(description="its largest patch probability")
 
 
 class Result(BaseModel):
@@ -117,6 +168,13 @@ class Result(BaseModel):
     map: Map | None = None
     regions: list[Region] | None = None
     evidence: list[Evidence] | None = None
+    peak_box: tuple[int, int, int, int] | None = Field(
+        None, description="the patch that is most anomalous; pixels of the input image"
+    )
+    parts: list[Part] | None = Field(None, description="where the bank's layout has named parts")
+    tiles: list[Tile] | None = Field(
+        None, description="of an image that was cut, where `fields` asks for them"
+    )
     problem: Problem | None = None
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import base64
-import math
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
 
-from mrad.errors import MRADError
+from mrad.errors import DataError, MRADError
+from mrad.images.layout import Layout
+from mrad.images.regions import parse_area
 from mrad.maps import regions
-from mrad.types import Evidence, Prediction
+from mrad.types import Evidence, PartScore, Prediction
 from mrad_service.errors import InvalidRequestError, ResponseTooLargeError
 from mrad_service.models.loading import Model
 from mrad_service.problems import problem_of
@@ -66,6 +68,16 @@ class Judge:
             self._cut = self.verdict.pixel(f"map={self._kind}")
         elif options.fields is not None and "regions" in self.fields:
             self._cut = self.verdict.pixel("regions")
+        self._tiles = options.fields is not None and "tiles" in self.fields
+        self._full_map = options.full_map
+        self.layout: Layout | None = None
+        """How these images are looked at, where not as the bank says."""
+        if options.roi is not None:
+            try:
+                area = parse_area(options.roi.model_dump(exclude_none=True))
+            except DataError as error:
+                raise InvalidRequestError(str(error)) from error
+            self.layout = replace(model.detectors[0].layout, roi=area, parts=())
         self._regions = "regions" in self.fields and self._cut is not None
         self._evidence = options.evidence if "evidence" in self.fields else 0
 
@@ -76,6 +88,7 @@ class Judge:
             maps=self._kind != "none" or self._regions,
             image=self._kind == "overlay",
             evidence=self._evidence,
+            full_map=self._full_map,
         )
 
     def __call__(self, index: int, prediction: Prediction, image: Image.Image) -> dict[str, Any]:
@@ -92,22 +105,38 @@ class Judge:
         values = prediction.anomaly_map
         if values is not None and self._kind != "none":
             made["map"] = render(self._kind, values, image, self._cut)
+            made["map"]["size"] = values.shape[::-1]
             self._budget.spend(_size(made["map"]["data"]))
         if values is not None and self._regions and self._cut is not None:
-            found = regions(values, self._cut)[:MAX_REGIONS]
+            found = regions(values, self._cut, size=prediction.size)[:MAX_REGIONS]
             made["regions"] = [vars(region) for region in found]
             self._budget.spend(_size(made["regions"]))
+        made["peak_box"] = prediction.peak_box
+        if prediction.parts:
+            made["parts"] = [self._part(part) for part in prediction.parts]
+        if self._tiles:
+            made["tiles"] = [vars(tile) for tile in prediction.tiles]
+            self._budget.spend(100 * len(prediction.tiles))
         if self._evidence:
             made["evidence"] = self._told(prediction)
             self._budget.spend(sum(len(found["thumbnail"] or "") for found in made["evidence"]))
         return {name: value for name, value in made.items() if name in self.fields}
+
+    def _part(self, part: PartScore) -> dict[str, Any]:
+        return {
+            "name": part.name,
+            "box": part.box,
+            "score": part.score,
+            "class_score": part.class_score,
+            "verdict": self.verdict.says(part.score),
+            "probability": self.verdict.probability(part.score),
+        }
 
     def _told(self, prediction: Prediction) -> list[dict[str, Any]]:
         chosen: list[Evidence] = []
         for level in ("image", "patch"):
             own = [found for found in prediction.evidence if found.level == level]
             chosen += own[: self._evidence]
-        grid = self.model.detectors[0].encoder.grid
         return [
             {
                 "level": found.level,
@@ -117,7 +146,8 @@ class Judge:
                 "source": found.source,
                 "region": found.region,
                 "defect": found.defect,
-                "query_box": _cell_box(found.query_cell, grid, prediction.size),
+                "query_box": found.query_box,
+                "tile": found.tile,
                 "thumbnail": self._thumbnail(found.entry_id),
             }
             for found in chosen
@@ -152,20 +182,6 @@ def whole_failure(outcomes: Sequence[Outcome]) -> MRADError | None:
         if problem_of(error)["status"] < 500:
             return None
     return failed[0]
-
-
-def _cell_box(
-    cell: tuple[int, int] | None, grid: int, size: tuple[int, int]
-) -> tuple[int, int, int, int] | None:
-    if cell is None:
-        return None
-    (row, column), (width, height) = cell, size
-    return (
-        math.floor(column * width / grid),
-        math.floor(row * height / grid),
-        math.ceil((column + 1) * width / grid),
-        math.ceil((row + 1) * height / grid),
-    )
 
 
 def _size(data: Any) -> int:

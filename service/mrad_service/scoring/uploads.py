@@ -27,6 +27,8 @@ from mrad_service.errors import (
 from mrad_service.schemas.score import ScoreBody, ScoreOptions
 
 MAX_FIELD_BYTES = 4096
+MAX_AREA_BYTES = 1 << 16
+"""Of a region of interest: some thousand points."""
 MAX_HEADER_BYTES = 4096
 MAX_FIELDS = 64
 
@@ -159,7 +161,7 @@ class FormReader:
         if self._field == "images":
             if len(self._data) > self._limits.file_bytes:
                 self._too_large, self._data = True, bytearray()
-        elif len(self._data) > MAX_FIELD_BYTES:
+        elif len(self._data) > (MAX_AREA_BYTES if self._field == "roi" else MAX_FIELD_BYTES):
             raise InvalidRequestError(f"form field {self._field!r} is too long")
 
     def _end(self) -> None:
@@ -204,6 +206,11 @@ def _options(fields: dict[str, str]) -> ScoreOptions:
     given: dict[str, Any] = {name: value for name, value in fields.items() if value != ""}
     if "fields" in given:
         given["fields"] = [part.strip() for part in given["fields"].split(",") if part.strip()]
+    if "roi" in given:
+        try:
+            given["roi"] = json.loads(given["roi"])
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequestError(f"the field roi is not JSON: {error}") from error
     try:
         return ScoreOptions.model_validate(given)
     except ValidationError as error:

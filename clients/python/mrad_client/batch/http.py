@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -61,6 +62,11 @@ class HTTPTransport:
             "threshold": result.threshold,
             "probability": result.probability,
         }
+        if result.peak_box is not None:
+            columns["peak_box"] = json.dumps(result.peak_box)
+        if result.parts:
+            told = {p.name: {"score": p.score, "verdict": p.verdict} for p in result.parts}
+            columns["parts"] = json.dumps(told)
         pictures: dict[str, Draw] = {}
         if result.map is not None:
             pictures["map"] = partial(_map, result.map)

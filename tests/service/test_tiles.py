@@ -1,0 +1,179 @@
+"""Large images on the server: tiles share batches, regions of interest and parts by request and bank."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mrad import Detector, MemoryBank
+from mrad.images.layout import Layout
+from mrad.images.regions import Area
+from mrad.images.tiles import Tiling
+
+LAYOUT = Layout(Tiling(96, 0.25))
+
+
+@pytest.fixture(scope="module")
+def tiled(tiny_encoder, tiny_samples) -> MemoryBank:
+    """The tiny samples, cut into tiles."""
+    return MemoryBank.from_samples(tiny_encoder, tiny_samples, layout=LAYOUT)
+
+
+@pytest.fixture
+def tiled_path(tiled, tmp_path: Path) -> Path:
+    tiled.save(tmp_path / "tiled")
+    return tmp_path / "tiled"
+
+
+def score(client, *files: bytes, **options) -> list[dict]:
+    parts = [("images", (f"{i}.png", data)) for i, data in enumerate(files)]
+    answer = client.post("/v1/score", files=parts, data=options)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["results"]
+
+
+def test_an_image_is_judged_as_by_the_library_whatever_shares_its_batches(
+    connect, tiled_path, tiled, tiny_encoder, png, make_image
+):
+    client = connect(bank=tiled_path, max_batch=4)
+    sizes = [(300, 200), (80, 64), (500, 96), (96, 96)]
+    results = score(
+        client, *(png(i, size, True) for i, size in enumerate(sizes)),
+        map="npy", evidence=1, fields="score,peak_box,map,evidence,tiles",
+    )  # fmt: skip
+    detector = Detector(tiny_encoder, tiled)
+    for seed, (size, result) in enumerate(zip(sizes, results)):
+        (wanted,) = detector.predict([make_image(seed, size, True)[0]], evidence=1)
+        assert result["score"] == pytest.approx(wanted.score, abs=1e-6)
+        assert tuple(result["peak_box"]) == wanted.peak_box
+        assert result["map"]["size"] == list(size)
+        assert [tuple(tile["box"]) for tile in result["tiles"]] == [t.box for t in wanted.tiles]
+        told = [found["query_box"] and tuple(found["query_box"]) for found in result["evidence"]]
+        assert told == [found.query_box for found in wanted.evidence]
+
+
+def test_a_small_image_does_not_wait_for_all_tiles_of_a_large_one(connect, tiled_path, png):
+    """Tiles take turns with others: the small one is done while most tiles still wait."""
+    client = connect(bank=tiled_path, max_batch=2, decode_threads=1, finish_threads=1)
+    batcher = client.app.state.runtime.batcher
+    done: list[int] = []
+    settle = batcher._settle
+
+    def watch(item, outcome):
+        done.append(item.whole.index)
+        settle(item, outcome)
+
+    batcher._settle = watch
+    assert len(score(client, png(0, (1200, 1200)), png(1, (40, 30)))) == 2
+    assert done == [1, 0]
+
+
+def test_a_lesson_teaches_every_tile(connect, tiled_path, png, make_image):
+    client = connect(bank=tiled_path)
+    _, mask = make_image(3, (300, 96), defect=True)
+    buffer = io.BytesIO()
+    mask.save(buffer, "PNG")
+    answer = client.post(
+        "/v1/memory/entries",
+        files={"image": ("a.png", png(3, (300, 96), True)), "mask": ("m.png", buffer.getvalue())},
+        data={"label": "anomalous"},
+    )
+    assert answer.status_code == 201, answer.text
+    bank = client.app.state.runtime.model().bank
+    row = bank.row_of(answer.json()["entry"]["entry_id"])
+    own = bank.image.entry == row
+    assert set(bank.image.tile[own].tolist()) <= set(range(LAYOUT.tiling.count((300, 96))))
+    assert set(bank.image.labels[own].tolist()) == {0, 1}
+    (result,) = score(client, png(3, (300, 96), True), evidence=1)
+    assert result["evidence"][0]["entry_id"] == answer.json()["entry"]["entry_id"]
+    assert result["evidence"][0]["tile"] is not None
+
+
+def test_a_region_of_interest_of_one_request(client, tiny_detector, png, make_image):
+    roi = {"size": [200, 100], "box": [0, 0, 100, 100]}
+    (result,) = score(client, png(5, (200, 100)), roi=json.dumps(roi), map="npy")
+    layout = Layout(None, Area.of_box((0, 0, 100, 100), (200, 100)))
+    (wanted,) = tiny_detector.predict([make_image(5, (200, 100))[0]], layout=layout)
+    assert result["score"] == pytest.approx(wanted.score, abs=1e-6)
+    assert not wanted.anomaly_map[:, 100:].any()
+    (whole,) = score(client, png(5, (200, 100)))
+    assert whole["score"] != result["score"]
+
+
+@pytest.mark.parametrize(
+    ("roi", "status"),
+    [
+        ("nonsense", 422),
+        ('{"size": [200, 100]}', 422),
+        ('{"size": [200, 100], "box": [5, 5, 5, 9]}', 422),
+        ('{"size": [200, 100], "polygons": [[[0, 0], [1, 1]]]}', 422),
+    ],
+)
+def test_a_region_that_is_none_is_refused(client, png, roi, status):
+    answer = client.post("/v1/score", files=[("images", ("a.png", png()))], data={"roi": roi})
+    assert answer.status_code == status, answer.text
+
+
+def test_a_region_of_another_aspect_spoils_its_own_image_only(client, png):
+    roi = json.dumps({"size": [200, 100], "box": [0, 0, 100, 100]})
+    good, bad = score(client, png(0, (200, 100)), png(1, (100, 100)), roi=roi)
+    assert good["status"] == "ok"
+    assert bad["problem"]["code"] == "layout_mismatch"
+
+
+def test_parts_have_their_own_scores_and_verdicts(connect, tiny_bank, tmp_path, png):
+    left = Area.of_box((0, 0, 100, 100), (200, 100), "left")
+    right = Area.of_box((100, 0, 200, 100), (200, 100), "right")
+    layout = Layout(None, None, (left, right))
+    replace(tiny_bank, metadata={"layout": layout.to_json()}).save(tmp_path / "parts")
+    client = connect(bank=tmp_path / "parts")
+    (result,) = score(client, png(0, (200, 100), True), threshold=0.5)
+    parts = {part["name"]: part for part in result["parts"]}
+    assert set(parts) == {"left", "right"}
+    assert result["score"] == max(part["score"] for part in parts.values())
+    assert parts["right"]["box"] == [100, 0, 200, 100]
+    for part in parts.values():
+        assert part["verdict"] == ("anomalous" if part["score"] >= 0.5 else "normal")
+
+
+def test_more_pixels_are_taken_where_images_are_cut(connect, tiled_path, bank_path, png):
+    limits = {"max_pixels": 10_000, "max_tiled_pixels": 100_000}
+    cut, whole = connect(bank=tiled_path, **limits), connect(bank=bank_path, **limits)
+    image = png(0, (400, 200))
+    assert score(cut, image)[0]["status"] == "ok"
+    assert score(whole, image)[0]["problem"]["code"] == "image_too_large"
+    assert score(cut, png(0, (400, 300)))[0]["problem"]["code"] == "image_too_large"
+
+
+def test_an_image_that_was_dropped_leaves_nothing_behind(connect, tiled_path, png):
+    client = connect(bank=tiled_path, request_seconds=0.001)
+    answer = client.post("/v1/score", files=[("images", ("a.png", png(0, (2000, 2000))))])
+    assert answer.status_code == 504
+    batcher = client.app.state.runtime.batcher
+    assert batcher.drain(60)
+    assert not batcher._open
+    assert batcher.inside == 0
+
+
+def test_the_open_inference_protocol_judges_tiles(
+    connect, tiled_path, tiled, tiny_encoder, make_image
+):
+    client = connect(bank=tiled_path)
+    image = np.asarray(make_image(2, (300, 200))[0])
+    body = {
+        "inputs": [{
+            "name": "pixels", "datatype": "UINT8", "shape": [1, 200, 300, 3],
+            "data": image.ravel().tolist(),
+        }],
+        "outputs": [{"name": "score"}],
+    }  # fmt: skip
+    answer = client.post("/v2/models/tiled/infer", json=body)
+    assert answer.status_code == 200, answer.text
+    (wanted,) = Detector(tiny_encoder, tiled).predict([Image.fromarray(image)])
+    assert answer.json()["outputs"][0]["data"][0] == pytest.approx(wanted.score, abs=1e-6)
