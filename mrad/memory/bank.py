@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mrad.errors import BankError, DimensionError, EncoderMismatchError
+from mrad.errors import BankError, DimensionError, EncoderMismatchError, LayoutError
 from mrad.images.layout import PLAIN, Layout
 from mrad.memory.contents import Contents
 from mrad.memory.entry import REGIONS, Entry, Key, PatchKeys
@@ -156,7 +156,10 @@ class MemoryBank(Contents):
         """Where in an entry's image a tile lies, pixels; None where it is the whole image."""
         if self.layout.plain or not entry.width or not entry.height:
             return None
-        return self.layout.places((entry.width, entry.height)).box_of(tile)
+        try:
+            return self.layout.places((entry.width, entry.height)).box_of(tile)
+        except LayoutError:  # it came from elsewhere: nobody knows
+            return None
 
     def row_of(self, entry_id: str) -> int:
         """Row of an entry. Raises `BankError` when there is no such entry."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mrad.encoder.encoder import Features
+from mrad_service.errors import QueueFullError
 from mrad_service.scheduler.queue import Item
 
 
@@ -68,3 +69,29 @@ def alike(one: Item, other: Item) -> bool:
 def kind(item: Item) -> tuple[int, bool, bool]:
     """Items of one kind are finished together: the same model, maps or not, tiles or images."""
     return id(item.job.model), item.job.wanted.maps, item.whole is not item
+
+
+def admit(images: int, inside: int, ahead: int, rate: float | None, limits: Limits) -> None:
+    """Raise `QueueFullError` where so many more images do not fit, with when to come back.
+
+    Args:
+        images: of the job that wants in.
+        inside: images waiting or being worked on. An empty queue takes any job: their number is
+            bounded by the request's own limit.
+        ahead: images and tiles that come before the job's last.
+        rate: images and tiles a second; None before anything was measured.
+        limits: `queue_images` and `queue_seconds`.
+    """
+    over = inside + images - limits.queue_images
+    if inside and over > 0:
+        raise QueueFullError(
+            f"{inside} images are waiting and {images} more do not fit "
+            f"({limits.queue_images} at most)",
+            retry_after=over / rate if rate else 1.0,
+        )
+    if rate and ahead / rate > limits.queue_seconds:
+        raise QueueFullError(
+            f"{ahead} images come first, about {ahead / rate:.1f} s of work "
+            f"({limits.queue_seconds:g} s at most)",
+            retry_after=ahead / rate - limits.queue_seconds,
+        )

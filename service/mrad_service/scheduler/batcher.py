@@ -14,8 +14,8 @@ import torch
 
 from mrad.encoder.encoder import Features
 from mrad.errors import MRADError
-from mrad_service.errors import DeviceLostError, DrainingError, QueueFullError
-from mrad_service.scheduler.batch import Group, Limits, Observer, kind, split
+from mrad_service.errors import DeviceLostError, DrainingError
+from mrad_service.scheduler.batch import Group, Limits, Observer, admit, kind, split
 from mrad_service.scheduler.cores import usable_cores
 from mrad_service.scheduler.finishing import conclude, draw_tiles, finish_images
 from mrad_service.scheduler.health import Health
@@ -100,7 +100,8 @@ class Batcher:
                 raise DrainingError("the server is stopping; ask another one")
             if not self.health.usable:
                 raise DeviceLostError(f"{self.health.why}; the server has to be started anew")
-            self._admit(job.waiting)
+            ahead = self._queue.ahead_of(job.waiting)
+            admit(job.waiting, self._inside, ahead, self._rate(), self.limits)
             now = time.monotonic()
             if not self._inside:
                 self._rate.start(now)
@@ -146,24 +147,6 @@ class Batcher:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(timeout=10)
-
-    def _admit(self, images: int) -> None:
-        """Called with the lock. An empty queue takes any job: the count limit bounds it."""
-        rate = self._rate()
-        over = self._inside + images - self.limits.queue_images
-        if self._inside and over > 0:
-            raise QueueFullError(
-                f"{self._inside} images are waiting and {images} more do not fit "
-                f"({self.limits.queue_images} at most)",
-                retry_after=over / rate if rate else 1.0,
-            )
-        ahead = self._queue.ahead_of(images)
-        if rate and ahead / rate > self.limits.queue_seconds:
-            raise QueueFullError(
-                f"{ahead} images come first, about {ahead / rate:.1f} s of work "
-                f"({self.limits.queue_seconds:g} s at most)",
-                retry_after=ahead / rate - self.limits.queue_seconds,
-            )
 
     def _count(self, change: int) -> None:
         self._inside += change
