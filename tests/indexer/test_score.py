@@ -75,6 +75,21 @@ def test_scores_are_the_detectors_own(scored, photos, board_bank, tiny_clip):
         assert Image.open(scored[0] / row["overlay"]).size == prediction.size
 
 
+def test_the_list_on_screen_leads_with_0_to_100_and_breaks_no_name(
+    tmp_path, mrad, make_image, board_bank
+):
+    name = "/".join(["a-folder-of-a-long-name"] * 5) + "/00421.png"
+    (tmp_path / "in" / name).parent.mkdir(parents=True)
+    make_image(3, (40, 32), defect=True)[0].save(tmp_path / "in" / name)
+    out = tmp_path / "o"
+    done = mrad("score", tmp_path / "in", "--bank", board_bank, "--out", out, "--device", "cpu")
+    row = read(out / "results.csv")[name]
+    line = next(line for line in done.stdout.splitlines() if name in line)
+    assert float(line.split()[0]) == pytest.approx(float(row["calibrated_score"]), abs=0.06)
+    assert f"{float(row['score']):.5f}" in line
+    assert (float(row["calibrated_score"]) >= 50) == (row["verdict"] == "anomalous")
+
+
 def test_a_broken_file_is_a_row(scored):
     out, done = scored
     row = read(out / "results.csv")["good/torn.jpg"]

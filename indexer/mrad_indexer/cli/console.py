@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
@@ -27,6 +29,29 @@ Part = str | tuple[str, str]
 def say(*parts: Part, style: str = "", to: Console = console) -> None:
     """One line, whatever stands in it; never broken at the window's width."""
     to.print(Text.assemble(*parts, style=style), soft_wrap=True)
+
+
+def listing(headings: Sequence[str], rows: Sequence[Sequence[Part]]) -> None:
+    """Lines with aligned columns, numbers to the right, the last column as long as it is.
+
+    For what ends in a path: a table would break it, or cut it off.
+    """
+    lines = [
+        [(heading, "dim") for heading in headings],
+        *([_part(cell) for cell in row] for row in rows),
+    ]
+    wide = [max(cell_len(line[column][0]) for line in lines) for column in range(len(headings) - 1)]
+    for line in lines:
+        parts: list[Part] = []
+        for (text, style), width, below in zip(line, wide, lines[-1]):
+            gap = " " * (width - cell_len(text))
+            right = below[0][:1].isdigit()
+            parts += [gap, (text, style), "  "] if right else [(text, style), gap, "  "]
+        say(*parts, line[-1])
+
+
+def _part(cell: Part) -> tuple[str, str]:
+    return (cell, "") if isinstance(cell, str) else cell
 
 
 class MRADGroup(TyperGroup):

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
 from mrad_indexer.cli import options
 from mrad_indexer.cli.console import console, errors, note, say
+
+FIGURE = 7
+"""Characters of a column of figures."""
 
 if TYPE_CHECKING:
     from mrad.detector import Detector
@@ -56,6 +56,7 @@ def eval_command(
     """Evaluate on labelled images: image and pixel AUROC, AP, F1-max, AUPRO."""
     from mrad.memory.bank import MemoryBank
     from mrad_indexer.datasets import read_dataset
+    from mrad_indexer.evaluation.names import candidate_names, shortest
     from mrad_indexer.evaluation.runner import evaluate
     from mrad_indexer.loading import HeadChoice, choose, detector_of, encoder_of
 
@@ -66,14 +67,13 @@ def eval_command(
     )
     detectors: dict[str, Detector] = {}
     configs: dict[str, dict[str, object]] = {}
-    for text in head or ["tf"]:
-        choice = HeadChoice.parse(text)
-        for path, memory in banks.items():
-            name = _unique(choice.name, path, len(banks) > 1, detectors)
-            detectors[name] = detector_of(
-                encoder, memory, choice, fusion=fusion, sigma=sigma, retrieval=retrieval
-            )
-            configs[name] = describe(detectors[name], path, choice.checkpoint)
+    folders = shortest(banks)
+    names = candidate_names([HeadChoice.parse(text) for text in head or ["tf"]], list(banks))
+    for (choice, path), name in names.items():
+        detectors[name] = detector_of(
+            encoder, banks[path], choice, fusion=fusion, sigma=sigma, retrieval=retrieval
+        )
+        configs[name] = describe(detectors[name], folders[path], choice.checkpoint)
     with _progress() as progress:
         task = progress.add_task("images", total=len(dataset))
         evaluation = evaluate(
@@ -88,22 +88,13 @@ def eval_command(
     write(evaluation, detectors, dataset, out, title=title, cards=cards)
 
 
-def _unique(head: str, path: Path, several: bool, taken: dict[str, Detector]) -> str:
-    name = f"{head} on {path.name}" if several else head
-    number = 2
-    while name in taken:
-        name = f"{name.split(' #')[0]} #{number}"
-        number += 1
-    return name
-
-
-def describe(detector: Detector, bank: Path, checkpoint: Path | None) -> dict[str, object]:
+def describe(detector: Detector, bank: str, checkpoint: Path | None) -> dict[str, object]:
     """What a reader of the report must know to repeat a candidate."""
     memory = detector.bank
     return {
         "head": detector.head.name,
         "checkpoint": str(checkpoint or ""),
-        "bank": bank.name,
+        "bank": bank,
         "bank_digest": memory.digest,
         "entries": len(memory.entries),
         "image_keys": len(memory.image),
@@ -119,25 +110,30 @@ def describe(detector: Detector, bank: Path, checkpoint: Path | None) -> dict[st
 
 
 def show(evaluation: Evaluation) -> None:
-    """The table on screen."""
+    """The figures: a line for each detector, below its object's name; no word is ever broken."""
     from mrad_indexer.evaluation.report import HEADINGS, notes, table
     from mrad_indexer.evaluation.runner import METRICS
 
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold", expand=False)
-    for name in ("object", "detector"):
-        shown.add_column(name, overflow="fold")
-    shown.add_column("good\n+ bad", justify="right", no_wrap=True)
-    for level, metric in METRICS:
-        heading = HEADINGS[level, metric].replace("F1-max", "F1")
-        shown.add_column(f"{level}\n{heading}", justify="right", no_wrap=True)
+    names = {item.name: item.name for item in evaluation.candidates}
+    room = console.width - FIGURE * len(METRICS)
+    if max(map(len, names)) > room:  # numbers stand for them, and are explained first
+        names = {name: f"#{number}" for number, name in enumerate(names, start=1)}
+        for name, short in names.items():
+            say(f"{short}  {name}")
+    wide = max(len("detector"), *map(len, names.values()))
+    levels, headings = zip(*((level, HEADINGS[level, name]) for level, name in METRICS))
+    for words in (
+        ("", *levels),
+        ("detector", *(text.replace("F1-max", "F1") for text in headings)),
+    ):
+        say(f"{words[0]:{wide}}", *(f"{word:>{FIGURE}}" for word in words[1:]), style="dim")
     last = None
     for row in table(evaluation):
-        if last is not None and row.name != last:
-            shown.add_section()
+        if row.name != last:
+            say((row.name, "bold"), f", {row.images} images (good + defective)")
         last = row.name
-        cells = [Text(cell.text, "bold" if cell.best else "") for cell in row.cells]
-        shown.add_row(row.name, row.candidate, row.images.replace(" ", ""), *cells)
-    console.print(shown)
+        cells = [(f"{cell.text:>{FIGURE}}", "bold" if cell.best else "") for cell in row.cells]
+        say(f"{names[row.candidate]:{wide}}", *cells)
     say("percent; F1: the best over all thresholds", style="dim")
     for text in notes(evaluation):
         note(text)

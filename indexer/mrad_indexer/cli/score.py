@@ -8,12 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
 from mrad_indexer.cli import options
-from mrad_indexer.cli.console import console, errors, say
+from mrad_indexer.cli.console import Part, console, errors, listing, say
 from mrad_indexer.cli.tiles import describe
 
 if TYPE_CHECKING:
@@ -151,21 +148,19 @@ def show(summary: Summary, judge: Judge) -> None:
     from mrad_client.batch.names import on_one_line
     from mrad_client.batch.summary import as_shown
 
-    shown = Table(box=box.SIMPLE_HEAD)
-    shown.add_column("image", overflow="fold")
     scaled = judge.calibration is not None
-    for name in ("score", "verdict", "probability", *(("raw",) if scaled else ())):
-        shown.add_column(name, justify="left" if name == "verdict" else "right", no_wrap=True)
+    rows: list[list[Part]] = []
     for _, _, row in summary.worst[:ROWS]:
         verdict = row["verdict"] or "–"
-        colour = {"anomalous": "red", "normal": "green"}.get(verdict, "default")
-        chance = "–" if row["probability"] is None else f"{100 * row['probability']:.1f} %"
-        raw = f"{row['score']:.5f}"
-        figures = [as_shown(row), Text(verdict, colour), chance, *([raw] if scaled else [])]
-        name = on_one_line(row["name"])
-        shown.add_row(name, *figures)
-    if summary.scores:
-        console.print(shown)
+        colour = {"anomalous": "red", "normal": "green"}.get(verdict, "")
+        cells: list[Part] = [as_shown(row), (verdict, colour)]
+        if scaled:
+            chance = row["probability"]
+            cells += ["–" if chance is None else f"{100 * chance:.1f} %", f"{row['score']:.5f}"]
+        rows.append([*cells, on_one_line(row["name"])])
+    if rows:
+        more = ("probability", "raw") if scaled else ()
+        listing(("score", "verdict", *more, "image"), rows)
     if len(summary.scores) > ROWS:
         say(f"the {ROWS} highest of {len(summary.scores):,}", style="dim")
     if judge.threshold is None:

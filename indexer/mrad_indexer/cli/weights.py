@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
-from rich.table import Table
 
-from mrad_indexer.cli.console import MRADGroup, console, errors, say
+from mrad_indexer.cli.console import MRADGroup, errors, listing, say
 
 app = typer.Typer(cls=MRADGroup, help="Encoders' weights: list, fetch, verify.")
 Name = Annotated[str, typer.Argument(help="an open_clip model, as ViT-L-14-336")]
@@ -36,12 +34,17 @@ def list_command(
         ]
         typer.echo(json.dumps(rows, indent=1))
         return
-    shown = Table("encoder", "pretrained", "size", "file", box=box.SIMPLE_HEAD)
-    for item in found:
-        tag = "(shipped)" if item.shipped else item.pretrained
-        shown.add_row(item.name, tag, f"{item.size / 1e6:.1f} MB", str(item.path))
-    if found:
-        console.print(shown)
+    rows = [
+        (
+            item.name,
+            "(shipped)" if item.shipped else item.pretrained,
+            f"{item.size / 1e6:.1f} MB",
+            str(item.path),
+        )
+        for item in found
+    ]
+    if rows:
+        listing(("encoder", "pretrained", "size", "file"), rows)
     else:
         say("no weights on this machine")
     places = ", ".join(str(path) for path in search_paths())

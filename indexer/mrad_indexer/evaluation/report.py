@@ -157,9 +157,13 @@ def notes(evaluation: Evaluation) -> list[str]:
                 f"{result.name}: {missing} of {result.anomalous} defective images have no mask and "
                 "are left out of the pixel metrics."
             )
-    worst = max(r.pixel.binning_error for c in evaluation.candidates for r in c.objects)
-    if worst > 1e-3:
-        found.append(f"Pixel values are so close that binning may move an AUROC by {worst:.1e}.")
+    for item in evaluation.candidates:
+        worst = max(item.objects, key=lambda result: result.pixel.binning_error)
+        if worst.pixel.binning_error > 1e-3:
+            found.append(
+                f"{item.name} on {worst.name}: pixel values lie so close together that counting them "
+                f"in bins may move an AUROC by {worst.pixel.binning_error:.1e}."
+            )
     return found
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from mrad_indexer.cli import calibrate as cli_calibrate
 from mrad_indexer.cli import eval as cli_eval
 from mrad_indexer.cli.console import MRADGroup
 from mrad_indexer.datasets import read_dataset
+from mrad_indexer.evaluation.names import candidate_names, shortest
 from mrad_indexer.evaluation.report import notes, render, table
 from mrad_indexer.evaluation.runner import METRICS, evaluate
 from mrad_indexer.known import SAME_IMAGE
+from mrad_indexer.loading import HeadChoice
 from sklearn.metrics import average_precision_score, roc_auc_score
 from typer.testing import CliRunner
 
@@ -232,8 +235,46 @@ def test_eval_command(command, data, tmp_path):
     content = json.loads((out / "report.json").read_text())
     assert content["dataset"]["objects"] == ["cap"]
     assert content["candidates"][0]["images_in_memory"] == 8
-    assert re.search(r"cap\s+tf\s+4\+4", result.output)
+    assert "cap, 4 + 4 images" in result.output
+    assert re.search(r"^tf( +[\d.]+){7}$", result.output, re.MULTILINE)
     assert (out / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_a_comparison_names_checkpoints_and_banks_and_breaks_no_word(evaluation, capsys):
+    """At 80 columns, as a console that is no terminal has."""
+    heads = [HeadChoice("tf"), *(HeadChoice("ft", Path(f"{n}/ft.safetensors")) for n in "ab")]
+    found = candidate_names([*heads, heads[0]], [Path("old/parts"), Path("new/parts")])
+    assert list(found.values()) == [
+        f"{head} on {bank}/parts"
+        for head in ("tf", "ft:a/ft", "ft:b/ft")
+        for bank in ("old", "new")
+    ]
+    assert list(candidate_names(heads[:2], [Path("x/parts")]).values()) == ["tf", "ft:ft"]
+    assert shortest([Path("a/x"), Path("a/y"), Path("a/../a/x")])[Path("a/y")] == "y"
+
+    def shown(*names):
+        named = [replace(evaluation.candidates[0], name=name) for name in names]
+        cli_eval.show(replace(evaluation, candidates=tuple(named)))
+        text = capsys.readouterr().out
+        figures = text[: text.index("percent;")].splitlines()
+        assert max(map(len, figures)) <= 80
+        return text
+
+    text = shown("tf on old/parts", "tf on new/parts")
+    assert re.search(r"^tf on old/parts( +[\d.]+){7}$", text, re.MULTILINE)
+    long = [f"ft:{kind}-checkpoint-of-a-long-name on new/parts" for kind in ("first", "second")]
+    text = shown(*long)
+    assert f"#2  {long[1]}" in text
+    assert re.search(r"^#2 +( +[\d.]+){7}$", text, re.MULTILINE)
+
+
+def test_the_note_on_binning_names_its_detector_and_object(evaluation):
+    first, second = evaluation.candidates
+    rough = replace(second.objects[1], pixel=replace(second.objects[1].pixel, binning_error=0.01))
+    changed = replace(second, objects=(second.objects[0], rough))
+    said = [n for n in notes(replace(evaluation, candidates=(first, changed))) if "bins" in n]
+    assert len(said) == 1
+    assert said[0].startswith(f"{second.name} on {rough.name}:")
 
 
 def test_eval_command_says_what_is_wrong(command, data, tmp_path):
