@@ -99,7 +99,7 @@ class Plan:
         size = options.shard
         records = dataset.records
         asked = {
-            "data": _data_fingerprint(records),
+            "data": data_fingerprint(records),
             "images": len(records),
             "encoder": str(encoder.identity),
             "encoder_digest": encoder.identity.digest,
@@ -129,7 +129,11 @@ Engine = Callable[[Encoder, Plan, BuildOptions, Path, Journal, set[int], Progres
 """See `encode_missing`."""
 
 
-def _data_fingerprint(records: Sequence[Record]) -> str:
+def data_fingerprint(records: Sequence[Record]) -> str:
+    """SHA-256 of what is said of the images and of each file's size and time of change.
+
+    Raises `DataError` when one has gone.
+    """
     digest = hashlib.sha256()
     for record in records:
         facts = asdict(record) | {"image": _stamp(record.image), "mask": _stamp(record.mask)}

@@ -17,6 +17,7 @@ from mrad_indexer.cli import demo as cli_demo
 from mrad_indexer.cli import eval as cli_eval
 from mrad_indexer.cli import heads as cli_heads
 from mrad_indexer.cli import imports as cli_import
+from mrad_indexer.cli import reproduce as cli_reproduce
 from mrad_indexer.cli import score as cli_score
 from mrad_indexer.cli import train as cli_train
 from mrad_indexer.cli import watch as cli_watch
@@ -62,6 +63,7 @@ for module in (
     cli_bank,
     cli_data,
     cli_eval,
+    cli_reproduce,
 ):
     module.register(app)
 app.add_typer(cli_train.app, name="train")

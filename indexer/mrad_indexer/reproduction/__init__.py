@@ -1,0 +1,1 @@
+"""The paper's experiment as one command: memories, heads, all sixteen sets, one table."""
