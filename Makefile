@@ -27,7 +27,7 @@ demo: setup  ## build a memory from bundled images, score others, write heat map
 test: setup  ## the whole suite, in under 15 minutes on 2 cores
 	$(PYTEST) -n 2 -m "not nightly"
 
-nightly: setup  ## what takes longer: 200 kills, 100,000 mutated images, the images' install steps, Ray Serve
+nightly: setup  ## what takes longer: 200 kills, 100,000 mutated images, the images' install steps, Ray Serve, the lowest versions
 	$(PYTEST) -m nightly
 
 lint: setup  ## ruff, mypy (strict on mrad), import-linter

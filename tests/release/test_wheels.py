@@ -135,14 +135,19 @@ def test_an_installed_wheel_imports_from_where_it_is(
         assert said.endswith(" []\n"), "importing the client must not load what it does not need"
 
 
-def fresh(folder: Path, *requirements: str) -> Path:
+def fresh(
+    folder: Path,
+    *requirements: str,
+    python: str = sys.executable,
+    constraints: Path = ROOT / "constraints.txt",
+) -> Path:
     """The bin folder of a new environment with these, at the versions of the constraints file.
 
     What the suite's own environment was installed from lies in uv's cache, so this takes seconds.
     """
-    run(uv(), "venv", "-q", "--python", sys.executable, folder)
-    python, constraints = folder / "bin" / "python", ROOT / "constraints.txt"
-    run(uv(), "pip", "install", "-q", "--python", python, "-c", constraints, *requirements)
+    run(uv(), "venv", "-q", "--python", python, folder)
+    into = folder / "bin" / "python"
+    run(uv(), "pip", "install", "-q", "--python", into, "-c", constraints, *requirements)
     return folder / "bin"
 
 
@@ -160,21 +165,69 @@ def test_the_client_in_a_fresh_environment(wheels: dict[str, Path], tmp_path: Pa
 
 def test_the_server_in_a_fresh_environment(wheels: dict[str, Path], tmp_path: Path) -> None:
     """The demo, whose images and encoder are inside the wheel, and a server on its memory."""
-    requirements = [f"mrad[cpu,service] @ {wheels['mrad'].as_uri()}", str(wheels["mrad-client"])]
-    bin_ = fresh(tmp_path / "venv", *requirements)
+    try_out(fresh(tmp_path / "venv", *both(wheels)), tmp_path)
+
+
+@pytest.mark.nightly
+def test_the_lowest_versions_that_are_declared_work(
+    wheels: dict[str, Path], tmp_path: Path
+) -> None:
+    """Every direct dependency at its floor at once; what those need in turn is the newest that fits."""
+    pins = tmp_path / "floors.txt"
+    pins.write_text("\n".join(floors("mrad", "cpu", "service") | floors("mrad-client", "batch")))
+    bin_ = fresh(tmp_path / "venv", *both(wheels), constraints=pins)
+    try_out(bin_, tmp_path)
+    for name in ("demo", "build", "calibrate", "score", "watch", "bank", "data", "eval", "train"):
+        assert "Usage" in run(bin_ / "mrad", name, "--help", cwd=tmp_path)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("version", ["3.12", "3.13"])
+def test_newer_pythons(version: str, wheels: dict[str, Path], tmp_path: Path) -> None:
+    found = subprocess.run([uv(), "python", "find", version], capture_output=True, text=True)
+    if found.returncode:
+        pytest.skip(f"no Python {version} on this machine: uv python install {version}")
+    try_out(fresh(tmp_path / "venv", *both(wheels), python=version), tmp_path)
+
+
+def both(wheels: dict[str, Path]) -> tuple[str, str]:
+    """The two wheels as requirements, with what serving and batches need."""
+    mrad, client = wheels["mrad"].as_uri(), wheels["mrad-client"].as_uri()
+    return f"mrad[cpu,service] @ {mrad}", f"mrad-client[batch] @ {client}"
+
+
+def floors(name: str, *extras: str) -> set[str]:
+    """A distribution's direct dependencies, pinned to the lowest version that it declares."""
+    project = project_of(name)
+    needs = [*project["dependencies"]]
+    for extra in extras:
+        needs += project["optional-dependencies"][extra]
+    return {need.replace(">=", "==") for need in needs if ">=" in need}
+
+
+def try_out(bin_: Path, folder: Path) -> None:
+    """What a newcomer does: the demo, a look at its memory, a server on it, scores of both kinds."""
     environment = {"PATH": f"{bin_}:/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    run(bin_ / "mrad", "demo", "--out", tmp_path / "demo", cwd=tmp_path, env=environment)
-    image = next((tmp_path / "demo").rglob("*.png"))
+
+    def here(program: str, *arguments: str | Path) -> str:
+        return run(bin_ / program, *arguments, cwd=folder, env=environment)
+
+    here("mrad", "demo", "--out", "demo")
+    assert "every digest holds" in here("mrad", "bank", "inspect", "demo/bank")
+    image = next((folder / "demo").rglob("*.png"))
+    assert "1 images" in here("mrad", "score", image, "--bank", "demo/bank", "--out", "local")
     command = [bin_ / "mrad", "serve", "--bank", "demo/bank", "--no-auth", "--port", "0"]
-    log = (tmp_path / "log").open("w+")
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=log, stdout=log) as server:
+    log = (folder / "log").open("w+")
+    with subprocess.Popen(command, cwd=folder, env=environment, stderr=log, stdout=log) as server:
         try:
-            url = listening(server, tmp_path / "log")
+            url = listening(server, folder / "log")
             code = (
                 "import sys, mrad_client as m\n"
                 "print(m.Client(sys.argv[1]).score_image(sys.argv[2]).score)"
             )
-            assert 0 < float(run(bin_ / "python", "-c", code, url, image, cwd=tmp_path)) < 1
+            assert 0 < float(here("python", "-c", code, url, image)) < 1
+            here("mrad-client", "score", image, "--out", "r.csv", "--server", url)
+            assert ",ok," in (folder / "r.csv").read_text()
         finally:
             server.terminate()
 
