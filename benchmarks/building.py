@@ -15,7 +15,7 @@ from benchmarks.features import ROOT, records
 from benchmarks.geometry import Geometry
 from benchmarks.tables import Cell, Table, main, paired, ratio
 from mrad import Encoder
-from mrad.images.preprocess import load_image
+from mrad.images.reader import load_image
 from mrad.memory.entry import PatchKeys
 
 NAME = "building"

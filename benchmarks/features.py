@@ -14,7 +14,7 @@ from mrad_indexer.datasets.records import Record
 
 from benchmarks.geometry import Geometry
 from mrad import Encoder
-from mrad.images.preprocess import load_image
+from mrad.images.reader import load_image
 from mrad.memory.keys import region_grid
 from mrad.models import shipped
 from mrad.retrieval.approximate.cells import blocks

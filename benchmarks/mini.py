@@ -25,7 +25,7 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.tables import Table, main
 from mrad.encoder.encoder import Encoder
-from mrad.images.preprocess import load_image
+from mrad.images.reader import load_image
 from mrad.maps import anomaly_map, fuse, top_mean
 from mrad.memory.keys import region_grid
 from mrad.retrieval.exact import ExactRetriever

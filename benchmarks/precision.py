@@ -21,7 +21,7 @@ from benchmarks.features import DEMO, SHARED
 from benchmarks.tables import Table, hardware, main
 from mrad import Detector, Encoder, MemoryBank
 from mrad.encoder.encoder import PRECISIONS
-from mrad.images.preprocess import load_image
+from mrad.images.reader import load_image
 from mrad.types import FloatArray
 
 NAME = "precision"

@@ -19,7 +19,7 @@ from mrad_indexer.scoring.pictures import draw
 from PIL import Image, ImageDraw, ImageFont
 
 from mrad import Encoder, MemoryBank, demo
-from mrad.images.preprocess import load_image
+from mrad.images.reader import load_image
 from mrad.maps import anomaly_map, overlay
 from mrad.memory.keys import region_grid
 from mrad.types import Evidence, FloatArray

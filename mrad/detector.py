@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from mrad.encoder.stream import encode_tiles
 from mrad.errors import MRADError
 from mrad.evidence import Asked, cell_box, nearest_keys
 from mrad.heads import Head, HeadOutput, load_head
+from mrad.images.guard import refuse_doubtful
 from mrad.images.layout import Layout, Places, Tile
-from mrad.images.preprocess import DEFAULT_MAX_PIXELS, TILED_MAX_PIXELS, load_image
+from mrad.images.options import ReadOptions
+from mrad.images.reader import name_of, read_image
 from mrad.maps import anomaly_map, fuse, resize_map, top_mean
 from mrad.memory.bank import MemoryBank
 from mrad.retrieval.base import Retriever
@@ -40,6 +42,10 @@ class Decoded:
     """The upright RGB input."""
     places: Places
     """What of it is looked at."""
+    warnings: tuple[str, ...] = ()
+    """What was assumed or is odd about it."""
+    orientation: int = 1
+    """The tag that turned it, as EXIF numbers it: a mask may lie on the pixels as stored."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -91,6 +97,7 @@ class Detector:
         sigma: float = 4.0,
         top: float = 0.01,
         retrieval: str = "exact",
+        reading: ReadOptions | None = None,
     ) -> None:
         """
         Args:
@@ -100,6 +107,7 @@ class Detector:
             sigma: of the map's Gaussian, in pixels of the encoder's input.
             top: share of the map's pixels whose mean is the top score.
             retrieval: how the memory is asked (`mrad.retrieval.choose.make_retriever`).
+            reading: how pictures are read; what they leave open is as in the memory's own.
 
         Raises what `MemoryBank.check` and `load_head` raise.
         """
@@ -115,6 +123,7 @@ class Detector:
             load_head(head, encoder, checkpoint=checkpoint) if isinstance(head, str) else head
         )
         self.head.attach(bank, retrieval)
+        self.reading = reading or ReadOptions()
         _ = bank.layout  # what cannot be read shows now
         self._layout: Layout | None = None
         self._evidence: dict[Level, Retriever] = {}
@@ -190,20 +199,28 @@ class Detector:
         )
 
     def decode(
-        self, image: ImageInput, max_pixels: int | None = None, *, layout: Layout | None = None
+        self,
+        image: ImageInput,
+        options: ReadOptions | None = None,
+        *,
+        layout: Layout | None = None,
     ) -> Decoded:
-        """Stage 1, any thread: decode; preprocess what is looked at whole. Raises `ImageError`,
-        `ForkedProcessError`.
+        """Stage 1, any thread: decode; preprocess what is looked at whole.
 
-        `max_pixels`: None for `DEFAULT_MAX_PIXELS`, or `TILED_MAX_PIXELS` where images are cut.
+        `options`: for this image alone, instead of the detector's. Raises `ImageError`, which is `DoubtfulImageError`
+        for an image with warnings where `options.strict`, and `ForkedProcessError`.
         """
         layout = self.layout if layout is None else layout
-        if max_pixels is None:
-            max_pixels = TILED_MAX_PIXELS if layout.tiling else DEFAULT_MAX_PIXELS
-        upright = load_image(image, max_pixels)
-        places = layout.places(upright.size)
-        pixels = self.encoder.prepare(upright) if places.whole else None
-        return Decoded(pixels, upright, places)
+        options = self.bank.profile.options(options or self.reading)
+        if layout.tiling:
+            options = replace(options, max_pixels=options.max_tiled_pixels)
+        picture = read_image(image, options=options)
+        warnings = self.bank.profile.check(picture)
+        if options.strict:
+            refuse_doubtful(warnings, name_of(image, options))
+        places = layout.places(picture.size)
+        pixels = self.encoder.prepare(picture.image) if places.whole else None
+        return Decoded(pixels, picture.image, places, warnings, picture.orientation)
 
     def judge(
         self,
@@ -227,7 +244,9 @@ class Detector:
             while chunk := list(islice(stream, batch_size)):
                 rows = torch.tensor(list(islice(own, len(chunk)))) if exclude is not None else None
                 sizes, features = [item.size for item in chunk], self.encode(chunk)
-                yield from self.finish(features, sizes, maps=maps, evidence=evidence, exclude=rows)
+                found = self.finish(features, sizes, maps=maps, evidence=evidence, exclude=rows)
+                for prediction, item in zip(found, chunk):
+                    yield prediction.warned(item.warnings)
             return
         sheets = (Sheet(item, self.canvas(item.places), next(own)) for item in decoded)
         waiting: deque[Sheet] = deque()
@@ -239,7 +258,8 @@ class Detector:
             self.draw([(sheet.canvas, tile) for sheet, tile in batch], features, given)
             while waiting and waiting[0].canvas.done:
                 sheet = waiting.popleft()
-                yield self.conclude(sheet.canvas, maps, evidence, sheet.own, map_pixels)
+                judged = self.conclude(sheet.canvas, maps, evidence, sheet.own, map_pixels)
+                yield judged.warned(sheet.decoded.warnings)
 
     def canvas(self, places: Places) -> Canvas:
         """Where the tiles of one image are gathered."""

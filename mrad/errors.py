@@ -27,6 +27,12 @@ class LayoutError(ImageError):
     code = "layout_mismatch"
 
 
+class DoubtfulImageError(ImageError):
+    """A picture with warnings, where input is strict."""
+
+    code = "doubtful_image"
+
+
 class MaskError(MRADError):
     """A mask that does not belong to its image or holds no usable region."""
 

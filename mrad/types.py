@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -101,3 +101,9 @@ class Prediction:
     """Of a layout with named parts; `score` and its two terms are those of the strongest."""
     tiles: tuple[TileScore, ...] = field(default=())
     """Where the image was cut into several."""
+    warnings: tuple[str, ...] = ()
+    """`code: text` for whatever was assumed or is odd about the input (docs/images.md)."""
+
+    def warned(self, warnings: tuple[str, ...]) -> Prediction:
+        """The same with what there is to say about its input."""
+        return replace(self, warnings=warnings) if warnings else self

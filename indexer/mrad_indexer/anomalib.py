@@ -111,7 +111,9 @@ def _batch(
         found = detector.finish(detector.encode(decoded), [(side, side)] * len(decoded))
     else:
         found = list(detector.judge(decoded))
-    masks = [mask_at(record, item.size, side) for record, item in zip(records, decoded)]
+    masks = [
+        mask_at(record, item.size, side, item.orientation) for record, item in zip(records, decoded)
+    ]
     images = [
         np.asarray(item.image.resize((side, side), Image.Resampling.BICUBIC)) for item in decoded
     ]
@@ -130,7 +132,9 @@ def _batch(
         "anomaly_map": torch.from_numpy(maps),
     }
     if all(mask is not None for mask in masks):
-        batch["gt_mask"] = torch.from_numpy(np.stack([m for m in masks if m is not None]))
+        batch["gt_mask"] = torch.from_numpy(
+            np.stack([mask.anomalous for mask in masks if mask is not None])
+        )
     if threshold is not None:
         batch["pred_label"] = batch["pred_score"] >= threshold
     if pixel_threshold is not None:

@@ -8,13 +8,12 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from PIL import Image
 from skimage import measure
 
 from mrad.encoder.encoder import Encoder
 from mrad.errors import DataError, ImageError, MaskError, MRADError
 from mrad.images.layout import PLAIN, Layout
-from mrad.images.preprocess import load_image
+from mrad.images.reader import read_size
 from mrad.images.regions import read_parts, read_roi
 from mrad.images.tiles import OVERLAP, Size, Tiling, auto_tiling
 from mrad_indexer.datasets import Dataset, Record
@@ -23,8 +22,6 @@ LOOKED_AT = 200
 """Pictures, spread over the dataset, whose size is read."""
 MASKS = 40
 """Masks, spread over the dataset, whose defects are measured."""
-TURNED = 5
-"""EXIF orientations from here on swap width and height."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +57,9 @@ def extent_of(dataset: Dataset, image_size: int) -> Extent:
 def size_of(path: Path) -> Size | None:
     """Width, height of the upright picture from its header; None where it cannot be read."""
     try:
-        with Image.open(path) as opened:
-            width, height = opened.size
-            turned = opened.getexif().get(0x0112, 1) >= TURNED
-        return (height, width) if turned else (width, height)
-    except (OSError, ValueError, SyntaxError, TypeError):
-        try:
-            return load_image(path).size
-        except ImageError:
-            return None
+        return read_size(path)
+    except ImageError:
+        return None
 
 
 def _defects(record: Record) -> list[float]:

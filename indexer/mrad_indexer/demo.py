@@ -15,7 +15,7 @@ from mrad import demo
 from mrad.detector import Detector
 from mrad.encoder.encoder import Encoder
 from mrad.errors import CalibrationError
-from mrad.images.preprocess import load_image
+from mrad.images.reader import load_image
 from mrad.memory.store import save_calibration
 from mrad.types import Prediction
 from mrad_indexer.build.build import BuildOptions, build

@@ -22,7 +22,8 @@ from mrad.encoder.parts import parts_of
 from mrad.encoder.tower import Tower, neighbourhood_average
 from mrad.encoder.uploads import Uploads, gather
 from mrad.errors import EncoderError, NonFiniteError, UnsupportedEncoderError
-from mrad.images.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess, load_image
+from mrad.images.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess
+from mrad.images.reader import load_image
 from mrad.types import ImageInput
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import numpy as np
 from skimage import draw, measure
 
 from mrad.errors import DataError, LayoutError
-from mrad.images.preprocess import load_image
+from mrad.images.reader import load_image
 from mrad.images.tiles import Size
 from mrad.types import BoolArray, Box
 

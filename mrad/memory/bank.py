@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrad.errors import BankError, DimensionError, EncoderMismatchError, LayoutError
+from mrad.images.guard import InputProfile
 from mrad.images.layout import PLAIN, Layout
+from mrad.images.options import ReadOptions
 from mrad.memory.contents import Contents
 from mrad.memory.entry import REGIONS, Entry, Key, PatchKeys
 from mrad.memory.level import LevelMemory
@@ -18,10 +20,13 @@ from mrad.types import Box, Sample
 if TYPE_CHECKING:
     from mrad.encoder.encoder import Encoder
     from mrad.encoder.identity import EncoderIdentity
+    from mrad.images.reader import Picture
 
 
 LAYOUT = "layout"
 """In a bank's metadata."""
+INPUT = "input"
+"""There too: what its pictures are like."""
 
 
 def layout_metadata(layout: Layout) -> dict[str, Any]:
@@ -44,6 +49,7 @@ class MemoryBank(Contents):
         added_by: str = "",
         patch_keys: PatchKeys = REGIONS,
         layout: Layout = PLAIN,
+        reading: ReadOptions | None = None,
     ) -> MemoryBank:
         """Encode labelled samples in memory; the indexer streams the same thing to disk.
 
@@ -56,10 +62,23 @@ class MemoryBank(Contents):
             patch_keys: what a region adds to the patch level (`mrad.memory.keys.keys_of`).
             layout: tiles, region of interest and parts of every image; the bank keeps it, and every
                 query is looked at in the same way.
+            reading: how pictures are read. A depth that they do not state is found over all of
+                them where `samples` is a sequence, else for each alone.
 
         Raises `ImageError`, `MaskError`, `DataError` where a region does not fit an image.
         """
+        from mrad.images.survey import depths_of
         from mrad.memory.keys import encode_samples
+
+        reading = reading or ReadOptions()
+        if reading.bit_depth is None and isinstance(samples, Sequence):
+            found = depths_of((sample.image for sample in samples), reading)
+            reading = replace(reading, assume={**found, **reading.assume})
+        profile = InputProfile(depths=dict(reading.assume), bit_depth=reading.bit_depth)
+
+        def seen(picture: Picture) -> None:
+            nonlocal profile
+            profile = profile.seen(picture)
 
         entries: list[Entry] = []
         keys: list[Key] = []
@@ -70,6 +89,8 @@ class MemoryBank(Contents):
             added_by=added_by,
             patch_keys=patch_keys,
             layout=layout,
+            reading=reading,
+            seen=seen,
         )
         for done, (entry, entry_keys) in enumerate(encoded, start=1):
             entries.append(entry)
@@ -81,7 +102,7 @@ class MemoryBank(Contents):
             entries,
             keys,
             dims=(encoder.embed_dim, encoder.width),
-            metadata={"patch_keys": patch_keys} | layout_metadata(layout),
+            metadata={"patch_keys": patch_keys, INPUT: profile.as_json()} | layout_metadata(layout),
         )
 
     @classmethod
@@ -139,6 +160,11 @@ class MemoryBank(Contents):
             thumbnails={key: jpeg for key, jpeg in self.thumbnails.items() if key != entry_id},
             digest=None,
         )
+
+    @cached_property
+    def profile(self) -> InputProfile:
+        """What its pictures are like; empty for a bank that was built before this was stored."""
+        return InputProfile.of(self.metadata.get(INPUT))
 
     @property
     def patch_keys(self) -> PatchKeys:

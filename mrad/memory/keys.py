@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,9 @@ from torch import Tensor
 from mrad.encoder.stream import encode_tiles
 from mrad.errors import MRADError
 from mrad.images.layout import PLAIN, Layout, Places
-from mrad.images.preprocess import load_image, load_mask
+from mrad.images.masks import Mask, read_mask
+from mrad.images.options import ReadOptions
+from mrad.images.reader import Picture, read_image
 from mrad.memory.coreset import greedy_coreset
 from mrad.memory.entry import REGIONS, Entry, Key, PatchKeys
 from mrad.types import ANOMALOUS, NORMAL, BoolArray, Sample
@@ -39,15 +41,17 @@ class Piece:
     """Which of its pixels are of interest, [h, w]; None for all."""
 
 
-def pieces_of(places: Places, anomalous: bool, mask: BoolArray | None) -> list[Piece]:
+def pieces_of(places: Places, anomalous: bool, mask: Mask | BoolArray | None) -> list[Piece]:
     """What is known of each tile of a picture, in the order of `places.tiles`.
 
-    `mask` bool [H, W] of the picture. A tile of a defective picture is anomalous where it shows at
+    `mask`: of the picture; pixels that it ignores are of no interest. A tile of a defective picture is anomalous where it shows at
     least half of a marked region, normal where it shows none of any, else unknown: a sliver at its
     edge makes no defect, unless it fills a patch. Without a mask nobody knows which of several tiles
     is defective.
     """
-    alone = len(places.tiles) == 1
+    alone, ignore = len(places.tiles) == 1, None
+    if isinstance(mask, Mask):
+        ignore, mask = mask.ignore if mask.ignore.any() else None, mask.anomalous
     labelled, areas = None, np.zeros(1, dtype=np.int64)
     if anomalous and mask is not None and not places.whole:
         labelled = measure.label(mask, connectivity=2)
@@ -56,6 +60,10 @@ def pieces_of(places: Places, anomalous: bool, mask: BoolArray | None) -> list[P
     for section in places.sections:
         for tile in section.tiles:
             counts = None if section.inside is None else section.counts(tile)
+            if ignore is not None and anomalous:
+                left, top, right, bottom = tile.box
+                clear = ~ignore[top:bottom, left:right]
+                counts = clear if counts is None else counts & clear
             if not anomalous:
                 found.append(Piece(tile.number, False, None, counts))
             elif mask is None or labelled is None:
@@ -197,16 +205,29 @@ def encode_samples(
     added_by: str = "",
     patch_keys: PatchKeys = REGIONS,
     layout: Layout = PLAIN,
+    reading: ReadOptions | None = None,
+    seen: Callable[[Picture], None] = lambda picture: None,
 ) -> Iterator[tuple[Entry, list[Key]]]:
     """Entries and keys of labelled samples, a batch at a time, in order.
+
+    Args:
+        batch_size: images, or tiles, encoded at once.
+        added_by: kept with each entry.
+        patch_keys: see `keys_of`.
+        layout: tiles and regions of every image.
+        reading: how pictures are read.
+        seen: called with each picture as it was read.
 
     Raises `ImageError`, `MaskError`, `DataError` where a region of `layout` does not fit a picture.
     """
 
     def labelled() -> Iterator[Labelled]:
         for sample in samples:
-            image = load_image(sample.image)
-            mask = None if sample.mask is None else load_mask(sample.mask, image.size)
+            picture = read_image(sample.image, options=reading)
+            seen(picture)
+            image, mask = picture.image, None
+            if sample.mask is not None:
+                mask = read_mask(sample.mask, image.size, image_orientation=picture.orientation)
             places = layout.places(image.size)
             pieces = pieces_of(places, sample.anomalous, mask)
             yield Labelled(Entry.of(sample, image.size, added_by), image, places, pieces)

@@ -54,8 +54,6 @@ class Runtime:
                 finish_threads=settings.finish_threads,
                 queue_images=settings.queue_images,
                 queue_seconds=settings.queue_seconds,
-                max_pixels=settings.max_pixels,
-                max_tiled_pixels=settings.max_tiled_pixels,
                 nearest_every=settings.drift_every,
             ),
             self,
@@ -137,6 +135,7 @@ class Runtime:
     def watch(self, model: Model, prediction: Prediction) -> None:
         """An image was judged: for metrics and drift."""
         self.metrics.scored(model.name, prediction.score)
+        self.metrics.warned(prediction.warnings)
         self.drift.note(model, prediction)
 
     def stage(self, name: str, seconds: float, items: Sequence[Item]) -> None:

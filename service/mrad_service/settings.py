@@ -9,6 +9,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from mrad.images.options import DEFAULT_MAX_PIXELS, TILED_MAX_PIXELS, ReadOptions
+
 MIB = 1 << 20
 
 
@@ -89,9 +91,22 @@ class Settings(BaseSettings):
         1024 * MIB, ge=1, description="Bytes of all requests being received or waiting."
     )
     max_response_bytes: int = Field(512 * MIB, ge=1, description="Bytes of maps in one answer.")
-    max_pixels: int = Field(50_000_000, ge=1, description="Pixels of one image.")
+    max_pixels: int = Field(DEFAULT_MAX_PIXELS, ge=1, description="Pixels of one image.")
     max_tiled_pixels: int = Field(
-        250_000_000, ge=1, description="Pixels of one image that the bank cuts into tiles."
+        TILED_MAX_PIXELS, ge=1, description="Pixels of one image that the bank cuts into tiles."
+    )
+    bit_depth: int | None = Field(
+        None,
+        ge=1,
+        le=32,
+        description="Bits that count in images that do not state their depth; "
+        "as in the memory's own unless told.",
+    )
+    strict_input: bool = Field(
+        False, description="Refuse images with warnings instead of judging them."
+    )
+    allow_truncated: bool = Field(
+        False, description="Take files that end early, with a warning, instead of refusing them."
     )
 
     auth: Literal["keys", "off"] = Field(
@@ -116,6 +131,17 @@ class Settings(BaseSettings):
         4, ge=1, description="Of so many images, one is asked for its nearest key for drift."
     )
     tracing: bool = Field(False, description="OpenTelemetry (the extra `otel`); OTEL_* variables.")
+
+    @property
+    def reading(self) -> ReadOptions:
+        """How images are read, where a request does not say otherwise."""
+        return ReadOptions(
+            max_pixels=self.max_pixels,
+            max_tiled_pixels=self.max_tiled_pixels,
+            bit_depth=self.bit_depth,
+            allow_truncated=self.allow_truncated,
+            strict=self.strict_input,
+        )
 
     @model_validator(mode="after")
     def _loopback_without_keys(self) -> Self:

@@ -7,7 +7,8 @@ import pytest
 
 from mrad import Encoder, MemoryBank, Sample
 from mrad.errors import MRADError
-from mrad.images.preprocess import load_image, load_mask
+from mrad.images.masks import load_mask
+from mrad.images.reader import load_image
 from mrad.memory.entry import Entry
 from mrad.memory.keys import Piece, keys_of, parse_patch_keys, region_grid
 

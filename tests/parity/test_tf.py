@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mrad import Detector, Encoder, Features, MemoryBank, Sample
-from mrad.images.preprocess import load_image
+from mrad.images.reader import load_image
 from mrad.maps import anomaly_map
 
 QUERIES = (0, 1, 2)

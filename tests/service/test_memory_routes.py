@@ -108,15 +108,36 @@ def test_a_mask_too_thin_for_any_patch_is_said(client, make_image) -> None:
     assert "covers no patch" in notes[1]
 
 
+def test_what_is_doubtful_about_a_lesson_is_said(client, make_image) -> None:
+    image, mask = make_image(6, defect=True)
+
+    def post(label: str, painted: Image.Image):
+        return client.post(
+            "/v1/memory/entries",
+            data={"label": label},
+            files={"image": ("a.png", png(image)), "mask": ("m.png", png(painted))},
+        )
+
+    inverted = post("anomalous", mask.point(lambda level: 255 - level)).json()
+    assert "looks inverted" in inverted["warnings"][0]
+    empty = post("anomalous", Image.new("L", mask.size)).json()
+    assert empty["warnings"][0].startswith("mask_empty")
+    assert "mask is empty" in empty["note"]
+    refused = post("normal", mask)
+    assert (refused.status_code, refused.json()["code"]) == (400, "invalid_mask")
+    assert "label is normal" in refused.json()["detail"]
+
+
 def test_a_retry_adds_nothing(client, make_image) -> None:
     image, mask = make_image(1, defect=True)
     sent = {"image": ("a.png", png(image)), "mask": ("m.png", png(mask))}
 
     def post(label: str = "anomalous", **other: tuple[str, bytes]):
+        files = sent | other
         return client.post(
             "/v1/memory/entries",
             data={"label": label},
-            files=sent | other,
+            files=files if label == "anomalous" else {"image": files["image"]},
             headers={"Idempotency-Key": "one"},
         )
 

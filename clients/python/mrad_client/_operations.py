@@ -31,18 +31,24 @@ class ScoreOptions(TypedDict, total=False):
     evidence: int
     """Number of nearest memory regions to name, for each level."""
     fields: Sequence[str] | None
-    """Ask for these parts of a result only."""
+    """Ask for these parts of a result only; warnings come in any case."""
     roi: Mapping[str, Any] | None
     """Region of interest: `size` [width, height] and `box` or `polygons` (and `holes`)."""
     full_map: bool
     """Maps of images above 32 megapixels at full size, instead of scaled down to that."""
+    bit_depth: int | None
+    """Bits that count in images that do not state their depth, as 12 of a 16-bit PNG or array."""
+    strict_input: bool | None
+    """Refuse images with warnings instead of judging them."""
 
 
 class EntryOptions(TypedDict, total=False):
     """What may be said about a new entry of the memory."""
 
     mask: ImageInput | None
-    """Marks the defect (> 0), at the image's size."""
+    """Marks the defect, at the image's size."""
+    mask_orientation: Literal["auto", "upright", "stored"]
+    """How the mask lies where the image has an orientation tag."""
     source: str
     """Where the image came from, for people; its file name when not given."""
     object_name: str
@@ -91,10 +97,15 @@ def score(images: Iterable[ImageInput], options: ScoreOptions) -> Call[Scores]:
         "POST",
         "/v1/score",
         lambda response: whole(Scores.model_validate(response.json())),
-        data={name: value for name, value in given.items() if value is not None},
+        data={name: _plain(value) for name, value in given.items() if value is not None},
         files=[("images", file) for file in files],
         settled=None if files else whole(Scores(results=[])),
     )
+
+
+def _plain(value: object) -> object:
+    """As a form field says it."""
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 def only(scores: Scores) -> Result:
@@ -130,6 +141,7 @@ def add_entry(image: ImageInput, label: Label, options: EntryOptions) -> Call[En
         "source": options.get("source", file[0]),
         "object_name": options.get("object_name"),
         "defect": options.get("defect"),
+        "mask_orientation": options.get("mask_orientation"),
         "tags": list(options.get("tags", ())),
     }
     return Call(
@@ -144,7 +156,8 @@ def add_entry(image: ImageInput, label: Label, options: EntryOptions) -> Call[En
 
 def _added(response: httpx.Response) -> Entry:
     answer = response.json()
-    return Entry.model_validate({**answer["entry"], "note": answer.get("note")})
+    said = {name: answer[name] for name in ("note", "warnings") if answer.get(name) is not None}
+    return Entry.model_validate({**answer["entry"], **said})
 
 
 def remove_entry(entry_id: str) -> Call[None]:

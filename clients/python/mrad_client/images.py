@@ -20,10 +20,14 @@ Upload = tuple[str, bytes, str]
 """File name, bytes, content type: what httpx takes."""
 
 PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
+TIFF_MODES = {"CMYK", "YCbCr", "LAB"}
+"""What PNG has no place for; the server makes RGB of it, as it does for files."""
+SAME = {"PA": "RGBA", "RGBX": "RGB", "RGBa": "RGBA", "La": "LA"}
+"""Modes that hold the same picture as one that PNG has."""
 
 
 def upload(image: ImageInput, default_name: str = "image.png") -> Upload:
-    """One input as an upload. Files and bytes travel as they are; the rest as lossless PNG.
+    """One input as an upload. Files and bytes travel as they are; the rest lossless, as PNG or TIFF.
 
     Raises `InputError`; `UnreadableFileError` for a path.
     """
@@ -39,6 +43,8 @@ def upload(image: ImageInput, default_name: str = "image.png") -> Upload:
     if isinstance(image, np.ndarray):
         image = from_array(image)
     if isinstance(image, Image.Image):
+        if image.mode in TIFF_MODES:
+            return default_name, encode_tiff(image), "image/tiff"
         return default_name, encode_png(image), "image/png"
     raise InputError(
         f"{type(image).__name__} is not an image: give a path, the bytes of an image file, a PIL "
@@ -67,15 +73,30 @@ def from_array(array: npt.NDArray[np.generic]) -> Image.Image:
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """PNG at the fastest compression, EXIF orientation applied, as the server does for files."""
+    """PNG at the fastest compression, EXIF orientation applied, as the server does for files.
+
+    Raises `InputError` for a mode that PNG cannot hold without loss.
+    """
     image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") and image.mode != "I;16":  # other byte orders
+        image = Image.fromarray(np.asarray(image).astype(np.uint16))
+    image = image.convert(SAME[image.mode]) if image.mode in SAME else image
     if image.mode not in PNG_MODES:
         if image.mode in ("F", "I"):
             raise InputError(
                 f"a PIL image of mode {image.mode} has no defined white: convert it to L, I;16 "
                 "or RGB first"
             )
-        image = image.convert("RGB")
+        raise InputError(
+            f"a PIL image of mode {image.mode} cannot be sent without loss: convert it to RGB first"
+        )
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1, exif=b"")
+    return buffer.getvalue()
+
+
+def encode_tiff(image: Image.Image) -> bytes:
+    """TIFF without loss, EXIF orientation applied."""
+    buffer = io.BytesIO()
+    ImageOps.exif_transpose(image).save(buffer, "TIFF", exif=b"")
     return buffer.getvalue()

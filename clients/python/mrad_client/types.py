@@ -134,6 +134,8 @@ class Result(Model):
     """Where the bank's layout has named parts."""
     tiles: list[Tile] | None = None
     """Of an image that was cut, where `fields` asks for them."""
+    warnings: list[str] = []
+    """`code: text` for what was assumed or is odd about the image: look before you trust it."""
     problem: dict[str, Any] | None = None
 
     @property
@@ -218,6 +220,8 @@ class Entry(Model):
     """Where its thumbnail can be had, on the server."""
     note: str | None = None
     """Of `add_entry`'s answer: what the image could not teach."""
+    warnings: list[str] = []
+    """Of `add_entry`'s answer: what was assumed or is odd about image or mask."""
 
 
 class EntryPage(Model):

@@ -62,8 +62,22 @@ def test_pil_images_arrive_as_seen() -> None:
     assert sent.getexif().get(0x0112) is None
 
 
-def test_cmyk_becomes_rgb_and_float_is_refused() -> None:
-    assert Image.open(io.BytesIO(upload(Image.new("CMYK", (2, 2)))[1])).mode == "RGB"
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I;16L", "CMYK", "YCbCr", "LA", "PA", "RGBX"])
+def test_pil_images_of_every_mode_travel_without_loss(mode: str) -> None:
+    if mode.startswith("I;16"):
+        order = ">" if mode.endswith("B") else "<"
+        ramp = (np.arange(12).reshape(3, 4) * 5000).astype(f"{order}u2")
+        image = Image.frombytes(mode, (4, 3), ramp.tobytes())
+        assert np.array_equal(decoded(upload(image)[1]), ramp)
+        return
+    image = Image.new(mode, (4, 3), 3 if mode == "PA" else None)
+    sent = Image.open(io.BytesIO(upload(image)[1]))
+    assert np.array_equal(np.asarray(sent.convert("RGB")), np.asarray(image.convert("RGB")))
+
+
+def test_modes_without_a_lossless_file_are_refused() -> None:
+    with pytest.raises(InputError, match="mode HSV"):
+        upload(Image.new("HSV", (2, 2)))
     with pytest.raises(InputError, match="mode F"):
         upload(Image.new("F", (2, 2)))
 

@@ -25,8 +25,11 @@ from mrad_client.batch.journal import Journal
 from mrad.encoder.encoder import Encoder
 from mrad.errors import BankCorruptError, BankError, BankNotFoundError, DataError
 from mrad.files import atomic_write_bytes, sha256_file
+from mrad.images.guard import InputProfile
 from mrad.images.layout import PLAIN, Layout
-from mrad.memory.bank import MemoryBank, layout_metadata
+from mrad.images.options import ReadOptions
+from mrad.images.survey import depth_of, joined
+from mrad.memory.bank import INPUT, MemoryBank, layout_metadata
 from mrad.memory.coreset import reduced
 from mrad.memory.entry import REGIONS, PatchKeys
 from mrad.memory.store import MANIFEST
@@ -69,6 +72,8 @@ class BuildOptions:
     """Keep so many patch keys of all, those that cover the others best."""
     layout: Layout = PLAIN
     """Tiles, region of interest and parts of every image."""
+    reading: ReadOptions = field(default_factory=ReadOptions)
+    """How pictures are read; a depth that they do not state is found over all of them."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,8 @@ class Built:
     """Images encoded now."""
     resumed: int
     """Images that an earlier run had encoded."""
+    doubtful: tuple[Skipped, ...] = ()
+    """Used all the same: a row for each warning."""
     already: bool = False
     """Whether the bank stood there from the same images and settings: nothing was done."""
 
@@ -92,10 +99,15 @@ class Plan:
     dataset: Dataset
     asked: dict[str, Any]
     shards: list[Sequence[Record]] = field(default_factory=list)
+    reading: ReadOptions = field(default_factory=ReadOptions)
+    """The options', with the depths that the images leave open."""
 
     @classmethod
     def of(cls, encoder: Encoder, dataset: Dataset, options: BuildOptions) -> Plan:
-        """Look at every file once (size, time of change), read none. Raises `DataError`."""
+        """Look at every file once: size, time of change, and depth, where it does not state that.
+
+        Raises `DataError`.
+        """
         size = options.shard
         records = dataset.records
         asked = {
@@ -115,8 +127,15 @@ class Plan:
             asked["coreset"] = options.coreset
         if not options.layout.plain:
             asked["layout"] = options.layout.to_json()
+        reading = survey(records, options.reading)
+        if reading.assume or reading.bit_depth is not None:
+            asked["depths"] = dict(reading.assume) | {"told": reading.bit_depth}
+        if reading.strict:
+            asked["strict_input"] = True
+        if reading.allow_truncated:
+            asked["allow_truncated"] = True
         shards = [records[start : start + size] for start in range(0, len(records), size)]
-        return cls(dataset, asked, shards)
+        return cls(dataset, asked, shards, reading)
 
     @property
     def fingerprint(self) -> str:
@@ -129,6 +148,14 @@ Engine = Callable[[Encoder, Plan, BuildOptions, Path, Journal, set[int], Progres
 """See `encode_missing`."""
 
 
+def survey(records: Sequence[Record], reading: ReadOptions) -> ReadOptions:
+    """With the depths that the records' images leave open, found over all of them."""
+    if reading.bit_depth is not None:
+        return reading
+    looks = ahead(partial(depth_of, options=reading), (r.image for r in records), depth=32)
+    return dataclasses.replace(reading, assume={**joined(looks), **reading.assume})
+
+
 def data_fingerprint(records: Sequence[Record]) -> str:
     """SHA-256 of what is said of the images and of each file's size and time of change.
 
@@ -137,6 +164,8 @@ def data_fingerprint(records: Sequence[Record]) -> str:
     digest = hashlib.sha256()
     for record in records:
         facts = asdict(record) | {"image": _stamp(record.image), "mask": _stamp(record.mask)}
+        if record.mask_orientation == "auto":  # as before it could be said
+            del facts["mask_orientation"]
         digest.update(json.dumps(facts, default=str).encode())
     return digest.hexdigest()
 
@@ -189,7 +218,7 @@ def build(
     work = work_folder(out)
     if (found := _standing(out, plan, replace)) is not None:
         shutil.rmtree(work, ignore_errors=True)
-        return Built(found, skipped_of(found), 0, 0, already=True)
+        return Built(found, skipped_of(found), 0, 0, doubtful_of(found), already=True)
     if restart:
         shutil.rmtree(work, ignore_errors=True)
     hint = (
@@ -206,7 +235,8 @@ def build(
         encoded = encode(encoder, plan, options, work, journal, set(ready), report)
         bank, skipped = finish(encoder, plan, options, work, out, replace=replace)
     shutil.rmtree(work)
-    return Built(bank, tuple(skipped), encoded, len(bank.entries) + len(skipped) - encoded)
+    resumed = len(bank.entries) + len(skipped) - encoded
+    return Built(bank, tuple(skipped), encoded, resumed, doubtful_of(bank))
 
 
 def _standing(out: Path, plan: Plan, replace: bool) -> MemoryBank | None:
@@ -230,6 +260,11 @@ def _standing(out: Path, plan: Plan, replace: bool) -> MemoryBank | None:
 def skipped_of(bank: MemoryBank) -> tuple[Skipped, ...]:
     """What its build left out, as the bank remembers it."""
     return tuple(Skipped(**row) for row in bank.metadata.get("build", {}).get("skipped", []))
+
+
+def doubtful_of(bank: MemoryBank) -> tuple[Skipped, ...]:
+    """What its build took with a warning, as the bank remembers it."""
+    return tuple(Skipped(**row) for row in bank.metadata.get("build", {}).get("doubtful", []))
 
 
 def is_ready(work: Path, journal: Journal, number: int) -> bool:
@@ -260,6 +295,7 @@ def encode_missing(
         layout=options.layout,
         thumbnails=options.thumbnails,
         strict=options.strict,
+        reading=plan.reading,
     )
     depth = 2 * options.batch_size if options.layout.plain else LARGE_AHEAD
     decoded = ahead(decode, records, depth=depth)
@@ -308,14 +344,19 @@ def finish(
     Raises `DataError` when no image could be used, `MRADError` when `coreset` leaves a class empty.
     """
     skipped: list[Skipped] = []
+    doubtful: list[Skipped] = []
+    profile = InputProfile(depths=plan.reading.assume, bit_depth=plan.reading.bit_depth)
 
     def shards() -> Iterator[Shard]:
+        nonlocal profile
         for number in range(len(plan.shards)):
             path = shard_path(work, number)
             if not path.is_file():
                 raise BankCorruptError(f"{path} has gone while the build ran; run it again")
             shard = from_bytes(path.read_bytes(), str(path))
             skipped.extend(shard.skipped)
+            doubtful.extend(shard.doubtful)
+            profile = profile.joined(shard.profile)
             yield shard
 
     bank = bank_of(shards(), encoder.identity, (encoder.embed_dim, encoder.width))
@@ -328,6 +369,7 @@ def finish(
     bank.metadata["pretrained"] = options.pretrained
     bank.metadata["patch_keys"] = options.patch_keys
     bank.metadata.update(layout_metadata(options.layout))
+    bank.metadata[INPUT] = profile.as_json()
     bank.metadata["build"] = {
         "fingerprint": plan.fingerprint,
         "data": plan.dataset.root.name,
@@ -338,6 +380,7 @@ def finish(
         "made_at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "mrad": version("mrad"),
         "skipped": [asdict(item) for item in skipped],
+        "doubtful": [asdict(item) for item in doubtful],
         "too_small": small,
     }
     return bank.save(out, replace=replace), skipped

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import safetensors.numpy
@@ -21,8 +21,10 @@ from torch import Tensor
 from mrad.encoder.encoder import Encoder
 from mrad.encoder.identity import EncoderIdentity
 from mrad.errors import BankCorruptError, DataError, ImageError, MaskError
+from mrad.images.guard import InputProfile, code_of, refuse_doubtful
 from mrad.images.layout import PLAIN, Layout, Places
-from mrad.images.preprocess import load_image
+from mrad.images.options import ReadOptions
+from mrad.images.reader import Picture, read_image
 from mrad.memory.bank import MemoryBank
 from mrad.memory.entry import REGIONS, Entry, Key, PatchKeys
 from mrad.memory.keys import Labelled, Piece, encode_labelled, pieces_of
@@ -30,7 +32,7 @@ from mrad.memory.level import LevelMemory
 from mrad.types import Sample
 from mrad_indexer.datasets import Record
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 LEVELS = ("image", "patch")
 PARTS = ("image", "normal", "anomalous")
 BLANK = Image.new("RGB", (1, 1))
@@ -40,7 +42,7 @@ THUMBNAIL = 160
 
 @dataclass(frozen=True)
 class Skipped:
-    """An image that could not be used, and why."""
+    """An image that could not be used, and why; or one that was used and is doubtful."""
 
     source: str
     code: str
@@ -59,16 +61,23 @@ class DecodedRecord:
     places: Places
     pieces: list[Piece]
     thumbnail: bytes | None
+    picture: Picture
+    """Without its pixels: what it was like."""
+    warnings: tuple[str, ...] = ()
+    """Of image and mask."""
 
 
 @dataclass
 class Shard:
-    """Entries of consecutive records, their keys in the same order, and what was skipped."""
+    """Entries of consecutive records, their keys in the same order, what was skipped or is doubtful."""
 
     entries: list[Entry] = field(default_factory=list)
     keys: list[Key] = field(default_factory=list)
     thumbnails: dict[str, bytes] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
+    doubtful: list[Skipped] = field(default_factory=list)
+    """A row for each warning."""
+    profile: InputProfile = field(default_factory=InputProfile)
 
 
 def decode_record(
@@ -78,15 +87,25 @@ def decode_record(
     layout: Layout = PLAIN,
     thumbnails: bool = False,
     strict: bool = False,
+    reading: ReadOptions | None = None,
 ) -> DecodedRecord | Skipped:
-    """Decode one image and its mask, in any thread. `prepare`: `Encoder.prepare`.
+    """Decode one image and its mask, in any thread.
 
-    What cannot be read, or has no place for a region of `layout`, becomes `Skipped`; with `strict` it
-    raises `ImageError`, `MaskError` or `DataError`.
+    Args:
+        prepare: `Encoder.prepare`.
+        layout: tiles and regions of every image.
+        thumbnails: whether to make one.
+        strict: raise `ImageError`, `MaskError` or `DataError` for what cannot be read, or has no
+            place for a region of `layout`, instead of giving `Skipped`.
+        reading: how pictures are read; with its `strict`, doubtful ones count as unreadable.
     """
     try:
-        image = load_image(record.image)
-        mask = record.read_mask(image.size) if record.anomalous else None
+        picture = read_image(record.image, options=reading)
+        image = picture.image
+        mask = record.truth(picture.size, picture.orientation) if record.anomalous else None
+        warnings = (*picture.warnings, *(mask.warnings if mask is not None else ()))
+        if reading is not None and reading.strict:
+            refuse_doubtful(warnings, str(record.image))
         places = layout.places(image.size)
     except (ImageError, MaskError, DataError) as error:
         if strict:
@@ -94,9 +113,10 @@ def decode_record(
         return Skipped(record.source, error.code, str(error))
     thumbnail = thumbnail_of(image) if thumbnails else None
     pieces = pieces_of(places, record.anomalous, mask)
-    if places.whole:
-        return DecodedRecord(record, BLANK, prepare(image), places, pieces, thumbnail)
-    return DecodedRecord(record, image, None, places, pieces, thumbnail)
+    slim = replace(picture, image=BLANK)
+    pixels = prepare(image) if places.whole else None
+    kept = BLANK if places.whole else image
+    return DecodedRecord(record, kept, pixels, places, pieces, thumbnail, slim, warnings)
 
 
 def encode_shard(
@@ -121,6 +141,10 @@ def encode_shard(
                 continue
             entry = Entry.of(_facts(item.record), item.places.size, added_by)
             shard.entries.append(entry)
+            shard.profile = shard.profile.seen(item.picture)
+            shard.doubtful.extend(
+                Skipped(item.record.source, code_of(text), text) for text in item.warnings
+            )
             if item.thumbnail is not None:
                 shard.thumbnails[entry.entry_id] = item.thumbnail
             yield Labelled(entry, item.image, item.places, item.pieces, item.pixels)
@@ -186,6 +210,8 @@ def to_bytes(shard: Shard) -> bytes:
         "format_version": FORMAT_VERSION,
         "entries": [asdict(entry) for entry in shard.entries],
         "skipped": [asdict(item) for item in shard.skipped],
+        "doubtful": [asdict(item) for item in shard.doubtful],
+        "input": shard.profile.as_json(),
         "thumbnail_bytes": [len(jpeg) for jpeg in jpegs],
     }
     return safetensors.numpy.save(tensors, {"shard": json.dumps(about)})
@@ -198,7 +224,12 @@ def from_bytes(data: bytes, name: str = "the shard") -> Shard:
         about = json.loads(json.loads(data[8 : 8 + header])["__metadata__"]["shard"])
         tensors = safetensors.numpy.load(data)
         entries = [Entry(**{**row, "tags": tuple(row["tags"])}) for row in about["entries"]]
-        shard = Shard(entries, skipped=[Skipped(**row) for row in about["skipped"]])
+        shard = Shard(
+            entries,
+            skipped=[Skipped(**row) for row in about["skipped"]],
+            doubtful=[Skipped(**row) for row in about["doubtful"]],
+            profile=InputProfile.of(about["input"]),
+        )
         for level in LEVELS:
             for vector, facts in zip(tensors[f"{level}.keys"], tensors[f"{level}.facts"].tolist()):
                 row, label, region, size, tile = facts if len(facts) == 5 else (*facts, 0)

@@ -15,7 +15,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ class ShardEncoder:
             layout=self.options.layout,
             thumbnails=self.options.thumbnails,
             strict=self.options.strict,
+            reading=self.options.reading,
         )
         size = self.options.batch_size
         plain = self.options.layout.plain
@@ -134,7 +135,11 @@ class RayEngine:
         rows = [{"number": n, "records": write_records(plan.shards[n])} for n in missing]
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             ShardEncoder,
-            fn_constructor_args=(self.load, encoder.identity, options),
+            fn_constructor_args=(
+                self.load,
+                encoder.identity,
+                replace(options, reading=plan.reading),
+            ),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(workers, len(rows))),
             **resources,

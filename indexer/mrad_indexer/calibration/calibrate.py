@@ -77,7 +77,7 @@ def _open(detector: Detector, records: Sequence[Record], scored: Scored) -> list
     for record in records:
         try:
             decoded = detector.decode(record.image)
-            opened.append((record, decoded, record.read_mask(decoded.size)))
+            opened.append((record, decoded, record.read_mask(decoded.size, decoded.orientation)))
         except (ImageError, MaskError) as error:
             scored.skipped.append(f"{record.source}: {error}")
     return opened

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mrad.errors import DataError
 from mrad_indexer.datasets import dagm, folder, ksdd, manifest, medical, mvtec, visa
-from mrad_indexer.datasets.records import Dataset, Record, read_mask
+from mrad_indexer.datasets.records import Dataset, Record
 
 
 @dataclass(frozen=True)
@@ -72,4 +72,4 @@ def _reader(path: Path, layout: str) -> Reader:
     raise DataError(f"layout {layout!r} is unknown; choose auto or {[r.name for r in READERS]}")
 
 
-__all__ = ["READERS", "Dataset", "Reader", "Record", "read_dataset", "read_mask"]
+__all__ = ["READERS", "Dataset", "Reader", "Record", "read_dataset"]

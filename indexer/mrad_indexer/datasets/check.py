@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from mrad.errors import ImageError, MaskError
-from mrad.images.preprocess import load_image
+from mrad.images.reader import load_image
 from mrad_indexer.datasets.records import Dataset, Record
 
 ODD_ASPECT = 1.5

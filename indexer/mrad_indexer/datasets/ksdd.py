@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
+from mrad.errors import DataError, MaskError
+from mrad.images.masks import read_any_size
 from mrad_indexer.datasets.records import Dataset, Record, folders_in, images_in, relative, require
 
 NAME = "ksdd"
@@ -23,8 +22,12 @@ def read(root: Path) -> Dataset:
     records = []
     for folder in folders_in(root):
         for image, mask in _pairs(folder):
-            with Image.open(mask) as opened:
-                anomalous = bool(np.asarray(opened.convert("L")).any())
+            try:
+                anomalous = bool(read_any_size(mask).anomalous.any())
+            except MaskError as error:
+                raise DataError(
+                    f"{error}: without it nobody knows whether the part is good"
+                ) from error
             source = relative(image, root)
             defect = "defect" if anomalous else ""
             truth = mask if anomalous else None

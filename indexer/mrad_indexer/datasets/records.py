@@ -8,17 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from mrad.errors import DataError, MaskError
+from mrad.errors import DataError
 from mrad.files import utf8
-from mrad.images.preprocess import load_mask
+from mrad.images.formats import SUFFIXES
+from mrad.images.masks import Mask, Orientation, read_mask
 from mrad.types import BoolArray, Sample
 
-SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2"}
-)
-LOSSY = frozenset({".jpg", ".jpeg", ".webp"})
 GOOD_NAMES = frozenset({"good", "ok", "normal"})
 MASK_ENDINGS = ("", "_mask", "_label", "_gt", "_segmentation", "_groundtruth", "-mask", "_seg")
 
@@ -30,47 +26,45 @@ class Record:
     image: Path
     anomalous: bool
     mask: Path | None = None
-    """Anomalous pixels are > 0, or above 127 in lossy formats, whose edges ring."""
+    """Read by `mrad.images.masks`, whatever it is called."""
     source: str = ""
     """Path relative to the dataset's root, with forward slashes."""
     object_name: str = ""
     defect: str = ""
     split: str = ""
     """`train`, `test` or unknown."""
+    mask_orientation: Orientation = "auto"
+    """How the mask lies where the image has an orientation tag (`mrad.images.masks.read_mask`)."""
 
     def __post_init__(self) -> None:
         # Folders' names become text that tables, reports and memories can hold.
         for field in ("source", "object_name", "defect", "split"):
             object.__setattr__(self, field, utf8(getattr(self, field)))
 
-    def read_mask(self, size: tuple[int, int]) -> BoolArray | None:
-        """Anomalous pixels, bool [height, width]; all False for a normal image; None if unknown.
+    def truth(self, size: tuple[int, int], orientation: int = 1) -> Mask | None:
+        """What the mask says of each pixel; nothing marked for a normal image; None if unknown.
 
-        `size`: width, height of the upright image. Raises `MaskError`.
+        `size`: width, height of the upright image; `orientation`: the tag that turned it. Raises
+        `MaskError`.
         """
         if not self.anomalous:
-            return np.zeros(size[::-1], dtype=bool)
-        return None if self.mask is None else read_mask(self.mask, size)
+            nothing = np.zeros(size[::-1], dtype=bool)
+            return Mask(nothing, nothing)
+        if self.mask is None:
+            return None
+        return read_mask(
+            self.mask, size, image_orientation=orientation, orientation=self.mask_orientation
+        )
+
+    def read_mask(self, size: tuple[int, int], orientation: int = 1) -> BoolArray | None:
+        """`truth`'s anomalous pixels, bool [height, width]."""
+        truth = self.truth(size, orientation)
+        return None if truth is None else truth.anomalous
 
     def sample(self) -> Sample:
-        """The same image for the memory. Lossy masks are decoded here, others later."""
-        mask: Path | BoolArray | None = self.mask if self.anomalous else None
-        if isinstance(mask, Path) and mask.suffix.lower() in LOSSY:
-            with Image.open(mask) as opened:
-                mask = read_mask(mask, opened.size)
+        """The same image for the memory."""
+        mask = self.mask if self.anomalous else None
         return Sample(self.image, self.anomalous, mask, self.source, self.object_name, self.defect)
-
-
-def read_mask(path: Path, size: tuple[int, int]) -> BoolArray:
-    """Mask file -> bool [height, width]. Raises `MaskError` when unreadable or of another size."""
-    if path.suffix.lower() not in LOSSY:
-        return load_mask(path, size)
-    try:
-        with Image.open(path) as opened:
-            grey = np.asarray(opened.convert("L"))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise MaskError(f"{path} cannot be read: {error}") from error
-    return load_mask(grey > 127, size)
 
 
 @dataclass(frozen=True)

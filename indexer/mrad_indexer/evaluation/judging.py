@@ -32,6 +32,10 @@ class Batch:
     """Whether the detector's bank holds the image."""
     encode_seconds: float
     finish_seconds: dict[str, float]
+    orientations: Sequence[int] = ()
+    """The tags that turned the images."""
+    warnings: Sequence[tuple[str, ...]] = ()
+    """Of the images, as they were read."""
 
 
 def by_layout(detectors: Detectors) -> list[dict[str, Detector]]:
@@ -68,9 +72,14 @@ def judged(
             if position + 1 < len(chunks):
                 pending = pool.submit(decode, chunks[position + 1])
             if first.layout.plain:
-                yield _whole(detectors, chunk, decoded, resolution)
+                batch = _whole(detectors, chunk, decoded, resolution)
             else:
-                yield _cut(detectors, chunk, decoded, batch_size, resolution)
+                batch = _cut(detectors, chunk, decoded, batch_size, resolution)
+            yield replace(
+                batch,
+                orientations=[item.orientation for item in decoded],
+                warnings=[item.warnings for item in decoded],
+            )
 
 
 def _whole(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
@@ -12,6 +13,8 @@ from PIL import Image
 
 from mrad.detector import Detector
 from mrad.errors import MRADError
+from mrad.images.guard import codes
+from mrad.images.masks import Mask
 from mrad.maps import at_shape
 from mrad.types import BoolArray
 from mrad_indexer.datasets import Dataset, Record
@@ -160,15 +163,21 @@ def evaluate(
     finish = dict.fromkeys(detectors, 0.0)
     results: dict[str, list[ObjectResult]] = {name: [] for name in detectors}
     encode_seconds, done = 0.0, 0
+    warnings: Counter[str] = Counter()
+    first = next(iter(detectors))
     for object_name in dataset.objects:
         rows = [i for i, r in enumerate(dataset.records) if r.object_name == object_name]
         tallies = {name: _Tally() for name in detectors}
         for group in groups:
             for batch in judged(group, dataset, rows, batch_size, resolution):
                 encode_seconds += batch.encode_seconds
+                if group is groups[0]:
+                    warnings.update(codes(batch.warnings))
                 for name in group:
                     finish[name] += batch.finish_seconds[name]
-                    _collect(tallies[name], dataset, batch, name, resolution)
+                    said = _collect(tallies[name], dataset, batch, name, resolution)
+                    if name == first:
+                        warnings.update(codes(said))
                 done += len(batch.rows)
                 if progress is not None:
                     progress(done // len(groups))
@@ -180,6 +189,7 @@ def evaluate(
             "root": str(dataset.root),
             "counts": dict(dataset.counts),
             "objects": list(dataset.objects),
+            "warnings": dict(warnings.most_common()),
         },
         candidates=tuple(
             CandidateResult(name, (configs or {}).get(name, {}), tuple(items), finish[name])
@@ -197,22 +207,42 @@ def _check_encoder(detectors: Mapping[str, Detector]) -> None:
         raise MRADError(f"one comparison needs one encoder, these are {sorted(identities)}")
 
 
-def mask_at(record: Record, size: tuple[int, int], resolution: int | None) -> BoolArray | None:
-    """An image's mask, brought to `resolution`; None if unknown. Raises `MaskError`."""
-    mask = record.read_mask(size)
+def mask_at(
+    record: Record, size: tuple[int, int], resolution: int | None, orientation: int = 1
+) -> Mask | None:
+    """An image's mask, brought to `resolution`; None if unknown. Raises `MaskError`.
+
+    `orientation`: the tag that turned the image.
+    """
+    mask = record.truth(size, orientation)
     if mask is None or resolution is None:
         return mask
-    grey = Image.fromarray(mask.astype(np.uint8) * 255)
-    return np.asarray(grey.resize((resolution, resolution), Image.Resampling.BILINEAR)) > 127
+    side = (resolution, resolution)
+    return Mask(_resized(mask.anomalous, side), _resized(mask.ignore, side), mask.warnings)
+
+
+def _resized(marked: BoolArray, side: tuple[int, int]) -> BoolArray:
+    grey = Image.fromarray(marked.astype(np.uint8) * 255)
+    return np.asarray(grey.resize(side, Image.Resampling.BILINEAR)) > 127
 
 
 def _collect(
     tally: _Tally, dataset: Dataset, batch: Batch, name: str, resolution: int | None
-) -> None:
-    predictions, known = batch.predictions[name], batch.known[name]
-    for row, prediction, places, in_memory in zip(batch.rows, predictions, batch.places, known):
+) -> list[tuple[str, ...]]:
+    """Keep a batch's scores and pixels; returns the masks' warnings."""
+    said = []
+    judgements = zip(
+        batch.rows,
+        batch.predictions[name],
+        batch.places,
+        batch.known[name],
+        batch.orientations,
+    )
+    for row, prediction, places, in_memory, turned in judgements:
         record = dataset.records[row]
-        mask, counted = mask_at(record, places.size, resolution), places.counted()
+        mask, counted = mask_at(record, places.size, resolution, turned), places.counted()
+        if mask is not None:
+            said.append(mask.warnings)
         tally.scores.append(
             ImageScore(
                 source=record.source,
@@ -229,8 +259,12 @@ def _collect(
         if mask is not None and prediction.anomaly_map is not None:
             values = prediction.anomaly_map
             within = None if counted is None else at_shape(counted, values.shape)
-            tally.pixels.add(values, at_shape(mask, values.shape), within)
+            if mask.ignore.any():
+                clear = ~at_shape(mask.ignore, values.shape)
+                within = clear if within is None else within & clear
+            tally.pixels.add(values, at_shape(mask.anomalous, values.shape), within)
             tally.masked += record.anomalous
+    return said
 
 
 def _result(name: str, tally: _Tally) -> ObjectResult:

@@ -11,7 +11,7 @@ from PIL import Image
 from skimage.segmentation import find_boundaries
 
 from mrad.detector import Detector
-from mrad.images.preprocess import load_image
+from mrad.images.reader import load_image
 from mrad.maps import overlay
 from mrad_indexer.datasets import Dataset, Record
 from mrad_indexer.evaluation.runner import ImageScore, ObjectResult

@@ -14,6 +14,7 @@ from mrad.detector import Detector
 from mrad.encoder.encoder import Encoder, Features
 from mrad.errors import CalibrationError
 from mrad.files import sha256_file
+from mrad.images.options import ReadOptions
 from mrad.images.regions import Area
 from mrad.memory.bank import MemoryBank
 from mrad.types import ANOMALOUS, Prediction
@@ -51,6 +52,7 @@ class Judge:
         device: str = "auto",
         precision: str = "fp32",
         roi: Area | None = None,
+        reading: ReadOptions | None = None,
     ) -> Judge:
         """From a bank's folder, on the encoder that it names; see `of`.
 
@@ -65,6 +67,7 @@ class Judge:
             checkpoint=checkpoint,
             threshold=threshold,
             target_fpr=target_fpr,
+            reading=reading,
         )
         if roi is None:
             return judge
@@ -81,6 +84,7 @@ class Judge:
         checkpoint: Path | None = None,
         threshold: float | None = None,
         target_fpr: float | None = None,
+        reading: ReadOptions | None = None,
     ) -> Judge:
         """From what is loaded already.
 
@@ -93,7 +97,9 @@ class Judge:
         settings = calibration.settings if calibration else {}
         names = ("fusion", "sigma", "top", "retrieval")
         options = {name: settings[name] for name in names if name in settings}
-        detector = detector_of(encoder, bank, HeadChoice(head, checkpoint), **options)
+        detector = detector_of(
+            encoder, bank, HeadChoice(head, checkpoint), reading=reading, **options
+        )
         if calibration is None and target_fpr is not None:
             raise CalibrationError(
                 f"--target-fpr needs a calibration, and the bank has none for head {head!r}: run "
@@ -134,10 +140,19 @@ class Judge:
             "head": detector.head.name,
             "checkpoint": sha256_file(self.checkpoint) if self.checkpoint else None,
             "precision": str(detector.encoder.dtype).removeprefix("torch."),
+            **told(detector.reading),
             "threshold": self.threshold,
             "pixel_threshold": self.pixel_threshold,
             "layout": detector.layout.to_json(),
         }
+
+
+def told(reading: ReadOptions) -> dict[str, Any]:
+    """What was said of reading pictures, where it differs from the default."""
+    standard = ReadOptions()
+    names = ("bit_depth", "strict", "allow_truncated", "max_pixels")
+    given = {name: getattr(reading, name) for name in names}
+    return {name: value for name, value in given.items() if value != getattr(standard, name)}
 
 
 def _calibration(bank: MemoryBank, head: str, checkpoint: Path | None) -> Calibration | None:

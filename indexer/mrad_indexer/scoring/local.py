@@ -73,6 +73,7 @@ class LocalTransport:
             "verdict": self.judge.verdict(score),
             "threshold": self.judge.threshold,
             "probability": self.judge.probability(score),
+            "warnings": list(prediction.warnings) or None,
         }
         if prediction.peak_box is not None:
             columns["peak_box"] = json.dumps(prediction.peak_box)

@@ -28,7 +28,7 @@ from torch import Tensor
 from mrad.encoder.encoder import Encoder, Features
 from mrad.errors import DataError, NonFiniteError
 from mrad.files import atomic_folder, sha256_file
-from mrad.images.preprocess import load_image
+from mrad.images.reader import load_image
 
 SHARD = 64
 MANIFEST = "shard.json"

@@ -91,6 +91,7 @@ def build_model(
             checkpoint=spec.checkpoint,
             fusion=settings.fusion,
             retrieval=settings.retrieval,
+            reading=settings.reading,
         )
         for device in devices_of(settings)
     )

@@ -20,10 +20,12 @@ from starlette.background import BackgroundTask
 from mrad.detector import Decoded, Detector
 from mrad.encoder.encoder import Features
 from mrad.encoder.stream import prepare_tile
-from mrad.images.preprocess import DEFAULT_MAX_PIXELS, TILED_MAX_PIXELS, load_mask
+from mrad.errors import MaskError
+from mrad.images.guard import refuse_doubtful
+from mrad.images.masks import Mask, Orientation, read_mask
 from mrad.memory.entry import Entry, Key
 from mrad.memory.keys import keys_of, pieces_of
-from mrad.types import ANOMALOUS, NORMAL, BoolArray, Sample
+from mrad.types import ANOMALOUS, NORMAL, Sample
 from mrad_service.errors import BodyTooLargeError
 from mrad_service.memory import DurableMemory, EntryNotFoundError
 from mrad_service.schemas.memory import Label, MemoryAdded, MemoryEntry, MemoryPage
@@ -31,6 +33,9 @@ from mrad_service.schemas.memory import Label, MemoryAdded, MemoryEntry, MemoryP
 THIN = (
     "the mask covers no patch wholly: the image as a whole is learned, but heat maps learn nothing "
     "of this defect; paint more generously, or cut the image closer"
+)
+EMPTY = (
+    "the mask is empty: the image is learned as defective as a whole, and nothing of it as a defect"
 )
 THUMBNAIL = 192
 """Longest side, pixels."""
@@ -64,8 +69,6 @@ class Teaching:
     """What an addition may cost, and who encodes it."""
 
     max_file_bytes: int = 32 << 20
-    max_pixels: int = DEFAULT_MAX_PIXELS
-    max_tiled_pixels: int = TILED_MAX_PIXELS
     encode: Callable[[Detector, Decoded], Features] = lambda detector, image: detector.encode(
         [image]
     )
@@ -103,7 +106,16 @@ def add_entry(
     response: Response,
     image: Annotated[UploadFile, File()],
     label: Annotated[Label, Form()],
-    mask: Annotated[UploadFile | None, File(description="> 0 where defective; image size")] = None,
+    mask: Annotated[
+        UploadFile | None, File(description="which pixels are defective, at the image's size")
+    ] = None,
+    mask_orientation: Annotated[
+        Orientation,
+        Form(
+            description="how the mask lies where the image has an orientation tag: as people see it "
+            "(upright), as its pixels are stored, or found out by its size"
+        ),
+    ] = "auto",
     source: Text = "",
     object_name: Text = "",
     defect: Text = "",
@@ -121,10 +133,9 @@ def add_entry(
     teaching: Teaching = request.state.teaching
     pixels = _read(image, teaching)
     painted = _read(mask, teaching) if mask is not None else None
-    cut = detector.layout.tiling is not None
-    decoded = detector.decode(pixels, teaching.max_tiled_pixels if cut else teaching.max_pixels)
+    decoded = detector.decode(pixels, replace(detector.reading, name=image.filename or ""))
     anomalous = label == "anomalous"
-    region = load_mask(painted, decoded.size) if painted is not None else None
+    region, warnings = _region(painted, decoded, anomalous, mask_orientation, detector)
     sample = Sample(
         decoded.image, anomalous, None, source or image.filename or "", object_name, defect,
         tuple(tags or ()),
@@ -138,12 +149,45 @@ def add_entry(
     response.status_code = 200 if repeated else 201
     return MemoryAdded(
         entry=_described(request, memory, standing), repeated=repeated, entries=len(memory),
-        note=THIN if region is not None and anomalous and not teaches_patches(keys) else None,
+        note=_note(region, keys) if anomalous else None,
+        warnings=list(warnings),
     )  # fmt: skip
 
 
+def _region(
+    painted: bytes | None,
+    decoded: Decoded,
+    anomalous: bool,
+    orientation: Orientation,
+    detector: Detector,
+) -> tuple[Mask | None, tuple[str, ...]]:
+    """The mask, and what there is to say of image and mask. Raises `MaskError`."""
+    if painted is None:
+        return None, decoded.warnings
+    region = read_mask(
+        painted, decoded.size, image_orientation=decoded.orientation, orientation=orientation
+    )
+    warnings = (*decoded.warnings, *region.warnings)
+    if not anomalous:
+        if region.anomalous.any():
+            raise MaskError(
+                "the label is normal, but the mask marks defective pixels: send it as anomalous, or "
+                "leave the mask out"
+            )
+        return None, decoded.warnings
+    if detector.reading.strict:
+        refuse_doubtful(region.warnings, "the mask")
+    return region, warnings
+
+
+def _note(region: Mask | None, keys: list[Key]) -> str | None:
+    if region is None or teaches_patches(keys):
+        return None
+    return THIN if region.anomalous.any() else EMPTY
+
+
 def _keys(
-    teaching: Teaching, detector: Detector, decoded: Decoded, entry: Entry, mask: BoolArray | None
+    teaching: Teaching, detector: Detector, decoded: Decoded, entry: Entry, mask: Mask | None
 ) -> list[Key]:
     """The keys of all tiles, one tile at a time.
 

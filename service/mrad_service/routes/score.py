@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -11,7 +12,9 @@ from fastapi.concurrency import run_in_threadpool
 from PIL import Image
 
 from mrad.errors import MRADError
+from mrad.images.options import ReadOptions
 from mrad.types import Prediction
+from mrad_service.models.loading import Model
 from mrad_service.runtime import Runtime
 from mrad_service.scheduler.queue import Job
 from mrad_service.schemas.score import AreaBody, EncodedImage, ScoreBody, ScoreOptions, Scores
@@ -58,7 +61,13 @@ async def score(request: Request) -> Response:
         return judge(index, prediction, image)
 
     job = Job(
-        sent.images, model, finish, wanted=judge.wanted, deadline=deadline, layout=judge.layout
+        sent.images,
+        model,
+        finish,
+        wanted=judge.wanted,
+        deadline=deadline,
+        layout=judge.layout,
+        reading=reading_of(model, sent.options.bit_depth, sent.options.strict_input),
     )
     outcomes = await runtime.run(job, request)
     for outcome in outcomes:
@@ -74,6 +83,14 @@ async def score(request: Request) -> Response:
     heavy = judge.wanted.maps and len(results) > 1
     text = await run_in_threadpool(_dump, body) if heavy else _dump(body)
     return Response(text, media_type="application/json")
+
+
+def reading_of(model: Model, bit_depth: int | None, strict: bool | None) -> ReadOptions:
+    """How a request's images are read: as the server is set, but for what the request says."""
+    options = model.detectors[0].reading
+    if bit_depth is not None:
+        options = replace(options, bit_depth=bit_depth)
+    return options if strict is None else replace(options, strict=strict)
 
 
 def _dump(body: dict[str, Any]) -> bytes:

@@ -37,8 +37,6 @@ class Limits:
     finish_threads: int = 2
     queue_images: int = 256
     queue_seconds: float = 10.0
-    max_pixels: int = 50_000_000
-    max_tiled_pixels: int = 250_000_000
     nearest_every: int = 0
     """Of so many finished groups, one finds its nearest keys unasked (drift); 0: none."""
 

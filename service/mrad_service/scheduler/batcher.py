@@ -14,6 +14,7 @@ import torch
 
 from mrad.encoder.encoder import Features
 from mrad.errors import MRADError
+from mrad.types import Prediction
 from mrad_service.errors import DeviceLostError, DrainingError
 from mrad_service.scheduler.batch import Group, Limits, Observer, admit, kind, split
 from mrad_service.scheduler.cores import usable_cores
@@ -212,7 +213,7 @@ class Batcher:
     def _decode(self, item: Item) -> None:
         began = time.perf_counter()
         detector = item.job.model.detectors[item.device]
-        decoded = once_more(lambda: item.prepare(detector, self.limits), detector.encoder.device)
+        decoded = once_more(lambda: item.prepare(detector), detector.encoder.device)
         if isinstance(decoded, MRADError):
             self._lost(item.device, decoded)
             self._settle(item, decoded)
@@ -387,6 +388,8 @@ class Batcher:
         began = time.perf_counter()
         try:
             image = item.decoded.image if item.decoded else BLANK
+            if item.decoded and isinstance(prediction, Prediction):
+                prediction = prediction.warned(item.decoded.warnings)
             outcome = item.job.finish(item.index, prediction, image)  # type: ignore[arg-type]
         except MRADError as error:
             outcome = error

@@ -17,6 +17,7 @@ from PIL import Image
 from mrad.detector import Decoded, Detector
 from mrad.errors import MRADError
 from mrad.images.layout import Layout
+from mrad.images.options import ReadOptions
 from mrad.types import ImageInput, Prediction
 from mrad_service.errors import DeadlineError
 
@@ -46,20 +47,6 @@ class Wanted:
     """Whether the map of a very large image comes at its full size."""
 
 
-class Pixels(Protocol):
-    """How large an image may be."""
-
-    @property
-    def max_pixels(self) -> int:
-        """Of one that is looked at whole."""
-        ...
-
-    @property
-    def max_tiled_pixels(self) -> int:
-        """Of one that is cut into tiles."""
-        ...
-
-
 class Job:
     """The images of one request. Its future holds an outcome for each, in order."""
 
@@ -72,6 +59,7 @@ class Job:
         wanted: Wanted,
         deadline: float = math.inf,
         layout: Layout | None = None,
+        reading: ReadOptions | None = None,
     ) -> None:
         """
         Args:
@@ -82,9 +70,11 @@ class Job:
             finish: called in a finishing thread with the index, the prediction and the upright
                 image (one pixel unless wanted).
             deadline: on `time.monotonic`'s clock; after it the rest is dropped.
+            reading: how its images are read; None: as the server's settings say.
         """
         self.model, self.finish, self.wanted, self.deadline = model, finish, wanted, deadline
         self.layout = model.detectors[0].layout if layout is None else layout
+        self.reading = reading
         self.future: Future[list[Outcome]] = Future()
         self.trace: Any = None
         """Where its spans belong, when tracing is on."""
@@ -161,11 +151,9 @@ class Item:
         """The image that an outcome is told of: itself, or the one that a tile was cut from."""
         return self
 
-    def prepare(self, detector: Detector, limits: Pixels) -> Decoded:
+    def prepare(self, detector: Detector) -> Decoded:
         """Decode it. Raises `ImageError`."""
-        layout = self.job.layout
-        most = limits.max_pixels if layout.tiling is None else limits.max_tiled_pixels
-        decoded = detector.decode(self.data, most, layout=layout)
+        decoded = detector.decode(self.data, self.job.reading, layout=self.job.layout)
         self.data = b""
         if decoded.places.whole and not self.job.wanted.image:
             return replace(decoded, image=BLANK)

@@ -9,7 +9,7 @@ from mrad.detector import Decoded, Detector
 from mrad.encoder.stream import prepare_tile
 from mrad.images.layout import Tile
 from mrad.tiled import Canvas
-from mrad_service.scheduler.queue import BLANK, Item, Job, Pixels, Source
+from mrad_service.scheduler.queue import BLANK, Item, Job, Source
 
 OPEN = 2
 """Images that are cut and under way at once, each with all its pixels in memory."""
@@ -29,7 +29,7 @@ class TileItem(Item):
         """See `Item`."""
         return self.parent
 
-    def prepare(self, detector: Detector, limits: Pixels) -> Decoded:
+    def prepare(self, detector: Detector) -> Decoded:
         """Cut it out and scale it."""
         decoded = self.parent.decoded
         if decoded is None:  # its image was settled meanwhile

@@ -52,6 +52,9 @@ class MemoryAdded(BaseModel):
     repeated: bool = Field(description="true when this idempotency key had added it before")
     entries: int = Field(description="in the memory now")
     note: str | None = Field(description="what the image could not teach; null where all is well")
+    warnings: list[str] = Field(
+        default=[], description="`code: text` for what was assumed or is odd about image or mask"
+    )
 
 
 class MemoryPage(BaseModel):

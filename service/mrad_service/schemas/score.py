@@ -73,6 +73,15 @@ class ScoreOptions(BaseModel):
         False,
         description="Maps of images above 32 megapixels at full size, instead of scaled down to that.",
     )
+    bit_depth: int | None = Field(
+        None,
+        ge=1,
+        le=32,
+        description="Bits that count in images that do not state their depth (12 of a 16-bit PNG).",
+    )
+    strict_input: bool | None = Field(
+        None, description="Refuse images with warnings; as the server is set unless told."
+    )
 
 
 class EncodedImage(BaseModel):
@@ -174,6 +183,11 @@ class Result(BaseModel):
     parts: list[Part] | None = Field(None, description="where the bank's layout has named parts")
     tiles: list[Tile] | None = Field(
         None, description="of an image that was cut, where `fields` asks for them"
+    )
+    warnings: list[str] | None = Field(
+        None,
+        description="`code: text` for what was assumed or is odd about the image: its verdict may be "
+        "worth nothing. Given whatever `fields` says.",
     )
     problem: Problem | None = None
 

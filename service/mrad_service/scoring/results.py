@@ -120,7 +120,10 @@ class Judge:
         if self._evidence:
             made["evidence"] = self._told(prediction)
             self._budget.spend(sum(len(found["thumbnail"] or "") for found in made["evidence"]))
-        return {name: value for name, value in made.items() if name in self.fields}
+        kept = {name: value for name, value in made.items() if name in self.fields}
+        if prediction.warnings:  # never left out: a verdict on a misread image is worth nothing
+            kept["warnings"] = list(prediction.warnings)
+        return kept
 
     def _part(self, part: PartScore) -> dict[str, Any]:
         return {

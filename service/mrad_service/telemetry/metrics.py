@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from mrad.images.guard import code_of
 from mrad_service.models.loading import Model
 from mrad_service.telemetry.drift import DriftReport
 
@@ -26,6 +29,12 @@ class Metrics:
         )
         self.images = Counter(
             "mrad_images", "Images by outcome: ok, or the error's code.", ["status"], **own
+        )
+        self.warnings = Counter(
+            "mrad_image_warnings",
+            "Judged images with a warning, by its code: something was assumed or is odd.",
+            ["code"],
+            **own,
         )
         self.stages = Histogram(
             "mrad_stage_seconds",
@@ -67,6 +76,11 @@ class Metrics:
     def scored(self, bank: str, score: float) -> None:
         """An image got its score."""
         self.score.labels(bank).observe(score)
+
+    def warned(self, warnings: Iterable[str]) -> None:
+        """An image was judged with these to say about it."""
+        for code in {code_of(text) for text in warnings}:
+            self.warnings.labels(code).inc()
 
     def stage(self, name: str, seconds: float) -> None:
         """A stage ended."""

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrad.images.preprocess import FORMATS
+from mrad.images.formats import PILLOW
+
+FORMATS = [name for names in PILLOW.values() for name in names]
 
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "I;16", "F")
 MARKED = (b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\0", b"\x80\0\0\0", b"\0\0\xff\xff")

@@ -56,6 +56,7 @@ class HTTPTransport:
         columns = {
             "status": "ok",
             "score": result.score,
+            "warnings": list(result.warnings) or None,
             "calibrated_score": result.calibrated_score,
             "class_score": result.class_score,
             "verdict": result.verdict,

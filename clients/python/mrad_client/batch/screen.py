@@ -57,6 +57,10 @@ def closing(summary: Summary, written: Iterable[Path], console: Console, errors:
     say(console, f"{summary.total:,} images: {verdicts or 'none scored'}")
     for code, count in summary.errors.most_common():
         say(console, f"{count:,} {'error' if count == 1 else 'errors'}: {code}", "yellow")
+    for code, count in summary.warnings.most_common():
+        say(console, f"{count:,} {'image' if count == 1 else 'images'} warned of: {code}", "yellow")
+    for row in summary.doubtful[:NAMED]:
+        say(errors, f"  {row['name']}: {' | '.join(row['warnings'])}")
     for row in summary.failed[:NAMED]:
         say(errors, f"  {row['name']}: {row.get('error', '')}")
     say(console, f"written: {', '.join(str(path) for path in written)}")

@@ -38,6 +38,9 @@ class Summary:
     verdicts: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     failed: list[Row] = field(default_factory=list)
+    warnings: Counter[str] = field(default_factory=Counter)
+    """Code -> images; a verdict of theirs may be worth nothing."""
+    doubtful: list[Row] = field(default_factory=list)
     scores: array[float] = field(default_factory=lambda: array("d"))
     calibrated: array[float] = field(default_factory=lambda: array("d"))
     """As many as `scores`, or the run has scores of two kinds and the raw ones are shown."""
@@ -60,6 +63,10 @@ class Summary:
             self.errors[row["code"]] += 1
             if len(self.failed) < SHOWN:
                 self.failed.append(row)
+        if row.get("warnings"):
+            self.warnings.update({text.partition(":")[0] for text in row["warnings"]})
+            if len(self.doubtful) < SHOWN:
+                self.doubtful.append(row)
         if row["status"] != "ok" or score is None:
             return
         self.verdicts[row.get("verdict") or "no verdict"] += 1
@@ -79,6 +86,7 @@ class Summary:
             about: facts of the run.
         """
         counts = {"images": self.total, **self.verdicts, "errors": self.errors.total()}
+        counts |= {f"warned: {code}": count for code, count in self.warnings.most_common()}
         facts = "".join(
             f"<tr><th>{escape(str(name))}<td>{escape(on_one_line(str(value)))}"
             for name, value in {**counts, **(about or {})}.items()
@@ -94,6 +102,12 @@ class Summary:
             cards = "".join(_card(row, page, base) for _, _, row in self.worst)
             parts += [f"<h2>How the scores spread</h2>{self._histogram()}"]
             parts += [f"<h2>{heading}</h2><div class=cards>{cards}</div>"]
+        if self.doubtful:
+            rows = "".join(map(_doubtful, self.doubtful))
+            parts.append(
+                "<h2>Warnings</h2><p>These pictures were judged, but may not have been read as "
+                f"they are meant.<table><tr><th>image<th>verdict<th>what{rows}</table>"
+            )
         if self.failed:
             failed = "".join(map(_failed, self.failed))
             parts.append(f"<h2>Errors</h2><table><tr><th>image<th>code<th>what{failed}</table>")
@@ -146,6 +160,11 @@ def as_shown(row: Row) -> str:
     """A score for people: 0 to 100 with the threshold at 50 where it is calibrated, raw elsewhere."""
     scaled = row.get("calibrated_score")
     return f"{row['score']:.5f}" if scaled is None else f"{scaled:.1f}"
+
+
+def _doubtful(row: Row) -> str:
+    texts = (row["name"], row.get("verdict") or "", " | ".join(row["warnings"]))
+    return "<tr>" + "".join(f"<td>{escape(on_one_line(text))}" for text in texts)
 
 
 def _failed(row: Row) -> str:

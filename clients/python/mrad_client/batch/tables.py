@@ -35,6 +35,7 @@ COLUMNS = {
     "parts": pa.string(),
     "map": pa.string(),
     "overlay": pa.string(),
+    "warnings": pa.list_(pa.string()),
     "code": pa.string(),
     "error": pa.string(),
     "name_base64": pa.string(),
@@ -53,7 +54,7 @@ def write_parquet(rows: Iterable[Row], file: IO[bytes]) -> None:
 
 
 def write_csv(rows: Iterable[Row], file: IO[bytes]) -> None:
-    """UTF-8 with a header; empty where there is nothing.
+    """UTF-8 with a header; empty where there is nothing; several warnings with ` | ` between them.
 
     A text that begins as one of `FORMULA` gets a `'` before it, so that no spreadsheet runs a file
     name; a reader takes one leading `'` away.
@@ -66,6 +67,8 @@ def write_csv(rows: Iterable[Row], file: IO[bytes]) -> None:
 
 
 def _harmless(value: Any) -> Any:
+    if isinstance(value, list):
+        value = " | ".join(value)
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 

@@ -1,4 +1,4 @@
-"""Preprocessing: the paper's for every image that real life sends, and clear errors for the rest."""
+"""Reading pictures: every form that real life sends, and clear errors for the rest."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import contextlib
 import io
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mrad.errors import ImageError, ImageTooLargeError, MaskError
-from mrad.images.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess, load_image, load_mask
+from mrad.errors import ImageError, ImageTooLargeError
+from mrad.images.guard import code_of
+from mrad.images.options import ReadOptions
+from mrad.images.reader import load_image, read_image
 
 PATTERN = np.zeros((6, 9, 3), np.uint8)
 PATTERN[:3, :4] = (200, 30, 60)
@@ -59,12 +59,13 @@ def test_sixteen_bit_grey_keeps_its_full_range(kind):
         np.testing.assert_array_equal(pixels_of(load_image(source))[0, :, 0], wanted)
 
 
-def test_32_bit_grey_in_16_bit_range_is_read_and_other_values_are_refused():
-    good = Image.fromarray(np.array([[0, 65_535]], np.int32))
-    assert pixels_of(load_image(good))[0, :, 0].tolist() == [0, 255]
-    for bad in ([[0, 70_000]], [[-1, 5]]):
-        with pytest.raises(ImageError, match="scale the image to 16 bit"):
-            load_image(Image.fromarray(np.array(bad, np.int32)))
+def test_32_bit_grey_is_read_by_its_values_and_negative_values_are_refused():
+    for top in (65_535, 16_777_215):
+        read = read_image(Image.fromarray(np.array([[0, top]], np.int32)))
+        assert pixels_of(read.image)[0, :, 0].tolist() == [0, 255]
+        assert "bit_depth_assumed" in map(code_of, read.warnings)
+    with pytest.raises(ImageError, match="scale the image to 16 bit"):
+        load_image(Image.fromarray(np.array([[-1, 5]], np.int32)))
 
 
 def test_float_grey_lies_in_0_to_1():
@@ -100,11 +101,28 @@ def test_transparency_lies_over_white_whatever_way_it_is_stored():
         assert found[0, 0].tolist() == [255, 255, 255]
         np.testing.assert_allclose(found[0, 1], PATTERN[0, 1] * 0.5 + 127.5, atol=2)
         np.testing.assert_array_equal(found[1:], PATTERN[1:])
-    grey = Image.fromarray(np.dstack([PATTERN[..., 0], np.zeros((6, 9), np.uint8)]), "LA")
-    assert pixels_of(load_image(grey)).min() == 255
-    palette = Image.new("P", (3, 2), 1)
-    palette.putpalette([0, 0, 0, 9, 9, 9])
-    assert pixels_of(load_image(encoded(palette, transparency=1))).min() == 255
+    half = np.where(np.arange(9) < 4, 0, 255).astype(np.uint8) * np.ones((6, 1), np.uint8)
+    grey = Image.fromarray(np.dstack([PATTERN[..., 0], half]), "LA")
+    assert pixels_of(load_image(grey))[:, :4].min() == 255
+    palette = Image.fromarray((half > 0).astype(np.uint8), "P")
+    palette.putpalette([9, 9, 9, 0, 0, 0])
+    read = read_image(encoded(palette, transparency=0))
+    assert pixels_of(read.image)[0, :, 0].tolist() == [255] * 4 + [0] * 5
+    assert list(map(code_of, read.warnings)) == ["transparency"]
+
+
+def test_transparency_that_is_the_same_everywhere_carries_no_picture():
+    for value in (0, 128):
+        clear = np.full((6, 9), value, np.uint8)
+        grey = Image.fromarray(np.dstack([PATTERN[..., 0], clear]), "LA")
+        for source in (
+            np.dstack([PATTERN, clear]),
+            encoded(grey),
+            Image.fromarray(np.dstack([PATTERN, clear])),
+        ):
+            read = read_image(source)
+            np.testing.assert_array_equal(pixels_of(read.image)[..., 0], PATTERN[..., 0])
+            assert list(map(code_of, read.warnings)) == ["alpha_ignored"]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -148,10 +166,17 @@ def test_truncated_images_are_refused_and_named(kind, tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "known format"),
-        (b"%PDF-1.4 something", "known format"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "known format"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "known format"),
+        (b"", "is empty"),
+        (bytes(99), "zeros only"),
+        (b"%PDF-1.4 something", "a PDF document"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG drawing"),
+        (b"<!DOCTYPE html><html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a Git LFS pointer"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0isommp42", "a film"),
+        (b"PK\3\4" + bytes(30), "a ZIP archive"),
+        (b"\xff\x0a" + bytes(range(40)), "JPEG XL"),
+        (b"just words", "a text file"),
         (b"\x89PNG\r\n\x1a\n" + bytes(40), "the image"),
     ],
 )
@@ -165,6 +190,76 @@ def test_missing_files_and_folders_are_image_errors(tmp_path):
         load_image(tmp_path / "gone.png")
     with pytest.raises(ImageError):
         load_image(tmp_path)
+
+
+DAMAGED = {
+    "cut": lambda data: data[: len(data) // 2],
+    "cut and closed": lambda data: data[: len(data) // 2] + b"\xff\xd9",
+    "zeros at the end": lambda data: data[: len(data) // 2] + bytes(len(data) // 2),
+    "garbled": lambda data: data[: len(data) // 2] + data[:60] + data[len(data) // 2 + 60 :],
+}
+
+
+@pytest.mark.parametrize("how", DAMAGED)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_missing_parts_are_never_shown_as_grey_unless_allowed(kind, how):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    data = DAMAGED[how](encoded(Image.fromarray(noise), kind))
+    with pytest.raises(ImageError, match=r"part\.x.*(ends early|damaged|missing)"):
+        read_image(data, options=ReadOptions(name="part.x"))
+    with contextlib.suppress(ImageError):  # zeros may leave nothing to show
+        read = read_image(data, options=ReadOptions(allow_truncated=True))
+        assert "truncated" in map(code_of, read.warnings)
+
+
+def test_a_file_without_compression_that_ends_in_zeros_is_told():
+    noise = np.random.default_rng(0).integers(1, 255, (64, 64, 3), dtype=np.uint8)
+    for kind in ("BMP", "TIFF", "PPM"):
+        whole = encoded(Image.fromarray(noise), kind)
+        assert not read_image(whole).warnings
+        half = noise.copy()
+        half[32:] = 0
+        if kind == "BMP":
+            half = half[::-1]
+        cut = encoded(Image.fromarray(half), kind)
+        if kind != "TIFF":  # its directory may lie behind the pixels
+            assert "zero_tail" in map(code_of, read_image(cut).warnings)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_bits_in_a_wide_container_are_assumed_aloud_or_taken_as_told(bits):
+    ramp = np.linspace(0, 2**bits - 1, 54).astype(np.uint16).reshape(6, 9)
+    wanted = np.round(ramp / (2**bits - 1) * 255).astype(int)
+    for source in (ramp, Image.fromarray(ramp), encoded(Image.fromarray(ramp))):
+        read = read_image(source)
+        np.testing.assert_array_equal(pixels_of(read.image)[..., 0], wanted)
+        assert list(map(code_of, read.warnings)) == ["bit_depth_assumed"]
+        told = read_image(source, options=ReadOptions(bit_depth=bits))
+        np.testing.assert_array_equal(pixels_of(told.image)[..., 0], wanted)
+        assert not told.warnings
+        dark = read_image(source, options=ReadOptions(assume={"integer": 16}))
+        np.testing.assert_array_equal(pixels_of(dark.image)[..., 0], np.round(ramp / 257))
+        other = read_image(source, options=ReadOptions(bit_depth=8))
+        assert "bit_depth_differs" in map(code_of, other.warnings)
+
+
+def test_a_blank_or_small_first_page_is_not_the_picture():
+    page = np.random.default_rng(0).integers(0, 255, (20, 30), dtype=np.uint8)
+    pages = [np.zeros((5, 7), np.uint8), np.zeros((20, 30), np.uint8), page, page[::-1]]
+    first, *rest = map(Image.fromarray, pages)
+    data = encoded(first, "TIFF", save_all=True, append_images=rest)
+    read = read_image(data)
+    np.testing.assert_array_equal(pixels_of(read.image)[..., 0], page)
+    assert (read.page, read.pages) == (2, 4)
+    assert "of 4 pages, page 3" in read.warnings[0]
+
+
+def test_constant_pictures_are_told():
+    for level in (0, 128, 255):
+        read = read_image(np.full((40, 40), level, np.uint8))
+        assert list(map(code_of, read.warnings)) == ["uniform"]
+    busy = np.random.default_rng(0).integers(0, 255, (40, 40), dtype=np.uint8)
+    assert not read_image(busy).warnings
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -231,57 +326,3 @@ def test_the_input_of_a_caller_is_not_changed(tmp_path):
     image = Image.fromarray(PATTERN)
     load_image(image).putpixel((0, 0), (1, 2, 3))
     np.testing.assert_array_equal(np.asarray(image), PATTERN)
-
-
-def test_pixels_are_the_resized_image_less_mean_over_deviation():
-    image = Image.fromarray(np.random.default_rng(2).integers(0, 255, (50, 70, 3), np.uint8))
-    pixels = Preprocess(28)(image)
-    resized = np.asarray(image.resize((28, 28), Image.Resampling.BICUBIC)) / 255
-    wanted = (resized - OPENAI_MEAN) / OPENAI_STD
-    assert pixels.shape == (3, 28, 28)
-    assert pixels.is_contiguous()
-    np.testing.assert_allclose(pixels.numpy(), wanted.transpose(2, 0, 1), atol=1e-6)
-    other = Preprocess(28, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))(image)
-    np.testing.assert_allclose(other.numpy(), resized.transpose(2, 0, 1) * 2 - 1, atol=1e-6)
-
-
-def test_masks_are_true_above_zero_in_every_form(tmp_path):
-    wanted = np.zeros((6, 9), bool)
-    wanted[2:4, 3:7] = True
-    grey = (wanted * 3).astype(np.uint8)
-    alpha = np.dstack([grey] * 3 + [np.full((6, 9), 255, np.uint8)])
-    palette = Image.fromarray(wanted.astype(np.uint8), "L").convert("P")
-    path: Path = tmp_path / "mask.png"
-    Image.fromarray(grey).save(path)
-    wide = Image.fromarray(wanted.astype(np.uint16) * 300)
-    sources = [wanted, grey, wanted.astype(float), alpha, Image.fromarray(alpha)]
-    for source in (*sources, path, path.read_bytes(), Image.fromarray(wanted), palette, wide):
-        np.testing.assert_array_equal(load_mask(source, (9, 6)), wanted)
-
-
-def test_masks_that_do_not_belong_to_the_image_are_refused(tmp_path):
-    with pytest.raises(MaskError, match=r"the mask is \(9, 6\) but its image is \(6, 9\)"):
-        load_mask(np.zeros((6, 9), bool), (6, 9))
-    for bad in (b"nonsense", tmp_path / "gone.png"):
-        with pytest.raises(MaskError, match="cannot be read"):
-            load_mask(bad, (6, 9))
-    with pytest.raises(MaskError):
-        load_mask(np.zeros((2, 2, 2, 2)), (2, 2))
-
-
-@pytest.mark.parametrize("side", [96, 264])
-def test_resizing_tensors_is_pillows_resizing_within_two_levels(demo_images: Path, side: int):
-    files = sorted((demo_images / "query").glob("*/*.*"))[:3]
-    rng = np.random.default_rng(0)
-    noise = [  # both shrink, rows most; both shrink, columns most; one grows; both grow
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        for height, width in ((700, 300), (300, 640), (300, 50), (50, 300), (side, 400), (41, 50))
-    ]
-    preprocess = Preprocess(side)
-    scale = 255 * torch.tensor(preprocess.std).view(3, 1, 1)
-    assert files
-    for image in [*(load_image(file) for file in files), *noise]:
-        levels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        apart = ((preprocess.resize(levels) - preprocess(image)) * scale).abs()
-        assert float(apart.max()) < 2.01, image.size
-        assert float((apart > 0.5).float().mean()) < 0.01, image.size

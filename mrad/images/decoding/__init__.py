@@ -1,0 +1,1 @@
+"""Files to samples: one module for each family of formats."""

@@ -1,0 +1,253 @@
+"""TIFF by the field's own reader (tifffile with imagecodecs): every depth, order and layout."""
+
+from __future__ import annotations
+
+import io
+import logging
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mrad.errors import ImageError
+from mrad.images.decoding.common import jpeg_damage, zero_tail
+from mrad.images.decoding.depth import Stated, white_of
+from mrad.images.decoding.raster import Raster, check_size, upright
+from mrad.images.options import ReadOptions
+
+MAX_PAGES = 10_000
+LOOKED_AT = 64
+"""Pages of the largest size that are looked at for one that is not blank."""
+COMPRESSIONS = {
+    1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 33003, 33005, 34712, 34887, 34925, 50000, 50001,
+}  # fmt: skip
+"""None, CCITT, LZW, JPEG, Deflate, PackBits, JPEG 2000, LERC, LZMA, Zstandard, WebP."""
+LOSSY = {6, 7, 33003, 33005, 34712, 50001}
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, CIELAB = 0, 1, 2, 3, 5, 6, 8
+RAW = {32803, 34892}
+"""Colour filter arrays."""
+ORIENTATION, MIN, MAX, SMIN, SMAX = 274, 280, 281, 340, 341
+
+
+def read_tiff(data: bytes, options: ReadOptions, name: str, *, indices: bool = False) -> Raster:
+    """The first of the largest pages that is not blank.
+
+    `indices`: a palette's picture as indices, its colours beside. Raises `ImageError`,
+    `ImageTooLargeError`.
+    """
+    import tifffile
+
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters is raised or returned
+    with tifffile.TiffFile(io.BytesIO(data)) as tif:
+        pages: list[Any] = []
+        for page in tif.pages:
+            pages.append(page)
+            if len(pages) > MAX_PAGES:
+                raise ImageError(f"{name} has more than {MAX_PAGES} pages: split it")
+        if not pages:
+            raise ImageError(f"{name} is a TIFF without a page: copy it again")
+        whole = [n for n, page in enumerate(pages) if not _is_reduced(page)] or [0]
+        area = {n: int(pages[n].imagewidth) * int(pages[n].imagelength) for n in whole}
+        largest = [n for n in whole if area[n] == max(area.values())]
+        first: Raster | None = None
+        for number in largest[:LOOKED_AT]:
+            page = pages[number]
+            check_size((int(page.imagewidth), int(page.imagelength)), options, name)
+            raster = _page(data, page, number, options, name, indices)
+            raster = Raster(**{**vars(raster), "page": number, "pages": len(pages)})
+            if len(largest) == 1 or not _is_blank(raster):
+                return raster
+            first = first or raster
+        if first is None:
+            raise ImageError(f"{name} is a TIFF without a page: copy it again")
+        return first
+
+
+def _is_reduced(page: Any) -> bool:
+    """A preview of another page, or its transparency mask."""
+    return bool(int(page.subfiletype) & 0b101)
+
+
+def _is_blank(raster: Raster) -> bool:
+    values = np.asarray(raster.samples)
+    return bool(values.min() == values.max())
+
+
+def _page(
+    data: bytes, page: Any, number: int, options: ReadOptions, name: str, indices: bool
+) -> Raster:
+    photometric, compression = int(page.photometric), int(page.compression)
+    if photometric in RAW:
+        raise ImageError(f"{name} is a camera's raw photograph: develop it, and save it as TIFF")
+    if compression not in COMPRESSIONS:
+        raise ImageError(
+            f"{name} is a TIFF compressed by method {compression}, which is not read: save it "
+            "uncompressed, or with LZW or Deflate"
+        )
+    if getattr(page, "imagedepth", 1) not in (0, 1):
+        raise ImageError(f"{name} is a TIFF of volumes, which is not read: save its slices")
+    warnings = _missing(page, len(data), options, name)
+    if compression == 1:
+        warnings += tuple(zero_tail(data))
+    if compression == 7 and page.jpegtables is None:
+        warnings += _jpeg_damage(data, page, options, name)
+    orientation = _number(page, ORIENTATION, 1)
+    lossy = compression in LOSSY
+    if photometric in (CMYK, YCBCR, CIELAB, 9) and not (photometric == YCBCR and compression == 7):
+        image = _by_pillow(data, number, orientation)
+        return Raster(image, orientation=orientation, lossy=lossy, warnings=warnings)
+    array = _samples(page)
+    colour, extra = _split(array, page, name)
+    if photometric == YCBCR:
+        warnings += _mislabelled(colour)
+    if photometric == PALETTE:
+        return _palette(colour, page, orientation, warnings, indices)
+    stated = _stated(page, colour, photometric == WHITE_IS_ZERO)
+    alpha, premultiplied = _alpha(extra, page, colour)
+    return Raster(
+        colour,
+        stated,
+        alpha,
+        premultiplied,
+        orientation,
+        lossy=lossy,
+        warnings=warnings,
+    )
+
+
+def _missing(page: Any, size: int, options: ReadOptions, name: str) -> tuple[str, ...]:
+    """Strips and tiles that are said to lie beyond the file's end would be read as black."""
+    ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts)]
+    absent = sum(count == 0 for count in page.databytecounts)
+    if ends and max(ends) <= size and not absent:
+        return ()
+    late = sum(end > size for end in ends) + absent
+    text = f"the file ends early: {late} of {len(ends)} strips of it are missing"
+    if not options.allow_truncated or not ends:
+        raise ImageError(f"{name}: {text}; copy it again")
+    return (f"truncated: {text}",)
+
+
+def _jpeg_damage(data: bytes, page: Any, options: ReadOptions, name: str) -> tuple[str, ...]:
+    notes = [
+        jpeg_damage(data[offset : offset + count], options, name)
+        for offset, count in zip(page.dataoffsets, page.databytecounts)
+        if count and int(page.bitspersample if isinstance(page.bitspersample, int) else 8) == 8
+    ]
+    return tuple(note for note in notes if note)[:1]
+
+
+def _samples(page: Any) -> Any:
+    """[H, W] or [H, W, S] in native byte order."""
+    array = page.asarray()
+    axes = str(page.axes)
+    if "S" in axes:
+        array = np.moveaxis(array, axes.index("S"), -1)
+    height, width = int(page.imagelength), int(page.imagewidth)
+    array = array.reshape(height, width, -1)
+    if array.shape[2] == 1:
+        array = array[..., 0]
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+
+
+def _split(array: Any, page: Any, name: str) -> tuple[Any, Any]:
+    """Colour samples, and the others: [H, W, X] or None."""
+    if array.dtype.kind == "c":
+        raise ImageError(f"{name} is a TIFF of complex numbers: save their magnitude")
+    if array.ndim == 2:
+        return array, None
+    count = 3 if int(page.photometric) in (RGB, YCBCR) else 1
+    if array.shape[2] < count:
+        raise ImageError(f"{name} is a TIFF of colours with {array.shape[2]} samples, not 3")
+    colour = array[..., :count] if count == 3 else array[..., 0]
+    return np.ascontiguousarray(colour), array[..., count:] if array.shape[2] > count else None
+
+
+def _alpha(extra: Any, page: Any, colour: Any) -> tuple[Any, bool]:
+    """The first extra sample that is named alpha, as 0..255; and whether colours hold it already."""
+    kinds = [int(kind) for kind in page.extrasamples]
+    named = [n for n, kind in enumerate(kinds) if kind in (1, 2)]
+    if extra is None or not named or named[0] >= extra.shape[2]:
+        return None, False
+    values = extra[..., named[0]]
+    white = 1.0 if values.dtype.kind == "f" else float(np.iinfo(values.dtype).max)
+    bits = page.bitspersample
+    if values.dtype.kind == "u" and isinstance(bits, int):
+        white = white_of(bits)
+    levels = np.round(np.clip(values / white, 0, 1) * 255).astype(np.uint8)
+    return levels, kinds[named[0]] == 1
+
+
+def _stated(page: Any, colour: Any, inverted: bool) -> Stated:
+    bits = page.bitspersample
+    bits = int(bits) if isinstance(bits, int) else int(max(bits))
+    if colour.dtype == np.bool_:
+        return Stated(high=255, inverted=inverted)
+    if colour.dtype.kind == "f":
+        low, high = _number(page, SMIN, None), _number(page, SMAX, None)
+        if high is not None and np.isfinite(high) and high > (low or 0):
+            return Stated(low, high, inverted)
+        return Stated(inverted=inverted)
+    top = _number(page, SMAX if colour.dtype.kind == "i" else MAX, None)
+    if colour.dtype.kind == "u":
+        full = white_of(bits)
+        if top is not None and 0 < top < full and _is_full(top):
+            return Stated(high=float(top), inverted=inverted)
+        if bits not in (16, 32):  # 8, and packed 10, 12, 14, 24 bits: the container is the depth
+            return Stated(high=full, inverted=inverted)
+    return Stated(inverted=inverted)
+
+
+def _is_full(top: float) -> bool:
+    """Whether it is a depth's white (4095), not the largest value that happens to occur."""
+    return top >= 255 and (int(top) & (int(top) + 1)) == 0
+
+
+def _number(page: Any, code: int, default: Any) -> Any:
+    tag = page.tags.get(code)
+    if tag is None:
+        return default
+    value = tag.value
+    value = value[0] if isinstance(value, tuple | list) and value else value
+    try:
+        return float(value) if code != ORIENTATION else int(value)
+    except (TypeError, ValueError):
+        return default
+
+
+def _mislabelled(rgb: Any) -> tuple[str, ...]:
+    """Programs that store RGB and call it YCbCr: then brightness and both colours rise together."""
+    small = Image.fromarray(rgb).resize((64, 64), Image.Resampling.NEAREST).convert("YCbCr")
+    light, blue, red = np.asarray(small, dtype=float).reshape(-1, 3).T
+    if min(light.std(), blue.std(), red.std()) < 8:
+        return ()
+    alike = min(np.corrcoef(light, blue)[0, 1], np.corrcoef(light, red)[0, 1])
+    if alike < 0.9:
+        return ()
+    return (
+        "colours_doubtful: the file says that it holds YCbCr, but its samples look like RGB; it is "
+        "read as it says, so its colours are probably wrong: write it anew as RGB",
+    )
+
+
+def _palette(
+    index: Any, page: Any, orientation: int, warnings: tuple[str, ...], indices: bool
+) -> Raster:
+    table = np.asarray(page.colormap, dtype=np.uint32).reshape(3, -1).T
+    if table.max() > 255:  # else written with 8 bits where 16 belong
+        table = np.round(table / 257)
+    colours = table.astype(np.uint8)[np.minimum(index, len(table) - 1)]
+    if indices:
+        return Raster(
+            index, orientation=orientation, warnings=warnings, colours=colours,
+            stated=Stated(high=255),
+        )  # fmt: skip
+    return Raster(colours, orientation=orientation, warnings=warnings)
+
+
+def _by_pillow(data: bytes, number: int, orientation: int) -> Image.Image:
+    """Inks and colour spaces, which Pillow converts; as stored: Pillow has turned it already."""
+    opened = Image.open(io.BytesIO(data), formats=("TIFF",))
+    opened.seek(number)
+    opened.load()
+    return upright(opened.convert("RGB"), {6: 8, 8: 6}.get(orientation, orientation))

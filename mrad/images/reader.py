@@ -1,0 +1,221 @@
+"""The one way to a picture: a file, bytes, an array or a picture of Pillow's -> upright RGB.
+
+Every picture that this project opens comes through here (a test over the code forbids other opens).
+"""
+
+from __future__ import annotations
+
+import warnings as python_warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from mrad.errors import ImageError, ImageTooLargeError
+from mrad.images.decoding.common import ORIENTATION, from_pillow, read_common
+from mrad.images.decoding.depth import Assumed, Stated
+from mrad.images.decoding.raster import Raster, check_size, to_rgb
+from mrad.images.formats import PILLOW, describe, kind_of
+from mrad.images.options import DEFAULT_MAX_PIXELS, ReadOptions
+from mrad.types import ImageInput
+
+Result = TypeVar("Result")
+HEAD = 1 << 12
+"""Bytes of a file that tell its kind."""
+SAMPLED = 128
+"""Side of the grid of pixels that brightness and contrast are measured on."""
+FLAT = 1.0
+"""Standard deviation of the levels below which a picture says nothing."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, and what was taken for granted on the way to it."""
+
+    image: Image.Image
+    """Upright, RGB."""
+    warnings: tuple[str, ...] = ()
+    """`code: what was assumed or is odd, and what to do`; codes are stable (docs/images.md)."""
+    orientation: int = 1
+    """The tag that turned it, as EXIF numbers it; 1: none did."""
+    assumed: Assumed | None = None
+    """The depth that the file does not state."""
+    page: int = 0
+    pages: int = 1
+    brightness: float = 0.0
+    """Mean level, 0 to 255."""
+    contrast: float = 0.0
+    """Standard deviation of the levels."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width, height of the upright picture."""
+        return self.image.size
+
+
+def read_image(source: ImageInput, *, options: ReadOptions | None = None) -> Picture:
+    """Decode anything image-like, by the rules of docs/images.md.
+
+    Upright by its orientation tag; grey, palettes, inks and 16 bit become RGB of 8 bit; of several
+    pages the first of the largest that is not blank is read; transparency that varies is laid over
+    white. Arrays: [H, W], [H, W, 1|3|4]; uint8, uint16, bool or float in [0, 1].
+
+    Raises `ImageTooLargeError` above `options.max_pixels` (before decoding) and `ImageError` for
+    everything that is not a whole, readable image.
+    """
+    options = options or ReadOptions()
+    name = name_of(source, options)
+
+    def read() -> Picture:
+        return _picture(read_raster(source, options, name), options, name)
+
+    return guarded(read, name)
+
+
+def load_image(image: ImageInput, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
+    """`read_image` without what it has to say: upright RGB."""
+    return read_image(image, options=ReadOptions(max_pixels)).image
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Width, height of the upright picture: by its header where that tells, else by decoding.
+
+    Raises `ImageError`.
+    """
+
+    def read() -> tuple[int, int]:
+        with path.open("rb") as file:
+            kind = kind_of(file.read(HEAD), str(path))
+        if kind not in PILLOW or kind in ("tiff", "ico", "tga"):
+            return read_image(path).size
+        with Image.open(path, formats=PILLOW[kind]) as opened:
+            width, height = opened.size
+            turned = opened.getexif().get(ORIENTATION, 1) >= 5
+        return (height, width) if turned else (width, height)
+
+    return guarded(read, str(path))
+
+
+def name_of(source: ImageInput, options: ReadOptions, default: str = "the image") -> str:
+    """What errors call it."""
+    return str(source) if isinstance(source, str | Path) else options.name or default
+
+
+def read_raster(
+    source: ImageInput, options: ReadOptions, name: str, *, indices: bool = False
+) -> Raster:
+    """The samples as stored; `indices`: of a palette, its colours beside."""
+    if isinstance(source, np.ndarray):
+        return _array(source, options)
+    if isinstance(source, Image.Image):
+        check_size(source.size, options, name)
+        source.load()
+        return from_pillow(source, name, indices=indices)
+    if not isinstance(source, bytes | str | Path):
+        raise ImageError(
+            f"{type(source).__name__} is no picture: give a path, a file's bytes, an array or a "
+            "picture of Pillow's"
+        )
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    kind = kind_of(data, name)
+    if kind is None:
+        raise ImageError(f"{name} {describe(data)}")
+    if kind == "tiff":
+        from mrad.images.decoding.tiff import read_tiff
+
+        return read_tiff(data, options, name, indices=indices)
+    if kind in ("dicom", "heic"):
+        from mrad.images.decoding.special import read_dicom, read_heic
+
+        return (read_dicom if kind == "dicom" else read_heic)(data, options, name)
+    return read_common(kind, data, options, name, indices=indices)
+
+
+def guarded(read: Callable[[], Result], name: str) -> Result:
+    """Whatever a broken file makes decoders raise -> `ImageError`, with the file's name."""
+    with python_warnings.catch_warnings():
+        python_warnings.simplefilter("ignore")  # max_pixels decides; decoders' remarks are not ours
+        try:
+            return read()
+        except ImageError:
+            raise
+        except Image.DecompressionBombError as error:
+            raise ImageTooLargeError(f"{name}: {error}") from error
+        except UnidentifiedImageError as error:
+            raise ImageError(
+                f"{name} begins like a picture but cannot be read: it is damaged, or of a variant "
+                "that is not read here; export it as PNG or TIFF"
+            ) from error
+        except FileNotFoundError as error:
+            raise ImageError(f"{name}: no such file") from error
+        except IsADirectoryError as error:
+            raise ImageError(f"{name} is a folder, not a picture") from error
+        except PermissionError as error:
+            raise ImageError(f"{name} may not be read: {error.strerror}") from error
+        except Exception as error:  # a decoder may raise anything
+            raise ImageError(f"{name} cannot be decoded: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    text = " ".join(str(error).split())[:300]
+    if "truncated" in text.lower() or isinstance(error, EOFError):
+        return f"the file ends early ({text}); copy it again"
+    return f"{text or type(error).__name__}; it is damaged, or of a variant that is not read"
+
+
+def _array(array: np.ndarray, options: ReadOptions) -> Raster:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        raise ImageError(f"an image array must be [H, W] or [H, W, 1|3|4], not {array.shape}")
+    check_size((array.shape[1], array.shape[0]), options, options.name or "the image")
+    if array.dtype == np.bool_:
+        return Raster(array, Stated(high=255))
+    wide = np.issubdtype(array.dtype, np.floating)
+    if array.dtype not in (np.uint8, np.uint16) and not wide:
+        raise ImageError(f"an image array must be uint8, uint16, bool or float, not {array.dtype}")
+    if wide and (not np.isfinite(array).all() or array.min() < 0 or array.max() > 1):
+        raise ImageError("a float image must be finite and within [0, 1]")
+    stated = Stated() if array.dtype == np.uint16 else Stated(high=1.0 if wide else 255.0)
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    if array.ndim == 2 or array.shape[2] == 3:
+        return Raster(array, stated)
+    white = {"u1": 255.0, "u2": 65535.0}.get(array.dtype.str[1:], 1.0)
+    alpha = np.round(array[..., 3] / white * 255).astype(np.uint8)
+    return Raster(np.ascontiguousarray(array[..., :3]), stated, alpha)
+
+
+def _picture(raster: Raster, options: ReadOptions, name: str) -> Picture:
+    image, notes, assumed = to_rgb(raster, options, name)
+    if image is raster.samples:  # the caller may go on with its own
+        image = image.copy()
+    if image.width < 1 or image.height < 1:
+        raise ImageError(f"{name} has no pixels")
+    small = (min(SAMPLED, image.width), min(SAMPLED, image.height))
+    values = np.asarray(image.resize(small, Image.Resampling.NEAREST).convert("L"), dtype=float)
+    picture = Picture(
+        image,
+        notes,
+        raster.orientation if 1 <= raster.orientation <= 8 else 1,
+        assumed,
+        raster.page,
+        raster.pages,
+        float(values.mean()),
+        float(values.std()),
+    )
+    return replace(picture, warnings=(*notes, *_flat(picture)))
+
+
+def _flat(picture: Picture) -> list[str]:
+    if picture.contrast >= 2 * FLAT:
+        return []
+    values: Any = np.asarray(picture.image.convert("L"))
+    if values.std() >= FLAT:
+        return []
+    return [
+        f"uniform: the picture is of one level, {values.mean():.0f} of 255, or nearly so: there is "
+        "nothing to judge; look at the camera, the file and its bit depth"
+    ]

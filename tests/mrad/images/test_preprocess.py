@@ -1,0 +1,43 @@
+"""Image -> tensor: the paper's, on the CPU and as the device does it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mrad.images.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess
+from mrad.images.reader import load_image
+
+
+def test_pixels_are_the_resized_image_less_mean_over_deviation():
+    image = Image.fromarray(np.random.default_rng(2).integers(0, 255, (50, 70, 3), np.uint8))
+    pixels = Preprocess(28)(image)
+    resized = np.asarray(image.resize((28, 28), Image.Resampling.BICUBIC)) / 255
+    wanted = (resized - OPENAI_MEAN) / OPENAI_STD
+    assert pixels.shape == (3, 28, 28)
+    assert pixels.is_contiguous()
+    np.testing.assert_allclose(pixels.numpy(), wanted.transpose(2, 0, 1), atol=1e-6)
+    other = Preprocess(28, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))(image)
+    np.testing.assert_allclose(other.numpy(), resized.transpose(2, 0, 1) * 2 - 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [96, 264])
+def test_resizing_tensors_is_pillows_resizing_within_two_levels(demo_images: Path, side: int):
+    files = sorted((demo_images / "query").glob("*/*.*"))[:3]
+    rng = np.random.default_rng(0)
+    noise = [  # both shrink, rows most; both shrink, columns most; one grows; both grow
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        for height, width in ((700, 300), (300, 640), (300, 50), (50, 300), (side, 400), (41, 50))
+    ]
+    preprocess = Preprocess(side)
+    scale = 255 * torch.tensor(preprocess.std).view(3, 1, 1)
+    assert files
+    for image in [*(load_image(file) for file in files), *noise]:
+        levels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        apart = ((preprocess.resize(levels) - preprocess(image)) * scale).abs()
+        assert float(apart.max()) < 2.01, image.size
+        assert float((apart > 0.5).float().mean()) < 0.01, image.size
