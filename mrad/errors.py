@@ -87,6 +87,12 @@ class BankVersionError(BankError):
     code = "bank_version"
 
 
+class BankWriteError(BankError):
+    """A bank cannot be written: the disk is full, or the place is not writable."""
+
+    code = "bank_unwritable"
+
+
 class EncoderMismatchError(BankError):
     """The bank was built by another encoder; the message names both."""
 
@@ -115,6 +121,35 @@ class NonFiniteError(MRADError):
     """NaN or infinity in features, keys or scores."""
 
     code = "non_finite"
+
+
+class BankLockedError(BankError):
+    """Another process is the writer of this memory; the message names it."""
+
+    code = "bank_locked"
+
+
+class BaseChangedError(BankError):
+    """The bank folder was rebuilt under a memory that has learned since."""
+
+    code = "bank_rebuilt"
+
+
+class LogCorruptError(BankCorruptError):
+    """What a memory learned is damaged; the message says where, and names the repair."""
+
+    code = "log_corrupt"
+
+
+class LogWriteError(BankError):
+    """What a memory learns cannot be written: nothing was added."""
+
+    code = "log_unwritable"
+
+    def __init__(self, message: str, *, final: bool = False) -> None:
+        """`final`: nobody knows what the disk holds now, so nothing more is taken until a restart."""
+        super().__init__(message)
+        self.final = final
 
 
 class HeadError(MRADError):

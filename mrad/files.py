@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import os
 import pickle
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,19 +37,44 @@ def fsync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def atomic_write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` so that readers see the old file or the new one, never a part."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def atomic_write_bytes(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Write `data` so that readers see the old file or the new one, never a part.
+
+    The new file keeps the old one's owner, group and mode, so that a command of root's does not lock a
+    server out. `mode` is that of a first one, less the umask. Raises `OSError`; `PermissionError` where
+    the owner, who alone may read the file, would lose it.
+    """
+    path = path.resolve()
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(handle, "wb") as file:
+            _take_over(path, handle)
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
+            os.fsync(handle)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def _take_over(path: Path, descriptor: int) -> None:
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        return
+    mode, mine = stat.S_IMODE(facts.st_mode), (os.geteuid(), os.getegid())
+    if (facts.st_uid, facts.st_gid) != mine:
+        try:
+            os.fchown(descriptor, facts.st_uid, facts.st_gid)
+        except PermissionError as error:
+            if not mode & (stat.S_IRGRP | stat.S_IROTH):
+                raise PermissionError(
+                    error.errno, "it belongs to another user; run this as that user", str(path)
+                ) from error
+    os.fchmod(descriptor, mode)
 
 
 @contextlib.contextmanager

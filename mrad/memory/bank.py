@@ -147,6 +147,7 @@ class MemoryBank(Contents):
             patch=self.patch.join(patch),
             thumbnails=thumbnails,
             digest=None,
+            changes=None,
         )
 
     def remove(self, entry_id: str) -> MemoryBank:
@@ -159,6 +160,18 @@ class MemoryBank(Contents):
             patch=self.patch.without_row(row),
             thumbnails={key: jpeg for key, jpeg in self.thumbnails.items() if key != entry_id},
             digest=None,
+            changes=None,
+        )
+
+    @property
+    def composition(self) -> str:
+        """How many images it holds, and which of them it learned after it was built."""
+        if self.changes is None:
+            return f"{len(self.entries)} images"
+        built = len(self.entries) - self.changes.added + self.changes.removed
+        return (
+            f"{len(self.entries)} images: {built} as built, {self.changes.added} added and "
+            f"{self.changes.removed} removed since ({self.changes.folder.name})"
         )
 
     @cached_property
@@ -223,16 +236,32 @@ class MemoryBank(Contents):
 
     @classmethod
     def load(
-        cls, path: str | Path, *, encoder: Encoder | None = None, verify: bool = True
+        cls,
+        path: str | Path,
+        *,
+        encoder: Encoder | None = None,
+        verify: bool = True,
+        living: bool = True,
     ) -> MemoryBank:
-        """Read a bank's folder; every file's digest is verified before it is parsed.
+        """Read a bank's folder, and what a server taught it since, which lies beside it.
 
-        Raises `BankNotFoundError`, `BankCorruptError`, `BankVersionError`; with `encoder` also
-        whatever `check` raises. `verify=False` skips the digests (a bank just written).
+        Every file's digest is verified before it is parsed.
+
+        Args:
+            path: the bank's folder.
+            encoder: refuse a bank of another one.
+            verify: False skips the digests of the bank's files (a bank just written).
+            living: with what was learned since it was built (`changes` says what); False: as built.
+
+        Raises `BankNotFoundError`, `BankCorruptError`, `BankVersionError`, `BaseChangedError`; with
+        `encoder` also whatever `check` raises.
         """
+        from mrad.memory.living import with_changes
         from mrad.memory.store import load_contents
 
         bank = cls(**vars(load_contents(Path(path), verify=verify)))
+        if living:
+            bank = with_changes(bank, Path(path))
         if encoder is not None:
             bank.check(encoder)
         return bank

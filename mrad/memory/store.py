@@ -28,7 +28,13 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from mrad.encoder.identity import EncoderIdentity
-from mrad.errors import BankCorruptError, BankError, BankNotFoundError, BankVersionError
+from mrad.errors import (
+    BankCorruptError,
+    BankError,
+    BankNotFoundError,
+    BankVersionError,
+    BankWriteError,
+)
 from mrad.files import atomic_folder, atomic_write_bytes, sha256_file
 from mrad.memory.contents import Contents
 from mrad.memory.entry import Entry
@@ -38,6 +44,8 @@ from mrad.types import FloatArray
 C = TypeVar("C", bound=Contents)
 FORMAT_VERSION = 2
 MANIFEST = "bank.json"
+CHECKSUMS = "checksums"
+"""Of every other fact in `bank.json`, from version 2."""
 LEVELS = ("image", "patch")
 ENTRIES = "entries.parquet"
 THUMBNAILS = "thumbnails.parquet"
@@ -52,11 +60,15 @@ def save_bank(bank: C, path: Path, *, replace: bool = False) -> C:
             pq.write_table(_entries_table(bank), folder / ENTRIES, compression="zstd")
             if bank.thumbnails:
                 pq.write_table(_thumbnails_table(bank), folder / THUMBNAILS)
-            manifest = json.dumps(_manifest(bank, folder), indent=1).encode()
+            manifest = sealed(_manifest(bank, folder))
             (folder / MANIFEST).write_bytes(manifest)
     except FileExistsError as error:
         raise BankError(
             f"{path} exists and is not empty; choose another place or replace it"
+        ) from error
+    except OSError as error:
+        raise BankWriteError(
+            f"{path} cannot be written, and nothing is left of it: {error}"
         ) from error
     return _with_digest(bank, manifest)
 
@@ -64,15 +76,59 @@ def save_bank(bank: C, path: Path, *, replace: bool = False) -> C:
 def save_calibration(bank: C, path: Path) -> C:
     """Rewrite only `bank.json` of the bank at `path` with this bank's calibration and metadata.
 
-    Raises `BankError` when the folder holds other keys than `bank`.
+    Raises `BankError` when the folder holds other keys than `bank`, `BankWriteError`.
     """
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     if bank.digest is None and len(bank.entries) != manifest["counts"]["entries"]:
         raise BankError(f"{path} holds another memory than the one calibrated")
     manifest |= {"calibration": bank.calibration, "metadata": bank.metadata}
-    data = json.dumps(manifest, indent=1).encode()
-    atomic_write_bytes(path / MANIFEST, data)
+    data = sealed(manifest)
+    _write_manifest(path, data)
     return _with_digest(bank, data)
+
+
+def _write_manifest(path: Path, data: bytes) -> None:
+    try:
+        atomic_write_bytes(path / MANIFEST, data)
+    except OSError as error:
+        raise BankWriteError(f"{path / MANIFEST} cannot be written: {error}") from error
+
+
+def reseal(path: Path, *, dry_run: bool = False) -> str:
+    """Drop the calibration of a `bank.json` in which that alone is damaged; returns what is lost.
+
+    Raises `BankCorruptError` where more is: nobody knows then what the keys mean.
+    """
+    manifest = _parse_manifest(path)
+    if (damaged := _damaged(manifest)) in ([], ["calibration"]):
+        if damaged and not dry_run:
+            _write_manifest(path, sealed(manifest | {"calibration": None}))
+        return f"the calibrations in {path / MANIFEST}: run mrad calibrate" if damaged else ""
+    raise BankCorruptError(
+        f"{path / MANIFEST} is damaged ({', '.join(damaged)}) and cannot be repaired: restore it from "
+        "a copy, or build the bank anew"
+    )
+
+
+def sealed(manifest: dict[str, Any]) -> bytes:
+    """`bank.json` of these facts, with a checksum of each."""
+    facts = {name: value for name, value in manifest.items() if name != CHECKSUMS}
+    facts[CHECKSUMS] = {name: _checksum(value) for name, value in facts.items()}
+    return json.dumps(facts, indent=1).encode()
+
+
+def _checksum(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(manifest: dict[str, Any]) -> list[str]:
+    """Names of the facts that fail their checksum, or have none."""
+    kept = manifest.get(CHECKSUMS)
+    if kept is None and manifest["format_version"] < 2:
+        return []  # 0.1 wrote none
+    kept = kept if isinstance(kept, dict) else {}
+    names = {*manifest, *kept} - {CHECKSUMS}
+    return sorted(n for n in names if n not in manifest or kept.get(n) != _checksum(manifest[n]))
 
 
 def _with_digest(bank: C, manifest: bytes) -> C:
@@ -106,7 +162,10 @@ def _counts(level: LevelMemory) -> dict[str, Any]:
 def _write_index(level: LevelMemory, path: Path) -> None:
     index = faiss.IndexFlatIP(level.dim)
     index.add(np.ascontiguousarray(level.keys, dtype=np.float32))
-    faiss.write_index(index, str(path))
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:
+        raise OSError(str(error).rsplit("Error: ", 1)[-1]) from error
 
 
 def _entries_table(bank: Contents) -> pa.Table:
@@ -169,7 +228,7 @@ def _thumbnails_table(bank: Contents) -> pa.Table:
 
 def load_contents(path: Path, *, verify: bool = True) -> Contents:
     """Read the folder `path`; see `MemoryBank.load`."""
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     files = manifest["files"]
     for name in (*(f"{level}.faiss" for level in LEVELS), ENTRIES):
         if name not in files:
@@ -182,7 +241,18 @@ def load_contents(path: Path, *, verify: bool = True) -> Contents:
         raise BankCorruptError(f"{path} cannot be parsed: {error!r}; restore the bank") from error
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """`bank.json`. Raises `BankNotFoundError`, `BankCorruptError`, `BankVersionError`."""
+    manifest = _parse_manifest(path)
+    if damaged := _damaged(manifest):
+        raise BankCorruptError(
+            f"{path / MANIFEST} is damaged: {', '.join(damaged)} fails its checksum. "
+            f"`mrad memory repair {path}` says whether more than thresholds is lost"
+        )
+    return manifest
+
+
+def _parse_manifest(path: Path) -> dict[str, Any]:
     if not (path / MANIFEST).is_file():
         hint = "half-written or not a bank" if path.is_dir() else "no such folder"
         raise BankNotFoundError(f"no bank at {path} ({hint}: {MANIFEST} is missing)")

@@ -69,6 +69,7 @@ STATUS: dict[str, int] = {
     "device_out_of_memory": 503,
     "device_lost": 503,
     "log_unwritable": 503,
+    "bank_unwritable": 507,
     "memory_closed": 503,
 }
 """Codes that are not here are 500: an error nobody expected to reach a client."""

@@ -94,7 +94,7 @@ class Runtime:
             return "the server is stopping"
         if why := self.why_not_live():
             return why
-        return "" if self.banks.active is not None else "no bank is loaded yet"
+        return self.banks.trouble() if self.banks.active is not None else "no bank is loaded yet"
 
     def model(self, bank: str | None = None) -> Model:
         """What judges now. Raises `UnknownBankError`, `BankNotLoadedError`."""

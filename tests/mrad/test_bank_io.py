@@ -20,6 +20,7 @@ from mrad.errors import (
     BankError,
     BankNotFoundError,
     BankVersionError,
+    BankWriteError,
     EncoderMismatchError,
 )
 from mrad.memory import store as bank_io
@@ -121,7 +122,7 @@ def test_a_save_that_fails_leaves_the_old_bank_and_no_rubbish(folder, tiny_bank,
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(bank_io.pq, "write_table", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(BankWriteError, match="No space left"):
         tiny_bank.save(folder, replace=True)
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
     assert [path.name for path in folder.parent.iterdir()] == ["bank"]
@@ -178,7 +179,7 @@ def test_a_missing_bank_and_a_half_written_one_are_told_apart(folder, tmp_path):
 def test_a_manifest_that_lies_is_refused(change, error, message, folder):
     manifest = json.loads((folder / "bank.json").read_text())
     change(manifest)
-    (folder / "bank.json").write_text(json.dumps(manifest))
+    (folder / "bank.json").write_bytes(bank_io.sealed(manifest))
     with pytest.raises(error, match=message):
         MemoryBank.load(folder)
 
@@ -200,7 +201,7 @@ def test_an_index_with_other_keys_than_listed_is_refused_even_with_its_digest(fo
         "sha256": hashlib.sha256(data).hexdigest(),
         "bytes": len(data),
     }
-    (folder / "bank.json").write_text(json.dumps(manifest))
+    (folder / "bank.json").write_bytes(bank_io.sealed(manifest))
     with pytest.raises(BankCorruptError, match="holds 2 x 48, listed 6 x 48"):
         MemoryBank.load(folder)
 

@@ -50,7 +50,10 @@ def inspect_command(
 
 def describe(bank: MemoryBank, path: Path) -> dict[str, Any]:
     """Everything that is shown, as plain JSON values."""
-    manifest = json.loads((path / "bank.json").read_bytes())
+    from mrad.memory.store import read_manifest
+
+    manifest = read_manifest(path)
+    changes = bank.changes
     build = bank.metadata.get("build", {})
     return {
         "path": str(path),
@@ -60,6 +63,10 @@ def describe(bank: MemoryBank, path: Path) -> dict[str, Any]:
         "encoder": manifest["encoder"],
         "pretrained": bank.metadata.get("pretrained"),
         "entries": len(bank.entries),
+        "composition": bank.composition,
+        "changes": None
+        if changes is None
+        else {"added": changes.added, "removed": changes.removed, "operations": changes.sequence},
         "labels": _named(Counter(entry.label for entry in bank.entries)),
         "levels": {name: _level(getattr(bank, name)) for name in ("image", "patch")},
         "patch_keys": bank.patch_keys,
@@ -135,6 +142,7 @@ def show(facts: dict[str, Any], every: bool) -> None:
     """For people."""
     encoder = facts["encoder"]
     say((facts["path"], "bold"), " ", ("every digest holds", "green"))
+    say(facts["composition"])
     say(
         f"encoder {encoder['architecture']} at {encoder['image_size']} px, "
         f"weights {encoder['digest'][:12]}"

@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def calibrate_command(
-    bank: Annotated[Path, typer.Argument(help="the bank's folder; its bank.json is rewritten")],
+    bank: Annotated[Path, typer.Argument(help="the bank's folder")],
     data: Annotated[
         Path | None, typer.Argument(help="labelled images  [those that the bank was built of]")
     ] = None,
@@ -49,10 +49,11 @@ def calibrate_command(
 ) -> None:
     """Choose thresholds and fit probabilities. An image of the bank never retrieves itself.
 
-    Raw scores stay as they are; the calibration is stored in the bank for this head.
+    Raw scores stay as they are; the calibration is stored in the bank for this head, or, where a
+    server taught the bank since, with what it learned (stop the server first).
     """
     from mrad.memory.bank import MemoryBank
-    from mrad.memory.store import save_calibration
+    from mrad.memory.living import save_calibration
     from mrad_indexer.calibration.calibrate import calibrate, score_without_self
     from mrad_indexer.datasets import read_dataset
     from mrad_indexer.loading import HeadChoice, choose, detector_of, encoder_of, own_images
@@ -60,6 +61,7 @@ def calibrate_command(
     if rule not in ("f1", "fpr"):
         raise typer.BadParameter("choose f1 or fpr", param_hint="--rule")
     memory = MemoryBank.load(bank)
+    say(f"memory {bank.name}: {memory.composition}")
     if data is None:
         dataset = choose(own_images(memory), split, only)
     else:
@@ -100,7 +102,8 @@ def calibrate_command(
         _write_plot(calibration, plot)
     if not dry_run:
         save_calibration(calibration.into(memory), bank)
-        say(f"written into {bank / 'bank.json'}")
+        changes = memory.changes
+        say(f"written into {bank / 'bank.json' if changes is None else changes.folder}")
 
 
 def show(calibration: Calibration) -> None:

@@ -62,6 +62,8 @@ def eval_command(
 
     dataset = choose(read_dataset(data, layout=layout), split, only)
     banks = {path: MemoryBank.load(path) for path in bank}
+    for path, memory in banks.items():
+        say(f"memory {path.name}: {memory.composition}", style="dim")
     encoder = encoder_of(
         next(iter(banks.values())), pretrained=pretrained, device=device, precision=precision
     )
@@ -97,6 +99,7 @@ def describe(detector: Detector, bank: str, checkpoint: Path | None) -> dict[str
         "bank": bank,
         "bank_digest": memory.digest,
         "entries": len(memory.entries),
+        "memory": memory.composition,
         "image_keys": len(memory.image),
         "patch_keys": len(memory.patch),
         "encoder": str(memory.identity),

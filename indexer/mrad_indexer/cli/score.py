@@ -102,6 +102,7 @@ def score_command(
         precision=precision,
         roi=None if roi is None else read_roi(roi, size_of(items[0].path)),
     )
+    say(f"memory {bank.name}: {judge.detector.bank.composition}", style="dim", to=errors)
     wanted = [Format.csv] if formats is None else formats
     places = Places(
         maps=None if maps is Maps.none else out / "maps",
@@ -129,7 +130,7 @@ def score_command(
 def _about(judge: Judge, bank: Path) -> dict[str, object]:
     """Facts of the run, for the page."""
     shown = {
-        "memory": f"{bank.name} ({len(judge.detector.bank.entries)} images)",
+        "memory": f"{bank.name}: {judge.detector.bank.composition}",
         "encoder": judge.detector.encoder.identity,
         "head": judge.detector.head.name,
         "threshold": "none" if judge.threshold is None else f"{judge.threshold:.5f}",

@@ -70,6 +70,7 @@ def watch_command(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     limit = "no threshold, no verdicts" if judge.threshold is None else f"{judge.threshold:.5f}"
+    say(f"memory {bank.name}: {judge.detector.bank.composition}", style="dim", to=errors)
     say(f"watching {folder}, threshold {limit}; Ctrl-C stops", style="dim", to=errors)
     how = WatchOptions(out, overlays, settle, move_to, poll, batch_size)
     watch_folder(folder, judge, how, stop=stop, report=show)

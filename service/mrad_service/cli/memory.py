@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mrad.errors import MRADError
-from mrad_service.memory.store import DurableMemory
 
-app = typer.Typer(help="A memory that learnt while it served: repair, compact, export.")
-Bank = Annotated[Path, typer.Argument(help="the bank's folder; what it learnt lies in BANK.live")]
+app = typer.Typer(help="A memory that learned while it served: repair, compact, export.")
+Bank = Annotated[Path, typer.Argument(help="the bank's folder; what it learned lies in BANK.live")]
 
 
 @app.command("repair")
@@ -19,46 +20,50 @@ def repair_command(
     bank: Bank,
     dry_run: Annotated[bool, typer.Option(help="look, change nothing")] = False,
 ) -> None:
-    """Keep every whole record of a damaged log; set the old log aside."""
+    """Keep everything of a damaged memory that is whole; set the damaged files aside."""
     from mrad_service.memory.repair import repair
 
-    try:
+    with _reported():
         result = repair(bank, dry_run=dry_run)
-    except MRADError as error:
-        raise _failed(error) from error
-    typer.echo(f"{result.kept} operations kept, {result.entries} entries in the memory")
-    for first, last in result.missing:
-        typer.echo(f"lost: operations {first} to {last}, {last - first + 1} in all")
-    if result.unreadable:
-        typer.echo(f"{result.unreadable} whole operations could not be applied")
-    typer.echo(f"{result.damaged_bytes} bytes belong to no whole record")
-    typer.echo("nothing was changed" if dry_run else f"the old log lies in {result.set_aside}")
+    for lost in result.lost:
+        typer.echo(f"lost: {lost}")
+    typer.echo(f"{result.entries} entries in the memory")
+    if result.set_aside is not None:
+        typer.echo(f"the replaced files lie in {result.set_aside}")
+    elif dry_run or not result.lost:
+        typer.echo("nothing was changed")
 
 
 @app.command("compact")
 def compact_command(bank: Bank) -> None:
-    """Turn the log into a new snapshot now."""
-    try:
-        with DurableMemory.open(bank) as memory:
-            memory.compact()
-            typer.echo(f"generation {memory.status()['generation']}, {len(memory)} entries")
-    except MRADError as error:
-        raise _failed(error) from error
+    """Give the room of entries that were removed back to the disk."""
+    from mrad_service.memory.store import DurableMemory
+
+    with _reported(), DurableMemory.open(bank) as memory:
+        before = memory.folder.database.stat().st_size
+        memory.compact()
+        after = memory.folder.database.stat().st_size
+        typer.echo(f"{before:,} bytes, now {after:,}; {len(memory)} entries")
 
 
 @app.command("export")
 def export_command(
     bank: Bank, target: Annotated[Path, typer.Argument(help="a new folder")]
 ) -> None:
-    """Write the memory, with all that it learnt, as an ordinary bank."""
+    """Write the memory, with all that it learned, as an ordinary bank; a server may have it meanwhile."""
+    from mrad.memory.bank import MemoryBank
+
+    with _reported():
+        memory = MemoryBank.load(bank)
+        memory.save(target)
+        typer.echo(f"{memory.composition}, in {target}")
+
+
+@contextlib.contextmanager
+def _reported() -> Iterator[None]:
+    """Errors as one line."""
     try:
-        with DurableMemory.open(bank) as memory:
-            memory.export(target)
-            typer.echo(f"{len(memory)} entries in {target}")
-    except MRADError as error:
-        raise _failed(error) from error
-
-
-def _failed(error: MRADError) -> typer.Exit:
-    typer.echo(f"error: {error}", err=True)
-    return typer.Exit(1)
+        yield
+    except (MRADError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+from mrad.errors import BankLockedError, BaseChangedError, LogCorruptError, LogWriteError
 from mrad_service.memory.errors import (
-    BankLockedError,
-    BaseChangedError,
     EntryExistsError,
     EntryNotFoundError,
     IdempotencyConflictError,
-    LogCorruptError,
-    LogWriteError,
     MemoryClosedError,
 )
 from mrad_service.memory.state import Page

@@ -1,4 +1,4 @@
-"""Group commit: writers queue, one thread writes what has gathered with one fsync."""
+"""Group commit: writers queue, one thread writes what has gathered in one transaction."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from mrad.errors import MRADError
+from mrad.errors import LogWriteError, MRADError
 from mrad.memory.entry import Entry
-from mrad_service.memory.errors import LogWriteError, MemoryClosedError
-from mrad_service.memory.operations import Operation
+from mrad.memory.operations import Operation
+from mrad_service.memory.errors import MemoryClosedError
 
 LARGEST_COMMIT = 512
-"""Operations in one frame."""
+"""Operations in one transaction."""
+QUIET = 1.0
+"""Seconds without a write after which `rest` is called."""
 
 
 @dataclass
 class Pending:
-    """An operation and everyone who waits for it."""
+    """An operation and everyone who waits for it. Of a `Put` nobody gets an entry."""
 
     operation: Operation
-    data: bytes
-    waiting: list[Future[Entry]] = field(default_factory=lambda: [Future()])
+    waiting: list[Future[Entry | None]] = field(default_factory=lambda: [Future()])
 
-    def resolve(self, entry: Entry) -> None:
+    def resolve(self, entry: Entry | None) -> None:
         """It is durable."""
         for future in self.waiting:
             future.set_result(entry)
@@ -37,18 +38,25 @@ class Pending:
 
 
 class Committer:
-    """The one thread that touches the log."""
+    """The one thread that writes."""
 
-    def __init__(self, commit: Callable[[Sequence[Pending]], None], name: str) -> None:
-        """`commit` settles every pending it is given; what it raises fails those left."""
-        self._commit = commit
+    def __init__(
+        self, commit: Callable[[Sequence[Pending]], None], rest: Callable[[], None], name: str
+    ) -> None:
+        """
+        Args:
+            commit: settles every pending it is given; what it raises fails those left.
+            rest: called once when no write came for a while; must not raise.
+            name: the thread's.
+        """
+        self._commit, self._rest = commit, rest
         self._queue: deque[Pending] = deque()
         self._wake = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, pending: Pending) -> Entry:
+    def submit(self, pending: Pending) -> Entry | None:
         """Wait until it is durable. Raises whatever kept it from being so."""
         future = pending.waiting[0]
         with self._wake:
@@ -66,21 +74,32 @@ class Committer:
         self._thread.join()
 
     def _run(self) -> None:
-        while batch := self._take():
-            try:
-                self._commit(batch)
-            except MRADError as error:
-                _fail_rest(batch, error)
-            except Exception as error:
-                reason = LogWriteError(f"the write failed unexpectedly: {error!r}")
-                reason.__cause__ = error
-                _fail_rest(batch, reason)
+        written = False
+        while True:
+            with self._wake:
+                quiet = QUIET if written else None
+                self._wake.wait_for(lambda: self._queue or self._closed, timeout=quiet)
+                count = min(len(self._queue), LARGEST_COMMIT)
+                batch = [self._queue.popleft() for _ in range(count)]
+                closed = self._closed
+            if batch:
+                self._settle(batch)
+                written = True
+            elif closed:
+                return
+            else:
+                self._rest()
+                written = False
 
-    def _take(self) -> list[Pending]:
-        with self._wake:
-            self._wake.wait_for(lambda: self._queue or self._closed)
-            count = min(len(self._queue), LARGEST_COMMIT)
-            return [self._queue.popleft() for _ in range(count)]
+    def _settle(self, batch: list[Pending]) -> None:
+        try:
+            self._commit(batch)
+        except MRADError as error:
+            _fail_rest(batch, error)
+        except Exception as error:
+            reason = LogWriteError(f"the write failed unexpectedly: {error!r}")
+            reason.__cause__ = error
+            _fail_rest(batch, reason)
 
 
 def _fail_rest(batch: list[Pending], error: BaseException) -> None:

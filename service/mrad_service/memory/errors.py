@@ -1,32 +1,8 @@
-"""What can go wrong with a memory that lives."""
+"""What can go wrong with a memory that lives; what its readers meet too is in `mrad.errors`."""
 
 from __future__ import annotations
 
-from mrad.errors import BankCorruptError, BankError
-
-
-class BankLockedError(BankError):
-    """Another process is the writer of this memory; the message names it."""
-
-    code = "bank_locked"
-
-
-class LogCorruptError(BankCorruptError):
-    """The log is damaged where acknowledged entries stand; the message names offset and repair."""
-
-    code = "log_corrupt"
-
-
-class LogWriteError(BankError):
-    """The log cannot be written: nothing was added. After a failed fsync the memory is read-only."""
-
-    code = "log_unwritable"
-
-
-class BaseChangedError(BankError):
-    """The bank folder was rebuilt under a memory that has learnt since."""
-
-    code = "bank_rebuilt"
+from mrad.errors import BankError
 
 
 class MemoryClosedError(BankError):

@@ -1,111 +1,199 @@
-"""Get a memory with a damaged log going again, losing only what is damaged."""
+"""Get a damaged memory going again, losing only what is damaged; what it replaces is set aside."""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from dataclasses import dataclass
-from datetime import UTC, datetime
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from mrad.errors import MRADError
-from mrad.files import fsync_folder
-from mrad_service.memory.folder import Current, LiveFolder
-from mrad_service.memory.frames import Segment
-from mrad_service.memory.lock import WriterLock
-from mrad_service.memory.log import Log, segment_paths
-from mrad_service.memory.operations import decode
-from mrad_service.memory.state import MemoryState
-from mrad_service.memory.store import settle_base
+from mrad.errors import LogCorruptError, LogWriteError
+from mrad.lock import WriterLock
+from mrad.memory import oldlog
+from mrad.memory.bank import MemoryBank
+from mrad.memory.database import PAGE, TABLES, Database, Head, Row, Saved, checksum, keep
+from mrad.memory.living import LivingFolder
+from mrad.memory.operations import Operation, Put, Remove
+from mrad.memory.store import reseal
 
 
-@dataclass(frozen=True)
+@dataclass
 class Repair:
     """What a repair found, and did unless it only looked."""
 
-    entries: int
+    lost: list[str] = field(default_factory=list)
+    """What is gone, for people; empty where nothing is."""
+    entries: int = 0
     """In the memory afterwards."""
-    kept: int
-    """Operations of the log that are whole."""
-    missing: list[tuple[int, int]]
-    """Sequences, first and last, of operations between whole ones that are lost."""
-    unreadable: int
-    """Operations that are whole but act on an entry that is lost, or are of a newer release."""
-    damaged_bytes: int
-    """Bytes of the log that belong to no whole record; a torn tail counts too."""
-    set_aside: Path | None
-    """Where the old log lies now."""
+    set_aside: Path | None = None
+    """Where the replaced files lie now; None where nothing was replaced."""
 
 
 def repair(bank: Path, *, dry_run: bool = False, live: Path | None = None) -> Repair:
-    """Keep every whole record of the log as a new generation, set the old log aside.
+    """Make `bank` and what it learned whole again, from every file and row that still is.
 
-    Raises `BankLockedError` while a server has the memory, and what `MemoryBank.load` raises: a
-    damaged snapshot cannot be repaired from the log, only restored from a copy.
+    Raises `BankLockedError` while a server has the memory, and `BankCorruptError` where a file of the
+    bank itself is damaged: that can only be restored from a copy, or built anew.
     """
-    folder = LiveFolder(bank, live)
-    folder.base_digest()
+    folder, found = LivingFolder(bank, live), Repair()
+    if lost := reseal(folder.bank, dry_run=dry_run):
+        found.lost.append(lost)
+    base = MemoryBank.load(folder.bank, living=False)
+    found.entries = len(base.entries)
+    if not folder.live.is_dir():
+        return found
     folder.create()
     lock = WriterLock(folder.lock)
     try:
-        current = settle_base(folder)
-        loaded, ledger = folder.load(current)
-        state = MemoryState(loaded, ledger)
-        found = _salvage(folder, state, current.applied)
-        last, kept, missing, unreadable, damaged = found
-        aside = None if dry_run else _switch(folder, current, state, last)
-        return Repair(len(state), kept, missing, unreadable, damaged, aside)
+        with tempfile.TemporaryDirectory(dir=folder.temporary) as work:
+            _repair_changes(folder, base, Path(work), found, dry_run=dry_run)
+        return found
     finally:
         lock.release()
 
 
-def _salvage(
-    folder: LiveFolder, state: MemoryState, applied: int
-) -> tuple[int, int, list[tuple[int, int]], int, int]:
-    last, kept, unreadable, damaged = applied, 0, 0, 0
-    missing: list[tuple[int, int]] = []
-    for path in segment_paths(folder.log):
-        segment = Segment(path)
-        good = _header_bytes(segment)
-        for frame in segment.salvage():
-            good += frame.end - frame.offset
-            if frame.first <= last:
-                continue
-            if frame.first > last + 1:
-                missing.append((last + 1, frame.first - 1))
-            for data in frame.operations:
-                try:
-                    state.apply(decode(data))
-                    kept += 1
-                except MRADError:
-                    unreadable += 1
-            last = frame.last
-        damaged += max(len(segment.data) - good, 0)
-    return last, kept, missing, unreadable, damaged
+def _repair_changes(
+    folder: LivingFolder, base: MemoryBank, work: Path, found: Repair, *, dry_run: bool
+) -> None:
+    files = [path for path in _files(folder) if path.exists()]
+    if not folder.database.exists() and oldlog.parts(folder.live):
+        old = oldlog.read(folder.live, base, _load, salvage=True)
+        found.lost += old.lost
+        saved = _made(work / "old", old.base, old.operations, old.requests)
+        files = oldlog.parts(folder.live)
+    elif not files:
+        return
+    else:
+        try:
+            with contextlib.closing(Database.open(_copied(folder, work / "as-it-is"))) as copy:
+                saved = copy.read(thorough=True)
+                found.entries += len(saved.lessons) - len(saved.removed)
+                return
+        except (LogCorruptError, LogWriteError):
+            saved, lost = salvage(folder, work)
+            found.lost += lost
+    found.entries += len(saved.lessons) - len(saved.removed)
+    if dry_run:
+        return
+    found.set_aside = folder.set_aside("repaired", *files, keep_originals=True)
+    values = [Put(name, value) for name, value in saved.values.items()]
+    operations = [*map(Remove, saved.removed), *saved.lessons.values(), *values]
+    base_digest = saved.base or folder.base_digest()
+    Database.create(folder.database, base_digest, operations, saved.requests).close()
+    for path in oldlog.parts(folder.live):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()  # a copy was set aside
 
 
-def _header_bytes(segment: Segment) -> int:
-    """Where a readable header ends; a damaged one counts as lost."""
-    try:
-        return segment.header()[1]
-    except Exception:  # any damage: the frames are found by their own marks
-        return 0
+def _load(path: Path) -> MemoryBank:
+    return MemoryBank.load(path, living=False)
 
 
-def _switch(folder: LiveFolder, current: Current, state: MemoryState, last: int) -> Path:
-    """A new generation counts first; then the old log goes aside; a crash between is harmless.
+def _made(work: Path, base: str, operations: list[Operation], requests: dict) -> Saved:
+    work.mkdir()
+    with contextlib.closing(Database.create(work / "memory", base, operations, requests)) as made:
+        return made.read()
 
-    The new pointer reaches past every sequence that was ever given, so what is left of the old log
-    is never replayed.
+
+def _files(folder: LivingFolder) -> list[Path]:
+    return [folder.live / "HEAD", folder.database, Path(f"{folder.database}-wal")]
+
+
+def _copied(folder: LivingFolder, work: Path, *, journal: bool = True) -> Path:
+    """The database's files somewhere else, so that looking at them changes none."""
+    work.mkdir()
+    for path in _files(folder):
+        if path.exists() and (journal or not path.name.endswith("-wal")):
+            shutil.copyfile(path, work / path.name)
+    return work / folder.database.name
+
+
+def salvage(folder: LivingFolder, work: Path) -> tuple[Saved, list[str]]:
+    """Every row that is whole, of the better of two readings: with SQLite's journal, and without.
+
+    A journal that is damaged in the middle puts old pages over newer ones; without it the database may
+    be whole. Returns the rows, and what is lost.
     """
-    following = folder.write_generation(current, state.snapshot(), state.ledger, last)
-    folder.write_current(following)
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    aside = folder.live / "set-aside" / f"{stamp}-before-{following.generation}"
-    aside.mkdir(parents=True)
-    for path in segment_paths(folder.log):
-        shutil.move(path, aside / path.name)
-    fsync_folder(folder.log)
-    fsync_folder(aside)
-    folder.sweep_generations(following)
-    Log(folder.log, following.base, following.applied, lambda _: None).close()
-    return aside
+    best: tuple[bool, int, Saved, int] | None = None
+    for journal in (True, False):
+        for mended in (False, True):
+            path = _copied(folder, work / f"{journal}-{mended}", journal=journal)
+            if not path.exists():
+                continue
+            if mended:
+                _replace_first_page(path, work)
+            whole, saved, damaged = _rows_of(path)
+            reading = (whole, saved.sequence if whole else _count(saved), saved, damaged)
+            if best is None or reading[:2] > best[:2]:
+                best = reading
+    if best is None:
+        return Saved(""), [f"{folder.database} is gone: everything that was learned"]
+    whole, _, saved, damaged = best
+    lost = [f"{damaged} rows fail their checksum"] if damaged else []
+    try:
+        claim = Head(folder.live / "HEAD").read()
+    except LogCorruptError:
+        claim, _ = None, lost.append("HEAD: whether the newest operations are there is not known")
+    if claim is not None and claim[0] > saved.sequence:
+        lost.append(f"operations {saved.sequence + 1} to {claim[0]}, the newest")
+    return saved, lost
+
+
+def _count(saved: Saved) -> int:
+    return len(saved.lessons) + len(saved.removed) + len(saved.requests) + len(saved.values)
+
+
+def _rows_of(path: Path) -> tuple[bool, Saved, int]:
+    """Whether the whole verifies, its good rows, and how many are seen to be bad."""
+    saved, damaged = Saved(""), 0
+    try:
+        database = Database.open(path)
+    except (LogCorruptError, LogWriteError):
+        return False, saved, 0
+    with contextlib.closing(database):
+        with contextlib.suppress(LogCorruptError, LogWriteError):
+            return True, database.read(claimed=False), 0
+        for table in TABLES:
+            for row, digest in _readable(database, table):
+                try:
+                    if checksum(table, row) != digest:
+                        raise ValueError("its checksum")
+                    keep(saved, table, row)
+                    if isinstance(row[0], int):
+                        saved.sequence = max(saved.sequence, row[0])
+                except (ValueError, KeyError, TypeError):
+                    damaged += 1
+    return False, saved, damaged
+
+
+def _readable(database: Database, table: str) -> Iterator[tuple[Row, bytes]]:
+    """Rows from the front up to damage, then from the back, then between them one by one."""
+    seen: dict[object, tuple[Row, bytes]] = {}
+    for backwards in (False, True):
+        with contextlib.suppress(sqlite3.Error):
+            for row, digest in database.rows(table, backwards=backwards):
+                if row[0] in seen:
+                    break
+                seen[row[0]] = row, digest
+    numbers = [number for number in seen if isinstance(number, int)]
+    if numbers and table != "value":
+        for number in range(1, min(max(numbers), 10_000_000)):
+            if number not in seen:
+                with contextlib.suppress(sqlite3.Error):
+                    for row, digest in database.rows(table, only=number):
+                        seen[number] = row, digest
+    yield from (seen[key] for key in sorted(seen, key=lambda key: (str(type(key)), key)))
+
+
+def _replace_first_page(path: Path, work: Path) -> None:
+    """Put an empty database's first page, which says where each table begins, over a damaged one."""
+    empty = Path(tempfile.mkdtemp(dir=work)) / "empty"
+    Database.create(empty, "").close()
+    page = bytearray(empty.read_bytes()[:PAGE])
+    size = path.stat().st_size
+    page[28:32] = (size // PAGE).to_bytes(4, "big")
+    page[32:40] = bytes(8)  # no list of free pages: nothing is written here
+    with path.open("r+b") as file:
+        file.write(page)

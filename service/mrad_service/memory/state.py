@@ -1,35 +1,25 @@
-"""The state that the log's operations act on. Deterministic: replaying them gives it again."""
+"""The memory as operations make it, and what of an operation is allowed."""
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from mrad.errors import BankError, DimensionError, NonFiniteError, OneClassError
 from mrad.memory.bank import MemoryBank
+from mrad.memory.database import REMEMBERED, Saved
 from mrad.memory.entry import Entry
+from mrad.memory.living import calibration_of, grown
+from mrad.memory.operations import Add, Operation, Put, Remove, Request
 from mrad_service.memory.errors import (
     EntryExistsError,
     EntryNotFoundError,
     IdempotencyConflictError,
 )
-from mrad_service.memory.growing import GrowingBank
-from mrad_service.memory.operations import Add, Operation, Remove
-
-REMEMBERED = 10_000
-"""Idempotency keys kept, the newest."""
-
-
-@dataclass(frozen=True)
-class Standing:
-    """What an idempotency key was used for."""
-
-    entry: Entry
-    content: str = ""
-    """See `Add.content`; empty where an older release wrote it."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +31,31 @@ class Page:
 
 
 class MemoryState:
-    """Bank, idempotency keys and the order of entries. Not thread-safe."""
+    """Bank, idempotency keys, values, and the order of entries. Not thread-safe."""
 
-    def __init__(self, bank: MemoryBank, ledger: Mapping[str, Standing]) -> None:
-        self.bank = GrowingBank(bank)
-        self.ledger = dict(ledger)
-        """Idempotency key -> what was added under it."""
-        self._ids = sorted(self.bank.rows)
+    def __init__(self, built: MemoryBank, saved: Saved, live: Path) -> None:
+        """
+        Args:
+            built: the bank as it was built.
+            saved: what was learned since.
+            live: where that lies.
+        """
+        self._built = built
+        self.bank = grown(built, saved, live)
+        self.requests, self.values = saved.requests, saved.values
+        self.sequence = saved.sequence
+        lessons = {lesson.entry.entry_id: number for number, lesson in saved.lessons.items()}
+        self._place = {
+            entry_id: lessons.get(entry_id, row - len(built.entries))
+            for row, entry_id in enumerate(self.bank.rows)
+        }
+        self._order = [(place, entry_id) for entry_id, place in self._place.items()]
+        """Rising: the bank's entries by their row, then the others by their operation. So a clock
+        that is put back does not reorder them."""
+        self._order.sort()
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._order)
 
     def get(self, entry_id: str) -> Entry:
         """One entry. Raises `EntryNotFoundError`."""
@@ -60,21 +65,36 @@ class MemoryState:
             raise EntryNotFoundError(f"the memory has no entry {entry_id}") from None
 
     def apply(self, operation: Operation) -> None:
-        """Do what the log says. Raises `EntryNotFoundError`, `EntryExistsError`."""
-        if isinstance(operation, Remove):
-            self.get(operation.entry_id)
+        """Do what was committed, once it was checked."""
+        self.sequence += 1
+        self.bank.sequence = self.sequence
+        if isinstance(operation, Put):
+            if operation.value is None:
+                self.values.pop(operation.name, None)
+            else:
+                self.values[operation.name] = operation.value
+            self.bank.calibration = calibration_of(self._built.calibration, self.values)
+        elif isinstance(operation, Remove):
             self.bank.remove(operation.entry_id)
-            del self._ids[bisect.bisect_left(self._ids, operation.entry_id)]
-            return
-        entry = operation.entry
-        if entry.entry_id in self.bank.rows:
-            raise EntryExistsError(f"the memory has an entry {entry.entry_id} already")
-        self.bank.add(entry, operation.keys, operation.thumbnail)
-        bisect.insort(self._ids, entry.entry_id)
-        if operation.idempotency_key is not None:
-            self.ledger[operation.idempotency_key] = Standing(entry, operation.content)
-            while len(self.ledger) > REMEMBERED:
-                del self.ledger[next(iter(self.ledger))]
+            place = self._place.pop(operation.entry_id)
+            del self._order[bisect.bisect_left(self._order, (place, operation.entry_id))]
+        else:
+            entry_id = operation.entry.entry_id
+            self.bank.add(operation.entry, operation.keys, operation.thumbnail)
+            self._place[entry_id] = self.sequence
+            self._order.append((self.sequence, entry_id))
+            if operation.idempotency_key is not None:
+                self.requests[operation.idempotency_key] = Request(
+                    operation.entry, operation.content
+                )
+                while len(self.requests) > REMEMBERED:
+                    del self.requests[next(iter(self.requests))]
+
+    def renew(self, built: MemoryBank) -> None:
+        """Take up other thresholds of the same bank."""
+        self._built = replace(self._built, calibration=built.calibration, metadata=built.metadata)
+        self.bank.metadata = built.metadata
+        self.bank.calibration = calibration_of(built.calibration, self.values)
 
     def view(self) -> MemoryBank:
         """The bank as it is now; costs nothing unless something was removed."""
@@ -88,15 +108,23 @@ class MemoryState:
         """See `DurableMemory.list`."""
         if not 1 <= limit <= 1000:
             raise BankError(f"limit must lie in [1, 1000], not {limit}")
-        found: list[Entry] = []
-        place = len(self._ids) if cursor is None else bisect.bisect_left(self._ids, cursor)
-        while place and len(found) <= limit:
-            place -= 1
-            entry = self.bank.entry(self._ids[place])
+        found: list[tuple[int, Entry]] = []
+        at = len(self._order) if cursor is None else self._before(cursor)
+        while at and len(found) <= limit:
+            at -= 1
+            place, entry_id = self._order[at]
+            entry = self.bank.entry(entry_id)
             if label is None or entry.label == label:
-                found.append(entry)
+                found.append((place, entry))
         page = found[:limit]
-        return Page(page, page[-1].entry_id if len(found) > limit else None)
+        return Page([entry for _, entry in page], str(page[-1][0]) if len(found) > limit else None)
+
+    def _before(self, cursor: str) -> int:
+        """How many entries are older than the one that a page ended with."""
+        try:
+            return bisect.bisect_left(self._order, (int(cursor), ""))
+        except ValueError:
+            raise BankError(f"{cursor!r} is no cursor; take a page's next_cursor") from None
 
     def check_add(self, operation: Add, coming: Collection[str] = ()) -> Entry:
         """The entry; raises whatever would make the memory unusable with these keys."""
@@ -130,14 +158,14 @@ class MemoryState:
         return entry
 
 
-def check_repeat(key: str, standing: Standing, asked: Add) -> None:
+def check_repeat(key: str, before: Request, asked: Add) -> None:
     """Raise `IdempotencyConflictError` unless it asks for the same: what, not when or by whom."""
-    entry = standing.entry
+    entry = before.entry
     theirs = replace(
         asked.entry, entry_id=entry.entry_id, added_at=entry.added_at, added_by=entry.added_by
     )
-    known = asked.content if standing.content else ""
-    if Standing(theirs, known) != standing:
+    known = asked.content if before.content else ""
+    if Request(theirs, known) != before:
         raise IdempotencyConflictError(
             f"idempotency key {key!r} was used for another image, mask or label (entry "
             f"{entry.entry_id}); use a new key for a new request"

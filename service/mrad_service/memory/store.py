@@ -3,86 +3,74 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from mrad.errors import MRADError
+from mrad.errors import BaseChangedError, LogCorruptError, LogWriteError, MRADError
+from mrad.lock import WriterLock
 from mrad.memory.bank import MemoryBank
 from mrad.memory.entry import Entry, Key
+from mrad.memory.living import LivingFolder, Stamps
+from mrad.memory.operations import Add, Operation, Put, Remove, Request
 from mrad_service.memory.committer import Committer, Pending
-from mrad_service.memory.errors import BaseChangedError, LogWriteError, MemoryClosedError
-from mrad_service.memory.folder import Current, LiveFolder
-from mrad_service.memory.lock import WriterLock
-from mrad_service.memory.log import Log, base_changed
-from mrad_service.memory.operations import Add, Operation, Remove, decode, encode
-from mrad_service.memory.state import MemoryState, Page, Standing, check_repeat
+from mrad_service.memory.errors import MemoryClosedError
+from mrad_service.memory.state import MemoryState, Page, check_repeat
 
 if TYPE_CHECKING:
     from mrad.encoder.encoder import Encoder
 
 logger = logging.getLogger(__name__)
-COMPACT_BYTES = 64 << 20
 Callback = Callable[[MemoryBank], None]
 
 
 class DurableMemory:
-    """A bank folder and everything it learnt since. Thread-safe; one writer process."""
+    """A bank folder and everything it learned since. Thread-safe; one writer process."""
 
-    def __init__(
-        self, folder: LiveFolder, lock: WriterLock, encoder: Encoder | None, compact: int
-    ) -> None:
+    def __init__(self, folder: LivingFolder, lock: WriterLock, encoder: Encoder | None) -> None:
         """Use `open`."""
-        self.folder, self._lock, self._compact_bytes = folder, lock, compact
-        self._current = settle_base(folder)
-        folder.sweep(self._current)
-        bank, ledger = folder.load(self._current)
-        if encoder is not None:
-            bank.check(encoder)
-        self._state = MemoryState(bank, ledger)
-        self._log = Log(
-            folder.log,
-            self._current.base,
-            self._current.applied,
-            lambda data: self._state.apply(decode(data)),
-        )
+        self.folder, self._lock = folder, lock
+        self._database, saved = folder.open()
+        try:
+            bank = MemoryBank.load(folder.bank, living=False)
+            if encoder is not None:
+                bank.check(encoder)
+            self._stamps = Stamps.of(folder)
+            self._state = MemoryState(bank, saved, folder.live)
+        except BaseException:
+            self._database.close()
+            raise
+        for path in folder.temporary.iterdir():
+            shutil.rmtree(path, ignore_errors=True)
         self._view = self._state.view()
         self._guard = threading.Lock()  # the state: short
-        self._log_guard = threading.Lock()  # the log, so the order of commits: an fsync long
-        self._compacting = threading.Lock()
-        self._compactor: threading.Thread | None = None
+        self._writing = threading.Lock()  # the database: a sync long
         self._subscribers: list[Callback] = []
         self._broken, self._closed = "", False
-        self._committer = Committer(self._commit, f"memory {folder.bank.name}")
+        self._committer = Committer(self._commit, self._rest, f"memory {folder.bank.name}")
 
     @classmethod
     def open(
-        cls,
-        path: str | Path,
-        *,
-        encoder: Encoder | None = None,
-        live: Path | None = None,
-        compact_bytes: int = COMPACT_BYTES,
+        cls, path: str | Path, *, encoder: Encoder | None = None, live: Path | None = None
     ) -> DurableMemory:
-        """Take the lock, verify every digest, replay the log.
+        """Take the lock, verify every digest, read what was learned.
 
         Args:
             path: the bank's folder, which is never written to.
             encoder: refuse a bank of another one.
-            live: where what is learnt lies; `<path>.live` unless told.
-            compact_bytes: log size at which a new snapshot is made in the background; never less
-                than a quarter of the keys' own size.
+            live: where what is learned lies; `<path>.live` unless told.
 
         Raises `BankLockedError`, `LogCorruptError`, `BaseChangedError` and what
         `MemoryBank.load` and `MemoryBank.check` raise.
         """
-        folder = LiveFolder(Path(path), live)
+        folder = LivingFolder(Path(path), live)
         folder.base_digest()  # a bank must be there before anything is made beside it
         folder.create()
         lock = WriterLock(folder.lock)
         try:
-            return cls(folder, lock, encoder, compact_bytes)
+            return cls(folder, lock, encoder)
         except BaseException:
             lock.release()
             raise
@@ -110,7 +98,8 @@ class DurableMemory:
         entry's facts were others. Raises `EntryExistsError`, `DimensionError`, `NonFiniteError`,
         `LogWriteError`, `MemoryClosedError`.
         """
-        return self._submit(Add(entry, tuple(keys), thumbnail, idempotency_key, content))
+        operation = Add(entry, tuple(keys), thumbnail, idempotency_key, content)
+        return cast(Entry, self._submit(operation))
 
     def remove(self, entry_id: str) -> None:
         """Forget an entry, durably. Raises `EntryNotFoundError`.
@@ -120,13 +109,25 @@ class DurableMemory:
         """
         self._submit(Remove(entry_id))
 
+    def put(self, name: str, value: bytes | None) -> None:
+        """Store a value beside the entries, durably; None takes it away.
+
+        `mrad.memory.living.CALIBRATION` + a head's name is its calibration, JSON: `bank` has it then.
+        """
+        self._submit(Put(name, value))
+
+    @property
+    def values(self) -> Mapping[str, bytes]:
+        """What `put` stored, as of the last commit."""
+        return self._state.values
+
     def get(self, entry_id: str) -> Entry:
         """One entry. Raises `EntryNotFoundError`."""
         with self._guard:
             return self._state.get(entry_id)
 
     def list(self, *, cursor: str | None = None, limit: int = 50, label: int | None = None) -> Page:
-        """Entries by `entry_id`, newest first, after `cursor` (the last page's `next_cursor`).
+        """Entries, those added last first, after `cursor` (the last page's `next_cursor`).
 
         Pages neither skip nor repeat what stands throughout, whatever is added or removed between.
         `limit` in [1, 1000], else `BankError`.
@@ -154,26 +155,37 @@ class DurableMemory:
         return bank.save(target)
 
     def compact(self) -> None:
-        """Make a new snapshot and drop the log that it holds. Writers go on meanwhile.
+        """Give the room of what was removed back to the disk. Writers wait meanwhile."""
+        with self._writing:
+            self._check_open()
+            self._database.vacuum()
 
-        A crash at any moment leaves the old generation with its log, or the new one.
+    def renew(self) -> None:
+        """Take up thresholds that were written into the bank since. Raises `BaseChangedError`."""
+        if not self.holds():
+            raise BaseChangedError(self.folder.rebuilt())
+        built = MemoryBank.load(self.folder.bank, living=False)
+        with self._writing, self._guard:
+            self._state.renew(built)
+            self._view = self._state.view()
+        self._notify()
+
+    def holds(self) -> bool:
+        """Whether the bank's folder still holds the keys that this memory grew from."""
+        return self._database.base == self.folder.base_digest()
+
+    def trouble(self) -> str:
+        """Why nothing is acknowledged any more; empty while all is well.
+
+        Also when files of the memory were replaced or removed under it. Costs a few `stat` calls.
         """
-        with self._compacting:
-            with self._log_guard, self._guard:
-                if self._closed:
-                    raise MemoryClosedError("the memory is closed")
-                applied = self._log.sequence
-                if applied == self._current.applied:
-                    return
-                self._log.rotate()
-                bank, ledger = self._state.snapshot(), dict(self._state.ledger)
-            following = self.folder.write_generation(self._current, bank, ledger, applied)
-            self.folder.write_current(following)
-            self._current = following
-            with self._log_guard:
-                self._log.drop_through(applied)
-            self.folder.sweep_generations(following)
-            logger.info("%s: generation %d", self.folder.live, following.generation)
+        if not self._broken and not self._closed and (changed := self._stamps.changed()):
+            self._broken = (
+                f"{changed} while the server ran, so nothing is taken up any more. Stop the server, put "
+                "the file back (or let the change be), and start it again"
+            )
+            logger.error("%s", self._broken)
+        return self._broken
 
     def status(self) -> dict[str, int]:
         """Figures for an operator."""
@@ -182,9 +194,7 @@ class DurableMemory:
             "entries": len(view.entries),
             "image_keys": len(view.image),
             "patch_keys": len(view.patch),
-            "sequence": self._log.sequence,
-            "generation": self._current.generation,
-            "log_bytes": self._log.bytes,
+            "sequence": self._state.sequence,
         }
 
     @property
@@ -195,24 +205,23 @@ class DurableMemory:
     def retire(self) -> None:
         """`close`, so that a bank that was built anew in this folder can take over.
 
-        Raises `BaseChangedError` if anything was learnt here; it goes on learning then, and all of
+        Raises `BaseChangedError` if anything was learned here; it goes on learning then, and all of
         it is found again once the old bank is back in its place.
         """
-        with self._log_guard:
-            if self._log.sequence:
-                raise BaseChangedError(base_changed(self.folder.bank))
+        with self._writing:
+            if self._state.sequence:
+                raise BaseChangedError(self.folder.rebuilt())
             self._broken = "the bank was built anew and takes over; try again"
         self.close()
 
     def close(self) -> None:
         """Finish what is queued, let the next writer in. May be called twice."""
         self._committer.close()
-        if self._compactor is not None:
-            self._compactor.join()
-        with self._compacting, self._log_guard:
+        with self._writing:
             if not self._closed:
+                self._tidy()
                 self._closed = True
-                self._log.close()
+                self._database.close()
                 self._lock.release()
 
     def __enter__(self) -> DurableMemory:
@@ -221,74 +230,88 @@ class DurableMemory:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _submit(self, operation: Operation) -> Entry:
-        return self._committer.submit(Pending(operation, encode(operation)))
+    def _submit(self, operation: Operation) -> Entry | None:
+        return self._committer.submit(Pending(operation))
 
     def _commit(self, batch: Sequence[Pending]) -> None:
-        """Admit, log, apply, tell: in this order, so that a failure leaves nothing visible."""
-        admitted = admit(self._state, batch)
-        if not admitted:
-            return
-        with self._log_guard:
-            if self._broken:
-                raise LogWriteError(self._broken)
-            self._log.append([pending.data for pending, _ in admitted])
+        """Admit, write, apply, tell: in this order, so that a failure leaves nothing visible."""
+        with self._writing:
+            admitted = admit(self._state, batch)
+            if not admitted:
+                return
+            self._check_open()
+            try:
+                self._database.commit([pending.operation for pending, _ in admitted])
+            except LogCorruptError as error:
+                self._broken = str(self.folder.damaged(error))
+                raise LogWriteError(self._broken) from error
+            except LogWriteError as error:
+                if error.final:
+                    self._broken = f"{error}; restart the server"
+                raise LogWriteError(self._broken or str(error)) from error
+            if trouble := self.trouble():  # files were taken away: then it is not durable
+                raise LogWriteError(trouble)
             try:
                 with self._guard:
                     for pending, _ in admitted:
                         self._state.apply(pending.operation)
                     self._view = self._state.view()
             except Exception as error:
-                self._broken = f"the memory and its log differ ({error!r}); restart the server"
+                self._broken = f"the memory and its file differ ({error!r}); restart the server"
                 raise
-        self._tell()
+        self._notify()
         for pending, entry in admitted:
             pending.resolve(entry)
-        self._compact_if_due()
 
-    def _tell(self) -> None:
+    def _check_open(self) -> None:
+        if self._closed:
+            raise MemoryClosedError("the memory is closed")
+        if self._broken:
+            raise LogWriteError(self._broken)
+
+    def _notify(self) -> None:
         for callback in tuple(self._subscribers):
             try:
                 callback(self._view)
             except Exception:
                 logger.exception("%s changed, but a part of the server missed it", self.folder.live)
 
-    def _compact_if_due(self) -> None:
-        keys = self._view.image.keys.nbytes + self._view.patch.keys.nbytes
-        busy = self._compactor is not None and self._compactor.is_alive()
-        if busy or self._log.bytes < max(self._compact_bytes, keys // 4):
+    def _rest(self) -> None:
+        with self._writing:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """What stands in SQLite's journal alone goes into the database; best when nothing comes."""
+        if self.trouble():
             return
-        self._compactor = threading.Thread(target=self._compact_quietly, daemon=True)
-        self._compactor.start()
-
-    def _compact_quietly(self) -> None:
-        """The log stays whole if this fails; the next commit tries again."""
         try:
-            self.compact()
-        except Exception:
-            logger.exception("%s could not be compacted; its log goes on", self.folder.live)
+            self._database.checkpoint()
+        except (MRADError, OSError):
+            logger.warning(
+                "%s could not be tidied; it stays whole", self.folder.live, exc_info=True
+            )
 
 
-def admit(state: MemoryState, batch: Sequence[Pending]) -> list[tuple[Pending, Entry]]:
+def admit(state: MemoryState, batch: Sequence[Pending]) -> list[tuple[Pending, Entry | None]]:
     """What of the batch may happen, with the entry each is about; settles or joins the others."""
-    admitted: list[tuple[Pending, Entry]] = []
-    fresh: dict[str, tuple[Pending, Standing]] = {}  # idempotency keys of this batch
+    admitted: list[tuple[Pending, Entry | None]] = []
+    fresh: dict[str, tuple[Pending, Request]] = {}  # idempotency keys of this batch
     coming: set[str] = set()
     leaving: list[str] = []
     for pending in batch:
-        operation = pending.operation
+        operation, entry = pending.operation, None
         try:
             if isinstance(operation, Remove):
                 entry = state.check_remove(operation.entry_id, leaving)
                 leaving.append(entry.entry_id)
-            elif _repeats(state, fresh, pending, operation):
-                continue
-            else:
+            elif isinstance(operation, Add):
+                if _repeats(state, fresh, pending, operation):
+                    continue
                 entry = state.check_add(operation, coming)
                 coming.add(entry.entry_id)
                 if operation.idempotency_key is not None:
-                    standing = Standing(entry, operation.content)
-                    fresh[operation.idempotency_key] = (pending, standing)
+                    request = Request(entry, operation.content)
+                    fresh[operation.idempotency_key] = (pending, request)
         except MRADError as error:
             pending.fail(error)
             continue
@@ -298,7 +321,7 @@ def admit(state: MemoryState, batch: Sequence[Pending]) -> list[tuple[Pending, E
 
 def _repeats(
     state: MemoryState,
-    fresh: dict[str, tuple[Pending, Standing]],
+    fresh: dict[str, tuple[Pending, Request]],
     pending: Pending,
     operation: Add,
 ) -> bool:
@@ -306,30 +329,14 @@ def _repeats(
     key = operation.idempotency_key
     if key is None:
         return False
-    standing = state.ledger.get(key)
-    if standing is not None:
-        check_repeat(key, standing, operation)
-        pending.resolve(standing.entry)
+    before = state.requests.get(key)
+    if before is not None:
+        check_repeat(key, before, operation)
+        pending.resolve(before.entry)
         return True
     if key in fresh:
-        first, standing = fresh[key]
-        check_repeat(key, standing, operation)
+        first, before = fresh[key]
+        check_repeat(key, before, operation)
         first.waiting.extend(pending.waiting)
         return True
     return False
-
-
-def settle_base(folder: LiveFolder) -> Current:
-    """The pointer, made on the first start. Raises `BaseChangedError`.
-
-    A bank that was rebuilt before anything was learnt on it simply takes over.
-    """
-    digest, current = folder.base_digest(), folder.read_current()
-    if current is not None and current.base == digest:
-        return current
-    if (current is not None and current.generation) or not folder.is_untaught():
-        raise BaseChangedError(base_changed(folder.bank))
-    folder.clear_log()
-    current = Current(digest)
-    folder.write_current(current)
-    return current

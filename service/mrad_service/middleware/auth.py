@@ -98,7 +98,7 @@ class KeyFile:
         facts = {"format_version": FORMAT_VERSION, "keys": [asdict(key) for key in keys.values()]}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write_bytes(self.path, json.dumps(facts, indent=1).encode())
+            atomic_write_bytes(self.path, json.dumps(facts, indent=1).encode(), mode=0o600)
         except OSError as error:
             raise KeysFileError(f"{self.path} cannot be written: {error}") from error
 

@@ -106,6 +106,11 @@ class Banks:
             )
         return found.memory
 
+    def trouble(self) -> str:
+        """What keeps the active bank from being trusted: its files were changed. Empty for nothing."""
+        found = self._loaded.get(self._active or "")
+        return found.memory.trouble() if found is not None and found.memory is not None else ""
+
     def activate(self, name: str) -> Model:
         """Load, verify and warm, then switch. Whatever fails leaves the active bank as it is.
 
@@ -156,30 +161,32 @@ class Banks:
         """`bank.json` changed: new thresholds, or a bank that was built anew."""
         memory = found.memory
         writes = memory is not None and not memory.closed
-        if memory is not None and writes and _holds(memory):
-            fresh = replace(found.model.bank, calibration=MemoryBank.load(spec.path).calibration)
-            held, why = calibration_of(fresh, spec, found.model.detectors[0])
-            with self._following:
-                found.model = replace(found.model, calibration=held, why_uncalibrated=why)
+        if memory is not None and writes and memory.holds():
+            memory.renew()
             found.manifest = _digest(spec.path)
             return found
         # Another memory: its log has one writer, so the old one is closed first, and only once
         # the new one is known to be whole. Until then the old one judges and learns as before.
         if memory is not None and writes:
-            build_model(name, spec, MemoryBank.load(spec.path), self._encoders, self._settings)
+            bank = MemoryBank.load(spec.path, living=False)
+            build_model(name, spec, bank, self._encoders, self._settings)
             memory.retire()
         loaded = self._load(name, spec)
         found.stop_following()
         return loaded
 
     def _follow(self, loaded: Loaded, memory: DurableMemory) -> None:
-        def learnt(bank: MemoryBank) -> None:
+        def changed(bank: MemoryBank) -> None:
             with self._following:
-                loaded.model = follow(loaded.model, bank)
+                before, model = loaded.model, follow(loaded.model, bank)
+                if bank.calibration != before.bank.calibration:
+                    held, why = calibration_of(bank, model.spec, model.detectors[0])
+                    model = replace(model, calibration=held, why_uncalibrated=why)
+                loaded.model = model
 
-        loaded.stop_following = memory.subscribe(learnt)
+        loaded.stop_following = memory.subscribe(changed)
         if memory.bank is not loaded.model.bank:
-            learnt(memory.bank)
+            changed(memory.bank)
 
     def _memory_of(self, path: Path) -> DurableMemory | None:
         """Two names may mean the same folder with two heads; its log has one writer."""
@@ -202,12 +209,6 @@ class Banks:
         memory = loaded.memory
         if memory is not None and self._memory_of(memory.folder.bank) is not memory:
             memory.close()
-
-
-def _holds(memory: DurableMemory) -> bool:
-    """Whether the folder still holds the keys that this memory grew from."""
-    current = memory.folder.read_current()
-    return current is not None and current.base == memory.folder.base_digest()
 
 
 def _digest(path: Path) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from mrad_service.memory import DurableMemory
 
+from mrad.memory import database
 from mrad.memory.bank import MemoryBank
 from mrad.memory.entry import Entry, Key, new_entry_id
 from mrad.memory.level import unit
@@ -46,7 +47,8 @@ def save_base(path: Path) -> None:
 
 def teach(base: str, acknowledged: str, round_: int, threads: int, ready) -> None:
     """Open, check against what was promised, then add, repeat and remove until killed."""
-    memory = DurableMemory.open(base, compact_bytes=4_000)
+    database.CHECKPOINT = 20  # pages: kills meet the moving of the journal, too
+    memory = DurableMemory.open(base)
     check(memory, Path(acknowledged))
     out = os.open(acknowledged, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     for number in range(threads):
@@ -54,11 +56,13 @@ def teach(base: str, acknowledged: str, round_: int, threads: int, ready) -> Non
         args = (memory, out, f"{round_}-{number}", mine)
         threading.Thread(target=_teach, args=args, daemon=True).start()
     ready.set()
-    threading.Event().wait()
+    while True:  # and compactions
+        threading.Event().wait(0.02)
+        memory.compact()
 
 
 def _left_behind(memory: DurableMemory, prefix: str) -> list[str]:
-    """What a killed thread had added: its successor removes it, so that logs stay compactable."""
+    """What a killed thread had added: its successor removes it, so that the memory stays small."""
     return [entry.entry_id for entry in memory.bank.entries if entry.source.startswith(prefix)]
 
 

@@ -1,7 +1,7 @@
 """kill -9 at random moments under concurrent writes: nothing acknowledged is lost or doubled.
 
 The workers are forked from a server process that has imported everything, so that a restart costs
-milliseconds and a kill falls into writes, commits and compactions rather than into imports.
+milliseconds and a kill falls into commits, checkpoints and compactions rather than into imports.
 """
 
 from __future__ import annotations
@@ -53,8 +53,7 @@ def _kill_often(tmp_path: Path, kills: int) -> None:
     worker.save_base(base)
     context = multiprocessing.get_context("fork")
     pause = random.Random(kills)
-    live = tmp_path / "bank.live"
-    generations, midway, promises = set(), 0, 0
+    journal, midway, promises = tmp_path / "bank.live" / "memory.sqlite-wal", 0, 0
     for round_ in range(kills):
         ready = context.Event()
         process = context.Process(target=_run, args=(str(base), str(acknowledged), round_, ready))
@@ -65,18 +64,14 @@ def _kill_often(tmp_path: Path, kills: int) -> None:
         assert process.is_alive(), "a worker died by itself"
         process.kill()
         process.join()
-        generations.add((live / "CURRENT").read_text())
-        midway += len(list((live / "log").glob("*.wal"))) > 1  # begun, its old log still there
+        midway += journal.exists() and journal.stat().st_size > 0
     from mrad_service.memory import DurableMemory
 
     with DurableMemory.open(base) as memory:
         promises = worker.check(memory, acknowledged)
-    print(
-        f"{kills} kills, {midway} of them in the middle of a compaction; {promises} promises kept, "
-        f"{len(generations)} generations seen"
-    )
+    print(f"{kills} kills, {midway} of them with a journal left; {promises} promises kept")
     assert promises > 5 * kills
-    assert len(generations) + midway > kills // 4, "the kills hardly met a compaction"
+    assert midway > kills // 4, "the kills hardly met a write"
 
 
 def test_25_kills(tmp_path: Path) -> None:

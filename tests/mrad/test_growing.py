@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from mrad_service.memory.growing import GrowingLevel
 
 from mrad.memory import level as memory_module
 from mrad.memory.entry import Key
+from mrad.memory.growing import GrowingLevel
 from mrad.memory.level import LevelMemory, all_finite
 
 

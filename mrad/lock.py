@@ -9,7 +9,7 @@ import socket
 from datetime import UTC, datetime
 from pathlib import Path
 
-from mrad_service.memory.errors import BankLockedError
+from mrad.errors import BankLockedError
 
 
 class WriterLock:
@@ -46,6 +46,23 @@ class WriterLock:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock; True too where this user may not know."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
 
 
 def describe(holder: bytes) -> str:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from mrad.memory.bank import MemoryBank
+from mrad.memory.contents import Changes, Contents
 from mrad.memory.entry import Entry, Key
 from mrad.memory.level import LevelMemory
 
+C = TypeVar("C", bound=Contents)
 FIELDS = ("keys", "labels", "entry", "region", "size", "tile")
 
 
@@ -80,11 +83,18 @@ class GrowingLevel:
             self._arrays[name] = larger
 
 
-class GrowingBank:
-    """Entries and both levels; `view` is a `MemoryBank`."""
+class GrowingBank(Generic[C]):
+    """Entries and both levels; `view` is a bank of the same kind."""
 
-    def __init__(self, bank: MemoryBank) -> None:
+    def __init__(self, bank: C) -> None:
         self._bank = bank
+        self.metadata: dict[str, Any] = bank.metadata
+        self.calibration: dict[str, Any] | None = bank.calibration
+        self.sequence = 0
+        """Number of the last operation; 0 while nothing was learned."""
+        self.folder = Path()
+        """Where what was learned lies."""
+        self._built, self._removed = len(bank.entries), 0
         self._image, self._patch = GrowingLevel(bank.image), GrowingLevel(bank.patch)
         self._entries = list(bank.entries)
         self.rows = {entry.entry_id: row for row, entry in enumerate(self._entries)}
@@ -113,10 +123,12 @@ class GrowingBank:
 
     def remove(self, entry_id: str) -> None:
         """Mark an entry as gone; `view` sweeps."""
-        self._dropped.append(self.rows.pop(entry_id))
+        row = self.rows.pop(entry_id)
+        self._dropped.append(row)
+        self._removed += row < self._built
         self.thumbnails.pop(entry_id, None)
 
-    def view(self) -> MemoryBank:
+    def view(self) -> C:
         """The bank as it is now. Its thumbnails are the store's own mapping: ask, don't iterate."""
         self._sweep()
         return replace(
@@ -125,6 +137,9 @@ class GrowingBank:
             image=self._image.view(),
             patch=self._patch.view(),
             thumbnails=self.thumbnails,
+            metadata=self.metadata,
+            calibration=self.calibration,
+            changes=self._changes(),
             digest=None,
         )
 
@@ -138,6 +153,12 @@ class GrowingBank:
                 return True
         return False
 
+    def _changes(self) -> Changes | None:
+        if not self.sequence:
+            return None
+        added = len(self._entries) - self._built
+        return Changes(added, self._removed, self.sequence, self.folder)
+
     def _sweep(self) -> None:
         if not self._dropped:
             return
@@ -145,6 +166,7 @@ class GrowingBank:
         kept[self._dropped] = False
         self._image.keep(kept)
         self._patch.keep(kept)
+        self._built = int(kept[: self._built].sum())
         self._entries = [entry for entry, keep in zip(self._entries, kept) if keep]
         self.rows = {entry.entry_id: row for row, entry in enumerate(self._entries)}
         self._dropped = []

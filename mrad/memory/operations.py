@@ -1,0 +1,84 @@
+"""What changes a living memory: an entry added, an entry removed, a named value stored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from mrad.memory.entry import Entry, Key
+
+
+@dataclass(frozen=True)
+class Add:
+    """A new entry with its keys."""
+
+    entry: Entry
+    keys: tuple[Key, ...]
+    thumbnail: bytes | None = None
+    idempotency_key: str | None = None
+    content: str = ""
+    """Digest of what was uploaded: a repeat under the same idempotency key brings the same."""
+
+
+@dataclass(frozen=True)
+class Remove:
+    """An entry that is gone, with its keys."""
+
+    entry_id: str
+
+
+@dataclass(frozen=True)
+class Put:
+    """A value kept beside the entries under a name: thresholds, scores of the memory's own images."""
+
+    name: str
+    value: bytes | None
+    """None takes the name away."""
+
+
+Operation = Add | Remove | Put
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an idempotency key was used for."""
+
+    entry: Entry
+    content: str = ""
+    """See `Add.content`; empty where an older release wrote it."""
+
+
+def pack_keys(keys: Sequence[Key]) -> tuple[str, bytes]:
+    """Facts of the keys as JSON, their vectors as float32, little endian, one after the other."""
+    facts = [
+        [key.level, key.label, key.region, key.size, key.tile, len(key.vector)] for key in keys
+    ]
+    vectors = (np.ascontiguousarray(key.vector, dtype="<f4").tobytes() for key in keys)
+    return json.dumps(facts, separators=(",", ":")), b"".join(vectors)
+
+
+def unpack_keys(entry_id: str, facts: str, vectors: bytes) -> tuple[Key, ...]:
+    """The keys that `pack_keys` packed. Raises `ValueError`, `TypeError` for anything else."""
+    keys, offset = [], 0
+    for level, label, region, size, tile, dim in json.loads(facts):
+        vector = np.frombuffer(vectors, "<f4", dim, offset).astype(np.float32, copy=False)
+        keys.append(Key(level, label, entry_id, region, size, vector, tile))
+        offset += 4 * dim
+    if offset != len(vectors):
+        raise ValueError(f"{len(vectors)} bytes of vectors, {offset} are listed")
+    return tuple(keys)
+
+
+def pack_entry(entry: Entry) -> str:
+    """An entry as JSON."""
+    return json.dumps(asdict(entry), separators=(",", ":"))
+
+
+def unpack_entry(text: str | dict[str, Any]) -> Entry:
+    """The entry of `pack_entry`. Raises `ValueError`, `KeyError`, `TypeError`."""
+    facts = json.loads(text) if isinstance(text, str) else text
+    return Entry(**facts | {"tags": tuple(facts["tags"])})
