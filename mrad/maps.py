@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from scipy.ndimage import gaussian_filter1d
-from skimage import measure
 from torch import Tensor
 
 from mrad.errors import MRADError
@@ -27,6 +26,8 @@ def map_operator(
     Both steps are linear and separable, so a map is `A G A^T`: two small products instead of an
     interpolation and two convolutions. The Gaussian's rows are SciPy's (reflect, truncate 4).
     """
+    from scipy.ndimage import gaussian_filter1d  # loaded for the first map
+
     eye = torch.eye(grid, dtype=torch.float64)[None]
     up = F.interpolate(eye, size=image_size, mode="linear", align_corners=False)[0].T.numpy()
     if sigma > 0:
@@ -119,6 +120,8 @@ def regions(
         min_area: pixels of the map that a region has at least.
         size: width, height of the image, where its map was scaled down; regions are in its pixels.
     """
+    from skimage import measure  # a second to load: only where regions are asked for
+
     labelled = measure.label(values >= threshold, connectivity=2)
     found = [
         _region(part, values) for part in measure.regionprops(labelled) if part.area >= min_area
@@ -147,7 +150,7 @@ def _scaled(region: Region, size: tuple[int, int], drawn: tuple[int, ...]) -> Re
     )
 
 
-def _region(part: measure._regionprops.RegionProperties, values: FloatArray) -> Region:
+def _region(part: Any, values: FloatArray) -> Region:
     top, left, bottom, right = part.bbox
     inside = np.where(part.image, values[top:bottom, left:right], -np.inf)
     y, x = np.unravel_index(int(inside.argmax()), inside.shape)
@@ -161,6 +164,8 @@ def _region(part: measure._regionprops.RegionProperties, values: FloatArray) -> 
 
 
 def _outline(inside: BoolArray, left: int, top: int) -> tuple[tuple[float, float], ...]:
+    from skimage import measure
+
     padded = np.pad(inside, 1).astype(np.float32)
     # "high": pixels that touch at a corner are one region, so they are one outline.
     longest = max(measure.find_contours(padded, 0.5, fully_connected="high"), key=len)

@@ -11,7 +11,7 @@ import torch
 import typer
 
 from mrad.encoder.encoder import resolve_device
-from pretraining.export import curves, export
+from pretraining.export import curves, export, export_tower
 from pretraining.train import Recipe, Training
 
 
@@ -37,6 +37,7 @@ def main(
     training.finish()
     curves(out / "log.jsonl", out / "curves.png")
     print(f"weights: {export(training.clip, out)}")
+    print(f"its tower, for inference without open_clip: {export_tower(training.clip, out)}")
 
 
 if __name__ == "__main__":

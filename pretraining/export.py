@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from mrad import Encoder
+from mrad.encoder.converted import ConvertedTower, describe_shipped
+from mrad.encoder.parts import parts_of
 from pretraining.model import NAME
 
 
@@ -22,6 +25,18 @@ def export(clip: nn.Module, out: Path) -> Path:
     }
     path = out / f"{NAME}.safetensors"
     save_file(state, path, metadata={"format": "pt", "model": NAME})
+    return path
+
+
+def export_tower(clip: nn.Module, out: Path) -> Path:
+    """Write `mrad-mini.tower.json` beside the exported weights; returns its path."""
+    weights = out / f"{NAME}.safetensors"
+    clip.load_state_dict(load_file(weights), strict=False)  # as rounded
+    encoder = Encoder.from_clip(clip, name=NAME, device="cpu")
+    prepare = encoder.preprocess
+    tower = ConvertedTower(parts_of(clip.visual), encoder.identity, prepare.mean, prepare.std)
+    path = out / f"{NAME}.tower.json"
+    path.write_text(json.dumps(describe_shipped(tower, weights), indent=1) + "\n")
     return path
 
 

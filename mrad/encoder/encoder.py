@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,7 @@ from mrad.encoder.cuda import Graphs, compile_blocks
 from mrad.encoder.device import Owner, resolve_device
 from mrad.encoder.identity import EncoderIdentity
 from mrad.encoder.kernels import has_bf16
-from mrad.encoder.parts import parts_of
-from mrad.encoder.tower import Tower, neighbourhood_average
+from mrad.encoder.tower import Tower, TowerParts, neighbourhood_average
 from mrad.encoder.uploads import Uploads, gather
 from mrad.errors import EncoderError, NonFiniteError, UnsupportedEncoderError
 from mrad.images.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess
@@ -81,18 +81,19 @@ class Encoder:
 
     def __init__(
         self,
-        clip: nn.Module,
+        parts: TowerParts,
+        clip: Callable[[], nn.Module],
         identity: EncoderIdentity,
         preprocess: Preprocess,
         device: torch.device,
         dtype: torch.dtype,
         compiled: bool = False,
     ) -> None:
-        self.clip, self.identity, self.preprocess = clip, identity, preprocess
+        """`clip` gives the whole CLIP, text tower and all, to whoever asks for it (`self.clip`)."""
+        self._clip, self.identity, self.preprocess = clip, identity, preprocess
         self.device, self.dtype = device, dtype
         self.name, self.image_size = identity.architecture, identity.image_size
-        visual: Any = clip.visual
-        self.tower = Tower(parts_of(visual), identity.image_size, dtype).to(device).pack()
+        self.tower = Tower(parts, identity.image_size, dtype).to(device).pack()
         if compiled:
             compile_blocks(self.tower)
         on_gpu = device.type == "cuda"
@@ -129,10 +130,22 @@ class Encoder:
         Raises `WeightsNotFoundError` (what was tried, and how to bring weights by hand),
         `UnsupportedEncoderError`, `EncoderError`.
         """
-        from mrad.encoder.weights import load_clip
+        from mrad.encoder.weights import find_tower, keep_tower, load_clip
 
+        tower = find_tower(name, pretrained)
+        if tower is not None:
+            identity = replace(tower.identity, image_size=image_size or tower.identity.image_size)
+            return cls(
+                tower.parts,
+                lambda: load_clip(name, pretrained).clip,
+                identity,
+                Preprocess(identity.image_size, tower.mean, tower.std),
+                resolve_device(device),
+                _checked_precision(precision, resolve_device(device)),
+                compiled,
+            )
         loaded = load_clip(name, pretrained)
-        return cls.from_clip(
+        encoder = cls.from_clip(
             loaded.clip,
             image_size or loaded.image_size,
             name=loaded.architecture,
@@ -142,6 +155,15 @@ class Encoder:
             mean=loaded.mean,
             std=loaded.std,
         )
+        size = loaded.image_size or _side(getattr(loaded.clip.visual, "image_size", 0))
+        keep_tower(
+            name,
+            pretrained,
+            loaded.clip,
+            replace(encoder.identity, image_size=size),
+            encoder.preprocess,
+        )
+        return encoder
 
     @classmethod
     def from_clip(
@@ -157,6 +179,8 @@ class Encoder:
         std: tuple[float, ...] | None = None,
     ) -> Encoder:
         """Wrap any open_clip model built by the caller; its weights are copied, never changed."""
+        from mrad.encoder.parts import parts_of
+
         visual: Any = getattr(clip_model, "visual", None)
         if visual is None:
             raise EncoderError(f"{type(clip_model).__name__} is no CLIP: it has no image tower")
@@ -168,12 +192,14 @@ class Encoder:
             tuple(mean or getattr(visual, "image_mean", None) or OPENAI_MEAN),
             tuple(std or getattr(visual, "image_std", None) or OPENAI_STD),
         )
-        dtype = resolve_precision(precision)
-        if dtype == torch.bfloat16 and not has_bf16(target):
-            logger.warning(
-                "bf16 is emulated on this %s, many times slower than fp32: take fp32", target
-            )
-        return cls(clip_model.eval(), identity, preprocess, target, dtype, compiled)
+        dtype = _checked_precision(precision, target)
+        parts = parts_of(visual)
+        return cls(parts, clip_model.eval, identity, preprocess, target, dtype, compiled)
+
+    @cached_property
+    def clip(self) -> nn.Module:
+        """The whole CLIP; loaded by open_clip when asked for, as for its text tower."""
+        return self._clip()
 
     def encode(self, images: Sequence[ImageInput], *, raw: bool = False) -> Features:
         """Decode, preprocess and encode a batch. Raises `ImageError` for an unreadable image."""
@@ -231,6 +257,15 @@ def digest_of(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}:{list(value.shape)};".encode())
         digest.update(value.numpy().astype("<f4", copy=False).tobytes())
     return digest.hexdigest()
+
+
+def _checked_precision(precision: str, device: torch.device) -> torch.dtype:
+    dtype = resolve_precision(precision)
+    if dtype == torch.bfloat16 and not has_bf16(device):
+        logger.warning(
+            "bf16 is emulated on this %s, many times slower than fp32: take fp32", device
+        )
+    return dtype
 
 
 def resolve_precision(precision: str) -> torch.dtype:

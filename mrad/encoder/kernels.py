@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 QUICK = 1.702
@@ -124,13 +123,32 @@ def can_pack(weight: Tensor) -> bool:
     return ready and all(hasattr(torch.ops.mkldnn, name) for name in names)
 
 
-def activation_of(module: nn.Module) -> str | None:
-    """Its name in `ACTIVATIONS`; None for one that has to stay a pass of its own."""
-    if isinstance(module, QuickGELU):
-        return "silu"  # but for a factor on either side, see `frozen_mlp`
+class QuickGELU(nn.Module):
+    """x sigmoid(1.702 x): what OpenAI's weights were trained with; open_clip's has the same name."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[...] -> same."""
+        return x * torch.sigmoid(QUICK * x)
+
+
+def activation_name(module: nn.Module) -> str | None:
+    """`quick`, `gelu`, `gelu tanh`; None for another layer."""
+    if type(module).__name__ == QuickGELU.__name__:
+        return "quick"
     if isinstance(module, nn.GELU):
         return "gelu" if module.approximate == "none" else "gelu tanh"
     return None
+
+
+def activation_module(name: str) -> nn.Module:
+    """The layer of a name that `activation_name` gives."""
+    return QuickGELU() if name == "quick" else nn.GELU("tanh" if name == "gelu tanh" else "none")
+
+
+def activation_of(module: nn.Module) -> str | None:
+    """Its name in `ACTIVATIONS`; None for one that has to stay a pass of its own."""
+    name = activation_name(module)
+    return "silu" if name == "quick" else name  # but for a factor on either side: `frozen_mlp`
 
 
 def frozen_mlp(mlp: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -143,7 +161,7 @@ def frozen_mlp(mlp: nn.Module, dtype: torch.dtype) -> nn.Module:
     found = [(name, m, activation_of(m)) for name, m in mlp.named_children() if activation_of(m)]
     # open_clip's c_fc, gelu, c_proj or timm's fc1, act, fc2; anything else keeps its own steps.
     fuses = len(names) == 2 and len(found) == 1
-    place, quick = (found[0][0], isinstance(found[0][1], QuickGELU)) if fuses else ("", False)
+    place, quick = (found[0][0], activation_name(found[0][1]) == "quick") if fuses else ("", False)
     for name in names:
         layer: Any = getattr(mlp, name)
         weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()

@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
-from open_clip import factory
 from platformdirs import user_cache_path
 from torch import nn
 
 from mrad import models
+from mrad.encoder.converted import ConvertedTower, cache_path, read, shipped, write
+from mrad.encoder.identity import EncoderIdentity
 from mrad.errors import EncoderError, WeightsNotFoundError
 from mrad.files import sha256_file
+from mrad.images.preprocess import Preprocess
 
+logger = logging.getLogger(__name__)
 PAPER_ENCODER = "ViT-L-14-336"
 PAPER_IMAGE_SIZE = 518
 QUICK = "-quickgelu"
@@ -72,6 +74,8 @@ def fetch(name: str, pretrained: str) -> Path:
 
     Raises `WeightsNotFoundError` that says what was tried and how to bring the file by hand.
     """
+    import open_clip
+
     config = _pretrained_config(name, pretrained)
     target = search_paths()[-1] / _safe(name)
     target.mkdir(parents=True, exist_ok=True)
@@ -116,8 +120,57 @@ class LoadedCLIP:
     """Of the pixels that the weights were trained on; None: OpenAI's."""
 
 
+def find_tower(name: str, pretrained: str | Path | None) -> ConvertedTower | None:
+    """The image tower without open_clip: shipped, or kept when it was loaded before; else None."""
+    if pretrained is None:
+        description = models.FOLDER / f"{name}.tower.json"
+        return shipped(description, models.shipped()[name]) if description.exists() else None
+    path = _cached(name, pretrained)
+    return None if path is None else read(path)
+
+
+def keep_tower(
+    name: str,
+    pretrained: str | Path | None,
+    clip: nn.Module,
+    identity: EncoderIdentity,
+    preprocess: Preprocess,
+) -> None:
+    """Keep the image tower of a CLIP that was just loaded, so that it starts faster next time.
+
+    Args:
+        name: as it was asked for.
+        pretrained: as it was asked for.
+        clip: the whole model.
+        identity: of its image tower, at the size that the method takes it at.
+        preprocess: its mean and deviation.
+
+    Nothing is kept, and the log says why, where the cache cannot be written.
+    """
+    from mrad.encoder.parts import parts_of
+
+    path = None if pretrained is None else _cached(name, pretrained)
+    if path is None or path.exists():
+        return
+    tower = ConvertedTower(parts_of(clip.visual), identity, preprocess.mean, preprocess.std)  # type: ignore[arg-type]
+    try:
+        write(tower, path)
+    except OSError as error:
+        logger.info("the tower is not kept at %s: %s", path, error)
+
+
+def _cached(name: str, pretrained: str | Path) -> Path | None:
+    """Where the tower of a file of weights is kept, whether it is there or not; None without a file."""
+    local = Path(pretrained).expanduser()
+    weights = local if local.is_file() else locate(name, str(pretrained))
+    folder = user_cache_path("mrad") / "towers"
+    return None if weights is None else cache_path(folder, name, weights)
+
+
 def load_clip(name: str, pretrained: str | Path | None) -> LoadedCLIP:
     """Build the CLIP `name` with its weights. Raises `WeightsNotFoundError`, `EncoderError`."""
+    from open_clip import factory
+
     models.register()
     path, config = _resolve(name, pretrained)
     quick = bool(config.get("quick_gelu", False))
@@ -140,6 +193,8 @@ def load_clip(name: str, pretrained: str | Path | None) -> LoadedCLIP:
 
 
 def _config_is_quick(name: str) -> bool:
+    import open_clip
+
     config: dict[str, Any] = open_clip.get_model_config(name) or {}
     return bool(config.get("quick_gelu", False))
 
@@ -184,6 +239,8 @@ def _config_of_file(name: str, path: Path) -> dict[str, Any]:
     Only OpenAI published TorchScript archives. A file may be named after a published tag; otherwise
     what is said of all weights published for the model holds: for the paper's, QuickGELU.
     """
+    import open_clip
+
     if _is_torchscript(path):
         return {"quick_gelu": True}
     base = name.removesuffix(QUICK)
@@ -198,6 +255,8 @@ def _config_of_file(name: str, path: Path) -> dict[str, Any]:
 
 
 def _pretrained_config(name: str, pretrained: str) -> dict[str, Any]:
+    import open_clip
+
     config: dict[str, Any] = open_clip.get_pretrained_cfg(name, pretrained)
     if not config:
         tags = open_clip.list_pretrained_tags_by_model(name)
@@ -224,6 +283,8 @@ def _not_found(name: str, pretrained: str, error: Exception) -> str:
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
     """State dict of safetensors, a torch file (`weights_only`) or OpenAI's TorchScript archive."""
+    from open_clip import factory
+
     try:
         if _is_torchscript(path):
             state = torch.jit.load(str(path), map_location="cpu").state_dict()
@@ -240,6 +301,8 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _load_state(clip: nn.Module, path: Path) -> None:
+    from open_clip import factory
+
     state = read_state(path)
     convert = factory.convert_state_dict
     try:

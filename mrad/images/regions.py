@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from skimage import draw, measure
 
 from mrad.errors import DataError, LayoutError
 from mrad.images.reader import load_image
@@ -64,13 +63,15 @@ class Area:
         box = cast(Box, (*low.tolist(), *high.tolist()))
         if not self.holes and _is_box(moved):
             return box, None
+        from skimage.draw import polygon
+
         found = np.zeros((high - low)[::-1], dtype=bool)
         cut = [np.array(points) * scale + shift for points in self.holes]
         outlines = [(True, points) for points in moved] + [(False, points) for points in cut]
         # The larger first: what lies within a hole counts again.
         for counts, points in sorted(outlines, key=lambda item: -np.prod(np.ptp(item[1], axis=0))):
             x, y = (points - low - 0.5).T  # a pixel's centre decides
-            found[draw.polygon(y, x, found.shape)] = counts
+            found[polygon(y, x, found.shape)] = counts
         if not found.any():
             raise LayoutError(
                 f"{self._called()} covers no pixel of a picture of {size[0]} x {size[1]}"
@@ -201,6 +202,8 @@ def _area(facts: dict[str, Any], size: Size | None, path: Path) -> Area:
 
 def _area_of_mask(path: Path) -> Area:
     """The outlines of a mask, as polygons and holes."""
+    from skimage import measure
+
     grey = np.asarray(load_image(path).convert("L")) > 0
     if not grey.any():
         raise DataError(f"{path} marks no pixel as of interest (white counts, black does not)")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mrad.errors import BankError, DimensionError, EncoderMismatchError, LayoutError
 from mrad.images.guard import InputProfile
@@ -182,9 +182,7 @@ class MemoryBank(Contents):
     @property
     def patch_keys(self) -> PatchKeys:
         """What a region of an image adds to this memory, so that later lessons add the same."""
-        from mrad.memory.keys import parse_patch_keys
-
-        return parse_patch_keys(self.metadata.get("patch_keys", REGIONS))
+        return cast(PatchKeys, self.metadata.get("patch_keys", REGIONS))
 
     @cached_property
     def layout(self) -> Layout:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from skimage import measure
 from torch import Tensor
 
 from mrad.encoder.stream import encode_tiles
@@ -54,6 +53,8 @@ def pieces_of(places: Places, anomalous: bool, mask: Mask | BoolArray | None) ->
         ignore, mask = mask.ignore if mask.ignore.any() else None, mask.anomalous
     labelled, areas = None, np.zeros(1, dtype=np.int64)
     if anomalous and mask is not None and not places.whole:
+        from skimage import measure
+
         labelled = measure.label(mask, connectivity=2)
         areas = np.bincount(labelled.ravel())
     found = []

@@ -11,8 +11,8 @@ from importlib.metadata import EntryPoint, version
 
 import pytest
 import typer
-from mrad_indexer.cli.console import MRADGroup
-from mrad_indexer.cli.main import GROUP, plug
+from mrad_indexer.cli import main
+from mrad_indexer.cli.main import GROUP
 from mrad_indexer.cli.watch import show
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -85,12 +85,16 @@ group.command("b")(failing)
 single.command()(one)
 
 
-def plugged(target: str) -> typer.Typer:
-    """An app with one plugged command, `it`."""
-    main = typer.Typer(cls=MRADGroup)
-    main.command("other")(one)
-    plug(main, EntryPoint("it", target, GROUP))
-    return main
+@pytest.fixture
+def plug(monkeypatch):
+    """`plug(target)`: the `mrad` command with one more, `it`."""
+
+    def plugged(target: str) -> typer.Typer:
+        points = main.plugged() | {"it": EntryPoint("it", target, GROUP)}
+        monkeypatch.setattr(main, "plugged", lambda: points)
+        return main.app
+
+    return plugged
 
 
 @pytest.fixture(autouse=True)
@@ -102,21 +106,21 @@ def importable(monkeypatch):
 @pytest.mark.parametrize(
     ("target", "arguments"), [("one", ["it"]), ("single", ["it"]), ("group", ["it", "a"])]
 )
-def test_a_function_a_single_command_and_a_group_are_plugged(target, arguments):
-    done = CliRunner().invoke(plugged(f"plugged_by_test:{target}"), arguments)
+def test_a_function_a_single_command_and_a_group_are_plugged(target, arguments, plug):
+    done = CliRunner().invoke(plug(f"plugged_by_test:{target}"), arguments)
     assert (done.exit_code, done.stdout) == (0, "one\n")
 
 
-def test_errors_of_plugged_commands_are_caught_and_shown_as_they_are():
-    done = CliRunner().invoke(plugged("plugged_by_test:group"), ["it", "b"])
+def test_errors_of_plugged_commands_are_caught_and_shown_as_they_are(plug):
+    done = CliRunner().invoke(plug("plugged_by_test:group"), ["it", "b"])
     assert done.exit_code == 2
     assert "[not markup]" in done.stderr
 
 
-def test_a_command_whose_packages_are_missing_says_so():
-    main = plugged("service.no_such_module:app")
-    assert "it" in CliRunner().invoke(main, ["--help"]).stdout
-    done = CliRunner().invoke(main, ["it"])
+def test_a_command_whose_packages_are_missing_says_so(plug):
+    app = plug("mrad_service.no_such_module:app")
+    assert "it" in CliRunner().invoke(app, ["--help"]).stdout
+    done = CliRunner().invoke(app, ["it"])
     assert done.exit_code == 2
     assert "pip install 'mrad[service]'" in done.stderr
 
@@ -242,3 +246,10 @@ def test_the_watch_prints_any_name(mrad, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[0].endswith(r"[/x]\n\xff.png")
     assert said[1].endswith(r"[/x]\n\xff.png: [red] is no image")
+
+
+def test_the_first_lines_of_help_are_the_commands_own():
+    group = typer.main.get_command(main.app)
+    for name, line in main.COMMANDS.items():
+        assert group.get_command(None, name).get_short_help_str(200) == line, name
+    assert list(main.COMMANDS) == group.list_commands(None)[: len(main.COMMANDS)]

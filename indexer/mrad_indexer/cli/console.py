@@ -70,9 +70,8 @@ class MRADGroup(TyperGroup):
             show_error(MRADError("FAISS is missing: pip install 'mrad[cpu]', or 'mrad[gpu]'"))
             raise typer.Exit(2) from error
         except Exception as error:
-            from mrad_client.errors import MRADClientError  # loads httpx: only when it is needed
-
-            if not isinstance(error, MRADError | MRADClientError):
+            client = sys.modules.get("mrad_client.errors")  # not loaded: it is none of its errors
+            if not isinstance(error, (MRADError, *([client.MRADClientError] if client else []))):
                 raise
             show_error(error)
             raise typer.Exit(2) from error

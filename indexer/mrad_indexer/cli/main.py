@@ -1,33 +1,74 @@
-"""The `mrad` command: builds memories, scores images, trains and judges heads, serves."""
+"""The `mrad` command: builds memories, scores images, trains and judges heads, serves.
+
+A command is imported when it runs, so that none pays for what another needs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import cache
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Annotated, Any
 
 import typer
+import typer.main
+from typer.core import TyperCommand
 
 from mrad.errors import MRADError
-from mrad_indexer.cli import bank as cli_bank
-from mrad_indexer.cli import build as cli_build
-from mrad_indexer.cli import calibrate as cli_calibrate
-from mrad_indexer.cli import data as cli_data
-from mrad_indexer.cli import demo as cli_demo
-from mrad_indexer.cli import eval as cli_eval
-from mrad_indexer.cli import heads as cli_heads
-from mrad_indexer.cli import imports as cli_import
-from mrad_indexer.cli import reproduce as cli_reproduce
-from mrad_indexer.cli import score as cli_score
-from mrad_indexer.cli import train as cli_train
-from mrad_indexer.cli import watch as cli_watch
-from mrad_indexer.cli import weights as cli_weights
 from mrad_indexer.cli.console import MRADGroup
 
 GROUP = "mrad.commands"
+COMMANDS = {
+    "demo": "See it work, offline: bundled circuit boards, the small encoder that is shipped inside.",
+    "build": "Build a memory from labelled images, with masks of the defects where there are any.",
+    "calibrate": "Choose thresholds and fit probabilities.",
+    "score": "Score images without a server; stop it at any time and run it again: it goes on.",
+    "watch": "Judge images as they arrive, until Ctrl-C or SIGTERM; what lies there already comes first.",
+    "eval": "Evaluate on labelled images: image and pixel AUROC, AP, F1-max, AUPRO.",
+    "bank": "Memories on disk.",
+    "data": "Datasets: recognise, count, check.",
+    "train": "Train a head on labelled images.",
+    "heads": "Heads: which are installed, and where from.",
+    "weights": "Encoders' weights: list, fetch, verify.",
+    "import": "Bring the paper's checkpoints and memories.",
+    "serve": "Serve a memory over HTTP, with a page at /.",
+    "memory": "A memory that learnt while it served: repair, compact, export.",
+    "keys": "API keys of the server: hashed at rest, refused at once when revoked.",
+}
+"""Our own commands in the order of `--help`, each with its first line there."""
+
+
+class Commands(MRADGroup):
+    """Commands by name; listing them imports none of ours."""
+
+    _listing = False
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Ours, then those of others."""
+        return [*COMMANDS, *sorted(plugged().keys() - COMMANDS.keys())]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command by its name; None for an unknown one."""
+        if cmd_name not in self.commands:
+            if self._listing and cmd_name in COMMANDS:
+                return TyperCommand(cmd_name, help=COMMANDS[cmd_name])
+            if cmd_name in plugged():
+                self.commands[cmd_name] = command_of(cmd_name, load(plugged()[cmd_name]))
+            elif cmd_name in COMMANDS:
+                self.commands[cmd_name] = command_of(cmd_name, own(cmd_name))
+        return self.commands.get(cmd_name)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The page of `mrad --help`."""
+        self._listing = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self._listing = False
+
 
 app = typer.Typer(
-    cls=MRADGroup,
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
@@ -54,61 +95,58 @@ def about(
     """
 
 
-for module in (
-    cli_demo,
-    cli_build,
-    cli_calibrate,
-    cli_score,
-    cli_watch,
-    cli_bank,
-    cli_data,
-    cli_eval,
-    cli_reproduce,
-):
-    module.register(app)
-app.add_typer(cli_train.app, name="train")
-app.add_typer(cli_import.app, name="import")
-app.add_typer(cli_weights.app, name="weights")
-app.add_typer(cli_heads.app, name="heads")
+@cache
+def plugged() -> dict[str, EntryPoint]:
+    """Commands of installed distributions, the service's among them."""
+    return {point.name: point for point in entry_points(group=GROUP)}
 
 
-def plug(main: typer.Typer, point: EntryPoint) -> None:
-    """Add what an entry point of `mrad.commands` names: a Typer app, or a function as one command.
+def own(name: str) -> typer.Typer:
+    """One of our commands: its module has an app of that name, or adds itself to one."""
+    module = import_module(f"mrad_indexer.cli.{'imports' if name == 'import' else name}")
+    if hasattr(module, "register"):
+        holder = typer.Typer()
+        module.register(holder)
+        return holder
+    found: typer.Typer = module.app
+    return found
+
+
+def load(point: EntryPoint) -> Any:
+    """What an entry point names: a Typer app, or a function as one command.
 
     A command whose packages are not installed stays visible and says what it lacks.
     """
     try:
-        found = point.load()
+        return point.load()
     except ImportError as error:
-        found = _missing(point, error)
+        return _missing(point, error)
+
+
+def command_of(name: str, found: Any) -> Any:
+    """A Typer app or a function as the command `name`; an app of one command is that command."""
+    holder = typer.Typer()
     if not isinstance(found, typer.Typer):
-        main.command(point.name)(found)
+        holder.command(name)(found)
+    elif name in {group.name for group in found.registered_groups}:
+        holder = found  # it added itself under its name
     elif len(found.registered_commands) == 1 and not found.registered_callback:
-        main.command(point.name)(_function(found))
+        holder.command(name)(found.registered_commands[0].callback)  # type: ignore[type-var]
     else:
-        main.add_typer(found, name=point.name)
+        holder.add_typer(found, name=name)
+    return typer.main.get_group(holder).commands[name]
 
 
-def _function(single: typer.Typer) -> Callable[..., Any]:
-    function = single.registered_commands[0].callback
-    if function is None:
-        raise AssertionError("a registered command has a function")
-    return function
+def _missing(point: EntryPoint, error: ImportError) -> Any:
+    extra = point.value.split(".")[0].removeprefix("mrad_")
 
-
-def _missing(point: EntryPoint, error: ImportError) -> Callable[[], None]:
     def command() -> None:
         raise MRADError(
-            f"mrad {point.name} needs what is not installed ({error}); try "
-            f"pip install 'mrad[{point.value.split('.')[0]}]'"
+            f"mrad {point.name} needs what is not installed ({error}); try pip install 'mrad[{extra}]'"
         )
 
     command.__doc__ = f"Not usable: {error}."
     return command
-
-
-for entry_point in sorted(entry_points(group=GROUP)):
-    plug(app, entry_point)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image
-from skimage.segmentation import find_boundaries
 
 from mrad.maps import overlay, resize_map
 from mrad.types import FloatArray
@@ -29,6 +28,8 @@ def draw(image: Image.Image, values: FloatArray, judge: Judge) -> Image.Image:
     picture = overlay(image, values, low=judge.low, high=judge.high, alpha=0.6)
     if judge.pixel_threshold is None:
         return picture
+    from skimage.segmentation import find_boundaries
+
     inside = values >= judge.pixel_threshold
     if not inside.any() or inside.all():
         return picture

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from mrad.errors import MRADError
-from mrad_service.middleware.auth import KeyFile
 
 app = typer.Typer(help="API keys of the server: hashed at rest, refused at once when revoked.")
 File = Annotated[
@@ -26,6 +25,8 @@ def add_command(
     ] = None,
 ) -> None:
     """Make a key and print it, once: only its hash is kept."""
+    from mrad_service.middleware.auth import KeyFile
+
     try:
         key = KeyFile(file).add(name, tuple(dict.fromkeys(scope or ["score"])))
     except MRADError as error:
@@ -37,6 +38,8 @@ def add_command(
 @app.command("list")
 def list_command(file: File) -> None:
     """Names, scopes and dates."""
+    from mrad_service.middleware.auth import KeyFile
+
     try:
         keys = KeyFile(file).keys()
     except MRADError as error:
@@ -51,6 +54,8 @@ def list_command(file: File) -> None:
 @app.command("revoke")
 def revoke_command(which: Annotated[str, typer.Argument(help="name or id")], file: File) -> None:
     """Refuse a key from now on."""
+    from mrad_service.middleware.auth import KeyFile
+
     try:
         key = KeyFile(file).revoke(which)
     except MRADError as error:
