@@ -25,6 +25,7 @@ COMMANDS = {
     "score": "Score images without a server; stop it at any time and run it again: it goes on.",
     "watch": "Judge images as they arrive, until Ctrl-C or SIGTERM; what lies there already comes first.",
     "eval": "Evaluate on labelled images: image and pixel AUROC, AP, F1-max, AUPRO.",
+    "reproduce": "The paper's experiment: VisA's memory judges all sets, MVTec's judges VisA.",
     "bank": "Memories on disk.",
     "data": "Datasets: recognise, count, check.",
     "train": "Train a head on labelled images.",
