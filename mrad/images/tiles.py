@@ -14,10 +14,12 @@ Size = tuple[int, int]
 
 OVERLAP = 0.25
 MOST_OVERLAP = 0.9
-SHRINK = 2.0
+SHRINK = 2.5
 """`auto`, where no mask says more: a tile is shrunk by so much to fit the encoder."""
-PATCHES = 2.0
-"""`auto`: the smallest defects should be so many patches wide."""
+PATCHES = 1.0
+"""`auto`: the smallest defects should be so many patches wide. Smaller tiles show them larger, and less of
+the part around them: on boards of 640 px tiles of 640 did better than any smaller
+(benchmarks/results/tiles.md)."""
 
 
 @dataclass(frozen=True)

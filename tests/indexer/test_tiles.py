@@ -163,6 +163,7 @@ def test_mosaics_go_through_build_and_score_by_the_command_line(boards, tmp_path
     assert bank.layout == Layout(Tiling(640, 0.0))
     assert len(bank.image) == 8 * 6
     assert int(bank.image.labels.sum()) == 4
+    assert "tiles of 640 px" in run("bank", "inspect", tmp_path / "bank")
     run("score", boards / "defect", "--bank", tmp_path / "bank", "--out", tmp_path / "scores")
     table = (tmp_path / "scores" / "results.csv").read_text()
     assert "peak_box" in table.splitlines()[0]

@@ -111,11 +111,10 @@ def test_a_tile_takes_part_by_its_shares_alone():
 
 
 def test_auto_follows_pictures_encoder_and_smallest_defects():
-    assert auto_tiling([(600, 600)], 264, 22) is None
-    assert auto_tiling([(4000, 3000)], 264, 22) == Tiling(528)
+    assert auto_tiling([(900, 900)], 264, 22) is None
+    assert auto_tiling([(4000, 3000)], 264, 22) == Tiling(660)
     assert auto_tiling([(500, 1250)], 518, 37) == Tiling(500)
-    small = auto_tiling([(4000, 3000)], 264, 22, [30.0] * 5)
-    assert small == Tiling(330)
+    assert auto_tiling([(4000, 3000)], 264, 22, [20.0] * 5) == Tiling(440)
     assert auto_tiling([(4000, 3000)], 264, 22, [3.0]) == Tiling(264)
     assert auto_tiling([], 264, 22) is None
 

@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 from mrad_indexer.cli.console import MRADGroup, console, say
+from mrad_indexer.cli.tiles import describe as describe_layout
 
 if TYPE_CHECKING:
     from mrad.memory.bank import MemoryBank
@@ -70,6 +71,7 @@ def describe(bank: MemoryBank, path: Path) -> dict[str, Any]:
         "labels": _named(Counter(entry.label for entry in bank.entries)),
         "levels": {name: _level(getattr(bank, name)) for name in ("image", "patch")},
         "patch_keys": bank.patch_keys,
+        "layout": bank.layout.to_json(),
         "indexes": _indexes(bank, path),
         "objects": {
             name: _named(Counter(e.label for e in bank.entries if e.object_name == name))
@@ -156,6 +158,8 @@ def show(facts: dict[str, Any], every: bool) -> None:
     for level, found in facts["levels"].items():
         numbers = [found[key] for key in ("keys", "normal", "anomalous", "dim")]
         counts.add_row(level, *map(str, numbers), f"{found['bytes'] / 1e6:.1f}")
+    from mrad.images.layout import Layout
+
     console.print(counts)
     adds = {"regions": "one key a region", "all": "every patch a key"}
     granularity = facts["patch_keys"]
@@ -163,6 +167,7 @@ def show(facts: dict[str, Any], every: bool) -> None:
         "an image adds to the patch level: "
         + adds.get(granularity, f"at most {granularity} patches of each region")
     )
+    say(f"looks at {describe_layout(Layout.from_json(facts['layout']))}")
     _show_indexes(facts["indexes"])
     objects = Table("object", box=box.SIMPLE_HEAD)
     for heading in ("good", "defective"):
