@@ -40,13 +40,15 @@ class Memory:
     patch_values: Tensor  # [m, 2]
 
     @classmethod
-    def random(cls, embed_dim: int, width: int, image: int, patch: int) -> Memory:
+    def random(
+        cls, embed_dim: int, width: int, image: int, patch: int, device: str = "cpu"
+    ) -> Memory:
         """A memory of the paper's size whose content does not matter for the time it takes."""
         torch.manual_seed(1)
         tensors: list[Tensor] = []
         for count, dim in ((image, embed_dim), (patch, width)):
-            tensors.append(F.normalize(torch.randn(count, dim), dim=-1))
-            tensors.append(F.one_hot(torch.arange(count) % 2, 2).float())
+            tensors.append(F.normalize(torch.randn(count, dim), dim=-1).to(device))
+            tensors.append(F.one_hot(torch.arange(count) % 2, 2).float().to(device))
         return cls(*tensors)
 
 
@@ -54,7 +56,7 @@ class PaperLoop:
     """MRAD-TF, one image at a time, from an open_clip model's own modules."""
 
     def __init__(self, visual: nn.Module, image_size: int, memory: Memory) -> None:
-        """`visual`: open_clip's own VisionTransformer."""
+        """`visual`: open_clip's own VisionTransformer, on the device of `memory`."""
         self.visual: Any = visual
         self.size, self.memory = image_size, memory
         self.preprocess = Preprocess(image_size)
@@ -62,8 +64,9 @@ class PaperLoop:
     @torch.no_grad()
     def __call__(self, image: Image.Image) -> tuple[float, FloatArray]:
         """RGB image -> fused score and map [S, S]."""
-        class_feature, patches, grid = self.encode(self.preprocess(image)[None])
         memory = self.memory
+        pixels = self.preprocess(image)[None].to(memory.image_keys.device)
+        class_feature, patches, grid = self.encode(pixels)
         query = F.normalize(class_feature, dim=-1)
         image_probability = float(retrieve(query, memory.image_keys, memory.image_values)[0, 1])
         query = F.normalize(patches[0], dim=-1)
@@ -71,7 +74,7 @@ class PaperLoop:
         cells = cells.view(1, 1, grid, grid)
         size = (self.size, self.size)
         big = F.interpolate(cells, size=size, mode="bilinear", align_corners=False)
-        blurred: FloatArray = gaussian_filter(big[0, 0].numpy(), sigma=4)
+        blurred: FloatArray = gaussian_filter(big[0, 0].cpu().numpy(), sigma=4)
         largest = np.sort(blurred.ravel())[::-1][: int(blurred.size * 0.01)]
         return 0.3 * float(largest.mean()) + 0.7 * image_probability, blurred
 

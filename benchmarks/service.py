@@ -34,14 +34,16 @@ COLUMNS = ("", "images/s", "time", "p50 ms", "p99 ms")
 
 
 @contextmanager
-def worker(kind: str, threads: int) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def worker(
+    kind: str, threads: int, batch: int = BATCH
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A process of benchmarks.service_worker, ready; its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "benchmarks.service_worker", kind]
     if kind != "bare":
-        command += [str(port), str(BATCH)]
+        command += [str(port), str(batch)]
     # As `mrad serve` sets it; here PyTorch is loaded before the service is.
     environment = {"OMP_WAIT_POLICY": "PASSIVE"} if kind == "mrad" else {}
     process = subprocess.Popen(

@@ -28,21 +28,31 @@ DEMO = Path(__file__).parent.parent / "mrad" / "demo" / "deep_pcb"
 
 
 def detector() -> Detector:
-    """The shipped encoder on a memory of the bundled boards."""
+    """On a memory of the bundled boards.
+
+    The shipped encoder on the CPU; MRAD_BENCH_DEVICE: the paper's tower there, in bf16, or with
+    MRAD_BENCH_ENCODER=mrad-mini the shipped one.
+    """
     quick = os.environ.get("MRAD_BENCH_QUICK") == "1"
-    if device := os.environ.get("MRAD_BENCH_DEVICE"):  # benchmarks.gpu: the paper's tower there
-        encoder = (Geometry.tiny() if quick else Geometry.paper()).encoder("bf16", device)
-    elif quick:
-        encoder = Geometry.tiny().encoder()
+    device = os.environ.get("MRAD_BENCH_DEVICE", "cpu")
+    seeded = "MRAD_BENCH_DEVICE" in os.environ and "MRAD_BENCH_ENCODER" not in os.environ
+    if quick:
+        encoder = Geometry.tiny().encoder(device=device)
+    elif seeded:
+        encoder = Geometry.paper().encoder("bf16", device)
     else:
-        encoder = Encoder.load("mrad-mini", device="cpu")
+        encoder = Encoder.load("mrad-mini", device=device)
+    return Detector(encoder, MemoryBank.from_samples(encoder, samples()))
+
+
+def samples() -> list[Sample]:
+    """The bundled boards of the demo's memory."""
     memory = DEMO / "memory"
-    samples = [
+    return [
         Sample(path, path.parent.name == "defect", mask if mask.exists() else None, path.name)
         for path in sorted([*memory.glob("good/*"), *memory.glob("defect/*")])
         for mask in [memory / "masks" / f"{path.stem}.png"]
     ]
-    return Detector(encoder, MemoryBank.from_samples(encoder, samples))
 
 
 def queries() -> list[bytes]:

@@ -42,9 +42,14 @@ class ExactRetriever:
         if not torch.isfinite(keys).all():
             raise NonFiniteError("the keys hold NaN or infinity")
         # Sorted by class, so that a class is a slice and its sum needs no weights.
-        self.rows = np.argsort(np.asarray(labels), kind="stable")
-        self.anomalous_from = int((np.asarray(labels) != ANOMALOUS).sum())
-        self.keys = keys[torch.from_numpy(self.rows)].to(device)
+        labels = np.asarray(labels)
+        self.rows = np.argsort(labels, kind="stable")
+        self.anomalous_from = int((labels != ANOMALOUS).sum())
+        sorted_already = bool(
+            (labels[1:] >= labels[:-1]).all()
+        )  # then no second copy of large keys
+        chosen = keys if sorted_already else keys[torch.from_numpy(self.rows).to(keys.device)]
+        self.keys = chosen.to(device)
         entry = np.arange(len(keys)) if entry is None else entry
         self.entry = torch.from_numpy(np.asarray(entry, dtype=np.int64)[self.rows]).to(device)
         self.block = block

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
@@ -97,3 +98,37 @@ def test_repeated_keys_are_real_ones_first_then_noisy_ones() -> None:
     assert 0 < np.abs(again - real).max() < 0.2
     assert not np.array_equal(again, keys[slice(10, 15)])
     np.testing.assert_allclose(np.linalg.norm(keys[slice(0, 23)], axis=1), 1, rtol=1e-6)
+
+
+@pytest.mark.nightly
+def test_every_step_of_the_gpu_benchmark_walks_on_a_cpu() -> None:
+    """Its figures mean nothing here; that it ends, and compares what it says, does."""
+    from benchmarks import gpu
+
+    tables = {found.title: found for found in gpu.run(True)}
+    aims = tables["Aims"]
+    assert [row[1] for row in aims.rows] == [20.0, 60.0, 95.0]
+    assert all(isinstance(row[2], float) for row in aims.rows)
+    left_out = [note for note in aims.notes if note.startswith(("compiled", "retrieval", "the "))]
+    assert not [note for note in left_out if not note.startswith("compiled")]
+    same = tables["CPU = cpu, float32"]
+    assert [row[1] for row in same.rows] == [0.0] * 7
+    assert len(tables["The encoder, cpu"].rows) == 10
+
+
+def test_without_a_gpu_the_gpu_benchmark_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import gpu
+
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
+    (only,) = gpu.run(False)
+    assert only.rows == [["no GPU"]]
+
+
+def test_what_carries_wheels_is_a_script_that_parses() -> None:
+    script = Path(command.__file__).with_name("bare.sh")
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    wrong = subprocess.run(
+        ["bash", script, "send", "x"], capture_output=True, text=True, check=False
+    )
+    assert wrong.returncode == 2
+    assert "fetch or run" in wrong.stderr

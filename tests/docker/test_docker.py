@@ -275,6 +275,16 @@ def test_compose_mounts_files_that_exist_and_names_that_resolve() -> None:
     assert host in compose["services"]["mrad"]["networks"]["default"]["aliases"]
 
 
+def test_compose_gives_the_gpu_profile_one_card_or_as_many_as_are_asked_for() -> None:
+    service = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]["mrad-gpu"]
+    assert service["profiles"] == ["gpu"]
+    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+    assert device["driver"] == "nvidia"
+    assert device["capabilities"] == ["gpu"]
+    assert device["count"] == "${MRAD_GPUS:-1}"
+    assert service["environment"] == {"MRAD_DEVICE": "${MRAD_DEVICE:-auto}"}
+
+
 def test_prometheus_takes_its_configuration_and_rules() -> None:
     check(tool("promtool"), "check", "config", DOCKER / "prometheus.yml")
 
