@@ -18,11 +18,11 @@ from mrad.detector import Detector
 from mrad.errors import DataError
 from mrad.files import atomic_write_bytes
 from mrad.maps import resize_map
+from mrad_indexer.datasets.pairing import pair
 from mrad_indexer.datasets.records import (
     Dataset,
     Record,
     images_below,
-    masks_by_stem,
     relative,
     require,
 )
@@ -46,9 +46,7 @@ def read_folder(
     name. Raises `DataError` for a folder that is missing or without images.
     """
     root = Path(root).absolute()
-    masks: dict[str, Path] = {}
-    for folder in _folders(root, mask_dir):
-        masks |= masks_by_stem(images_below(folder))
+    masks = [mask for folder in _folders(root, mask_dir) for mask in images_below(folder)]
     records = []
     for dirs, anomalous, split in (
         (normal_dir, False, "train"),
@@ -56,8 +54,10 @@ def read_folder(
         (abnormal_dir, True, "test"),
     ):
         for folder in _folders(root, dirs):
-            for image in images_below(folder):
-                mask = masks.get(image.stem.lower()) if anomalous else None
+            found = images_below(folder)
+            own = pair(found, masks) if anomalous else {}
+            for image in found:
+                mask = own.get(image)
                 source, defect = relative(image, root), folder.name if anomalous else ""
                 records.append(Record(image, anomalous, mask, source, root.name, defect, split))
     return require("anomalib Folder", root, records)

@@ -57,7 +57,11 @@ def own_images(bank: MemoryBank) -> Dataset:
     if not origin:
         raise DataError("the bank does not say which images it was built of; give their folder")
     try:
-        dataset = read_dataset(origin["path"], layout=origin["layout"])
+        dataset = read_dataset(
+            origin["path"],
+            layout=origin["layout"],
+            mask_orientation=origin.get("mask_orientation", "auto"),
+        )
         return choose(dataset, origin["split"], origin["objects"])
     except DataError as error:
         raise DataError(

@@ -21,7 +21,7 @@ from pathlib import Path
 from mrad_client.batch.journal import Journal, Row
 from mrad_client.batch.pictures import Places
 from mrad_client.batch.runner import Judged
-from mrad_client.batch.sources import Item, images_below, is_image
+from mrad_client.batch.sources import Item, images_below, is_image, not_taken
 from watchfiles import Change, watch
 
 from mrad.errors import DataError
@@ -109,6 +109,7 @@ def watch_folder(
             if now - scanned >= RESCAN:  # the first time after the watch began: nothing slips
                 scanned = now
                 arrivals.add(worker.unfinished())
+                worker.tell_not_taken()
             arrivals.add(worker.handle(list(arrivals.rested(folder, now)), now))
 
 
@@ -152,12 +153,28 @@ class _Worker:
 
     def mine(self, paths: Iterable[Path]) -> Iterator[Path]:
         """Images that are not our own output, where that lies inside the folder."""
+        for path in paths:
+            if is_image(path) and not self._is_ours(path):
+                yield path
+
+    def tell_not_taken(self) -> None:
+        """A row for each file that may be a picture and gets no verdict, so that it is noticed."""
+        rows = []
+        for path, why in not_taken(self.folder):
+            item = Item(path.relative_to(self.folder).as_posix(), path)
+            stamp = item.stamp()
+            if self._is_ours(path) or self.journal.has(item.name, stamp):
+                continue
+            rows.append(Judged.failed("not_taken", f"{path}: {why}").row(item, stamp))
+        self.journal.append(rows)
+        for row in rows:
+            self.report(row)
+
+    def _is_ours(self, path: Path) -> bool:
         own = [self.options.out.absolute()]
         if self.options.move_to is not None:
             own.append(self.options.move_to.absolute())
-        for path in paths:
-            if is_image(path) and not any(path.is_relative_to(place) for place in own):
-                yield path
+        return any(path.is_relative_to(place) for place in own)
 
     def unfinished(self) -> list[Path]:
         """Images in the folder that are not judged, or judged but not moved yet."""

@@ -18,7 +18,7 @@ try:
     from mrad_client.batch import Pace, Places, find_items
     from mrad_client.batch.http import HTTPTransport
     from mrad_client.batch.job import Job
-    from mrad_client.batch.screen import closing, say
+    from mrad_client.batch.screen import closing, say, say_not_taken
     from mrad_client.batch.tables import check_suffix
 except ImportError as error:  # pragma: no cover - seen in the test of the bare wheel
     sys.exit(
@@ -95,6 +95,7 @@ def score(
     found = job.do(opened(), console, restart=restart)
     written = (*out, *(path for path in (maps, overlays, summary) if path is not None))
     closing(found, written, console, console)
+    say_not_taken(source, console)
     if not found.scores:
         raise typer.Exit(1)
 

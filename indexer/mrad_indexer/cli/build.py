@@ -78,6 +78,11 @@ def build_command(
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
     precision: options.Precision = "fp32",
+    bit_depth: options.BitDepth = None,
+    strict_input: options.StrictInput = False,
+    allow_truncated: options.Truncated = False,
+    max_pixels: options.MaxPixels = None,
+    mask_orientation: options.MaskOrientation = "auto",
     strict: Annotated[
         bool, typer.Option("--strict", help="stop at an image that cannot be used")
     ] = False,
@@ -116,7 +121,11 @@ def build_command(
         kept = parse_patch_keys(patch_keys)
     except MRADError as error:
         raise typer.BadParameter(f"--patch-keys: {error}") from error
-    dataset = choose(read_dataset(data, layout=layout), split, only)
+    dataset = choose(
+        read_dataset(data, layout=layout, mask_orientation=options.orientation(mask_orientation)),
+        split,
+        only,
+    )
     say_what_is_missing(dataset)
     load = partial(
         Encoder.load, encoder, pretrained,
@@ -141,10 +150,12 @@ def build_command(
             "layout": layout,
             "split": split,
             "objects": only or [],
+            "mask_orientation": mask_orientation,
         },
         patch_keys=kept,
         coreset=coreset,
         layout=looked_at,
+        reading=options.reading(bit_depth, strict_input, allow_truncated, max_pixels),
         shard=SHARD if looked_at.plain else shard_size(looked_at, extent),
     )
     with progress() as bar:
@@ -193,6 +204,23 @@ def say_what_is_missing(dataset: Dataset) -> None:
             warn(f"{dataset.root} has no {what} image; a memory of one class cannot score")
     if counts["anomalous"] and not counts["masks"]:
         warn("no defective image has a mask, so no patch of the memory will be anomalous")
+    say_left_out(dataset)
+
+
+def say_left_out(dataset: Dataset) -> None:
+    """Pictures that are there and were not taken, by folder: none goes unnoticed."""
+    if not dataset.left_out:
+        return
+    by_folder: dict[tuple[str, str], list[str]] = {}
+    for item in dataset.left_out:
+        folder = item.path.parent.relative_to(dataset.root).as_posix()
+        by_folder.setdefault((folder, item.why), []).append(item.path.name)
+    warn(f"{len(dataset.left_out)} pictures in {dataset.root} were not taken")
+    for (folder, why), names in list(by_folder.items())[:SHOWN]:
+        shown = ", ".join(names[:3]) + (", .." if len(names) > 3 else "")
+        say(f"  {folder}/: {len(names)} ({shown}): {why}", to=errors)
+    if len(by_folder) > SHOWN:
+        say(f"  and {len(by_folder) - SHOWN} other folders", to=errors)
 
 
 def summarise(built: Built, dataset: Dataset, encoder: Encoder, out: Path) -> None:
@@ -210,13 +238,16 @@ def summarise(built: Built, dataset: Dataset, encoder: Encoder, out: Path) -> No
         f"({int(bank.patch.labels.sum())} anomalous)",
     )
     list_skipped(built.skipped)
+    list_doubtful(built.doubtful)
     unmasked = dataset.counts["unmasked"]
     if unmasked:
         fed = "the image level only"
         if bank.layout.tiling is not None:
             fed += ", or nothing where they have several tiles: nobody knows which one is defective"
         say(f"{unmasked} defective images have no mask: they feed {fed}")
-    warn_of_small(bank.metadata.get("build", {}).get("too_small", []), encoder)
+    empty = {item.source for item in built.doubtful if item.code == "mask_empty"}
+    small = bank.metadata.get("build", {}).get("too_small", [])
+    warn_of_small([source for source in small if source not in empty], encoder)
     try:
         bank.check(encoder)
     except MRADError as error:
@@ -237,6 +268,14 @@ def warn_of_small(sources: list[str], encoder: Encoder) -> None:
         say(f"  {source}", to=errors)
     if len(sources) > SHOWN:
         say("  and others: mrad bank inspect --json lists all", to=errors)
+
+
+def list_doubtful(doubtful: tuple[Skipped, ...]) -> None:
+    """What was read with a warning: how often each, and the first."""
+    for code, count in Counter(item.code for item in doubtful).most_common():
+        say(f"{count} images warned of: {code}", style="yellow")
+        first = next(item for item in doubtful if item.code == code)
+        say(f"  {first.source}: {first.reason}")
 
 
 def list_skipped(skipped: tuple[Skipped, ...]) -> None:

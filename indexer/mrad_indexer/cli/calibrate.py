@@ -42,6 +42,11 @@ def calibrate_command(
     retrieval: options.Retrieval = "exact",
     draws: Annotated[int, typer.Option(help="of the bootstrap", min=1)] = 500,
     seed: Annotated[int, typer.Option()] = 0,
+    bit_depth: options.BitDepth = None,
+    strict_input: options.StrictInput = False,
+    allow_truncated: options.Truncated = False,
+    max_pixels: options.MaxPixels = None,
+    mask_orientation: options.MaskOrientation = "auto",
     pretrained: options.Pretrained = None,
     batch_size: options.BatchSize = 8,
     device: options.Device = "auto",
@@ -65,7 +70,13 @@ def calibrate_command(
     if data is None:
         dataset = choose(own_images(memory), split, only)
     else:
-        dataset = choose(read_dataset(data, layout=layout), split, only)
+        dataset = choose(
+            read_dataset(
+                data, layout=layout, mask_orientation=options.orientation(mask_orientation)
+            ),
+            split,
+            only,
+        )
     choice = HeadChoice.parse(head)
     detector = detector_of(
         encoder_of(memory, pretrained=pretrained, device=device, precision=precision),
@@ -74,6 +85,7 @@ def calibrate_command(
         fusion=fusion,
         sigma=sigma,
         retrieval=retrieval,
+        reading=options.reading(bit_depth, strict_input, allow_truncated, max_pixels),
     )
     with progress() as bar:
         task = bar.add_task("images", total=len(dataset), note="")

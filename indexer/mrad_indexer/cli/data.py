@@ -10,6 +10,7 @@ import typer
 from rich import box
 from rich.table import Table
 
+from mrad_indexer.cli import options
 from mrad_indexer.cli.console import MRADGroup, console, say
 
 app = typer.Typer(cls=MRADGroup, help="Datasets: recognise, count, check.", no_args_is_help=True)
@@ -35,6 +36,8 @@ def layouts_command() -> None:
 def check_command(
     path: Annotated[Path, typer.Argument(help="a dataset's folder, a .csv or .jsonl list")],
     layout: Annotated[str, typer.Option(help="see mrad data layouts")] = "auto",
+    bit_depth: options.BitDepth = None,
+    mask_orientation: options.MaskOrientation = "auto",
     strict: Annotated[bool, typer.Option(help="exit with 1 when anything is wrong")] = False,
     show: Annotated[int, typer.Option(help="how many findings of each kind to list")] = 5,
 ) -> None:
@@ -42,9 +45,11 @@ def check_command(
     from mrad_indexer.datasets import read_dataset
     from mrad_indexer.datasets.check import check
 
-    dataset = read_dataset(path, layout=layout)
+    dataset = read_dataset(
+        path, layout=layout, mask_orientation=options.orientation(mask_orientation)
+    )
     with console.status(f"{len(dataset)} images"):
-        findings = check(dataset)
+        findings = check(dataset, options.reading(bit_depth))
     say((dataset.name, "bold"), f" layout, {len(dataset)} images in {path}")
     shown = Table(box=box.SIMPLE_HEAD)
     for name in ("object", "split", "good", "defective", "masks", "defects"):

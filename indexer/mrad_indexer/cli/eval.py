@@ -48,6 +48,11 @@ def eval_command(
     retrieval: options.Retrieval = "exact",
     cards: Annotated[int, typer.Option(help="images in each row of the contact sheets")] = 4,
     title: Annotated[str, typer.Option(help="of the report")] = "",
+    bit_depth: options.BitDepth = None,
+    strict_input: options.StrictInput = False,
+    allow_truncated: options.Truncated = False,
+    max_pixels: options.MaxPixels = None,
+    mask_orientation: options.MaskOrientation = "auto",
     pretrained: options.Pretrained = None,
     batch_size: options.BatchSize = 8,
     device: options.Device = "auto",
@@ -60,7 +65,11 @@ def eval_command(
     from mrad_indexer.evaluation.runner import evaluate
     from mrad_indexer.loading import HeadChoice, choose, detector_of, encoder_of
 
-    dataset = choose(read_dataset(data, layout=layout), split, only)
+    dataset = choose(
+        read_dataset(data, layout=layout, mask_orientation=options.orientation(mask_orientation)),
+        split,
+        only,
+    )
     banks = {path: MemoryBank.load(path) for path in bank}
     for path, memory in banks.items():
         say(f"memory {path.name}: {memory.composition}", style="dim")
@@ -73,7 +82,13 @@ def eval_command(
     names = candidate_names([HeadChoice.parse(text) for text in head or ["tf"]], list(banks))
     for (choice, path), name in names.items():
         detectors[name] = detector_of(
-            encoder, banks[path], choice, fusion=fusion, sigma=sigma, retrieval=retrieval
+            encoder,
+            banks[path],
+            choice,
+            fusion=fusion,
+            sigma=sigma,
+            retrieval=retrieval,
+            reading=options.reading(bit_depth, strict_input, allow_truncated, max_pixels),
         )
         configs[name] = describe(detectors[name], folders[path], choice.checkpoint)
     with _progress() as progress:
@@ -87,7 +102,14 @@ def eval_command(
             progress=lambda done: progress.update(task, completed=done),
         )
     show(evaluation)
+    say_doubtful(evaluation.dataset["warnings"])
     write(evaluation, detectors, dataset, out, title=title, cards=cards)
+
+
+def say_doubtful(warnings: dict[str, int]) -> None:
+    """How many images and masks were read with a warning."""
+    for code, count in warnings.items():
+        note(f"{count} images or masks warned of: {code}; mrad data check names them")
 
 
 def describe(detector: Detector, bank: str, checkpoint: Path | None) -> dict[str, object]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from mrad.images.masks import Orientation
+    from mrad.images.options import ReadOptions
 
 Bank = Annotated[Path, typer.Option(help="the memory's folder")]
 Head = Annotated[str, typer.Option(help="tf, or NAME:CHECKPOINT")]
@@ -25,6 +30,30 @@ ROI = Annotated[
     ),
 ]
 
+BitDepth = Annotated[
+    int | None,
+    typer.Option(
+        help="bits that count in images that do not state it, as 12 of a 16-bit PNG  [the memory's]",
+        min=1,
+        max=32,
+    ),
+]
+StrictInput = Annotated[
+    bool, typer.Option("--strict-input", help="refuse images and masks that are warned of")
+]
+Truncated = Annotated[
+    bool, typer.Option("--allow-truncated", help="take files that end early, with a warning")
+]
+MaxPixels = Annotated[int | None, typer.Option(help="of one image  [100 million]", min=1)]
+MaskOrientation = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|upright|stored",
+        help="how masks lie on images that an orientation tag turns: as people see them, or as the "
+        "pixels are stored",
+    ),
+]
+
 Layout = Annotated[str, typer.Option(help="of the data; see mrad data layouts")]
 Only = Annotated[list[str] | None, typer.Option(help="only this object; repeat")]
 
@@ -38,3 +67,28 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")]
 Precision = Annotated[
     str, typer.Option(help="fp32, or bf16: faster, not measured with large towers")
 ]
+
+
+def reading(
+    bit_depth: int | None = None,
+    strict_input: bool = False,
+    allow_truncated: bool = False,
+    max_pixels: int | None = None,
+) -> ReadOptions:
+    """How images are read, from what was said on the command line."""
+    from mrad.images.options import ReadOptions
+
+    options = ReadOptions(bit_depth=bit_depth, strict=strict_input, allow_truncated=allow_truncated)
+    if max_pixels is None:
+        return options
+    return replace(options, max_pixels=max_pixels, max_tiled_pixels=max_pixels)
+
+
+def orientation(text: str) -> Orientation:
+    """Of masks. Raises `typer.BadParameter`."""
+    from mrad.images.masks import ORIENTATIONS
+
+    for known in ORIENTATIONS:
+        if text == known:
+            return known
+    raise typer.BadParameter(f"choose {', '.join(ORIENTATIONS)}", param_hint="--mask-orientation")

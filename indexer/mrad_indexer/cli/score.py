@@ -67,6 +67,10 @@ def score_command(
     restart: Annotated[
         bool, typer.Option("--restart", help="score all again, whatever was done before")
     ] = False,
+    bit_depth: options.BitDepth = None,
+    strict_input: options.StrictInput = False,
+    allow_truncated: options.Truncated = False,
+    max_pixels: options.MaxPixels = None,
     pretrained: options.Pretrained = None,
     batch_size: options.BatchSize = 8,
     device: options.Device = "auto",
@@ -80,7 +84,7 @@ def score_command(
     """
     from mrad_client.batch.job import Job
     from mrad_client.batch.pictures import Places
-    from mrad_client.batch.screen import closing
+    from mrad_client.batch.screen import closing, say_not_taken
     from mrad_client.batch.sources import find_items
 
     from mrad.images.regions import read_roi
@@ -100,6 +104,7 @@ def score_command(
         pretrained=pretrained,
         device=device,
         precision=precision,
+        reading=options.reading(bit_depth, strict_input, allow_truncated, max_pixels),
         roi=None if roi is None else read_roi(roi, size_of(items[0].path)),
     )
     say(f"memory {bank.name}: {judge.detector.bank.composition}", style="dim", to=errors)
@@ -123,6 +128,7 @@ def score_command(
         summary = job.do(nullcontext(transport), errors, restart=restart, about=about)
     show(summary, judge)
     closing(summary, [*job.tables, out / "summary.html"], console, errors)
+    say_not_taken(sources, errors)
     if not summary.scores:
         raise typer.Exit(1)
 

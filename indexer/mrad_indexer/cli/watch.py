@@ -39,6 +39,10 @@ def watch_command(
     ] = 0.5,
     overlays: options.Overlays = True,
     roi: options.ROI = None,
+    bit_depth: options.BitDepth = None,
+    strict_input: options.StrictInput = False,
+    allow_truncated: options.Truncated = False,
+    max_pixels: options.MaxPixels = None,
     pretrained: options.Pretrained = None,
     batch_size: options.BatchSize = 8,
     device: options.Device = "auto",
@@ -64,6 +68,7 @@ def watch_command(
         pretrained=pretrained,
         device=device,
         precision=precision,
+        reading=options.reading(bit_depth, strict_input, allow_truncated, max_pixels),
         roi=None if roi is None else read_roi(roi),
     )
     stop = threading.Event()
@@ -87,3 +92,5 @@ def show(row: Row) -> None:
         return
     marks = {"normal": ("ok   ", "green"), "anomalous": ("NG   ", "red")}
     say(marks.get(row["verdict"], "–    "), f"  {as_shown(row):>7}   {name}")
+    for text in row.get("warnings") or ():
+        say(("warned", "yellow"), f" {'':9} {on_one_line(text)}")

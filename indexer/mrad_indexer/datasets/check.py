@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 from mrad.errors import ImageError, MaskError
-from mrad.images.reader import load_image
-from mrad_indexer.datasets.records import Dataset, Record
+from mrad.images.guard import code_of
+from mrad.images.options import ReadOptions
+from mrad.images.reader import read_image
+from mrad.images.survey import depths_of
+from mrad_indexer.datasets.records import Dataset, Record, relative
 
 ODD_ASPECT = 1.5
 LARGE = 1_600
@@ -25,11 +29,14 @@ class Findings:
     problems: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
 
-def check(dataset: Dataset) -> Findings:
-    """Read everything once. Memory: one image."""
+def check(dataset: Dataset, reading: ReadOptions | None = None) -> Findings:
+    """Read everything once. Memory: one image. `reading`: how pictures are read."""
     findings, seen = Findings(), dict[str, Record]()
+    reading = reading or ReadOptions()
+    if reading.bit_depth is None:
+        reading = replace(reading, assume=depths_of((r.image for r in dataset.records), reading))
     for record in dataset.records:
-        _check_record(record, findings)
+        _check_record(record, findings, reading)
         _check_twice(record, seen, findings)
     if not dataset.counts["normal"]:
         findings.problems["dataset without good images: only pixels can be evaluated"] = [
@@ -39,14 +46,26 @@ def check(dataset: Dataset) -> Findings:
         findings.problems["dataset without defective images: nothing can be evaluated"] = [
             str(dataset.root)
         ]
+    for item in dataset.left_out:
+        findings.problems["pictures that are not taken"].append(
+            f"{relative(item.path, dataset.root)}: {item.why}"
+        )
     findings.problems = dict(findings.problems)
     return findings
 
 
-def _check_record(record: Record, findings: Findings) -> None:
+def _doubt(problems: dict[str, list[str]], warnings: Iterable[str], source: str) -> None:
+    for text in warnings:
+        code, _, why = text.partition(": ")
+        problems[f"warned of: {code}"].append(f"{source}: {why}")
+
+
+def _check_record(record: Record, findings: Findings, reading: ReadOptions) -> None:
     problems = findings.problems
     try:
-        size = load_image(record.image).size
+        picture = read_image(record.image, options=reading)
+        size = picture.size
+        _doubt(problems, picture.warnings, record.source)
     except ImageError as error:
         problems["unreadable images"].append(f"{record.source}: {error}")
         return
@@ -68,15 +87,18 @@ def _check_record(record: Record, findings: Findings) -> None:
     if not record.anomalous:
         return
     try:
-        mask = record.read_mask(size)
+        mask = record.truth(size, picture.orientation)
     except MaskError as error:
         problems["unusable masks"].append(f"{record.source}: {error}")
         return
     if mask is None:
         problems["defective images without a mask"].append(record.source)
-    elif not mask.any():
+        return
+    named = ("mask_empty", "mask_full")
+    _doubt(problems, (w for w in mask.warnings if code_of(w) not in named), record.source)
+    if not mask.anomalous.any():
         problems["defective images whose mask marks no pixel"].append(record.source)
-    elif mask.all():
+    elif mask.anomalous.all():
         problems["masks that mark every pixel"].append(record.source)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from mrad_indexer.datasets.pairing import pair
 from mrad_indexer.datasets.records import (
     Dataset,
     Record,
     child,
     folders_in,
     images_in,
-    masks_by_stem,
     relative,
     require,
 )
@@ -40,9 +40,9 @@ def _read_object(folder: Path, root: Path) -> Iterator[Record]:
         place = child(folder, split)
         if place is None:
             continue
-        masks = masks_by_stem(images_in(child(place, "Label") or place / "Label"))
+        masks = pair(images_in(place), images_in(child(place, "Label") or place / "Label"))
         for image in images_in(place):
-            mask = masks.get(image.stem.lower())
+            mask = masks.get(image)
             defect = "defect" if mask else ""
             source = relative(image, root)
             yield Record(image, mask is not None, mask, source, folder.name, defect, split)

@@ -6,6 +6,7 @@ Columns image,label[,mask,object,defect,split]; paths relative to the list's own
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from mrad.errors import DataError
 from mrad_indexer.datasets.records import GOOD_NAMES, Dataset, Record, relative, require
 
+SPLITS = {"train", "test", "val", "validation"}
 LABELS = {
     **dict.fromkeys(("0", "false", "no", "negative", *GOOD_NAMES), False),
     **dict.fromkeys(
@@ -30,15 +32,34 @@ def detect_csv(path: Path) -> bool:
 
 def read_csv(path: Path) -> Dataset:
     """A table with a header. Raises `DataError` naming the line that cannot be used."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        missing = {"image", "label"} - set(rows.fieldnames or ())
+    with io.StringIO(table_text(path), newline="") as file:
+        rows = csv.DictReader(file, delimiter=separator(path, file))
+        rows.fieldnames = [(name or "").strip().lower() for name in rows.fieldnames or ()]
+        missing = {"image", "label"} - set(rows.fieldnames)
         if missing:
             raise DataError(
                 f"{path} lacks the columns {sorted(missing)}; needed: image,label; "
-                "optional: mask,object,defect,split"
+                f"optional: mask,object,defect,split; it has {rows.fieldnames}"
             )
         return require("csv", path.parent, list(_records(path, enumerate(rows, start=2))))
+
+
+def table_text(path: Path) -> str:
+    """A table's text: UTF-8, else as Windows programs of the West write it (cp1252)."""
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", "replace")
+
+
+def separator(path: Path, file: io.StringIO) -> str:
+    """What stands between the columns of the first line: spreadsheets of many tongues take `;`."""
+    head = file.readline()
+    file.seek(0)
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    return max(",;\t|", key=head.count)
 
 
 def detect_jsonl(path: Path) -> bool:
@@ -68,7 +89,10 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _records(path: Path, rows: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[Record]:
     for number, row in rows:
         where = f"{path}, line {number}"
-        text = {key: "" if value is None else str(value).strip() for key, value in row.items()}
+        text = {
+            str(key).strip().lower(): "" if value is None else str(value).strip()
+            for key, value in row.items()
+        }
         if not text.get("image"):
             raise DataError(f"{where} names no image")
         yield _record(path.parent, where, text)
@@ -104,19 +128,27 @@ def detect_meta(path: Path) -> bool:
 
 
 def read_meta(path: Path) -> Dataset:
-    """{split: {object: [{img_path, mask_path, cls_name, specie_name, anomaly}]}}."""
+    """{split: {object: [{img_path, mask_path, cls_name, specie_name, anomaly}]}}, or by object first."""
     file = _meta(path)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         rows = [
             _meta_record(file.parent, f"{file}, {split}/{name}, item {i}", split, item)
-            for split, objects in content.items()
-            for name, items in objects.items()
+            for split, name, items in _by_split(content)
             for i, item in enumerate(items)
         ]
     except (ValueError, AttributeError, TypeError) as error:
         raise DataError(f"{file} is not a meta.json of the paper's code: {error}") from error
     return require("meta", file.parent, rows)
+
+
+def _by_split(content: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str, Any]]:
+    """Split, object and its items, whichever of the two comes first."""
+    outer, inner = set(content), {name for value in content.values() for name in value}
+    swapped = bool(inner & SPLITS) and not outer & SPLITS
+    for first, below in content.items():
+        for second, items in below.items():
+            yield (second, first, items) if swapped else (first, second, items)
 
 
 def _meta(path: Path) -> Path:

@@ -7,6 +7,7 @@ import csv
 from pathlib import Path
 
 from mrad.errors import DataError
+from mrad_indexer.datasets.pairing import pair
 from mrad_indexer.datasets.records import (
     Dataset,
     Record,
@@ -14,7 +15,6 @@ from mrad_indexer.datasets.records import (
     folders_in,
     images_below,
     images_in,
-    masks_by_stem,
     relative,
     require,
 )
@@ -110,9 +110,11 @@ def read_segmentation(root: Path) -> Dataset:
     """Every image shows a lesion; there are no normal ones, so only pixels can be evaluated."""
     records = []
     for images, truth, split in _pairs(root):
-        masks = masks_by_stem(images_below(truth))
-        for image in images_below(images):
-            mask = masks.get(image.stem.lower())
+        # ISIC keeps pictures of superpixels beside the images.
+        found = [p for p in images_below(images) if not p.stem.lower().endswith("_superpixels")]
+        masks = pair(found, images_below(truth))
+        for image in found:
+            mask = masks.get(image)
             source = relative(image, root)
             records.append(Record(image, True, mask, source, root.name, "lesion", split))
     return require("segmentation", root, records)

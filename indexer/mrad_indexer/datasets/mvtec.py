@@ -1,13 +1,17 @@
-"""MVTec AD's layout, used by MPDD, BTAD (`ok`/`ko`), DTD-Synthetic and many others.
+"""MVTec AD's layout, used by MVTec LOCO and AD 2, MPDD, BTAD (`ok`/`ko`), DTD-Synthetic and others.
 
-<object>/train/good/*, <object>/test/<good or a defect>/*, <object>/ground_truth/<defect>/*
+<object>/train/good/*, <object>/test/<good or a defect>/*, <object>/ground_truth/<defect>/*; LOCO has
+validation/ too, and a folder of masks for each image; AD 2 has test_public/ with its ground_truth/ in it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from mrad.errors import DataError
+from mrad_indexer.datasets.pairing import pair
 from mrad_indexer.datasets.records import (
     GOOD_NAMES,
     Dataset,
@@ -15,12 +19,20 @@ from mrad_indexer.datasets.records import (
     child,
     folders_in,
     images_in,
-    masks_by_stem,
     relative,
     require,
 )
 
 NAME = "mvtec"
+SPLITS = (
+    ("train", "train"),
+    ("validation", "validation"),
+    ("test", "test"),
+    ("test_public", "test"),
+)
+"""Folder, and the split that it is; test_private of AD 2 has no labels."""
+NUMBERS = {"0", "1"}
+"""Kinds called so: 0 is good."""
 
 
 def detect(root: Path) -> bool:
@@ -35,27 +47,48 @@ def read(root: Path) -> Dataset:
 
 
 def _is_object(folder: Path) -> bool:
-    test = child(folder, "test")
+    test = child(folder, "test", "test_public")
     if test is None:
         return False
     kinds = {kind.name.lower() for kind in folders_in(test)}
-    return child(folder, "ground_truth") is not None or bool(kinds & GOOD_NAMES)
+    truth = child(folder, "ground_truth") or child(test, "ground_truth")
+    return truth is not None or bool(kinds & GOOD_NAMES) or (bool(kinds) and kinds <= NUMBERS)
 
 
 def _read_object(folder: Path, root: Path) -> Iterator[Record]:
-    truth = child(folder, "ground_truth")
-    for split in ("train", "test"):
-        for kind in folders_in(child(folder, split) or folder / split):
-            good = kind.name.lower() in GOOD_NAMES
-            here = child(truth, kind.name) if truth and not good else None
-            masks = masks_by_stem(images_in(here)) if here else {}
-            for image in images_in(kind):
-                yield Record(
-                    image=image,
-                    anomalous=not good,
-                    mask=masks.get(image.stem.lower()),
-                    source=relative(image, root),
-                    object_name=folder.name,
-                    defect="" if good else kind.name,
-                    split=split,
-                )
+    for name, split in SPLITS:
+        place = child(folder, name)
+        if place is None:
+            continue
+        truth = child(place, "ground_truth") or child(folder, "ground_truth")
+        kinds = [kind for kind in folders_in(place) if kind.name.lower() != "ground_truth"]
+        names = {kind.name.lower() for kind in kinds}
+        unnamed = not names & GOOD_NAMES and not names <= NUMBERS
+        if unnamed and (split != "test" or (len(kinds) > 1 and truth is None)):
+            raise DataError(_no_good(place, kinds))
+        for kind in kinds:
+            good = kind.name.lower() in GOOD_NAMES or (names <= NUMBERS and kind.name == "0")
+            defect = "" if good else kind.name
+            like = Record(kind, not good, None, "", folder.name, defect, split)
+            yield from _read_kind(kind, good, truth, like, root)
+
+
+def _no_good(place: Path, kinds: list[Path]) -> str:
+    names = ", ".join(kind.name for kind in kinds) or "none"
+    return (
+        f"{place} has no folder of good images (one of {sorted(GOOD_NAMES)}; of 0 and 1, 0); it has "
+        f"{names}: rename the folder of the good ones to good"
+    )
+
+
+def _read_kind(
+    kind: Path, good: bool, truth: Path | None, like: Record, root: Path
+) -> Iterator[Record]:
+    """The images of one folder; `like`: what is the same for all."""
+    here = child(truth, kind.name) if truth and not good else None
+    images = images_in(kind)
+    masks = pair(images, images_in(here)) if here else {}
+    several = {place.name.lower(): place for place in folders_in(here)} if here else {}
+    for image in images:
+        mask = None if good else masks.get(image) or several.get(image.stem.lower())
+        yield replace(like, image=image, mask=mask, source=relative(image, root))

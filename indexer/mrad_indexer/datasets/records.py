@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from mrad.errors import DataError
+from mrad.errors import DataError, MaskError
 from mrad.files import utf8
-from mrad.images.formats import SUFFIXES
 from mrad.images.masks import Mask, Orientation, read_mask
+from mrad.images.reader import read_image
 from mrad.types import BoolArray, Sample
+from mrad_indexer.datasets.walk import LeftOut, is_image, walk
 
 GOOD_NAMES = frozenset({"good", "ok", "normal"})
-MASK_ENDINGS = ("", "_mask", "_label", "_gt", "_segmentation", "_groundtruth", "-mask", "_seg")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Record:
     image: Path
     anomalous: bool
     mask: Path | None = None
-    """Read by `mrad.images.masks`, whatever it is called."""
+    """Read by `mrad.images.masks`, whatever it is called; a folder of masks counts as their sum."""
     source: str = ""
     """Path relative to the dataset's root, with forward slashes."""
     object_name: str = ""
@@ -52,9 +52,14 @@ class Record:
             return Mask(nothing, nothing)
         if self.mask is None:
             return None
-        return read_mask(
-            self.mask, size, image_orientation=orientation, orientation=self.mask_orientation
-        )
+        parts = images_in(self.mask) if self.mask.is_dir() else [self.mask]
+        if not parts:
+            raise MaskError(f"{self.mask} holds no mask")
+        masks = [
+            read_mask(part, size, image_orientation=orientation, orientation=self.mask_orientation)
+            for part in parts
+        ]
+        return masks[0] if len(masks) == 1 else _joined(masks)
 
     def read_mask(self, size: tuple[int, int], orientation: int = 1) -> BoolArray | None:
         """`truth`'s anomalous pixels, bool [height, width]."""
@@ -62,9 +67,18 @@ class Record:
         return None if truth is None else truth.anomalous
 
     def sample(self) -> Sample:
-        """The same image for the memory."""
-        mask = self.mask if self.anomalous else None
+        """The same image for the memory. Raises `MaskError`, `ImageError` for a folder of masks."""
+        mask: Path | BoolArray | None = self.mask if self.anomalous else None
+        if isinstance(mask, Path) and mask.is_dir():
+            picture = read_image(self.image)
+            mask = self.read_mask(picture.size, picture.orientation)
         return Sample(self.image, self.anomalous, mask, self.source, self.object_name, self.defect)
+
+
+def _joined(masks: Sequence[Mask]) -> Mask:
+    marked = np.logical_or.reduce([mask.anomalous for mask in masks])
+    ignore = np.logical_or.reduce([mask.ignore for mask in masks]) & ~marked
+    return Mask(marked, ignore, tuple(dict.fromkeys(w for mask in masks for w in mask.warnings)))
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,10 @@ class Dataset:
     """The reader's name."""
     root: Path
     records: tuple[Record, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    """Pictures below the root that are neither an image nor a mask of these records."""
+    used: frozenset[Path] = frozenset()
+    """Other files that the reader has looked at: the empty labels of good images."""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -111,11 +129,6 @@ class Dataset:
         return replace(self, records=kept)
 
 
-def is_image(path: Path) -> bool:
-    """A file that looks like an image, not a system's leftover."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-
-
 def images_in(folder: Path) -> list[Path]:
     """Images directly in `folder`, by name; none when it does not exist."""
     if not folder.is_dir():
@@ -124,10 +137,14 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Images in `folder` and below, by path."""
+    """Images in `folder` and below, by path; linked folders are followed."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.rglob("*") if is_image(path) and path.is_file())
+    return sorted(
+        path
+        for path in walk(folder)
+        if is_image(path) and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+    )
 
 
 def folders_in(folder: Path) -> list[Path]:
@@ -141,19 +158,6 @@ def child(folder: Path, *names: str) -> Path | None:
     """The first folder directly inside whose name, in any case, is one of `names`."""
     found = {path.name.lower(): path for path in folders_in(folder)}
     return next((found[name.lower()] for name in names if name.lower() in found), None)
-
-
-def masks_by_stem(masks: Iterable[Path]) -> dict[str, Path]:
-    """Stem of the image that each mask belongs to (lower case) -> mask."""
-    found: dict[str, Path] = {}
-    for mask in masks:
-        stem = mask.stem.lower()
-        for ending in MASK_ENDINGS:
-            if stem.endswith(ending):
-                name = stem[: len(stem) - len(ending)] if ending else stem
-                if name and (not ending or name not in found):
-                    found[name] = mask
-    return found
 
 
 def relative(path: Path, root: Path) -> str:

@@ -6,13 +6,13 @@ import csv
 from pathlib import Path
 
 from mrad.errors import DataError
+from mrad_indexer.datasets.pairing import pair
 from mrad_indexer.datasets.records import (
     Dataset,
     Record,
     child,
     folders_in,
     images_in,
-    masks_by_stem,
     relative,
     require,
 )
@@ -61,11 +61,12 @@ def _read_csv(root: Path) -> list[Record]:
 
 def _read_object(folder: Path, root: Path) -> list[Record]:
     images, masks = folder / "Data" / "Images", folder / "Data" / "Masks" / "Anomaly"
-    truth = masks_by_stem(images_in(masks))
     records = []
     for kind, anomalous in (("Normal", False), ("Anomaly", True)):
-        for image in images_in(child(images, kind) or images / kind):
-            mask = truth.get(image.stem.lower()) if anomalous else None
+        found = images_in(child(images, kind) or images / kind)
+        truth = pair(found, images_in(masks)) if anomalous else {}
+        for image in found:
+            mask = truth.get(image)
             defect = "anomaly" if anomalous else ""
             source = relative(image, root)
             records.append(Record(image, anomalous, mask, source, folder.name, defect))

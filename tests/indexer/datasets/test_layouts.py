@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from mrad_indexer.datasets import READERS, read_dataset
@@ -142,7 +144,7 @@ def test_unknown_things_are_refused_with_what_is_known(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         read_dataset(tmp_path / "nowhere")
     picture(tmp_path / "1.png")
-    with pytest.raises(DataError, match=r"mvtec.*folder"):
+    with pytest.raises(DataError, match=r"nearest are: .*mvtec.*folder"):
         read_dataset(tmp_path)
     with pytest.raises(DataError, match="unknown"):
         read_dataset(tmp_path, layout="magic")
@@ -154,5 +156,94 @@ def test_unknown_things_are_refused_with_what_is_known(tmp_path):
 
 
 def test_every_reader_is_tested_here():
-    listed = {row[2] for row in SETS} | {"csv", "jsonl"}  # those in test_manifests.py
+    listed = {row[2] for row in SETS} | {"csv", "jsonl", "ksdd2"}  # test_manifests.py, and below
     assert listed == {reader.name for reader in READERS}
+
+
+def counts_of(root) -> tuple[str, int, int, int]:
+    dataset = read_dataset(root)
+    counts = dataset.counts
+    return dataset.name, counts["normal"], counts["anomalous"], counts["masks"]
+
+
+def test_kinds_beside_good_are_defects(tmp_path):
+    for place in ("good/1.png", "good/2.png", "scratch/1.png", "dent/1.png"):
+        picture(tmp_path / place)
+    picture(tmp_path / "masks/scratch/1.png", mask=True)
+    assert counts_of(tmp_path) == ("folder", 2, 2, 1)
+    assert {r.defect for r in read_dataset(tmp_path).records if r.anomalous} == {"scratch", "dent"}
+
+
+def test_zero_is_good_and_one_is_not(tmp_path):
+    for place in ("train/0/1.png", "test/0/1.png", "test/0/2.png", "test/1/1.png"):
+        picture(tmp_path / place)
+    assert counts_of(tmp_path) == ("mvtec", 3, 1, 0)
+    (tmp_path / "test/1").rename(tmp_path / "test/2")
+    with pytest.raises(DataError, match=r"no folder of good images|no layout"):
+        read_dataset(tmp_path)
+
+
+def test_loco_and_ad_2(tmp_path):
+    loco = tmp_path / "loco/box"
+    for place in ("train/good/000.png", "validation/good/000.png", "test/good/000.png"):
+        picture(loco / place)
+    picture(loco / "test/logical_anomalies/000.png")
+    for part in ("000.png", "001.png"):
+        picture(loco / "ground_truth/logical_anomalies/000" / part, mask=True)
+    dataset = read_dataset(tmp_path / "loco")
+    assert counts_of(tmp_path / "loco") == ("mvtec", 3, 1, 1)
+    assert {record.split for record in dataset.records} == {"train", "validation", "test"}
+    (bad,) = [record for record in dataset.records if record.anomalous]
+    assert bad.read_mask(SIZE).sum() == 64
+    assert not dataset.left_out
+
+    second = tmp_path / "ad2/can"
+    for place in ("train/good/0.png", "validation/good/0.png", "test_public/good/0.png"):
+        picture(second / place)
+    picture(second / "test_public/bad/0.png")
+    picture(second / "test_public/ground_truth/bad/0_mask.png", mask=True)
+    picture(second / "test_private/7.png")
+    assert counts_of(tmp_path / "ad2") == ("mvtec", 3, 1, 1)
+    assert [item.path.name for item in read_dataset(tmp_path / "ad2").left_out] == ["7.png"]
+
+
+def test_ksdd2_isic_and_meta_by_product(tmp_path):
+    for split, bad in (("train", False), ("test", True)):
+        picture(tmp_path / "ksdd2" / split / "10.png")
+        picture(tmp_path / "ksdd2" / split / "10_GT.png", mask=bad)
+    assert counts_of(tmp_path / "ksdd2") == ("ksdd2", 1, 1, 1)
+    isic(tmp_path / "isic")
+    folder = next((tmp_path / "isic").glob("*Data*"), None) or next(
+        (tmp_path / "isic").glob("*Input*")
+    )
+    before = len(read_dataset(tmp_path / "isic"))
+    picture(folder / "ISIC_0_superpixels.png")
+    assert len(read_dataset(tmp_path / "isic")) == before
+    paper_meta(tmp_path / "meta")
+    path = tmp_path / "meta/meta.json"
+    content = json.loads(path.read_text())
+    swapped: dict = {}
+    for split, objects in content.items():
+        for name, items in objects.items():
+            swapped.setdefault(name, {})[split] = items
+    wanted = read_dataset(tmp_path / "meta").records
+    path.write_text(json.dumps(swapped))
+    found = read_dataset(tmp_path / "meta").records
+    assert {(r.source, r.split, r.object_name) for r in found} == {
+        (r.source, r.split, r.object_name) for r in wanted
+    }
+
+
+def test_tables_as_spreadsheets_write_them(tmp_path):
+    for name in ("Prüfung.png", "b.png"):
+        picture(tmp_path / name)
+    table = "Image;Label;Defect\nPrüfung.png;1;Kratzer\nb.png;0;\n"
+    (tmp_path / "list.csv").write_bytes(table.encode("cp1252"))
+    assert counts_of(tmp_path / "list.csv")[1:3] == (1, 1)
+
+
+def test_an_unknown_layout_names_the_three_nearest(tmp_path):
+    for place in ("training/good_parts/1.png", "testing/good_parts/1.png", "ground-truth/x/1.png"):
+        picture(tmp_path / place)
+    with pytest.raises(DataError, match=r"ground-truth, testing, training.*nearest are: .*mvtec"):
+        read_dataset(tmp_path)

@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.text import Text
 
 from mrad_client.batch.names import on_one_line
+from mrad_client.batch.sources import not_taken
 from mrad_client.batch.summary import Summary
 
 NAMED = 5
@@ -64,6 +65,22 @@ def closing(summary: Summary, written: Iterable[Path], console: Console, errors:
     for row in summary.failed[:NAMED]:
         say(errors, f"  {row['name']}: {row.get('error', '')}")
     say(console, f"written: {', '.join(str(path) for path in written)}")
+
+
+def say_not_taken(sources: Iterable[str], console: Console) -> None:
+    """Files of the folders among the sources that get no verdict: none goes unnoticed."""
+    left = [item for source in sources if Path(source).is_dir() for item in not_taken(Path(source))]
+    if not left:
+        return
+    say(
+        console,
+        f"{len(left):,} {'file is' if len(left) == 1 else 'files are'} not taken:",
+        "yellow",
+    )
+    for path, why in left[:NAMED]:
+        say(console, f"  {path}: {why}")
+    if len(left) > NAMED:
+        say(console, f"  and {len(left) - NAMED:,} others")
 
 
 def say(console: Console, text: str, style: str = "") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,89 @@ from pathlib import Path
 from mrad_client.errors import InputError
 
 SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2"}
+    [
+        ".png",
+        ".apng",
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".bmp",
+        ".dib",
+        ".tif",
+        ".tiff",
+        ".btf",
+        ".webp",
+        ".gif",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".pfm",
+        ".jp2",
+        ".j2k",
+        ".jpx",
+        ".avif",
+        ".heic",
+        ".heif",
+        ".tga",
+        ".pcx",
+        ".ico",
+        ".dcm",
+        ".dicom",
+    ]
 )
+"""What the server reads; it looks at content, this list only says what a folder is searched for."""
+NO_PICTURES = frozenset(
+    [
+        ".csv",
+        ".tsv",
+        ".json",
+        ".jsonl",
+        ".ndjson",
+        ".txt",
+        ".md",
+        ".rst",
+        ".xml",
+        ".yaml",
+        ".yml",
+        ".toml",
+        ".ini",
+        ".pdf",
+        ".html",
+        ".htm",
+        ".log",
+        ".py",
+        ".ipynb",
+        ".sh",
+        ".db",
+        ".npy",
+        ".npz",
+        ".pt",
+        ".pth",
+        ".safetensors",
+        ".parquet",
+        ".xlsx",
+        ".xls",
+        ".docx",
+        ".zip",
+        ".gz",
+        ".tar",
+        ".7z",
+        ".rar",
+        ".mat",
+        ".pkl",
+        ".h5",
+        ".faiss",
+        ".journal",
+        ".part",
+        ".partial",
+        ".filepart",
+        ".crdownload",
+        ".tmp",
+    ]
+)
+"""Files that nobody expects a verdict on, and those that are still being copied."""
 MANIFESTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".txt")
 COLUMN = "image"
 
@@ -44,7 +126,35 @@ def images_below(folder: Path) -> list[Path]:
     """Images in `folder` and below, by path; none when it does not exist."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.rglob("*") if is_image(path) and path.is_file())
+    return sorted(path for path in walk(folder) if is_image(path))
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Every file below. Linked folders are followed, each folder once."""
+    seen: set[tuple[int, int]] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        try:
+            facts = Path(place).stat()
+        except OSError:  # it has gone meanwhile
+            continue
+        if (facts.st_dev, facts.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((facts.st_dev, facts.st_ino))
+        yield from (path for name in files if (path := Path(place) / name).is_file())
+
+
+def not_taken(folder: Path) -> list[tuple[Path, str]]:
+    """Files below a folder that may be pictures and are not taken, and why."""
+    found = []
+    for path in walk(folder):
+        known = path.suffix.lower() in SUFFIXES
+        if path.name.startswith("."):
+            if known and not path.name.startswith("._"):
+                found.append((path, "hidden: its name begins with a dot"))
+        elif not known and path.suffix.lower() not in NO_PICTURES:
+            found.append((path, f"the suffix {path.suffix or '(none)'} is not one of a picture"))
+    return sorted(found)
 
 
 def find_items(sources: Sequence[str]) -> list[Item]:

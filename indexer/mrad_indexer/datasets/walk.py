@@ -1,0 +1,111 @@
+"""What lies in a folder: pictures, and whatever else, so that nothing goes unnoticed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mrad.images.formats import SUFFIXES, kind_of
+
+HEAD = 1 << 12
+"""Bytes of a file that tell whether it is a picture."""
+NO_PICTURES = frozenset(
+    [
+        ".csv",
+        ".tsv",
+        ".json",
+        ".jsonl",
+        ".ndjson",
+        ".txt",
+        ".md",
+        ".rst",
+        ".xml",
+        ".yaml",
+        ".yml",
+        ".toml",
+        ".ini",
+        ".pdf",
+        ".html",
+        ".htm",
+        ".log",
+        ".py",
+        ".ipynb",
+        ".sh",
+        ".db",
+        ".npy",
+        ".npz",
+        ".pt",
+        ".pth",
+        ".safetensors",
+        ".parquet",
+        ".xlsx",
+        ".xls",
+        ".docx",
+        ".zip",
+        ".gz",
+        ".tar",
+        ".7z",
+        ".rar",
+        ".mat",
+        ".pkl",
+        ".h5",
+        ".faiss",
+        ".journal",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file that a reader did not take."""
+
+    path: Path
+    why: str
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Every file below, by path. Linked folders are followed, each folder once."""
+    seen: set[tuple[int, int]] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        facts = Path(place).stat()
+        if (facts.st_dev, facts.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((facts.st_dev, facts.st_ino))
+        folders.sort()
+        for name in sorted(files):
+            yield Path(place) / name
+
+
+def is_image(path: Path) -> bool:
+    """A file that is called like an image, not a system's leftover."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def left_out(root: Path, taken: set[Path]) -> tuple[LeftOut, ...]:
+    """Pictures below `root` that are not among `taken`, by name or by content, and why."""
+    return tuple(_left_out(root, taken))
+
+
+def _left_out(root: Path, taken: set[Path]) -> Iterator[LeftOut]:
+    for path in walk(root):
+        if path in taken or path.parent in taken:  # a folder of one image's masks is taken whole
+            continue
+        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+        if path.suffix.lower() in SUFFIXES:
+            if not hidden:
+                yield LeftOut(path, "no place in this layout")
+            elif not path.name.startswith("._"):
+                yield LeftOut(path, "hidden: its name, or its folder's, begins with a dot")
+        elif path.suffix.lower() not in NO_PICTURES and not hidden and _is_picture(path):
+            yield LeftOut(path, f"a picture whose suffix {path.suffix or '(none)'} is not known")
+
+
+def _is_picture(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return kind_of(file.read(HEAD)) is not None
+    except OSError:
+        return False
