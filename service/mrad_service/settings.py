@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mrad.images.options import DEFAULT_MAX_PIXELS, TILED_MAX_PIXELS, ReadOptions
@@ -57,7 +57,30 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535)
-    root_path: str = Field("", description="Prefix that a reverse proxy strips.")
+    root_path: str = Field(
+        "",
+        pattern=r"^(/[^/?#]+)*$",
+        description="Prefix that a reverse proxy puts before addresses.",
+    )
+    trusted_proxies: tuple[str, ...] = Field(
+        (), description="Addresses and networks whose `X-Forwarded-For` and `-Proto` are believed."
+    )
+
+    max_connections: int = Field(1000, ge=1, description="Connections at once.")
+    max_peer_connections: int = Field(
+        200, ge=1, description="Of one address; trusted proxies have no such limit."
+    )
+    max_header_bytes: int = Field(32 << 10, ge=1 << 10, description="Headers of one request.")
+    header_seconds: float = Field(
+        10.0, gt=0, description="Longest time for headers to arrive, the first byte included."
+    )
+    keep_alive_seconds: float = Field(
+        30.0, gt=0, description="An idle connection is closed after so long."
+    )
+    stall_seconds: float = Field(
+        20.0, gt=0, description="A client that takes less than 16 KiB of its answer in it is cut."
+    )
+    answer_seconds: float = Field(300.0, gt=0, description="Longest time for an answer to be read.")
 
     max_batch: int = Field(8, ge=1, description="Most images in one device batch.")
     batch_wait: float = Field(
@@ -142,6 +165,13 @@ class Settings(BaseSettings):
             allow_truncated=self.allow_truncated,
             strict=self.strict_input,
         )
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            ip_network(name, strict=False)
+        return value
 
     @model_validator(mode="after")
     def _loopback_without_keys(self) -> Self:

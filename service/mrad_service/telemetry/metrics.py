@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -13,6 +14,14 @@ from mrad_service.telemetry.drift import DriftReport
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 SCORES = tuple(i / 50 for i in range(1, 50))
+
+
+class Watched(Protocol):
+    """Connections that can be counted."""
+
+    on_cut: Callable[[str], None]
+
+    def __len__(self) -> int: ...
 
 
 class Metrics:
@@ -62,7 +71,16 @@ class Metrics:
         self.drift_limit = Gauge(
             "mrad_drift_limit", "Distance that chance gives once in a hundred.", ["signal"], **own
         )
+        self.connections = Gauge("mrad_connections", "Open connections.", **own)
+        self.cut = Counter(
+            "mrad_connections_cut", "Connections refused or cut, by reason.", ["reason"], **own
+        )
         self.gpu = Gauge("mrad_gpu_memory_bytes", "GPU memory that torch holds.", ["device"], **own)
+
+    def follow(self, connections: Watched) -> None:
+        """Show the connections of the server around this application."""
+        self.connections.set_function(lambda: len(connections))
+        connections.on_cut = lambda reason: self.cut.labels(reason).inc()
 
     def request(self, route: str, code: int, seconds: float) -> None:
         """A request was answered."""
