@@ -17,6 +17,10 @@ from mrad.errors import MRADError
 from mrad.types import BoolArray, FloatArray
 
 
+STRIP = 128
+"""Rows of an overlay that are coloured at once."""
+
+
 @lru_cache(maxsize=8)
 def map_operator(
     grid: int, image_size: int, sigma: float, device: torch.device | str = "cpu"
@@ -192,12 +196,16 @@ def overlay(
     """
     low = float(values.min()) if low is None else low
     high = float(values.max()) if high is None else high
-    heat = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
     image = at_size(image, (values.shape[1], values.shape[0]))
-    colours = _colours()[(heat * 255).astype(np.uint8)].astype(np.float32)
-    weight = (alpha * np.sqrt(heat))[..., None]
-    mixed = np.asarray(image.convert("RGB"), dtype=np.float32) * (1 - weight) + colours * weight
-    return Image.fromarray(np.round(mixed).astype(np.uint8))
+    under = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    mixed = np.empty((*values.shape, 3), np.uint8)
+    for start in range(0, len(values), STRIP):  # float colours of all of it would take 50 B a pixel
+        rows = slice(start, start + STRIP)
+        heat = np.clip((values[rows] - low) / max(high - low, 1e-12), 0, 1)
+        colours = _colours()[(heat * 255).astype(np.uint8)]
+        weight = (alpha * np.sqrt(heat))[..., None]
+        mixed[rows] = np.round(under[rows].astype(np.float32) * (1 - weight) + colours * weight)
+    return Image.fromarray(mixed)
 
 
 @lru_cache(maxsize=1)

@@ -37,6 +37,7 @@ class Limits:
     finish_threads: int = 2
     queue_images: int = 256
     queue_seconds: float = 10.0
+    max_decoded_bytes: int = 2 << 30
     nearest_every: int = 0
     """Of so many finished groups, one finds its nearest keys unasked (drift); 0: none."""
 

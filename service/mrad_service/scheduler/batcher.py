@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import structlog
-import torch
 
 from mrad.encoder.encoder import Features
 from mrad.errors import MRADError
@@ -20,9 +19,20 @@ from mrad_service.scheduler.batch import Group, Limits, Observer, admit, kind, s
 from mrad_service.scheduler.cores import usable_cores
 from mrad_service.scheduler.finishing import conclude, draw_tiles, finish_images
 from mrad_service.scheduler.health import Health
-from mrad_service.scheduler.queue import BLANK, FairQueue, Item, Job, Outcome, Patience, Rate
+from mrad_service.scheduler.queue import (
+    BLANK,
+    FairQueue,
+    Item,
+    Job,
+    Outcome,
+    Patience,
+    Rate,
+    Source,
+)
 from mrad_service.scheduler.retry import in_halves, once_more
-from mrad_service.scheduler.tiles import OPEN, Cut, TileItem, is_cut, none_of
+from mrad_service.scheduler.room import Room
+from mrad_service.scheduler.threads import start_worker
+from mrad_service.scheduler.tiles import OPEN, Cut, TileItem, is_cut
 
 log = structlog.get_logger(__name__)
 AHEAD = 2
@@ -50,6 +60,7 @@ class Batcher:
         self._largest = [limits.max_batch] * devices
         self._clean = [0] * devices
         self._groups = 0
+        self.pixels = Room(limits.max_decoded_bytes, "decoded pixels")
         self._open: set[Item] = set()
         """Images that are cut and not settled."""
         self._draining = self._closed = False
@@ -69,25 +80,7 @@ class Batcher:
             self._thread(f"device-{i}", partial(self._device_loop, i), max(1, cores // devices))
 
     def _thread(self, name: str, loop: Callable[[], None], cores: int) -> None:
-        """A thread whose tensor operations take so many cores.
-
-        Left alone, each would take them all: pools of several threads would then wait for one
-        another, spinning.
-        """
-        ready = threading.Event()
-
-        def run() -> None:
-            torch.set_num_threads(cores)
-            ready.set()
-            try:
-                loop()
-            except BaseException as error:
-                log.critical("a worker thread ended", thread=name, exc_info=error)
-                self.health.end(name, repr(error))
-
-        self._threads.append(threading.Thread(target=run, name=name, daemon=True))
-        self._threads[-1].start()
-        ready.wait()
+        self._threads.append(start_worker(name, loop, cores, self.health))
 
     # -- from the outside ---------------------------------------------------------------------
 
@@ -111,7 +104,11 @@ class Batcher:
             self._jobs.add(job)
             self._queue.push(job)
             self._changed.notify_all()
-        job.future.add_done_callback(lambda _: self._jobs.discard(job))
+        job.future.add_done_callback(lambda _: self._forget(job))
+
+    def _forget(self, job: Job) -> None:
+        self._jobs.discard(job)
+        self.pixels.forget(job)
 
     def drop(self, job: Job, error: MRADError) -> None:
         """Nobody waits for it any more."""
@@ -156,6 +153,7 @@ class Batcher:
     def _settle(self, item: Item, outcome: Outcome) -> None:
         whole = item.whole
         item.decoded = whole.decoded = None
+        self._hold(whole, 0)
         with self._changed:
             if whole.settled:
                 return
@@ -166,6 +164,11 @@ class Batcher:
             self._count(-1)
             self._changed.notify_all()
         whole.job.settle(whole.index, outcome)
+
+    def _hold(self, item: Item, count: int) -> None:
+        """Of the room for pixels only so much from now on."""
+        before, item.held = item.held, count
+        self.pixels.give(before - count)
 
     def _alive(self, item: Item) -> bool:
         """Whether someone still waits for it; settles it otherwise."""
@@ -192,15 +195,22 @@ class Batcher:
         with self._changed:
             while not self._closed:
                 if len(self._ready) + sum(self._decoding) < room:
-                    item = self._queue.pop(is_cut if len(self._open) >= OPEN else none_of)
+                    item = self._queue.pop(self._has_no_room)
                     if item is not None:
+                        item.held = item.cost
                         if is_cut(item.job) and item.whole is item:
                             self._open.add(item)
                         item.device = self._least_laden()
                         self._decoding[item.device] += 1
                         return item
-                self._changed.wait()
+                self._changed.wait(0.2 if self._queue else None)  # lessons hold pixels too
         return None
+
+    def _has_no_room(self, source: Source) -> bool:
+        """Whether the next image of a source has to wait; takes its room where not."""
+        if len(self._open) >= OPEN and is_cut(source):
+            return True
+        return source.waiting > 0 and not self.pixels.try_take(source.cost, source)
 
     def _least_laden(self) -> int:
         """The device with the fewest images before it: there the next one is uploaded."""
@@ -220,6 +230,7 @@ class Batcher:
             return
         item.decoded = decoded
         if item.whole is item:
+            self._hold(item, min(item.held, item.kept))
             self._observer.stage("decode", time.perf_counter() - began, [item])
         with self._changed:
             if item.whole is item and not decoded.places.whole:

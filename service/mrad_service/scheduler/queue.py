@@ -20,6 +20,7 @@ from mrad.images.layout import Layout
 from mrad.images.options import ReadOptions
 from mrad.types import ImageInput, Prediction
 from mrad_service.errors import DeadlineError
+from mrad_service.scheduler.room import KEPT, MAPPED, OPENED, pixels_of
 
 BLANK = Image.new("RGB", (1, 1))
 Outcome = Any
@@ -100,6 +101,11 @@ class Job:
         """The next image; None when there is no other."""
         return self._waiting.popleft() if self._waiting else None
 
+    @property
+    def cost(self) -> int:
+        """Bytes that the next image takes."""
+        return self._waiting[0].cost if self._waiting else 0
+
     def drop(self, error: MRADError) -> int:
         """Give up; returns how many images had not been taken. What runs is thrown away."""
         self.dropped = self.dropped or error
@@ -145,6 +151,24 @@ class Item:
     """Which device's pixels it was, or is being, decoded to."""
     decoded: Decoded | None = field(default=None, repr=False)
     settled: bool = False
+    held: int = 0
+    """Bytes of the room for pixels that it holds."""
+    pixels: int = -1
+    """Before it is decoded; -1: not looked at yet."""
+
+    @property
+    def cost(self) -> int:
+        """Bytes that decoding it takes, and judging it as it was asked for."""
+        if self.pixels < 0:
+            self.pixels = pixels_of(self.data)
+        wanted = self.job.wanted
+        return self.pixels * (OPENED + MAPPED * wanted.maps + KEPT * wanted.image)
+
+    @property
+    def kept(self) -> int:
+        """Bytes that remain once it is decoded."""
+        wanted, cut = self.job.wanted, self.decoded is not None and not self.decoded.places.whole
+        return self.pixels * (MAPPED * wanted.maps + KEPT * (wanted.image or cut))
 
     @property
     def whole(self) -> Item:
@@ -166,6 +190,11 @@ class Source(Protocol):
     @property
     def waiting(self) -> int:
         """Items that no thread has taken yet."""
+        ...
+
+    @property
+    def cost(self) -> int:
+        """Bytes that the next takes, beyond what is held already."""
         ...
 
     def take(self) -> Item | None:

@@ -23,6 +23,7 @@ class TileItem(Item):
     tile: Tile = None  # type: ignore[assignment]
     canvas: Canvas = None  # type: ignore[assignment]
     """Where the tiles of the image are gathered."""
+    pixels: int = 0
 
     @property
     def whole(self) -> Item:
@@ -50,6 +51,11 @@ class Cut:
         """See `Source`."""
         return len(self._tiles)
 
+    @property
+    def cost(self) -> int:
+        """Its image's pixels are held already."""
+        return 0
+
     def take(self) -> Item | None:
         """See `Source`."""
         if not self._tiles or self._item.settled:
@@ -59,11 +65,6 @@ class Cut:
         return TileItem(
             item.job, item.index, b"", parent=item, tile=self._tiles.popleft(), canvas=self._canvas
         )
-
-
-def none_of(source: Source) -> bool:
-    """Skips no source."""
-    return False
 
 
 def is_cut(source: Source) -> bool:

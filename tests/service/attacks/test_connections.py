@@ -151,7 +151,9 @@ def ask_for_maps(wire: socket.socket, image: bytes, count: int) -> None:
         b'--x\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n%s\r\n' % image
         for _ in range(count)
     )
-    body = b'--x\r\nContent-Disposition: form-data; name="map"\r\n\r\nnpy\r\n' + parts + b"--x--\r\n"
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="map"\r\n\r\nnpy\r\n' + parts + b"--x--\r\n"
+    )
     wire.sendall(
         b"POST /v1/score HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n"
         b"Content-Type: multipart/form-data; boundary=x\r\n\r\n%s" % (len(body), body)
