@@ -83,7 +83,7 @@ def create_app(settings: Settings, *, encoder_of: EncoderOf | None = None) -> Fa
     app.include_router(oip_router(require))
     app.include_router(page_router())
     # The last one added is the outermost.
-    app.add_middleware(BodyLimits, settings=settings)
+    app.add_middleware(BodyLimits, settings=settings, room=runtime.room)
     app.add_middleware(AccessControl, settings=settings)
     if settings.cors_origins:
         app.add_middleware(

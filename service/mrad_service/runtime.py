@@ -28,6 +28,7 @@ from mrad_service.scheduler.batch import Limits
 from mrad_service.scheduler.batcher import Batcher
 from mrad_service.scheduler.queue import Item, Job, Outcome
 from mrad_service.scheduler.retry import in_halves
+from mrad_service.scheduler.room import Room
 from mrad_service.settings import Settings
 from mrad_service.telemetry.drift import Drift
 from mrad_service.telemetry.metrics import Metrics
@@ -54,10 +55,12 @@ class Runtime:
                 finish_threads=settings.finish_threads,
                 queue_images=settings.queue_images,
                 queue_seconds=settings.queue_seconds,
+                max_decoded_bytes=settings.max_decoded_bytes,
                 nearest_every=settings.drift_every,
             ),
             self,
         )
+        self.room = Room(settings.max_inflight_bytes, "bodies and answers")
         self._draining = threading.Event()
         self._teaching = threading.Lock()
 
@@ -162,6 +165,7 @@ class Runtime:
 
         Raises `QueueFullError`, `DrainingError`, `DeadlineError`, `ClientGoneError`.
         """
+        job.who = client_of(request)
         job.trace = self.tracing.here() if self.tracing is not None else None
         self.batcher.submit(job)
         done = asyncio.wrap_future(job.future)
@@ -182,6 +186,12 @@ class Runtime:
             if not done.done():
                 done.cancel()
                 self.batcher.drop(job, ClientGoneError("nobody waits for this any more"))
+
+
+def client_of(request: Request) -> str:
+    """Key and address: who a request comes from, as far as that can be told."""
+    key = getattr(request.state, "key_name", "")
+    return f"{key}@{request.client.host if request.client else ''}"
 
 
 async def _left(request: Request) -> None:

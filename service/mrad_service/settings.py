@@ -111,7 +111,12 @@ class Settings(BaseSettings):
     max_file_bytes: int = Field(32 * MIB, ge=1, description="Bytes of one image file.")
     max_body_bytes: int = Field(256 * MIB, ge=1, description="Bytes of one request.")
     max_inflight_bytes: int = Field(
-        1024 * MIB, ge=1, description="Bytes of all requests being received or waiting."
+        1024 * MIB, ge=1, description="Bytes of all requests that are in, and of their answers."
+    )
+    max_decoded_bytes: int = Field(
+        2048 * MIB,
+        ge=64 * MIB,
+        description="Of all images while they are decoded, mapped or drawn on; one larger waits to be alone.",
     )
     max_response_bytes: int = Field(512 * MIB, ge=1, description="Bytes of maps in one answer.")
     max_pixels: int = Field(DEFAULT_MAX_PIXELS, ge=1, description="Pixels of one image.")

@@ -24,7 +24,7 @@ from mrad_service.scheduler import retry
 from mrad_service.scheduler.batch import Limits
 from mrad_service.scheduler.batcher import Batcher
 from mrad_service.scheduler.health import why_lost
-from mrad_service.scheduler.queue import Job, Patience, Rate, Wanted
+from mrad_service.scheduler.queue import BatchWait, Job, Rate, Wanted
 from PIL import Image
 
 from mrad.detector import Decoded
@@ -393,14 +393,14 @@ def test_a_bug_in_the_finishing_is_an_outcome_not_a_hang(house) -> None:
     assert isinstance(job.future.result(20)[0], MRADError)
 
 
-def test_patience_grows_where_waiting_pays_and_shrinks_where_not() -> None:
-    patience = Patience(0.02)
+def test_the_wait_for_a_batch_grows_where_waiting_pays_and_shrinks_where_not() -> None:
+    wait = BatchWait(0.02)
     for _ in range(20):
-        patience.learn(None)
-    assert patience.seconds < 0.001
+        wait.learn(None)
+    assert wait.seconds < 0.001
     for _ in range(20):
-        patience.learn(0.004)
-    assert patience.seconds == pytest.approx(0.008, rel=0.05)
+        wait.learn(0.004)
+    assert wait.seconds == pytest.approx(0.008, rel=0.05)
 
 
 def test_the_rate_counts_busy_time_only() -> None:

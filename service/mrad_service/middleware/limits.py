@@ -1,83 +1,149 @@
-"""How much may be sent, and for how long: counted while it streams in."""
+"""How much may be sent and answered, and for how long: counted while it streams."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+import zlib
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mrad.errors import MRADError
-from mrad_service.errors import BodyTooLargeError, QueueFullError, UploadTimeoutError
+from mrad_service.errors import (
+    BodyTooLargeError,
+    InvalidRequestError,
+    QueueFullError,
+    UnsupportedMediaError,
+    UploadTimeoutError,
+)
 from mrad_service.problems import respond
+from mrad_service.scheduler.room import Room
 from mrad_service.settings import Settings
 
 SLACK = 1 << 20
 """Bytes of form fields and boundaries beside the files."""
+SMALL = 64 << 10
+"""Bytes of a request to a route that takes no images."""
+PIECE = 256 << 10
+"""Bytes of an answer that are handed to the connection at once: the rest waits until they are read."""
+WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
 class BodyLimits:
     """ASGI middleware. Bytes count until the request is over: that is how long they are held."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self.app, self._settings = app, settings
-        self._held = 0
+    def __init__(self, app: ASGIApp, settings: Settings, room: Room) -> None:
+        """`room`: for bytes of bodies and answers of all requests."""
+        self.app, self._settings, self._room = app, settings, room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        body = _Body(self, receive, self._limit(scope["path"]), self._settings.upload_seconds)
+        limit = self._limit(scope["method"], scope["path"])
+        body = _Body(self._room, receive, limit, self._settings.upload_seconds)
+        answer = _Answer(self._room, body, scope, send)
         try:
-            body.announce(headers.get("content-length"), "transfer-encoding" in headers)
-        except MRADError as error:
-            refusal = respond(error, scope)
-            refusal.headers["Connection"] = "close"
-            await refusal(scope, receive, send)
-            return
-
-        async def answer(message: Message) -> None:
-            if message["type"] == "http.response.start" and not body.complete:
-                # Nobody reads the rest: without this it would be taken in and thrown away.
-                MutableHeaders(scope=message)["Connection"] = "close"
-            await send(message)
-
-        try:
+            try:
+                body.announce(headers)
+            except MRADError as error:
+                await respond(error, scope)(scope, receive, answer)
+                return
+            if body.packed:
+                scope = {**scope, "headers": _unpacked(scope["headers"])}
             await self.app(scope, body.receive, answer)
         finally:
-            self._held -= body.count
+            self._room.give(body.held + answer.held)
 
-    def _limit(self, path: str) -> int:
-        """An addition to the memory is one image and one mask; the rest may be many images."""
+    def _limit(self, method: str, path: str) -> int:
+        """Images come in three places; an addition to the memory is one image and one mask."""
         settings = self._settings
-        if path.startswith("/v1/memory"):
-            return min(settings.max_body_bytes, 2 * settings.max_file_bytes + SLACK)
-        return settings.max_body_bytes
+        if method == "POST":
+            if path == "/v1/memory/entries":
+                return min(settings.max_body_bytes, 2 * settings.max_file_bytes + SLACK)
+            if path == "/v1/score" or (path.startswith("/v2/models/") and path.endswith("/infer")):
+                return settings.max_body_bytes
+        return min(settings.max_body_bytes, SMALL)
 
-    def hold(self, count: int) -> None:
-        """More bytes came. Raises `QueueFullError` when all requests together hold too many."""
-        self._held += count
-        if self._held > self._settings.max_inflight_bytes:
-            raise QueueFullError("requests in flight hold too many bytes; try again", 1.0)
+
+class _Answer:
+    """What is sent: counted before it is begun, handed over piece by piece."""
+
+    def __init__(self, room: Room, body: _Body, scope: Scope, send: Send) -> None:
+        self._room, self._body, self._scope, self._send = room, body, scope, send
+        self._start: Message | None = None
+        self._started = self._refused = False
+        self.held = 0
+
+    async def __call__(self, message: Message) -> None:
+        """As ASGI's. Where there is no room for an answer, a refusal goes out instead."""
+        if self._refused:
+            return
+        if message["type"] == "http.response.start":
+            self._start = message
+            return
+        data: bytes = message.get("body", b"")
+        if not self._started and len(data) > PIECE:
+            try:
+                self._room.take(len(data))
+            except QueueFullError as error:
+                problem = respond(error, self._scope)
+                await problem(self._scope, self._body.receive, self)
+                self._refused = True
+                return
+            self.held += len(data)
+        await self._begin()
+        view, last = memoryview(data), not message.get("more_body", False)
+        for at in range(0, max(1, len(view)), PIECE):
+            more = not last or at + PIECE < len(view)
+            piece = bytes(view[at : at + PIECE])
+            await self._send({"type": "http.response.body", "body": piece, "more_body": more})
+
+    async def _begin(self) -> None:
+        if self._started or self._start is None:
+            return
+        self._started = True
+        if not self._body.complete:
+            # Nobody reads the rest: without this it would be taken in and thrown away.
+            MutableHeaders(scope=self._start)["Connection"] = "close"
+        await self._send(self._start)
 
 
 class _Body:
-    def __init__(self, limits: BodyLimits, receive: Receive, limit: int, seconds: float) -> None:
-        self._limits, self._receive, self._limit = limits, receive, limit
+    def __init__(self, room: Room, receive: Receive, limit: int, seconds: float) -> None:
+        self._room, self._receive, self._limit = room, receive, limit
         self._until = time.monotonic() + seconds
+        self._unpack: Any = None
         self.complete = False
-        self.count = 0
+        self.held = 0
 
-    def announce(self, length: str | None, chunked: bool) -> None:
-        """Refuse by the header alone, before a byte is read."""
-        self.complete = not chunked and length in (None, "0")
-        if length is not None and length.isdigit() and int(length) > self._limit:
+    @property
+    def packed(self) -> bool:
+        """Whether it comes compressed; what the application reads does not."""
+        return self._unpack is not None
+
+    def announce(self, headers: Headers) -> None:
+        """Refuse by the headers alone, before a byte is read."""
+        length = headers.get("content-length")
+        self.complete = "transfer-encoding" not in headers and length in (None, "0")
+        if length is not None and (len(length) > 18 or int(length) > self._limit):
             raise self._too_large()
+        coding = headers.get("content-encoding", "identity").strip().lower()
+        if coding in WINDOWS:
+            self._unpack = zlib.decompressobj(WINDOWS[coding])
+        elif coding not in ("identity", ""):
+            raise UnsupportedMediaError(
+                f"the body's encoding is {coding[:50]!r}; send it as it is, or gzip or deflate"
+            )
 
     async def receive(self) -> Message:
-        """As ASGI's. Raises `BodyTooLargeError`, `UploadTimeoutError`, `QueueFullError`."""
+        """As ASGI's.
+
+        Raises `BodyTooLargeError`, `UploadTimeoutError`, `QueueFullError`, `InvalidRequestError`.
+        """
         if self.complete:
             return await self._receive()
         try:
@@ -85,13 +151,32 @@ class _Body:
             message = await asyncio.wait_for(self._receive(), left)
         except TimeoutError:
             raise UploadTimeoutError("the body did not arrive in time") from None
-        size = len(message.get("body", b""))
+        if message["type"] != "http.request":
+            return message
+        data: bytes = message.get("body", b"")
         self.complete = not message.get("more_body", False)
-        self.count += size
-        self._limits.hold(size)
-        if self.count > self._limit:
+        if self._unpack is not None:
+            data = self._unpacked(data)
+            message = {**message, "body": data}
+        self._room.take(len(data))
+        self.held += len(data)
+        if self.held > self._limit:
             raise self._too_large()
         return message
 
+    def _unpacked(self, data: bytes) -> bytes:
+        """Never more than the limit allows, whatever a small body says that it would become."""
+        try:
+            found: bytes = self._unpack.decompress(data, self._limit - self.held + 1)
+        except zlib.error as error:
+            raise InvalidRequestError(f"the body is not compressed as it says: {error}") from error
+        if self.complete and not self._unpack.eof and self.held + len(found) <= self._limit:
+            raise InvalidRequestError("the compressed body ends too early")
+        return found
+
     def _too_large(self) -> BodyTooLargeError:
         return BodyTooLargeError(f"the body has more than {self._limit} bytes")
+
+
+def _unpacked(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    return [pair for pair in headers if pair[0] not in (b"content-encoding", b"content-length")]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mrad.types import FloatArray
 from mrad_service.errors import BodyTooLargeError, InvalidRequestError, TooManyImagesError
+from mrad_service.scoring.json_body import JsonBody
 from mrad_service.scoring.uploads import FileLimits, invalid_fields
 
 Array = npt.NDArray[Any]
+HEADER_LENGTH = "Inference-Header-Content-Length"
+MAX_VALUES = 1 << 20
+"""JSON values of a request: the pixels of some 590 x 590; more of them travel as binary data."""
+PARAMETERS = ("threshold", "target_fpr", "binary_data_output")
+VERSION = "1"
+"""Of every model."""
 IMAGES, PIXELS = "images", "pixels"
 OUTPUTS: dict[str, tuple[str, list[int]]] = {
     "score": ("FP32", [-1]),
@@ -37,7 +46,7 @@ INPUTS: dict[str, tuple[str, list[int]]] = {
 class Tensor(BaseModel):
     """An input as JSON describes it."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="forbid")
 
     name: str
     datatype: str
@@ -49,6 +58,8 @@ class Tensor(BaseModel):
 class Wanted(BaseModel):
     """An output that is asked for."""
 
+    model_config = ConfigDict(extra="forbid")
+
     name: str
     parameters: dict[str, Any] = {}
 
@@ -56,16 +67,18 @@ class Wanted(BaseModel):
 class Inference(BaseModel):
     """The JSON part of a request."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="forbid")
 
-    id: str | None = None
+    id: str | None = Field(None, max_length=1000)
+    model_name: str | None = None
+    """Clients of some servers repeat it; the address decides."""
     parameters: dict[str, Any] = {}
-    inputs: list[Tensor] = Field(min_length=1)
-    outputs: list[Wanted] | None = None
+    inputs: list[Tensor] = Field(min_length=1, max_length=16)
+    outputs: list[Wanted] | None = Field(None, max_length=16)
 
     @property
     def wanted(self) -> list[Wanted]:
-        """The outputs; those that every bank gives unless invalid_fields."""
+        """The outputs; those that every bank gives where none are named."""
         if self.outputs is not None:
             return self.outputs
         return [Wanted(name=name) for name in ("score", "class_score", "verdict")]
@@ -84,15 +97,48 @@ class Question:
     images: list[bytes | Array]
 
 
-def read(body: bytes, header_length: str | None, limits: FileLimits) -> Question:
+class Body:
+    """Collects a request as it streams in: JSON, then binary data."""
+
+    def __init__(self, header_length: str | None) -> None:
+        """`header_length`: bytes of JSON; None: all of it. Raises `InvalidRequestError`."""
+        self.header = JsonBody(MAX_VALUES, "inference header")
+        self.tail = bytearray()
+        self._left = None if header_length is None else _length(header_length)
+        self.raw = self._left == 0
+        """Whether there is no JSON: the body is the one image."""
+
+    def feed(self, chunk: bytes) -> None:
+        """More of it. Raises `InvalidRequestError`."""
+        if self._left is None:
+            self.header.feed(chunk)
+            return
+        head = chunk[: self._left]
+        if head:
+            self.header.feed(head)
+            self._left -= len(head)
+        self.tail += chunk[len(head) :]
+
+    def close(self) -> None:
+        """That was all. Raises `InvalidRequestError` where the header is longer than the body."""
+        if self._left:
+            raise InvalidRequestError(f"{HEADER_LENGTH} does not fit the body")
+
+
+def read(body: Body, limits: FileLimits) -> Question:
     """Take a body apart. Raises `InvalidRequestError`, `TooManyImagesError`, `BodyTooLargeError`."""
-    end = len(body) if header_length is None else _length(header_length, len(body))
+    body.close()
+    if body.raw:
+        return _only(bytes(body.tail), limits)
     try:
-        inference = Inference.model_validate(json.loads(body[:end]))
+        inference = Inference.model_validate(body.header.value())
     except ValidationError as error:
         raise InvalidRequestError(invalid_fields(error)) from error
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"the inference header is not JSON: {error}") from error
+    _check_parameters("request", inference.parameters, PARAMETERS)
+    for tensor in inference.inputs:
+        _check_parameters(f"input {tensor.name!r}", tensor.parameters, ("binary_data_size",))
+    for output in inference.wanted:
+        _check_parameters(f"output {output.name!r}", output.parameters, ("binary_data",))
     unknown = [output.name for output in inference.wanted if output.name not in OUTPUTS]
     if unknown:
         raise InvalidRequestError(f"unknown outputs {unknown}; there are {list(OUTPUTS)}")
@@ -107,7 +153,7 @@ def read(body: bytes, header_length: str | None, limits: FileLimits) -> Question
         raise InvalidRequestError(f"{tensor.name} has the shape {tensor.shape}")
     if count > limits.images:
         raise TooManyImagesError(f"more than {limits.images} images in one request")
-    raw = _raw(tensor, body[end:])
+    raw = _raw(tensor, bytes(body.tail))
     images = _pixels(tensor, raw) if tensor.name == PIXELS else _files(tensor, raw)
     for image in images:
         if isinstance(image, bytes) and len(image) > limits.file_bytes:
@@ -115,10 +161,26 @@ def read(body: bytes, header_length: str | None, limits: FileLimits) -> Question
     return Question(inference, images)
 
 
-def _length(text: str, size: int) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) <= size):
-        raise InvalidRequestError("Inference-Header-Content-Length does not fit the body")
+def _only(file: bytes, limits: FileLimits) -> Question:
+    """A body without JSON: one encoded file; the answer is binary, as that of Triton is."""
+    if len(file) > limits.file_bytes:
+        raise BodyTooLargeError(f"the file has more than {limits.file_bytes} bytes")
+    tensor = Tensor(name=IMAGES, datatype="BYTES", shape=[1])
+    return Question(Inference(inputs=[tensor], parameters={"binary_data_output": True}), [file])
+
+
+def _length(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 12):
+        raise InvalidRequestError(f"{HEADER_LENGTH} is a number of bytes")
     return int(text)
+
+
+def _check_parameters(where: str, given: dict[str, Any], known: Sequence[str]) -> None:
+    unknown = sorted(given.keys() - set(known))
+    if unknown:
+        raise InvalidRequestError(
+            f"unknown parameters {unknown[:5]} of the {where}; there are {list(known)}"
+        )
 
 
 def _raw(tensor: Tensor, tail: bytes) -> bytes | None:
@@ -128,25 +190,29 @@ def _raw(tensor: Tensor, tail: bytes) -> bytes | None:
         if tensor.data is None:
             raise InvalidRequestError(f"{tensor.name} brings no data")
         return None
-    if not isinstance(size, int) or size != len(tail):
+    if isinstance(size, bool) or not isinstance(size, int) or size != len(tail):
         raise InvalidRequestError(f"{tensor.name}: binary_data_size does not fit the body")
     return tail
 
 
 def _files(tensor: Tensor, raw: bytes | None) -> list[bytes | Array]:
-    count = int(np.prod(tensor.shape))
+    count = math.prod(tensor.shape)
+    if count != tensor.shape[0]:
+        raise InvalidRequestError(f"{IMAGES} has the shape {tensor.shape}, not [n]")
     files: list[bytes | Array]
     if raw is not None:
-        files = list(split_bytes(raw))
+        files = list(islice(split_bytes(raw), count + 1))
     else:
         try:
-            files = [base64.b64decode(text, validate=True) for text in flat(tensor.data or [])]
+            texts = islice(flat(tensor.data or []), count + 1)
+            files = [base64.b64decode(text, validate=True) for text in texts]
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidRequestError(
                 f"inside JSON, {IMAGES} are base64; send them as binary data instead: {error}"
             ) from error
-    if len(files) != count or count != tensor.shape[0]:
-        raise InvalidRequestError(f"{IMAGES} has shape {tensor.shape} but {len(files)} elements")
+    if len(files) != count:
+        found = f"more than {count}" if len(files) > count else len(files)
+        raise InvalidRequestError(f"{IMAGES} has the shape {tensor.shape} but {found} elements")
     return files
 
 
@@ -155,11 +221,11 @@ def _pixels(tensor: Tensor, raw: bytes | None) -> list[bytes | Array]:
         if raw is not None:
             values = np.frombuffer(raw, np.uint8)
         else:
-            values = np.array(list(flat(tensor.data or [])))
-            if values.dtype.kind != "i" or values.min() < 0 or values.max() > 255:
-                raise ValueError("values outside 0..255")
-        return list(values.astype(np.uint8, copy=False).reshape(tensor.shape))
-    except (TypeError, ValueError, RecursionError) as error:
+            values = np.frombuffer(bytes(list(flat(tensor.data or []))), np.uint8)
+        if len(values) != math.prod(tensor.shape):
+            raise ValueError(f"there are {len(values)} values")
+        return list(values.reshape(tensor.shape))
+    except (TypeError, ValueError, RecursionError, OverflowError) as error:
         raise InvalidRequestError(f"{PIXELS} does not fit its shape: {error}") from error
 
 
@@ -202,7 +268,7 @@ def write(
         else:
             facts["data"] = values
         described.append(facts)
-    head: dict[str, Any] = {"model_name": model, "model_version": "1", "outputs": described}
+    head: dict[str, Any] = {"model_name": model, "model_version": VERSION, "outputs": described}
     if inference.id is not None:
         head["id"] = inference.id
     text = json.dumps(head, allow_nan=False).encode()

@@ -10,21 +10,28 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from PIL import Image
+from starlette.requests import ClientDisconnect
 
 from mrad import __version__
 from mrad.errors import MRADError
 from mrad.types import Prediction
-from mrad_service.errors import InvalidRequestError
+from mrad_service.errors import ClientGoneError, InvalidRequestError, UnknownBankError
 from mrad_service.models.loading import Model
-from mrad_service.oip.codec import INPUTS, OUTPUTS, read, write
+from mrad_service.oip.codec import (
+    HEADER_LENGTH,
+    INPUTS,
+    OUTPUTS,
+    VERSION,
+    Body,
+    read,
+    write,
+)
 from mrad_service.routes.score import runtime_of
 from mrad_service.scheduler.queue import Job, Wanted
 from mrad_service.scoring.render import png16
 from mrad_service.scoring.results import Budget
 from mrad_service.scoring.uploads import FileLimits
 from mrad_service.scoring.verdict import Verdict
-
-HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
 def oip_router(require: Callable[[str], Callable[..., Any]]) -> APIRouter:
@@ -62,29 +69,42 @@ async def ready(request: Request) -> Response:
     return JSONResponse({"ready": not why}, 503 if why else 200)
 
 
-async def model_ready(request: Request, name: str, version: str = "1") -> Response:
+def model_of(request: Request, name: str, version: str) -> Model:
+    """The bank that a model's name and version mean: there is one version of each.
+
+    Raises `UnknownBankError`, `BankNotLoadedError`, `InvalidRequestError`.
+    """
+    model = runtime_of(request).model(name)
+    if not (version.isascii() and version.isdigit()):
+        raise InvalidRequestError(f"a version is a whole number, not {version[:50]!r}")
+    if version.lstrip("0") != VERSION:
+        raise UnknownBankError(f"there is no version {version[:50]} of model {name!r}, only 1")
+    return model
+
+
+async def model_ready(request: Request, name: str, version: str = VERSION) -> Response:
     """200 for a bank in memory."""
-    runtime_of(request).model(name)
+    model_of(request, name, version)
     return JSONResponse({"name": name, "ready": True})
 
 
-async def model_metadata(request: Request, name: str, version: str = "1") -> dict[str, Any]:
+async def model_metadata(request: Request, name: str, version: str = VERSION) -> dict[str, Any]:
     """Inputs (one of them) and outputs of a bank."""
-    runtime_of(request).model(name)
+    model_of(request, name, version)
     described = [
         [{"name": n, "datatype": kind, "shape": shape} for n, (kind, shape) in tensors.items()]
         for tensors in (INPUTS, OUTPUTS)
     ]
     return {
         "name": name,
-        "versions": ["1"],
+        "versions": [VERSION],
         "platform": "mrad",
         "inputs": described[0],
         "outputs": described[1],
     }
 
 
-async def infer(request: Request, name: str, version: str = "1") -> Response:
+async def infer(request: Request, name: str, version: str = VERSION) -> Response:
     """Judge images: `images`, encoded files, or `pixels`, uint8 [n, height, width, 3].
 
     Parameters: `threshold` or `target_fpr`. Without a threshold the verdict is empty; `probability`
@@ -93,12 +113,16 @@ async def infer(request: Request, name: str, version: str = "1") -> Response:
     """
     runtime = runtime_of(request)
     deadline = runtime.deadline(request)
-    model = runtime.model(name)
-    body = await request.body()
-    length = request.headers.get(HEADER_LENGTH)
+    model = model_of(request, name, version)
+    body = Body(request.headers.get(HEADER_LENGTH))
+    try:
+        async for chunk in request.stream():
+            body.feed(chunk)
+    except ClientDisconnect:
+        raise ClientGoneError("the client left while it was sending") from None
     settings = runtime.settings
     limits = FileLimits(settings.max_images, settings.max_file_bytes)
-    question = await run_in_threadpool(partial(read, body, length, limits))
+    question = await run_in_threadpool(partial(read, body, limits))
     inference = question.inference
     verdict = _verdict(model, inference.parameters)
     outputs = {output.name for output in inference.wanted}
@@ -138,6 +162,8 @@ def _verdict(model: Model, parameters: dict[str, Any]) -> Verdict:
     for name, value in given.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise InvalidRequestError(f"the parameter {name} is a number")
+        if value is not None and not abs(value) < 1e300:
+            raise InvalidRequestError(f"the parameter {name} is a finite number")
     return Verdict.of(model, **given)
 
 

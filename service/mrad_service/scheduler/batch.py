@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from mrad.encoder.encoder import Features
-from mrad_service.errors import QueueFullError
 from mrad_service.scheduler.queue import Item
 
 
@@ -70,27 +69,40 @@ def kind(item: Item) -> tuple[int, bool, bool]:
     return id(item.job.model), item.job.wanted.maps, item.whole is not item
 
 
-def admit(images: int, inside: int, ahead: int, rate: float | None, limits: Limits) -> None:
-    """Raise `QueueFullError` where so many more images do not fit, with when to come back.
+def same_encoder(
+    device: int, ready: Iterable[Item], usable: Sequence[int], busy: Sequence[bool]
+) -> list[Item]:
+    """What waits for one encoder of this device; where nothing does, for one that is held up.
 
     Args:
-        images: of the job that wants in.
-        inside: images waiting or being worked on. An empty queue takes any job: their number is
-            bounded by the request's own limit.
-        ahead: images and tiles that come before the job's last.
-        rate: images and tiles a second; None before anything was measured.
-        limits: `queue_images` and `queue_seconds`.
+        device: the one that looks for work.
+        ready: decoded items.
+        usable: devices that work.
+        busy: whether each device is at work.
     """
-    over = inside + images - limits.queue_images
-    if inside and over > 0:
-        raise QueueFullError(
-            f"{inside} images are waiting and {images} more do not fit "
-            f"({limits.queue_images} at most)",
-            retry_after=over / rate if rate else 1.0,
-        )
-    if rate and ahead / rate > limits.queue_seconds:
-        raise QueueFullError(
-            f"{ahead} images come first, about {ahead / rate:.1f} s of work "
-            f"({limits.queue_seconds:g} s at most)",
-            retry_after=ahead / rate - limits.queue_seconds,
-        )
+    if usable and device not in usable:
+        return []
+    own = [item for item in ready if item.device == device]
+    if not own:
+        own = [item for item in ready if busy[item.device] or item.device not in usable]
+    if not own:
+        return []
+    first = own[0].job.model.detectors[device].encoder
+    return [item for item in own if item.job.model.detectors[device].encoder is first]
+
+
+class BatchSize:
+    """How many images a device takes at once: fewer after it was out of memory, then more again."""
+
+    def __init__(self, most: int) -> None:
+        self.now, self._most, self._clean = most, most, 0
+
+    def shrink(self, size: int) -> None:
+        """A batch of so many was all that fitted."""
+        self.now, self._clean = max(1, size), 0
+
+    def recover(self) -> None:
+        """A batch went well; after fifty of them larger ones are tried again."""
+        self._clean += 1
+        if self._clean >= 50 and self.now < self._most:
+            self.now, self._clean = min(self._most, 2 * self.now), 0

@@ -15,17 +15,26 @@ from mrad.encoder.encoder import Features
 from mrad.errors import MRADError
 from mrad.types import Prediction
 from mrad_service.errors import DeviceLostError, DrainingError
-from mrad_service.scheduler.batch import Group, Limits, Observer, admit, kind, split
+from mrad_service.scheduler.admission import Admission
+from mrad_service.scheduler.batch import (
+    BatchSize,
+    Group,
+    Limits,
+    Observer,
+    kind,
+    same_encoder,
+    split,
+)
 from mrad_service.scheduler.cores import usable_cores
 from mrad_service.scheduler.finishing import conclude, draw_tiles, finish_images
 from mrad_service.scheduler.health import Health
 from mrad_service.scheduler.queue import (
     BLANK,
+    BatchWait,
     FairQueue,
     Item,
     Job,
     Outcome,
-    Patience,
     Rate,
     Source,
 )
@@ -48,6 +57,7 @@ class Batcher:
         self.health = Health(devices)
         self._changed = threading.Condition()
         self._queue = FairQueue()
+        self._admission = Admission(limits)
         self._jobs: set[Job] = set()
         self._decoding = [0] * devices
         self._busy = [False] * devices
@@ -56,9 +66,8 @@ class Batcher:
         self._inside = 0
         self._rate = Rate()
         self._came = 0.0
-        self._patience = [Patience(limits.batch_wait) for _ in range(devices)]
-        self._largest = [limits.max_batch] * devices
-        self._clean = [0] * devices
+        self._waits = [BatchWait(limits.batch_wait) for _ in range(devices)]
+        self._sizes = [BatchSize(limits.max_batch) for _ in range(devices)]
         self._groups = 0
         self.pixels = Room(limits.max_decoded_bytes, "decoded pixels")
         self._open: set[Item] = set()
@@ -95,7 +104,7 @@ class Batcher:
             if not self.health.usable:
                 raise DeviceLostError(f"{self.health.why}; the server has to be started anew")
             ahead = self._queue.ahead_of(job.waiting)
-            admit(job.waiting, self._inside, ahead, self._rate(), self.limits)
+            self._admission.admit(job.who, job.waiting, self._inside, ahead, self._rate())
             now = time.monotonic()
             if not self._inside:
                 self._rate.start(now)
@@ -265,40 +274,28 @@ class Batcher:
         """A batch, full or closed by its wait. Called with the lock, which waiting lets go."""
         last = time.monotonic()
         closes = last + self.limits.batch_wait
-        patience, widest, hoped = self._patience[device], None, False
+        wait, widest, hoped = self._waits[device], None, False
         while True:
-            batch = self._same_encoder(device)[: self._largest[device]]
-            if not batch or len(batch) == self._largest[device] or self._closed:
+            own = same_encoder(device, self._ready, self.health.usable, self._busy)
+            batch = own[: self._sizes[device].now]
+            if not batch or len(batch) == self._sizes[device].now or self._closed:
                 break
             if self._came > last:
                 widest, last = max(widest or 0.0, self._came - last), self._came
             coming = any(self._decoding) or self._queue
             hoped = hoped or not coming
-            ends = closes if coming else min(closes, last + patience.seconds)
+            ends = closes if coming else min(closes, last + wait.seconds)
             left = ends - time.monotonic()
             if left <= 0:
                 break
             self._changed.wait(left)
         if hoped:
-            patience.learn(widest)
+            wait.learn(widest)
         chosen = set(map(id, batch))
         self._ready = deque(item for item in self._ready if id(item) not in chosen)
         self._busy[device] = bool(batch)
         self._changed.notify_all()
         return batch
-
-    def _same_encoder(self, device: int) -> list[Item]:
-        """What waits for one encoder of this device; where nothing does, for one that is held up."""
-        usable = self.health.usable
-        if usable and device not in usable:
-            return []
-        own = [item for item in self._ready if item.device == device]
-        if not own:
-            own = [i for i in self._ready if self._busy[i.device] or i.device not in usable]
-        if not own:
-            return []
-        first = own[0].job.model.detectors[device].encoder
-        return [item for item in own if item.job.model.detectors[device].encoder is first]
 
     def _lost(self, device: int, result: object) -> None:
         """Take note where a device failed for good."""
@@ -317,7 +314,7 @@ class Batcher:
         for items, result in in_halves(batch, run, where):
             self._lost(device, result)
             if len(items) < len(batch) and not isinstance(result, MRADError):
-                self._largest[device], self._clean[device] = max(1, len(items)), 0
+                self._sizes[device].shrink(len(items))
             if isinstance(result, MRADError):
                 for item in items:
                     self._settle(item, result)
@@ -326,15 +323,8 @@ class Batcher:
             with self._changed:
                 self._encoded.extend(groups)
                 self._changed.notify_all()
-        self._recover(device)
+        self._sizes[device].recover()
         self._observer.stage("encode", time.perf_counter() - began, batch)
-
-    def _recover(self, device: int) -> None:
-        """After fifty batches without trouble, larger ones are tried again."""
-        self._clean[device] += 1
-        if self._clean[device] >= 50 and self._largest[device] < self.limits.max_batch:
-            self._largest[device] = min(self.limits.max_batch, 2 * self._largest[device])
-            self._clean[device] = 0
 
     # -- finishing ----------------------------------------------------------------------------
 

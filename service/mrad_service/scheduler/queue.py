@@ -77,6 +77,8 @@ class Job:
         self.layout = model.detectors[0].layout if layout is None else layout
         self.reading = reading
         self.future: Future[list[Outcome]] = Future()
+        self.who = ""
+        """The client, as far as one can be told from another."""
         self.trace: Any = None
         """Where its spans belong, when tracing is on."""
         self.dropped: MRADError | None = None
@@ -263,7 +265,7 @@ class Rate:
         return self._count / self._busy if self._count and self._busy > 0 else None
 
 
-class Patience:
+class BatchWait:
     """How long an idle device waits for one more image: as long as that lately paid."""
 
     def __init__(self, longest: float) -> None:

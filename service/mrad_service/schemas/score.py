@@ -61,6 +61,7 @@ class ScoreOptions(BaseModel):
     )
     fields: list[str] | None = Field(
         None,
+        max_length=4 * len(FIELDS),
         description=f"Only these parts of a result: {', '.join(FIELDS)}. In a form: comma-separated.",
     )
     bank: str | None = Field(None, description="A loaded bank; the active one unless told.")
@@ -96,7 +97,9 @@ class EncodedImage(BaseModel):
 class ScoreBody(ScoreOptions):
     """The JSON body."""
 
-    images: list[EncodedImage | str] = Field(min_length=1, description="files, base64")
+    images: list[EncodedImage | str] = Field(
+        min_length=1, fail_fast=True, description="files, base64"
+    )
 
 
 class Region(BaseModel):

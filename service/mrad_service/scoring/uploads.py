@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -25,10 +24,13 @@ from mrad_service.errors import (
     UnsupportedMediaError,
 )
 from mrad_service.schemas.score import ScoreBody, ScoreOptions
+from mrad_service.scoring.json_body import JsonBody
 
 MAX_FIELD_BYTES = 4096
 MAX_AREA_BYTES = 1 << 16
 """Of a region of interest: some thousand points."""
+MAX_VALUES = 1 << 14
+"""JSON values of a request: some for each image, and the points of a region."""
 MAX_HEADER_BYTES = 4096
 MAX_FIELDS = 64
 
@@ -61,7 +63,9 @@ async def read_submission(request: Request, limits: FileLimits) -> Submitted:
         if kind == b"multipart/form-data":
             return await _multipart(request, parameters.get(b"boundary", b""), limits)
         if kind == b"application/json":
-            body = await request.body()
+            body = JsonBody(MAX_VALUES + 4 * limits.images)
+            async for chunk in request.stream():
+                body.feed(chunk)
             return await run_in_threadpool(partial(_json, body, limits))
     except ClientDisconnect:
         raise ClientGoneError("the client left while it was sending") from None
@@ -175,15 +179,15 @@ class FormReader:
         self._ended = True
 
 
-def _json(body: bytes, limits: FileLimits) -> Submitted:
+def _json(body: JsonBody, limits: FileLimits) -> Submitted:
+    given = body.value()
+    images = given.get("images") if isinstance(given, dict) else None
+    if isinstance(images, list) and len(images) > limits.images:
+        raise TooManyImagesError(f"more than {limits.images} images in one request")
     try:
-        sent = ScoreBody.model_validate(json.loads(body))
+        sent = ScoreBody.model_validate(given)
     except ValidationError as error:
         raise InvalidRequestError(invalid_fields(error)) from error
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"the body is not JSON: {error}") from error
-    if len(sent.images) > limits.images:
-        raise TooManyImagesError(f"more than {limits.images} images in one request")
     names, images = [], []
     for image in sent.images:
         data, name = (image, "") if isinstance(image, str) else (image.data, image.name)
@@ -207,10 +211,9 @@ def _options(fields: dict[str, str]) -> ScoreOptions:
     if "fields" in given:
         given["fields"] = [part.strip() for part in given["fields"].split(",") if part.strip()]
     if "roi" in given:
-        try:
-            given["roi"] = json.loads(given["roi"])
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequestError(f"the field roi is not JSON: {error}") from error
+        area = JsonBody(MAX_VALUES, "field roi")
+        area.feed(given["roi"].encode())
+        given["roi"] = area.value()
     try:
         return ScoreOptions.model_validate(given)
     except ValidationError as error:
@@ -223,6 +226,5 @@ def _too_large(limits: FileLimits) -> BodyTooLargeError:
 
 def invalid_fields(error: ValidationError) -> str:
     """What pydantic found, in a line."""
-    return "; ".join(
-        f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors()[:5]
-    )
+    found = error.errors(include_url=False, include_context=False, include_input=False)[:5]
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in found)
