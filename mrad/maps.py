@@ -16,7 +16,6 @@ from torch import Tensor
 from mrad.errors import MRADError
 from mrad.types import BoolArray, FloatArray
 
-
 STRIP = 128
 """Rows of an overlay that are coloured at once."""
 

@@ -44,8 +44,14 @@ export interface components {
             image: string;
             /** @enum {string} */
             label: "normal" | "anomalous";
-            /** @description > 0 where defective; image size */
+            /** @description which pixels are defective, at the image's size */
             mask?: string | null;
+            /**
+             * @description how the mask lies where the image has an orientation tag: as people see it (upright), as its pixels are stored, or found out by its size
+             * @default auto
+             * @enum {string}
+             */
+            mask_orientation: "auto" | "upright" | "stored";
             /** @default  */
             source: string;
             /** @default  */
@@ -113,6 +119,11 @@ export interface components {
             entries: number;
             /** @description what the image could not teach; null where all is well */
             note: string | null;
+            /**
+             * @description `code: text` for what was assumed or is odd about image or mask
+             * @default []
+             */
+            warnings: string[];
         };
         /** @description One labelled image of the memory. */
         MemoryEntry: {
@@ -222,6 +233,8 @@ export interface components {
             parts?: components["schemas"]["Part"][] | null;
             /** @description of an image that was cut, where `fields` asks for them */
             tiles?: components["schemas"]["Tile"][] | null;
+            /** @description `code: text` for what was assumed or is odd about the image: its verdict may be worth nothing. Given whatever `fields` says. */
+            warnings?: string[] | null;
             problem?: components["schemas"]["Problem"] | null;
         };
         /**

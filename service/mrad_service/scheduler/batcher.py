@@ -70,8 +70,7 @@ class Batcher:
         self._sizes = [BatchSize(limits.max_batch) for _ in range(devices)]
         self._groups = 0
         self.pixels = Room(limits.max_decoded_bytes, "decoded pixels")
-        self._open: set[Item] = set()
-        """Images that are cut and not settled."""
+        self._open: set[Item] = set()  # images that are cut and not settled
         self._draining = self._closed = False
         self._threads: list[threading.Thread] = []
 
