@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 import torch
 
@@ -43,8 +44,15 @@ def exact_float32(exact: bool = True) -> None:
     in the third or fourth digit (docs/method.md), so none of it is wanted here; for speed there
     is `precision="bf16"`, which the tower is built for.
     """
-    torch.backends.cuda.matmul.allow_tf32 = not exact
-    torch.backends.cudnn.allow_tf32 = not exact
+    backends: Any = torch.backends
+    backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = not exact
+    # PyTorch since 2.9 has other switches as well, which these do not undo; in this order they agree.
+    for part in (
+        backends.cuda.matmul,
+        *(getattr(backends.cudnn, n, None) for n in ("conv", "rnn")),
+    ):
+        if hasattr(part, "fp32_precision"):
+            part.fp32_precision = "ieee" if exact else "tf32"
     if exact and os.environ.get(OVERRIDE) == "1":
         logger.warning("%s=1 forces TF32: scores differ in the third digit; unset it", OVERRIDE)
 

@@ -7,10 +7,12 @@ import threading
 import pytest
 import torch
 from fastapi.testclient import TestClient
-from mrad_service.models.loading import devices_of
+from mrad_service.models.loading import devices_of, warm
 from mrad_service.settings import Settings
 
-from mrad import Encoder
+from mrad import Detector, Encoder
+from mrad.encoder.encoder import Features
+from mrad.encoder.tower import neighbourhood_average
 
 
 def scores(client: TestClient, files: list[bytes]) -> list[float]:
@@ -38,6 +40,39 @@ def test_two_devices_share_the_work_and_judge_alike(
     monkeypatch.setattr(tiny_encoder, "encode_pixels", encode_pixels)
     assert scores(client, files) == pytest.approx(alone, abs=1e-5)
     assert sorted(seen) == ["device-0", "device-1"]
+
+
+@pytest.mark.parametrize(
+    ("device", "batches"), [("cpu", [1]), ("cuda:1", [1, 2, 4, 8, 12])], ids=["cpu", "card"]
+)
+def test_warming_up_goes_through_every_stage_and_on_a_card_every_batch_size(
+    tiny_detector: Detector, monkeypatch, device: str, batches: list[int]
+) -> None:
+    """FAISS and CUDA graphs are asked before the first customer is; the card is only pretended."""
+    seen, asked = [], []
+    encode, finish = tiny_detector.encode, tiny_detector.finish
+    monkeypatch.setattr(tiny_detector.encoder, "device", torch.device(device))
+    monkeypatch.setattr(
+        tiny_detector, "encode", lambda decoded: seen.append(len(decoded)) or encode(decoded)
+    )
+    monkeypatch.setattr(
+        tiny_detector,
+        "finish",
+        lambda *given, **options: asked.append(options["evidence"]) or finish(*given, **options),
+    )
+    encoder = tiny_detector.encoder
+    monkeypatch.setattr(
+        encoder,
+        "encode_prepared",
+        lambda pixels, **options: encoder.encode_pixels(torch.stack(list(pixels)), **options),
+    )
+    run = encoder.run
+    monkeypatch.setattr(encoder, "encode_pixels", lambda pixels, **options: Features(
+        *(part if i == 0 else neighbourhood_average(part, encoder.grid)
+          for i, part in enumerate(run(pixels)))))  # fmt: skip
+    warm(tiny_detector, 12)
+    assert seen == batches
+    assert asked == [1] * len(batches)
 
 
 def test_several_devices_from_the_environment(monkeypatch) -> None:

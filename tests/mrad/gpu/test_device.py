@@ -18,19 +18,32 @@ from mrad.encoder import device as module
 from mrad.encoder.device import Owner, exact_float32, resolve_device
 from mrad.errors import ForkedProcessError
 
+NEW = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+PARTS = (
+    (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn) if NEW else ()
+)
 
-@pytest.fixture
-def tf32():
-    """PyTorch's switches as an application may have left them; put back afterwards."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+
+@pytest.fixture(params=["older", "newer"] if NEW else ["older"])
+def tf32(request):
+    """TF32 as an application may have asked for it, by either of PyTorch's two sets of switches."""
+    before = [part.fp32_precision for part in PARTS] if NEW else []
+    if request.param == "older":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    else:
+        for part in PARTS:
+            part.fp32_precision = "tf32"
     yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    for part, value in zip(PARTS, before):
+        part.fp32_precision = value
 
 
-def switches() -> tuple[bool, bool, str]:
-    cuda = torch.backends.cuda.matmul
-    return cuda.allow_tf32, torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+def switches() -> set[bool]:
+    """Every answer that PyTorch gives to whether TF32 is on."""
+    told = {part.fp32_precision == "tf32" for part in PARTS} if NEW else set()
+    if NEW and told != {False}:
+        return told  # set by the newer switches, the older ones do not answer
+    return told | {torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32}
 
 
 @pytest.fixture
@@ -46,21 +59,21 @@ def card(monkeypatch):
     ("asked", "found"), [("auto", "cuda:0"), ("cuda", "cuda:1"), ("cuda:1", "cuda:1")]
 )
 def test_a_card_has_an_index_and_computes_float32_exactly(asked, found):
-    assert switches()[:2] == (True, True)
+    assert switches() == {True}
     assert resolve_device(asked) == torch.device(found)
-    assert switches() == (False, False, "highest")
+    assert switches() == {False}
 
 
 @pytest.mark.usefixtures("tf32")
 def test_a_cpu_leaves_the_application_s_choice_alone():
     assert resolve_device("cpu") == torch.device("cpu")
-    assert switches()[:2] == (True, True)
+    assert switches() == {True}
 
 
 @pytest.mark.usefixtures("tf32")
 def test_only_a_benchmark_turns_it_on_and_what_overrides_it_is_told(monkeypatch, caplog):
     exact_float32(False)
-    assert switches()[:2] == (True, True)
+    assert switches() == {True}
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
     with caplog.at_level(logging.WARNING):
         exact_float32()
