@@ -20,10 +20,8 @@ from mrad_service.errors import (
     DrainingError,
     QueueFullError,
 )
-from mrad_service.scheduler import retry
 from mrad_service.scheduler.batch import Limits
 from mrad_service.scheduler.batcher import Batcher
-from mrad_service.scheduler.health import why_lost
 from mrad_service.scheduler.queue import BatchWait, Job, Rate, Wanted
 from PIL import Image
 
@@ -216,88 +214,6 @@ def test_memory_short_while_decoding_is_tried_once_more_and_told_as_what_it_is(h
         job = job_of(detector, 1)
         batcher.submit(job)
         assert isinstance(job.future.result(20)[0], kind)
-
-
-@pytest.fixture
-def two() -> Iterator[Callable[..., tuple[Batcher, list[Pretender]]]]:
-    """Two devices; the second one's encoder is another object, as on a second card."""
-    made: list[Batcher] = []
-
-    def make(**limits: Any) -> tuple[Batcher, list[Pretender]]:
-        detectors = [Pretender(), Pretender()]
-        for detector in detectors:
-            detector.go.set()
-        batcher = Batcher(2, Limits(**{"batch_wait": 0.005} | limits), Watch())
-        batcher.start()
-        made.append(batcher)
-        return batcher, detectors
-
-    yield make
-    for batcher in made:
-        batcher.close()
-
-
-def job_for(detectors: Sequence[Pretender], numbers: Sequence[int]) -> Job:
-    job = job_of(detectors[0], *numbers)
-    job.model.detectors[:] = list(detectors)  # type: ignore[index]
-    return job
-
-
-def test_an_image_is_decoded_to_the_device_that_judges_it(two) -> None:
-    batcher, detectors = two(max_batch=2, decode_threads=1)
-    for detector in detectors:
-        detector.go.clear()
-    job = job_for(detectors, range(8))
-    batcher.submit(job)
-    until(lambda: sum(len(detector.decoded) for detector in detectors) == 8)
-    assert [len(detector.decoded) for detector in detectors] == [4, 4]
-    for detector in detectors:
-        detector.go.set()
-    assert job.future.result(20) == [n / 1000 for n in range(8)]
-    for detector in detectors:
-        judged = {number for batch in detector.seen for number in batch}
-        assert len(judged & set(detector.decoded)) >= 2  # the first batch at least is its own
-
-
-def test_an_idle_device_takes_what_waits_for_one_that_is_held_up(two) -> None:
-    batcher, detectors = two(max_batch=1, decode_threads=1)
-    detectors[1].go.clear()
-    job = job_for(detectors, range(8))
-    batcher.submit(job)
-    until(lambda: len({n for batch in detectors[0].seen for n in batch}) == 7)
-    assert detectors[1].decoded  # some of them were decoded to the other one
-    detectors[1].go.set()
-    assert job.future.result(20) == [n / 1000 for n in range(8)]
-
-
-def test_a_lost_device_fails_liveness_and_the_others_go_on(two, monkeypatch) -> None:
-    batcher, detectors = two(max_batch=2)
-    reason = "CUDA error: an illegal memory access was encountered"
-    monkeypatch.setattr(retry, "why_lost", lambda device: reason)
-    assert batcher.health.why == ""
-    detectors[1].lost = True
-    first = job_for(detectors, range(8))
-    batcher.submit(first)
-    outcomes = first.future.result(20)
-    assert any(isinstance(outcome, DeviceLostError) for outcome in outcomes)
-    assert "device 1 is lost" in batcher.health.why
-    assert "illegal memory access" in batcher.health.why
-    tries = len(detectors[1].seen)
-    after = job_for(detectors, range(20))
-    batcher.submit(after)
-    assert after.future.result(20) == [n / 1000 for n in range(20)]
-    assert len(detectors[1].seen) == tries  # it is asked no more
-    detectors[0].lost = True
-    last = job_for(detectors, [1])
-    batcher.submit(last)
-    assert isinstance(last.future.result(20)[0], DeviceLostError)
-    with pytest.raises(DeviceLostError):
-        batcher.submit(job_for(detectors, [1]))
-
-
-def test_a_device_that_can_still_compute_is_not_lost() -> None:
-    assert why_lost(torch.device("cpu")) == ""
-    assert "meta" in why_lost(torch.device("meta"))  # nothing there ever gives a number
 
 
 def test_a_thread_that_ends_is_told(house) -> None:
