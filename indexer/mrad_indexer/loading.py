@@ -9,6 +9,7 @@ from typing import Any
 
 from mrad.detector import Detector
 from mrad.encoder.encoder import Encoder
+from mrad.encoder.named import weights_named
 from mrad.errors import DataError
 from mrad.memory.bank import MemoryBank
 from mrad_indexer.datasets import Dataset, read_dataset
@@ -42,7 +43,7 @@ def encoder_of(
     identity = bank.identity
     encoder = Encoder.load(
         identity.architecture,
-        pretrained or bank.metadata.get("pretrained"),
+        pretrained or weights_named(identity, bank.metadata.get("pretrained")),
         image_size=identity.image_size,
         device=device,
         precision=precision,

@@ -135,6 +135,7 @@ class Encoder:
         tower = find_tower(name, pretrained)
         if tower is not None:
             identity = replace(tower.identity, image_size=image_size or tower.identity.image_size)
+            _note(identity, pretrained)
             return cls(
                 tower.parts,
                 lambda: load_clip(name, pretrained).clip,
@@ -163,6 +164,7 @@ class Encoder:
             replace(encoder.identity, image_size=size),
             encoder.preprocess,
         )
+        _note(encoder.identity, pretrained)
         return encoder
 
     @classmethod
@@ -257,6 +259,14 @@ def digest_of(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}:{list(value.shape)};".encode())
         digest.update(value.numpy().astype("<f4", copy=False).tobytes())
     return digest.hexdigest()
+
+
+def _note(identity: EncoderIdentity, pretrained: str | Path | None) -> None:
+    """Weights of a file of the user's: banks name them by their digest alone."""
+    from mrad.encoder.named import remember
+
+    if pretrained is not None and Path(pretrained).expanduser().is_file():
+        remember(identity, Path(pretrained).expanduser())
 
 
 def _checked_precision(precision: str, device: torch.device) -> torch.dtype:

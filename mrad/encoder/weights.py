@@ -17,6 +17,7 @@ from torch import nn
 from mrad import models
 from mrad.encoder.converted import ConvertedTower, cache_path, read, shipped, write
 from mrad.encoder.identity import EncoderIdentity
+from mrad.encoder.torchscript import is_torchscript, read_torchscript
 from mrad.errors import EncoderError, WeightsNotFoundError
 from mrad.files import sha256_file
 from mrad.images.preprocess import Preprocess
@@ -102,7 +103,7 @@ def verify(path: Path) -> dict[str, Any]:
         "sha256": sha256_file(path),
         "tensors": len(state),
         "parameters": sum(value.numel() for value in state.values()),
-        "torchscript": _is_torchscript(path),
+        "torchscript": is_torchscript(path),
     }
 
 
@@ -241,7 +242,7 @@ def _config_of_file(name: str, path: Path) -> dict[str, Any]:
     """
     import open_clip
 
-    if _is_torchscript(path):
+    if is_torchscript(path):
         return {"quick_gelu": True}
     base = name.removesuffix(QUICK)
     published = {
@@ -282,22 +283,36 @@ def _not_found(name: str, pretrained: str, error: Exception) -> str:
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """State dict of safetensors, a torch file (`weights_only`) or OpenAI's TorchScript archive."""
-    from open_clip import factory
+    """State dict of safetensors, a torch file (`weights_only`) or OpenAI's TorchScript archive.
 
+    Nothing in the file is ever run. Raises `EncoderError`.
+    """
     try:
-        if _is_torchscript(path):
-            state = torch.jit.load(str(path), map_location="cpu").state_dict()
-            for extra in ("input_resolution", "context_length", "vocab_size"):
-                state.pop(extra, None)
-        else:
-            state = factory.load_state_dict(str(path), device="cpu", weights_only=True)
-    except Exception as error:
+        state = _read_tensors(path)
+    except Exception as error:  # whatever a broken file makes its reader raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise EncoderError(f"{path} is not a readable checkpoint: {reason}") from error
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise EncoderError(f"{path} holds no state dict")
     return {name: value.float() for name, value in state.items()}
+
+
+def _read_tensors(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    if is_torchscript(path):
+        state: Any = read_torchscript(path)
+        for extra in ("input_resolution", "context_length", "vocab_size"):
+            state.pop(extra, None)
+        return state
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(state, dict) and "state_dict" in state:
+        state = state["state_dict"]
+    if isinstance(state, dict) and all(str(name).startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return state
 
 
 def _load_state(clip: nn.Module, path: Path) -> None:
@@ -313,16 +328,6 @@ def _load_state(clip: nn.Module, path: Path) -> None:
     except (RuntimeError, KeyError) as error:
         lines = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
         raise EncoderError(f"{path} does not fit this model: {lines or error}") from error
-
-
-def _is_torchscript(path: Path) -> bool:
-    """TorchScript archives are zip files with a `code/` folder."""
-    import zipfile
-
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
 
 
 def _safe(part: str) -> str:

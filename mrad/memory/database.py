@@ -209,6 +209,7 @@ class Database:
         """An existing database. `read` comes next. Raises `LogCorruptError`, `LogWriteError`."""
         with _translated(path):
             connection = _connect(path, "rw" if write else "ro")
+            connection.execute("PRAGMA trusted_schema = OFF")  # the file may be a stranger's
             if write:
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT}")
@@ -370,6 +371,9 @@ class Database:
 
     def _read(self, thorough: bool) -> Saved:
         run = self._connection.execute
+        made = {(kind, name) for kind, name in run("SELECT type, name FROM sqlite_schema")}
+        if made != {("table", name) for name in ("total", *TABLES)}:
+            raise LogCorruptError(f"{self.path} has another schema than a memory's")
         (row, digest) = self._total_row()
         version, self.base, self.sequence, count, total = row
         if thorough and (problem := run("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":

@@ -23,6 +23,7 @@ from typing import Any
 from mrad_client.batch.journal import Journal
 
 from mrad.encoder.encoder import Encoder
+from mrad.encoder.named import name_in_bank
 from mrad.errors import BankCorruptError, BankError, BankNotFoundError, DataError
 from mrad.files import atomic_write_bytes, sha256_file
 from mrad.images.guard import InputProfile
@@ -366,7 +367,7 @@ def finish(
     small = too_small(bank, plan.dataset)
     if options.coreset is not None and options.coreset < len(bank.patch):
         bank = dataclasses.replace(bank, patch=reduced(bank.patch, options.coreset))
-    bank.metadata["pretrained"] = options.pretrained
+    bank.metadata["pretrained"] = name_in_bank(options.pretrained)
     bank.metadata["patch_keys"] = options.patch_keys
     bank.metadata.update(layout_metadata(options.layout))
     bank.metadata[INPUT] = profile.as_json()

@@ -133,8 +133,6 @@ def build_command(
     )  # fmt: skip
     loaded = load()
     say(f"{len(dataset)} images, {loaded.identity} on {loaded.device}", style="dim", to=errors)
-    if pretrained is not None and Path(pretrained).is_file():
-        pretrained = str(Path(pretrained).absolute())
     looked_at, extent = layout_of(
         dataset, loaded, tile=tile, overlap=tile_overlap, roi=roi, parts=parts
     )

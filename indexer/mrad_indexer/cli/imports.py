@@ -55,10 +55,11 @@ def memory_command(
 ) -> None:
     """The two memory caches, each keys and values -> a bank's folder."""
     from mrad.encoder.encoder import Encoder
+    from mrad.encoder.named import name_in_bank
     from mrad.memory.released import convert_memory
 
     loaded = Encoder.load(encoder, pretrained, image_size=image_size)
     bank = convert_memory(image, patch, loaded)
     bank.check(loaded)
-    replace(bank, metadata=bank.metadata | {"pretrained": pretrained}).save(out)
+    replace(bank, metadata=bank.metadata | {"pretrained": name_in_bank(pretrained)}).save(out)
     typer.echo(f"{out}: {len(bank.image)} image keys, {len(bank.patch)} patch keys")

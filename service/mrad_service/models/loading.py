@@ -16,6 +16,7 @@ from mrad.detector import Decoded, Detector
 from mrad.encoder.cuda import buckets
 from mrad.encoder.encoder import Encoder
 from mrad.encoder.identity import EncoderIdentity
+from mrad.encoder.named import weights_named
 from mrad.errors import CalibrationError
 from mrad.images.layout import PLAIN
 from mrad.memory.bank import MemoryBank
@@ -72,7 +73,8 @@ class Encoders:
     def _load(self, bank: MemoryBank, device: str) -> Encoder:
         return Encoder.load(
             bank.identity.architecture,
-            self._settings.pretrained or bank.metadata.get("pretrained"),
+            self._settings.pretrained
+            or weights_named(bank.identity, bank.metadata.get("pretrained")),
             image_size=bank.identity.image_size,
             device=device,
             precision=self._settings.precision,
