@@ -33,7 +33,7 @@ COMMANDS = {
     "weights": "Encoders' weights: list, fetch, verify.",
     "import": "Bring the paper's checkpoints and memories.",
     "serve": "Serve a memory over HTTP, with a page at /.",
-    "memory": "A memory that learnt while it served: repair, compact, export.",
+    "memory": "A memory that learned while it served: repair, compact, export.",
     "keys": "API keys of the server: hashed at rest, refused at once when revoked.",
 }
 """Our own commands in the order of `--help`, each with its first line there."""
