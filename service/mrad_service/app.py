@@ -9,10 +9,13 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from mrad import __version__
 from mrad_service import problems
 from mrad_service.middleware.access import AccessControl, require
+from mrad_service.middleware.addresses import Addresses
+from mrad_service.middleware.auth import KeyFile
 from mrad_service.middleware.limits import BodyLimits
 from mrad_service.middleware.observability import Observability
 from mrad_service.models.loading import EncoderOf
@@ -69,6 +72,7 @@ def create_app(settings: Settings, *, encoder_of: EncoderOf | None = None) -> Fa
         description=ABOUT,
         root_path=settings.root_path,
         lifespan=lifespan,
+        redirect_slashes=False,  # a redirect would name the host that the caller says
         docs_url=None,  # Swagger's page comes from a CDN
         redoc_url=None,
         responses=PROBLEMS,
@@ -77,14 +81,18 @@ def create_app(settings: Settings, *, encoder_of: EncoderOf | None = None) -> Fa
     problems.install(app)
     app.include_router(score_router(require))
     app.include_router(banks_router(require))
-    teaching = Teaching(settings.max_file_bytes, runtime.encode)
+    teaching = Teaching(settings.max_file_bytes, runtime.encode, runtime.lesson, runtime.copy)
     app.include_router(memory_router(require, teaching))
     app.include_router(health_router(metrics=settings.metrics))
     app.include_router(oip_router(require))
     app.include_router(page_router())
+    audit = Audit(settings.audit_file, settings.audit_closed)
+    audit.on_failure = runtime.metrics.audit_failures.inc
+    keys = KeyFile(settings.api_keys_file) if settings.api_keys_file is not None else None
+    runtime.watch_over(audit, keys)
     # The last one added is the outermost.
     app.add_middleware(BodyLimits, settings=settings, room=runtime.room)
-    app.add_middleware(AccessControl, settings=settings)
+    app.add_middleware(AccessControl, settings=settings, keys=keys)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -96,7 +104,10 @@ def create_app(settings: Settings, *, encoder_of: EncoderOf | None = None) -> Fa
     app.add_middleware(
         Observability,
         metrics=runtime.metrics,
-        audit=Audit(settings.audit_file),
+        audit=audit,
         tracing=runtime.tracing,
     )
+    app.add_middleware(Addresses, root_path=settings.root_path)
+    if settings.trusted_proxies:
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))  # type: ignore[arg-type]
     return app

@@ -123,6 +123,24 @@ class BankNotLoadedError(ServiceError):
     code = "bank_not_loaded"
 
 
+class AuditError(ServiceError):
+    """What is done cannot be written down, so it is not done."""
+
+    code = "audit_unwritable"
+
+
+class StorageFullError(ServiceError):
+    """The disk or the folder for temporary files is full."""
+
+    code = "storage_full"
+
+
+class StorageError(ServiceError):
+    """The disk or the folder for temporary files cannot be written."""
+
+    code = "storage_failed"
+
+
 class ReadOnlyError(ServiceError):
     """This server does not learn."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -14,10 +15,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import Scope
 
 from mrad.errors import MRADError
-from mrad_service.errors import DeviceMemoryError
+from mrad_service.errors import DeviceMemoryError, StorageError, StorageFullError
 
 log = structlog.get_logger(__name__)
 MEDIA_TYPE = "application/problem+json"
@@ -69,6 +71,9 @@ STATUS: dict[str, int] = {
     "device_out_of_memory": 503,
     "device_lost": 503,
     "log_unwritable": 503,
+    "audit_unwritable": 503,
+    "storage_failed": 503,
+    "storage_full": 507,
     "bank_unwritable": 507,
     "memory_closed": 503,
 }
@@ -76,6 +81,9 @@ STATUS: dict[str, int] = {
 
 RETRY_AFTER = {
     "draining": 5,
+    "audit_unwritable": 30,
+    "storage_failed": 30,
+    "storage_full": 30,
     "device_out_of_memory": 2,
     "device_lost": 30,
     "memory_closed": 5,
@@ -162,8 +170,8 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(MemoryError)
     async def short(request: Request, error: Exception) -> Response:
         log.error("out of memory", exc_info=error)
-        told = DeviceMemoryError("there was no memory for this image; try again later")
-        return respond(told, request.scope)
+        problem = DeviceMemoryError("there was no memory for this image; try again later")
+        return respond(problem, request.scope)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -174,11 +182,44 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        if isinstance(error.__cause__, MRADError):  # raised while a form was read
-            return respond(error.__cause__, request.scope)
+        cause = error.__cause__
+        if isinstance(cause, MRADError):  # raised while a form was read
+            return respond(cause, request.scope)
+        if isinstance(cause, OSError):  # a form's file could not be kept: not the client's fault
+            log.error("the folder for temporary files cannot be written", exc_info=cause)
+            return respond(storage_error(cause), request.scope)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(allowed(app, request.scope))
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers=headers)
         code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_").replace("-", "_")
         body = describe(error.status_code, code, str(error.detail), _id(request.scope))
-        return answer(body, request.scope, error.headers)
+        return answer(body, request.scope, headers)
+
+    @app.exception_handler(OSError)
+    async def disk(request: Request, error: OSError) -> Response:
+        log.error("failed", exc_info=error)
+        return respond(storage_error(error), request.scope)
+
+
+def storage_error(error: OSError) -> MRADError:
+    """What an error of the operating system is for a client."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFullError("the server's disk is full; nothing was changed")
+    return StorageError(
+        "the server's disk cannot be read or written; its log has this request's id"
+    )
+
+
+def allowed(app: FastAPI, scope: Scope) -> list[str]:
+    """Methods that an address has, of whatever route."""
+    found = {
+        method
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
+        if any(r.matches({**scope, "method": method})[0] is Match.FULL for r in app.router.routes)
+    }
+    return sorted(found | {"OPTIONS"} | ({"HEAD"} if "GET" in found else set()))
 
 
 def _id(scope: Scope) -> str | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import structlog
 from starlette.requests import Request
@@ -26,6 +27,7 @@ from mrad_service.models.loading import EncoderOf, Encoders, Model, devices_of
 from mrad_service.models.registry import Banks
 from mrad_service.scheduler.batch import Limits
 from mrad_service.scheduler.batcher import Batcher
+from mrad_service.scheduler.lane import Lane, Work
 from mrad_service.scheduler.queue import Item, Job, Outcome
 from mrad_service.scheduler.retry import in_halves
 from mrad_service.scheduler.room import Room
@@ -35,6 +37,18 @@ from mrad_service.telemetry.metrics import Metrics
 from mrad_service.telemetry.tracing import Tracing
 
 log = structlog.get_logger(__name__)
+
+
+class File(Protocol):
+    """A file that the server depends on."""
+
+    def reload(self) -> None:
+        """Open or read it again."""
+        ...
+
+    def why_not_ready(self) -> str:
+        """What is wrong with it; empty while nothing is."""
+        ...
 
 
 class Runtime:
@@ -63,6 +77,20 @@ class Runtime:
         self.room = Room(settings.max_inflight_bytes, "bodies and answers")
         self._draining = threading.Event()
         self._teaching = threading.Lock()
+        self._files: list[File] = []
+        self.lessons = Lane("lessons", settings.max_lessons)
+        self.copies = Lane("exports", 1)
+        self.switches = Lane("switches of banks", 2)
+
+    def watch_over(self, *files: File | None) -> None:
+        """Files that are read again on `reload`, and without which the server is not ready."""
+        self._files += [file for file in files if file is not None]
+
+    def reload(self) -> None:
+        """SIGHUP: logs are opened anew, keys read anew; requests go on."""
+        for file in self._files:
+            file.reload()
+        log.info("reloaded")
 
     def start(self) -> None:
         """Load the first bank, once. Raises what keeps it from being served."""
@@ -97,6 +125,9 @@ class Runtime:
             return "the server is stopping"
         if why := self.why_not_live():
             return why
+        for file in self._files:
+            if why := file.why_not_ready():
+                return why
         return self.banks.trouble() if self.banks.active is not None else "no bank is loaded yet"
 
     def model(self, bank: str | None = None) -> Model:
@@ -126,6 +157,18 @@ class Runtime:
         if self._draining.is_set():
             raise DrainingError("the server is stopping; nothing is switched any more")
         return self.banks.activate(name)
+
+    def lesson(self, request: Request) -> Iterator[None]:
+        """Dependency of routes that change the memory: one after the other, within their time."""
+        deadline = self.deadline(request)
+        with self.lessons.turn(deadline), Work(deadline, self.batcher.pixels) as work:
+            request.state.work = work
+            yield
+
+    def copy(self, request: Request) -> Iterator[None]:
+        """Dependency of routes that take a copy of the memory."""
+        with self.copies.turn(self.deadline(request)):
+            yield
 
     def deadline(self, request: Request) -> float:
         """On `time.monotonic`'s clock: the setting's, or what `X-Request-Timeout` asks for."""

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
 from types import FrameType
 
 import structlog
@@ -25,6 +29,15 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, runtime: Runtime) -> None:
         super().__init__(config)
         self.runtime = runtime
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """SIGHUP too: files are opened anew, no request is lost."""
+        with super().capture_signals():
+            if threading.current_thread() is threading.main_thread():
+                loop = asyncio.get_running_loop()
+                loop.add_signal_handler(signal.SIGHUP, self.runtime.reload)
+            yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A second signal does not wait for the notice."""
@@ -72,6 +85,7 @@ def make_server(settings: Settings, encoder_of: EncoderOf | None = None) -> Drai
 def run(settings: Settings) -> None:
     """Serve until a signal comes. Raises `MRADError` when the first bank cannot be served."""
     server = make_server(settings)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to open anew
     server.runtime.start()  # here, so that what is wrong with a bank is one line, not a traceback
     server.run()
     if not server.started:

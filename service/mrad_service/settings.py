@@ -107,6 +107,9 @@ class Settings(BaseSettings):
         0.0, ge=0, description="After SIGTERM: time of serving on with readiness off."
     )
 
+    max_lessons: int = Field(
+        8, ge=0, description="Lessons that wait while one is learnt, above which 429 is said."
+    )
     max_images: int = Field(256, ge=1, description="Images in one request.")
     max_file_bytes: int = Field(32 * MIB, ge=1, description="Bytes of one image file.")
     max_body_bytes: int = Field(256 * MIB, ge=1, description="Bytes of one request.")
@@ -153,6 +156,9 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     audit_file: Path | None = Field(
         None, description="Where writes are logged, as JSON lines; the log itself unless told."
+    )
+    audit_closed: bool = Field(
+        True, description="Whether writes are refused while the audit file cannot be written."
     )
     drift_window: int = Field(1000, ge=50, description="Images that the drift signal looks back.")
     drift_every: int = Field(

@@ -171,6 +171,17 @@ def test_the_client_scores_and_teaches(url: str, images: Path) -> None:
         assert client.score_image(turned, map="png16").anomaly_map.shape == turned.size[::-1]
 
 
+def test_sighup_opens_logs_anew_and_ends_nothing(server) -> None:
+    process, url, log = server
+    process.send_signal(signal.SIGHUP)
+    end = time.monotonic() + 60
+    while '"reloaded"' not in log.read_text():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert answers(f"{url}/health/ready", 200)
+
+
 def test_sigterm_lets_requests_in_flight_finish(server, images: Path) -> None:
     """The last one here: it ends the server."""
     process, url, log = server

@@ -29,13 +29,13 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 class AccessControl:
     """ASGI middleware; leaves `key_name` and `scopes` in the request's state."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, keys: KeyFile | None) -> None:
+        """`keys`: None where none are asked for."""
         self.app, self._settings = app, settings
         self._hosts = settings.allowed_hosts
         if settings.auth == "off" and not self._hosts:
             self._hosts = LOOPBACK
-        file = settings.api_keys_file
-        self._keys = KeyFile(file) if settings.auth == "keys" and file is not None else None
+        self._keys = keys if settings.auth == "keys" else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -57,7 +57,7 @@ class AccessControl:
             state["key_name"], state["scopes"] = "", ("admin",)
             return
         path = scope["path"]
-        if path in OPEN_PATHS or path.startswith(OPEN_PREFIXES) or scope["method"] == "OPTIONS":
+        if _is_open(path) or scope["method"] == "OPTIONS":
             return
         kind, _, presented = headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not presented:
@@ -77,15 +77,22 @@ class AccessControl:
 
         Where keys are asked for they protect: a page elsewhere has none, and browsers add none.
         """
-        origin = headers.get("origin")
-        if origin is None or scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            return
-        if origin in self._settings.cors_origins or "*" in self._settings.cors_origins:
-            return
-        if urlsplit(origin).netloc != headers.get("host"):
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
+        named = origin in self._settings.cors_origins or "*" in self._settings.cors_origins
+        if site not in ("none", "same-origin") and not named and not _is_open(scope["path"]):
             raise CrossOriginError(
                 "a page of another origin may not call this server; see MRAD_CORS_ORIGINS"
             )
+        if origin is None or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            return
+        if not named and urlsplit(origin).netloc != headers.get("host"):
+            raise CrossOriginError(
+                "a page of another origin may not call this server; see MRAD_CORS_ORIGINS"
+            )
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
 
 
 def require(scope: str) -> Callable[[Request], None]:

@@ -50,17 +50,38 @@ class KeyFile:
         self.path = path
         self._stamp: tuple[int, int, int] | None = None
         self._keys: dict[str, Key] = {}
+        self.why = ""
+        """Why the keys that were read last stay in force; empty while the file can be read."""
 
     def keys(self) -> dict[str, Key]:
-        """Every key by its id. Raises `KeysFileError`."""
+        """Every key by its id, as last read where the file cannot be. Raises `KeysFileError`."""
         try:
             found = self.path.stat()
             stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
             if stamp != self._stamp:
                 self._keys, self._stamp = _parse(self.path.read_bytes()), stamp
+            self.why = ""
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise KeysFileError(f"{self.path} cannot be read: {error!r}") from error
+            why = f"{self.path} cannot be read: {error!r}"
+            if self._stamp is None:
+                raise KeysFileError(why) from error
+            if not self.why:
+                log.error("the keys that were read last stay in force", why=why)
+            self.why = why
         return self._keys
+
+    def reload(self) -> None:
+        """Read it again, however it looks from outside."""
+        if self._stamp is not None:
+            self._stamp = (0, 0, 0)
+
+    def why_not_ready(self) -> str:
+        """Why the file cannot be read; empty while it can."""
+        try:
+            self.keys()
+        except KeysFileError as error:
+            return str(error)
+        return self.why
 
     def find(self, presented: str) -> Key | None:
         """The key that this text is, unless unknown or revoked."""

@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mrad_service import problems
-from mrad_service.errors import DrainingError
+from mrad_service.errors import AuditError, DrainingError
 from mrad_service.telemetry.audit import Audit
 from mrad_service.telemetry.metrics import Metrics
 from mrad_service.telemetry.tracing import Tracing
@@ -69,7 +69,7 @@ class Observability:
 
         try:
             with self._span(scope) as span:
-                await self.app(scope, receive, answer)
+                await self._audited(scope, receive, answer)
                 if span is not None:
                     span.set_attribute("http.response.status_code", status)
         except asyncio.CancelledError:  # the drain limit passed
@@ -90,6 +90,14 @@ class Observability:
         finally:
             self._note(scope, status, time.perf_counter() - began)
             structlog.contextvars.unbind_contextvars("request_id")
+
+    async def _audited(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            self._audit.begin(scope)
+        except AuditError as error:
+            await problems.respond(error, scope)(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
 
     def _span(self, scope: Scope) -> AbstractContextManager[Any]:
         if self._tracing is None or scope["path"] in QUIET:

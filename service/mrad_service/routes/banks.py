@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -21,8 +21,16 @@ def banks_router(require: Callable[[str], Callable[..., Any]]) -> APIRouter:
     read, admin = [Depends(require("score"))], [Depends(require("admin"))]
     router.get("/bank", dependencies=read)(get_bank)
     router.get("/banks", dependencies=read)(list_banks)
-    router.post("/banks/{name}/activate", dependencies=admin)(activate_bank)
+    switch = [*admin, Depends(turn_to_switch)]
+    router.post("/banks/{name}/activate", dependencies=switch)(activate_bank)
     return router
+
+
+def turn_to_switch(request: Request) -> Iterator[None]:
+    """Dependency of what loads a bank: one after the other, and few that wait."""
+    runtime = runtime_of(request)
+    with runtime.switches.turn(runtime.deadline(request)):
+        yield
 
 
 def get_bank(

@@ -7,7 +7,7 @@ import io
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Protocol, cast
@@ -28,6 +28,7 @@ from mrad.memory.keys import keys_of, pieces_of
 from mrad.types import ANOMALOUS, NORMAL, Sample
 from mrad_service.errors import BodyTooLargeError
 from mrad_service.memory import DurableMemory, EntryNotFoundError
+from mrad_service.scheduler.lane import Work
 from mrad_service.schemas.memory import Label, MemoryAdded, MemoryEntry, MemoryPage
 
 THIN = (
@@ -64,6 +65,12 @@ def runtime_of(request: Request) -> MemoryRuntime:
     return cast(MemoryRuntime, request.app.state.runtime)
 
 
+def no_turn(request: Request) -> Iterator[None]:
+    """Nobody else is there."""
+    request.state.work = Work()
+    yield
+
+
 @dataclass(frozen=True)
 class Teaching:
     """What an addition may cost, and who encodes it."""
@@ -72,6 +79,10 @@ class Teaching:
     encode: Callable[[Detector, Decoded], Features] = lambda detector, image: detector.encode(
         [image]
     )
+    lesson: Callable[[Request], Iterator[None]] = no_turn
+    """Dependency of what changes the memory: its turn, its deadline, what it holds."""
+    copy: Callable[[Request], Iterator[None]] = no_turn
+    """Dependency of what takes a copy."""
 
 
 def memory_router(
@@ -82,13 +93,15 @@ def memory_router(
     read, write = [Depends(require("score"))], [Depends(require("write"))]
     admin = [Depends(require("admin"))]
     entry = "/entries/{entry_id}"
-    limits = [*write, Depends(teach_with(teaching or Teaching()))]
+    teaching = teaching or Teaching()
+    limits = [*write, Depends(teach_with(teaching)), Depends(teaching.lesson)]
+    change, copy = [*write, Depends(teaching.lesson)], [*admin, Depends(teaching.copy)]
     router.post("/entries", dependencies=limits, status_code=201)(add_entry)
     router.get("/entries", dependencies=read)(list_entries)
     router.get(entry, dependencies=read)(get_entry)
     router.get(f"{entry}/thumbnail", dependencies=read, response_class=Response)(get_thumbnail)
-    router.delete(entry, dependencies=write, status_code=204)(remove_entry)
-    router.get("/export", dependencies=admin, response_class=FileResponse)(export_memory)
+    router.delete(entry, dependencies=change, status_code=204)(remove_entry)
+    router.get("/export", dependencies=copy, response_class=FileResponse)(export_memory)
     return router
 
 
@@ -133,6 +146,8 @@ def add_entry(
     teaching: Teaching = request.state.teaching
     pixels = _read(image, teaching)
     painted = _read(mask, teaching) if mask is not None else None
+    work: Work = request.state.work
+    work.reserve(pixels, painted)
     decoded = detector.decode(pixels, replace(detector.reading, name=image.filename or ""))
     anomalous = label == "anomalous"
     region, warnings = _region(painted, decoded, anomalous, mask_orientation, detector)
@@ -141,8 +156,9 @@ def add_entry(
         tuple(tags or ()),
     )  # fmt: skip
     entry = Entry.of(sample, decoded.size, getattr(request.state, "key_name", ""))
-    keys = _keys(teaching, detector, decoded, entry, region)
+    keys = _keys(teaching, work, detector, decoded, entry, region)
     thumbnail, content = thumbnail_of(decoded.image), digest_of(pixels, painted)
+    work.check()
     standing = memory.add(entry, keys, thumbnail, idempotency_key, content)
     repeated = standing.entry_id != entry.entry_id
     request.state.audit = {"entry_id": standing.entry_id, "label": label, "repeated": repeated}
@@ -187,7 +203,12 @@ def _note(region: Mask | None, keys: list[Key]) -> str | None:
 
 
 def _keys(
-    teaching: Teaching, detector: Detector, decoded: Decoded, entry: Entry, mask: Mask | None
+    teaching: Teaching,
+    work: Work,
+    detector: Detector,
+    decoded: Decoded,
+    entry: Entry,
+    mask: Mask | None,
 ) -> list[Key]:
     """The keys of all tiles, one tile at a time.
 
@@ -199,6 +220,7 @@ def _keys(
         one = decoded
         if not places.whole:
             one = replace(decoded, pixels=prepare_tile(detector.encoder, decoded.image, tile))
+        work.check()
         features = teaching.encode(detector, one)
         keys += keys_of(detector.encoder, features, 0, entry, piece, detector.bank.patch_keys)
     return keys
@@ -289,4 +311,6 @@ def thumbnail_of(image: Image.Image) -> bytes:
 def _described(request: Request, memory: DurableMemory, entry: Entry) -> MemoryEntry:
     has = memory.thumbnail(entry.entry_id) is not None
     address = request.app.url_path_for("get_thumbnail", entry_id=entry.entry_id) if has else None
+    if address is not None:
+        address = request.scope.get("root_path", "") + address
     return MemoryEntry.of(entry, address)

@@ -71,6 +71,9 @@ class Metrics:
         self.drift_limit = Gauge(
             "mrad_drift_limit", "Distance that chance gives once in a hundred.", ["signal"], **own
         )
+        self.audit_failures = Counter(
+            "mrad_audit_failures", "Lines of the audit file that could not be written.", **own
+        )
         self.connections = Gauge("mrad_connections", "Open connections.", **own)
         self.cut = Counter(
             "mrad_connections_cut", "Connections refused or cut, by reason.", ["reason"], **own
