@@ -128,7 +128,7 @@ def contact_sheet(shown: Sequence[Shown], judge: Judge) -> Image.Image:
         image = load_image(item.record.image)
         mask = item.record.read_mask(image.size)
         truth = Image.fromarray(np.zeros(image.size[::-1], bool) if mask is None else mask)
-        for place, picture in enumerate((image, truth, Image.open(item.overlay))):
+        for place, picture in enumerate((image, truth, load_image(item.overlay))):
             small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
             sheet.paste(small, (GAP + place * (SIDE + GAP), top))
         label = "defective" if item.record.anomalous else "good"

@@ -29,6 +29,7 @@ STATUS: dict[str, int] = {
     # what the caller sent
     "invalid_image": 422,
     "image_too_large": 413,
+    "doubtful_image": 422,
     "layout_mismatch": 422,
     "invalid_mask": 422,
     "calibration_error": 422,

@@ -139,6 +139,7 @@ class UnavailableError(ServerError):
 BY_CODE: dict[str, type[APIError]] = {
     "invalid_image": ImageError,
     "image_too_large": ImageError,
+    "doubtful_image": ImageError,
     "invalid_mask": MaskError,
     "calibration_error": CalibrationError,
 }

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pydantic
 from PIL import Image
 
+from mrad_client._pictures import open_picture
 from mrad_client.errors import (
     APIError,
     UnexpectedResponseError,
@@ -247,7 +248,7 @@ class Bank(Model):
 
 def _image(data: bytes) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(data))
+        image = open_picture(data)
         image.load()
     except (OSError, SyntaxError) as error:
         raise UnexpectedResponseError(f"the server's picture cannot be decoded: {error}") from error

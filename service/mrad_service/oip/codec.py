@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mrad.types import FloatArray
 from mrad_service.errors import BodyTooLargeError, InvalidRequestError, TooManyImagesError
 from mrad_service.scoring.json_body import JsonBody
-from mrad_service.scoring.uploads import FileLimits, invalid_fields
+from mrad_service.scoring.uploads import FileLimits, from_base64, invalid_fields
 
 Array = npt.NDArray[Any]
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -34,8 +34,10 @@ OUTPUTS: dict[str, tuple[str, list[int]]] = {
     "verdict": ("BYTES", [-1]),
     "probability": ("FP32", [-1]),
     "map": ("BYTES", [-1]),
+    "warnings": ("BYTES", [-1]),
 }
-"""Name -> datatype and shape. `map` holds PNG files of 16 bit, for inputs differ in size."""
+"""Name -> datatype and shape. `map` holds PNG files of 16 bit, for inputs differ in size;
+`warnings` a JSON list for each image."""
 INPUTS: dict[str, tuple[str, list[int]]] = {
     IMAGES: ("BYTES", [-1]),
     PIXELS: ("UINT8", [-1, -1, -1, 3]),
@@ -205,7 +207,7 @@ def _files(tensor: Tensor, raw: bytes | None) -> list[bytes | Array]:
     else:
         try:
             texts = islice(flat(tensor.data or []), count + 1)
-            files = [base64.b64decode(text, validate=True) for text in texts]
+            files = [from_base64(text) for text in texts]
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidRequestError(
                 f"inside JSON, {IMAGES} are base64; send them as binary data instead: {error}"
@@ -252,9 +254,15 @@ def split_bytes(raw: bytes) -> Iterator[bytes]:
 
 
 def write(
-    inference: Inference, model: str, columns: dict[str, list[Any]]
+    inference: Inference,
+    model: str,
+    columns: dict[str, list[Any]],
+    doubtful: dict[int, str] | None = None,
 ) -> tuple[bytes, int | None]:
-    """The answer's body, and the length of its JSON where binary data follow."""
+    """The answer's body, and the length of its JSON where binary data follow.
+
+    `doubtful`: index of an image -> its warnings, JSON; they become a parameter of the answer.
+    """
     described: list[dict[str, Any]] = []
     tail: list[bytes] = []
     for output in inference.wanted:
@@ -269,6 +277,8 @@ def write(
             facts["data"] = values
         described.append(facts)
     head: dict[str, Any] = {"model_name": model, "model_version": VERSION, "outputs": described}
+    if doubtful:
+        head["parameters"] = {f"warnings_{index}": text for index, text in doubtful.items()}
     if inference.id is not None:
         head["id"] = inference.id
     text = json.dumps(head, allow_nan=False).encode()

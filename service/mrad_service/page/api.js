@@ -42,7 +42,10 @@ export function teach(file, label, { mask = null, defect = "", attempt }) {
   form.append("label", label);
   form.append("source", file.name.slice(0, 500));
   if (defect) form.append("defect", defect);
-  if (mask) form.append("mask", mask, "mask.png");
+  if (mask) {
+    form.append("mask", mask, "mask.png");
+    form.append("mask_orientation", "upright"); // it is painted on the picture as it is shown
+  }
   return json("POST", "v1/memory/entries", form, { "Idempotency-Key": attempt });
 }
 

@@ -32,7 +32,8 @@ function told(item) {
   if (item.state === "failed") return { words: "not judged", kind: "failed" };
   const { verdict } = item.result;
   const again = item.stale ? " · before the last lesson" : "";
-  const words = `${verdict ? `${verdict} · ` : ""}${readable(item.result)}${again}`;
+  const doubt = item.result.warnings?.length ? " · doubtful picture" : "";
+  const words = `${verdict ? `${verdict} · ` : ""}${readable(item.result)}${doubt}${again}`;
   return { words, kind: verdict ?? "done" };
 }
 

@@ -20,6 +20,7 @@ export function showVerdict(item, bank, items) {
   card.dataset.verdict = verdict;
   const parts = [
     el("h3", { className: "headline" }, sign(verdict), VERDICTS[verdict] ?? "No verdict"),
+    ...doubts(result),
     ...leading(result, bank, items),
     details(result),
   ];
@@ -30,6 +31,15 @@ export function showVerdict(item, bank, items) {
     parts.push(el("p", { className: "hint" }, "Judged before the last lesson."));
   }
   card.replaceChildren(...parts);
+}
+
+/** What was assumed or is odd about the picture: it may not have been read as it is meant. */
+function doubts(result) {
+  if (!result.warnings?.length) return [];
+  const texts = result.warnings.map((text) => el("li", {}, text.replace(/^[a-z_]+: /, "")));
+  return [
+    el("div", { className: "doubts", role: "note" }, el("strong", {}, "Look before you trust this"), el("ul", {}, ...texts)),
+  ];
 }
 
 function whyNone(bank) {
@@ -52,6 +62,7 @@ function unjudged(item) {
 /** What to do about an image's problem. */
 export function advice(problem) {
   const known = {
+    doubtful_image: "This server refuses pictures that may be misread; the message says what to set or save anew.",
     invalid_image: "Open it in an image viewer to see whether it is whole, and save it again as PNG or JPEG.",
     image_too_large: "Scale it down; the map is coarser than the image anyway.",
     body_too_large: "Scale the image down, or save it as JPEG.",

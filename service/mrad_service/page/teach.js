@@ -98,12 +98,14 @@ export class Teacher {
     try {
       const mask = label === "anomalous" ? await this.#mask(item) : null;
       const options = { mask, defect, attempt: this.#attempt };
-      const { entry, note } = await teach(item.file, label, options);
+      const { entry, note, warnings = [] } = await teach(item.file, label, options);
       this.#lessons.unshift({ item, label, defect, entryId: entry.entry_id, busy: false });
       this.cancel();
       const learnt = label === "normal" ? "Learnt as fine" : "Learnt as a defect";
       await this.#compare(item, learnt);
-      if (note) this.#say(`${learnt}, but ${note}.`);
+      const doubts = warnings.map((text) => text.replace(/^[a-z_]+: /, ""));
+      if (note) doubts.unshift(note);
+      if (doubts.length) this.#say(`${learnt}, but ${doubts.join("; ")}.`);
     } catch (problem) {
       this.#failed(problem);
     } finally {

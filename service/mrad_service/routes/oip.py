@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from mrad import __version__
 from mrad.errors import MRADError
+from mrad.images.options import ReadOptions
 from mrad.types import Prediction
 from mrad_service.errors import ClientGoneError, InvalidRequestError, UnknownBankError
 from mrad_service.models.loading import Model
@@ -26,7 +28,7 @@ from mrad_service.oip.codec import (
     read,
     write,
 )
-from mrad_service.routes.score import runtime_of
+from mrad_service.routes.score import reading_of, runtime_of
 from mrad_service.scheduler.queue import Job, Wanted
 from mrad_service.scoring.render import png16
 from mrad_service.scoring.results import Budget
@@ -107,7 +109,8 @@ async def model_metadata(request: Request, name: str, version: str = VERSION) ->
 async def infer(request: Request, name: str, version: str = VERSION) -> Response:
     """Judge images: `images`, encoded files, or `pixels`, uint8 [n, height, width, 3].
 
-    Parameters: `threshold` or `target_fpr`. Without a threshold the verdict is empty; `probability`
+    Parameters: `threshold` or `target_fpr`, `bit_depth`, `strict_input`. Warnings stand in the
+    answer's parameters too, whatever outputs were asked for. Without a threshold the verdict is empty; `probability`
     needs a calibration. One image that cannot be read fails the request: the protocol has no place
     for the problem of a single element.
     """
@@ -141,20 +144,38 @@ async def infer(request: Request, name: str, version: str = VERSION) -> Response
             "verdict": (verdict.says(prediction.score) or "").encode(),
             "probability": verdict.probability(prediction.score),
             "map": shown,
+            "warnings": json.dumps(prediction.warnings).encode(),
         }
 
-    job = Job(question.images, model, finish, wanted=wanted, deadline=deadline)
+    job = Job(
+        question.images,
+        model,
+        finish,
+        wanted=wanted,
+        deadline=deadline,
+        reading=_reading(model, inference.parameters),
+    )
     outcomes = await runtime.run(job, request)
     for index, outcome in enumerate(outcomes):
         runtime.metrics.judged(outcome.code if isinstance(outcome, MRADError) else "ok")
         if isinstance(outcome, MRADError):
             raise type(outcome)(f"image {index}: {outcome}")
+    doubtful = {i: o["warnings"].decode() for i, o in enumerate(outcomes) if o["warnings"] != b"[]"}
     columns = {output: [outcome[output] for outcome in outcomes] for output in outputs}
-    text, header = await run_in_threadpool(partial(write, inference, model.name, columns))
+    text, header = await run_in_threadpool(partial(write, inference, model.name, columns, doubtful))
     if header is None:
         return Response(text, media_type="application/json")
     headers = {HEADER_LENGTH: str(header)}
     return Response(text, media_type="application/octet-stream", headers=headers)
+
+
+def _reading(model: Model, parameters: dict[str, Any]) -> ReadOptions:
+    depth, strict = parameters.get("bit_depth"), parameters.get("strict_input")
+    if depth is not None and (type(depth) is not int or not 1 <= depth <= 32):
+        raise InvalidRequestError("the parameter bit_depth is a number from 1 to 32")
+    if strict is not None and not isinstance(strict, bool):
+        raise InvalidRequestError("the parameter strict_input is true or false")
+    return reading_of(model, depth, strict)
 
 
 def _verdict(model: Model, parameters: dict[str, Any]) -> Verdict:

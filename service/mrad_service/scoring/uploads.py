@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
 from fastapi.concurrency import run_in_threadpool
 from pydantic import ValidationError
@@ -33,6 +35,9 @@ MAX_VALUES = 1 << 14
 """JSON values of a request: some for each image, and the points of a region."""
 MAX_HEADER_BYTES = 4096
 MAX_FIELDS = 64
+EXTENDED = re.compile(
+    rb"filename\*\s*=\s*([\w.+-]*)'[^']*'([\w.!#$&+^`|~%-]*)", re.IGNORECASE | re.ASCII
+)
 
 
 @dataclass(frozen=True)
@@ -143,10 +148,11 @@ class FormReader:
             raise InvalidRequestError("a part has too many headers")
 
     def _headers_done(self) -> None:
-        _, options = parse_options_header(self._headers.get(b"content-disposition"))
+        disposition = self._headers.get(b"content-disposition", b"")
+        _, options = parse_options_header(disposition)
         self._field = options.get(b"name", b"").decode("utf-8", "replace")
         if self._field != "images":
-            if b"filename" in options:
+            if b"filename" in options or EXTENDED.search(disposition):
                 raise InvalidRequestError(
                     f"form field {self._field!r} holds a file: send images in the field `images`"
                 )
@@ -155,8 +161,7 @@ class FormReader:
             return
         if len(self._images) >= self._limits.images:
             raise TooManyImagesError(f"more than {self._limits.images} images in one request")
-        name = options.get(b"filename", b"").decode("utf-8", "replace")
-        self._names.append(name[:500])
+        self._names.append(file_name(disposition, options)[:500])
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         if self._too_large:
@@ -198,12 +203,36 @@ def _json(body: JsonBody, limits: FileLimits) -> Submitted:
 
 
 def _decode(data: str, limits: FileLimits) -> bytes | MRADError:
-    if len(data) > limits.file_bytes * 4 // 3 + 4:
+    if len(data) > limits.file_bytes * 4 // 3 * 79 // 76 + 256:  # line breaks, and a data: URI
         return _too_large(limits)
     try:
-        return base64.b64decode(data, validate=True)
+        return from_base64(data)
     except (binascii.Error, ValueError) as error:
         return InvalidRequestError(f"the image is not base64: {error}")
+
+
+def from_base64(text: str) -> bytes:
+    """A file's bytes; line breaks (of the program `base64`) and `data:` URIs (of browsers) are fine.
+
+    Raises `ValueError`.
+    """
+    if text[:5].lower() == "data:":
+        kind, comma, text = text.partition(",")
+        if not comma or not kind.lower().rstrip().endswith(";base64"):
+            raise ValueError("a data: URI without ;base64,")
+    return base64.b64decode("".join(text.split()), validate=True)
+
+
+def file_name(disposition: bytes, options: dict[bytes, bytes]) -> str:
+    """The name that a part gives its file; `filename*=` (RFC 5987) wins over `filename=`."""
+    found = EXTENDED.search(disposition)
+    if found is not None:
+        charset, quoted = found.group(1).decode("ascii"), found.group(2).decode("ascii")
+        try:
+            return unquote(quoted, encoding=charset or "utf-8", errors="replace")
+        except LookupError:
+            pass  # a character set that nobody knows
+    return options.get(b"filename", b"").decode("utf-8", "replace")
 
 
 def _options(fields: dict[str, str]) -> ScoreOptions:

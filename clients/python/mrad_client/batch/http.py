@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,9 +9,9 @@ from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
-from PIL import Image
 
 from mrad_client._operations import ScoreOptions
+from mrad_client._pictures import open_picture
 from mrad_client.async_client import AsyncClient
 from mrad_client.batch.pace import Pace
 from mrad_client.batch.pictures import Draw, jpeg, overlay
@@ -76,7 +75,7 @@ class HTTPTransport:
 
     def _overlay(self, data: bytes, found: Map) -> tuple[bytes, str]:
         try:
-            image = Image.open(io.BytesIO(data))
+            image = open_picture(data)
             return jpeg(overlay(image, found.array(), self.colours)), ".jpg"
         except (OSError, ValueError, SyntaxError) as error:  # the server may read more than Pillow
             raise InputError(f"no overlay: this side cannot read the image ({error})") from error

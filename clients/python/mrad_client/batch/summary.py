@@ -13,8 +13,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from PIL import Image
-
+from mrad_client._pictures import open_picture
 from mrad_client.batch.journal import Row
 from mrad_client.batch.names import on_one_line
 from mrad_client.batch.pictures import data_uri, shrink
@@ -176,7 +175,7 @@ def _card(row: Row, page: Path, base: Path) -> str:
     name, picture = escape(on_one_line(row["name"]), quote=True), ""
     overlay = base / row["overlay"] if row.get("overlay") else None
     if overlay is not None and overlay.is_file():
-        with Image.open(overlay) as opened:
+        with open_picture(overlay) as opened:
             source = data_uri(shrink(opened))
         link = quote(Path(os.path.relpath(overlay, page.parent)).as_posix())
         picture = f"<a href='{link}'><img loading=lazy src='{source}' alt='Heat map of {name}'></a>"
