@@ -5,6 +5,7 @@ Every picture that this project opens comes through here (a test over the code f
 
 from __future__ import annotations
 
+import io
 import warnings as python_warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -97,6 +98,31 @@ def read_size(path: Path) -> tuple[int, int]:
         return (height, width) if turned else (width, height)
 
     return guarded(read, str(path))
+
+
+def pixels_stated(data: bytes) -> int:
+    """Pixels of a picture by its header alone; 0 where that does not tell, which decoding does."""
+
+    def read() -> int:
+        kind = kind_of(data)
+        if kind == "tiff":
+            import tifffile
+
+            with tifffile.TiffFile(io.BytesIO(data)) as tif:
+                return max(_area(page) for page in tif.pages)
+        if kind not in PILLOW:
+            return 0
+        width, height = Image.open(io.BytesIO(data), formats=PILLOW[kind]).size
+        return width * height
+
+    try:
+        return guarded(read, "the image")
+    except ImageError:
+        return 0
+
+
+def _area(page: Any) -> int:
+    return int(page.imagewidth) * int(page.imagelength)
 
 
 def name_of(source: ImageInput, options: ReadOptions, default: str = "the image") -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from mrad.images.reader import pixels_stated
 from mrad_service.errors import DeadlineError, QueueFullError
 
 OPENED = 16
@@ -102,7 +101,4 @@ def pixels_of(data: Any) -> int:
     """Pixels of an image that is not decoded; 0 where that cannot be told, which decoding tells."""
     if isinstance(data, np.ndarray):
         return int(np.prod(data.shape[:2]))
-    with suppress(Exception):
-        width, height = Image.open(io.BytesIO(data)).size
-        return width * height
-    return 0
+    return pixels_stated(data) if isinstance(data, bytes) else 0
