@@ -72,6 +72,7 @@ STATUS: dict[str, int] = {
     "device_out_of_memory": 503,
     "device_lost": 503,
     "log_unwritable": 503,
+    "keys_file": 503,
     "audit_unwritable": 503,
     "storage_failed": 503,
     "storage_full": 507,

@@ -165,6 +165,26 @@ def test_other_settings_or_images_are_not_mixed_in(tmp_path, boards, tiny_clip, 
     assert build(other, dataset, out, OPTIONS, restart=True).resumed == 0
 
 
+def test_restart_waits_for_the_lock_before_it_removes_anything(tiny_encoder, boards, tmp_path):
+    """Another build's shards stay, whether this one begins anew or finds the bank there."""
+    out = tmp_path / "bank"
+    work = work_folder(out)
+    dataset = read_dataset(boards)
+    with Journal(work / "journal.jsonl", {"another": "build"}):
+        shard = work / "000000.safetensors"
+        shard.write_bytes(b"another build's")
+        with pytest.raises(JournalError, match="in use"):
+            build(tiny_encoder, dataset, out, OPTIONS, restart=True)
+        assert shard.read_bytes() == b"another build's"
+    build(tiny_encoder, dataset, out, OPTIONS, restart=True)
+    with Journal(work / "journal.jsonl", {"another": "build"}):
+        shard.write_bytes(b"another build's")
+        assert build(tiny_encoder, dataset, out, OPTIONS).already
+        assert shard.exists()
+    assert build(tiny_encoder, dataset, out, OPTIONS).already
+    assert not work.exists()
+
+
 def test_a_standing_bank_is_kept(tmp_path, boards, tiny_encoder):
     dataset, out = read_dataset(boards), tmp_path / "b"
     first = build(tiny_encoder, dataset, out, OPTIONS)

@@ -253,3 +253,24 @@ def test_the_first_lines_of_help_are_the_commands_own():
     for name, line in main.COMMANDS.items():
         assert group.get_command(None, name).get_short_help_str(200) == line, name
     assert list(main.COMMANDS) == group.list_commands(None)[: len(main.COMMANDS)]
+
+
+def test_a_full_disk_and_a_place_that_may_not_be_written_are_one_line(
+    boards, tmp_path, mrad, tiny_options, monkeypatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "shard")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mrad_indexer.build.build.atomic_write_bytes", full)
+        result = mrad("build", boards, "--out", tmp_path / "bank", *tiny_options)
+    said = " ".join(result.output.split())
+    assert result.exit_code == 2
+    assert "error shard: No space left on device" in said
+    assert "Traceback" not in said
+    file = tmp_path / "file"
+    file.write_text("")
+    result = mrad("build", boards, "--out", file / "bank", *tiny_options)
+    assert result.exit_code == 2
+    assert "error " in result.output
+    assert "Traceback" not in result.output

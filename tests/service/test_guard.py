@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,42 @@ def test_keys_lie_hashed_and_only_the_right_one_opens(keys: KeyFile) -> None:
         keys.add("line-3", ("score",))
     with pytest.raises(KeysFileError, match="scopes"):
         keys.add("other", ("everything",))
+
+
+def test_a_key_file_that_cannot_be_read_leaves_the_old_keys_and_readiness_says_so(
+    connect, keys: KeyFile, png
+) -> None:
+    headers = {"Authorization": f"Bearer {keys.add('a', ('score',))}"}
+    client = connect(auth="keys", api_keys_file=keys.path)
+    assert client.get("/v1/bank", headers=headers).status_code == 200
+    whole = keys.path.read_bytes()
+    for damage in (b"{", b"", None):
+        keys.path.unlink() if damage is None else keys.path.write_bytes(damage)
+        ready = client.get("/health/ready")
+        assert ready.status_code == 503
+        assert "keys.json" in ready.json()["detail"]
+        assert client.get("/v1/bank", headers=headers).status_code == 200, "the old ones hold"
+        stranger = {"Authorization": "Bearer mrad_00000000_x"}
+        assert client.get("/v1/bank", headers=stranger).status_code == 401
+    keys.path.write_bytes(whole)
+    assert client.get("/health/ready").status_code == 200
+
+
+def test_no_key_file_at_all_is_said_and_lets_nobody_in(connect, tmp_path: Path) -> None:
+    client = connect(auth="keys", api_keys_file=tmp_path / "none.json")
+    assert client.get("/health/ready").status_code == 503
+    answer = client.get("/v1/bank", headers={"Authorization": "Bearer mrad_00000000_x"})
+    assert (answer.status_code, answer.json()["code"]) == (503, "keys_file")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_key_that_root_adds_leaves_the_file_to_the_server(keys: KeyFile) -> None:
+    keys.add("a", ("score",))
+    os.chown(keys.path, 65534, 65534)
+    keys.path.chmod(0o640)
+    keys.add("b", ("score",))
+    facts = keys.path.stat()
+    assert (facts.st_uid, facts.st_gid, facts.st_mode & 0o777) == (65534, 65534, 0o640)
 
 
 def test_a_revoked_key_is_refused_at_once(connect, keys: KeyFile, png) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -20,7 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mrad_client.batch.journal import Journal
+from mrad_client.batch.journal import Journal, JournalError
 
 from mrad.encoder.encoder import Encoder
 from mrad.encoder.named import name_in_bank
@@ -144,6 +145,7 @@ class Plan:
         return hashlib.sha256(json.dumps(self.asked, sort_keys=True).encode()).hexdigest()
 
 
+JOURNAL = "journal.jsonl"
 Progress = Callable[[int, int, bool], None]
 Engine = Callable[[Encoder, Plan, BuildOptions, Path, Journal, set[int], Progress], int]
 """See `encode_missing`."""
@@ -218,15 +220,14 @@ def build(
     plan = Plan.of(encoder, dataset, options)
     work = work_folder(out)
     if (found := _standing(out, plan, replace)) is not None:
-        shutil.rmtree(work, ignore_errors=True)
+        _discard(work)
         return Built(found, skipped_of(found), 0, 0, doubtful_of(found), already=True)
-    if restart:
-        shutil.rmtree(work, ignore_errors=True)
     hint = (
         "Its shards cannot be mixed with this build's: run it as it was, use --restart to begin "
         "anew, or choose another --out"
     )
-    with Journal(work / "journal.jsonl", plan.asked, hint=hint) as journal:
+    # Opening the journal takes its lock: until then nothing of another build's is touched.
+    with Journal(work / JOURNAL, plan.asked, hint=hint, restart=restart) as journal:
         ready = [n for n in range(len(plan.shards)) if is_ready(work, journal, n)]
         report = progress or (lambda done, skipped, old: None)
         for number in ready:
@@ -235,9 +236,16 @@ def build(
         encode = engine or encode_missing
         encoded = encode(encoder, plan, options, work, journal, set(ready), report)
         bank, skipped = finish(encoder, plan, options, work, out, replace=replace)
-    shutil.rmtree(work)
+        shutil.rmtree(work)
     resumed = len(bank.entries) + len(skipped) - encoded
     return Built(bank, tuple(skipped), encoded, resumed, doubtful_of(bank))
+
+
+def _discard(work: Path) -> None:
+    """Remove what a finished build left, unless another one is under way there."""
+    if work.exists():
+        with suppress(JournalError), Journal(work / JOURNAL, {}, restart=True):
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _standing(out: Path, plan: Plan, replace: bool) -> MemoryBank | None:

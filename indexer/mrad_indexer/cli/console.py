@@ -69,6 +69,12 @@ class MRADGroup(TyperGroup):
                 raise
             show_error(MRADError("FAISS is missing: pip install 'mrad[cpu]', or 'mrad[gpu]'"))
             raise typer.Exit(2) from error
+        except BrokenPipeError:  # whoever read our output has gone
+            raise
+        except OSError as error:  # a full disk, a place that may not be written
+            place = f"{error.filename}: " if error.filename else ""
+            show_error(MRADError(f"{place}{error.strerror or error}"))
+            raise typer.Exit(2) from error
         except Exception as error:
             client = sys.modules.get("mrad_client.errors")  # not loaded: it is none of its errors
             if not isinstance(error, (MRADError, *([client.MRADClientError] if client else []))):
