@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
@@ -13,6 +12,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from mrad import __version__
 from mrad_service import problems
+from mrad_service.description import PROBLEMS, complete, operation_id
 from mrad_service.middleware.access import AccessControl, require
 from mrad_service.middleware.addresses import Addresses
 from mrad_service.middleware.auth import KeyFile
@@ -34,20 +34,6 @@ ABOUT = """Images go in; a score, a map, a verdict and the evidence come out.
 Errors are problem documents (RFC 9457); match on `code`. Send an API key as `Authorization: Bearer
 KEY`. Coordinates are pixels of the input image after its EXIF orientation, origin top left.
 """
-PROBLEM = {"schema": {"$ref": "#/components/schemas/Problem"}}
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"description": text, "content": {"application/problem+json": PROBLEM}}
-    for status, text in {
-        401: "no API key, or one that is not known",
-        403: "the key lacks the scope",
-        413: "a body, a file or an answer over a limit",
-        422: "a request that makes no sense",
-        429: "the queue is full; Retry-After says when there is likely room",
-        503: "starting, stopping, or out of memory on the device",
-        504: "not done by the deadline",
-        "default": "any other problem",
-    }.items()
-}
 
 
 def create_app(settings: Settings, *, encoder_of: EncoderOf | None = None) -> FastAPI:
@@ -76,6 +62,7 @@ def create_app(settings: Settings, *, encoder_of: EncoderOf | None = None) -> Fa
         docs_url=None,  # Swagger's page comes from a CDN
         redoc_url=None,
         responses=PROBLEMS,
+        generate_unique_id_function=operation_id,
     )
     app.state.runtime = runtime
     problems.install(app)
@@ -86,6 +73,7 @@ def create_app(settings: Settings, *, encoder_of: EncoderOf | None = None) -> Fa
     app.include_router(health_router(metrics=settings.metrics))
     app.include_router(oip_router(require))
     app.include_router(page_router())
+    complete(app)
     audit = Audit(settings.audit_file, settings.audit_closed)
     audit.on_failure = runtime.metrics.audit_failures.inc
     keys = KeyFile(settings.api_keys_file) if settings.api_keys_file is not None else None

@@ -40,12 +40,16 @@ export interface components {
             loaded: string[];
             known: string[];
         };
-        Body_add_entry_v1_memory_entries_post: {
+        Body_add_entry: {
+            /** Format: binary */
             image: string;
             /** @enum {string} */
             label: "normal" | "anomalous";
-            /** @description which pixels are defective, at the image's size */
-            mask?: string | null;
+            /**
+             * Format: binary
+             * @description which pixels are defective, at the image's size
+             */
+            mask?: string;
             /**
              * @description how the mask lies where the image has an orientation tag: as people see it (upright), as its pixels are stored, or found out by its size
              * @default auto

@@ -57,7 +57,7 @@ class AccessControl:
             state["key_name"], state["scopes"] = "", ("admin",)
             return
         path = scope["path"]
-        if _is_open(path) or scope["method"] == "OPTIONS":
+        if is_open(path) or scope["method"] == "OPTIONS":
             return
         kind, _, presented = headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not presented:
@@ -79,7 +79,7 @@ class AccessControl:
         """
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
         named = origin in self._settings.cors_origins or "*" in self._settings.cors_origins
-        if site not in ("none", "same-origin") and not named and not _is_open(scope["path"]):
+        if site not in ("none", "same-origin") and not named and not is_open(scope["path"]):
             raise CrossOriginError(
                 "a page of another origin may not call this server; see MRAD_CORS_ORIGINS"
             )
@@ -91,7 +91,8 @@ class AccessControl:
             )
 
 
-def _is_open(path: str) -> bool:
+def is_open(path: str) -> bool:
+    """Whether an address needs no key."""
     return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
 
 

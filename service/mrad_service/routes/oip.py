@@ -41,8 +41,8 @@ def oip_router(require: Callable[[str], Callable[..., Any]]) -> APIRouter:
     router = APIRouter(prefix="/v2", tags=["open inference protocol"])
     read_scope = [Depends(require("score"))]
     router.get("", dependencies=read_scope)(server_metadata)
-    router.get("/health/live")(live)
-    router.get("/health/ready", response_class=Response)(ready)
+    router.get("/health/live")(server_live)
+    router.get("/health/ready", response_class=Response)(server_ready)
     for model in ("/models/{name}", "/models/{name}/versions/{version}"):
         router.get(model, dependencies=read_scope)(model_metadata)
         router.get(f"{model}/ready", dependencies=read_scope, response_class=Response)(model_ready)
@@ -60,12 +60,12 @@ async def server_metadata() -> dict[str, Any]:
     return {"name": "mrad", "version": __version__, "extensions": ["binary_tensor_data"]}
 
 
-async def live() -> dict[str, bool]:
+async def server_live() -> dict[str, bool]:
     """200 while the process answers at all."""
     return {"live": True}
 
 
-async def ready(request: Request) -> Response:
+async def server_ready(request: Request) -> Response:
     """200 when inference requests are welcome, 503 otherwise."""
     why = runtime_of(request).why_not_ready()
     return JSONResponse({"ready": not why}, 503 if why else 200)
