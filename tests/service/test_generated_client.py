@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ from types import ModuleType
 import pytest
 from mrad_service.middleware.auth import KeyFile
 
-pytest.importorskip("openapi_python_client")
+GENERATOR = "openapi-python-client==0.29.1"
+"""Run apart from this environment, whose typer it would hold back."""
 
 
 @pytest.fixture
@@ -23,11 +25,14 @@ def generated(make_app, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "config.yml").write_text("post_hooks: []\n")
     done = subprocess.run(
         [
-            sys.executable, "-m", "openapi_python_client", "generate", "--path", "openapi.json",
+            shutil.which("uvx", path=str(Path(sys.executable).parent)) or "uvx",
+            "--from", GENERATOR, "openapi-python-client", "generate", "--path", "openapi.json",
             "--config", "config.yml", "--output-path", "written_client", "--meta", "none",
         ],
         cwd=tmp_path, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
+    if "Failed to fetch" in done.stderr or "No solution found" in done.stderr:
+        pytest.skip(f"the generator cannot be installed: {done.stderr[-300:]}")
     assert done.returncode == 0, done.stdout + done.stderr
     monkeypatch.syspath_prepend(str(tmp_path))
     yield "written_client"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Iterator
 
 import numpy as np
@@ -74,6 +75,42 @@ def test_pixels_give_what_files_give(triton, png) -> None:
     one = triton.infer("tiny", [tensor]).as_numpy("score")
     other = triton.infer("tiny", [images_input([file])]).as_numpy("score")
     np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+def test_compressed_requests_and_answers(triton, png, coding: str) -> None:
+    plain = triton.infer("tiny", [images_input([png(1)])])
+    packed = triton.infer(
+        "tiny",
+        [images_input([png(1)])],
+        request_compression_algorithm=coding,
+        response_compression_algorithm=coding,
+    )
+    np.testing.assert_allclose(packed.as_numpy("score"), plain.as_numpy("score"), atol=1e-6)
+
+
+def test_a_raw_binary_request(client, png) -> None:
+    path, headers = "/v2/models/tiny/infer", {"Inference-Header-Content-Length": "0"}
+    answer = client.post(path, content=png(1), headers=headers | {"Accept-Encoding": "identity"})
+    assert answer.status_code == 200, answer.text
+    length = int(answer.headers["inference-header-content-length"])
+    outputs = {one["name"]: one for one in json.loads(answer.content[:length])["outputs"]}
+    assert outputs["score"]["parameters"]["binary_data_size"] == 4
+    score = np.frombuffer(answer.content[length : length + 4], "<f4")[0]
+    plain = client.post("/v1/score", files={"images": png(1)}).json()["results"][0]["score"]
+    assert score == pytest.approx(plain, abs=1e-5)
+
+
+def test_there_is_one_version_of_a_model(triton, png) -> None:
+    assert triton.is_model_ready("tiny", "1")
+    assert not triton.is_model_ready("tiny", "7")
+    with pytest.raises(InferenceServerException, match="no version 7"):
+        triton.infer("tiny", [images_input([png(1)])], model_version="7")
+
+
+def test_versions_are_whole_numbers(client) -> None:
+    for version, status in (("1", 200), ("2", 404), ("x", 422), ("9" * 5000, 404)):
+        assert client.get(f"/v2/models/tiny/versions/{version}").status_code == status
 
 
 def test_errors_reach_the_foreign_client(triton, png) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import math
 import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -24,7 +26,7 @@ Array = npt.NDArray[Any]
 HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_VALUES = 1 << 20
 """JSON values of a request: the pixels of some 590 x 590; more of them travel as binary data."""
-PARAMETERS = ("threshold", "target_fpr", "binary_data_output")
+PARAMETERS = ("threshold", "target_fpr", "bit_depth", "strict_input", "binary_data_output")
 VERSION = "1"
 """Of every model."""
 IMAGES, PIXELS = "images", "pixels"
@@ -283,6 +285,17 @@ def write(
         head["id"] = inference.id
     text = json.dumps(head, allow_nan=False).encode()
     return b"".join([text, *tail]), len(text) if tail else None
+
+
+def coding_of(accepted: str) -> str:
+    """`gzip`, `deflate` or nothing: how the answer is compressed for an Accept-Encoding."""
+    known = [part.split(";")[0].strip().lower() for part in accepted.split(",")]
+    return next((coding for coding in ("gzip", "deflate") if coding in known), "")
+
+
+def pack(data: bytes, coding: str) -> bytes:
+    """Compressed, quickly rather than small."""
+    return gzip.compress(data, 1) if coding == "gzip" else zlib.compress(data, 1)
 
 
 def _packed(datatype: str, values: list[Any]) -> bytes:

@@ -25,6 +25,8 @@ from mrad_service.oip.codec import (
     OUTPUTS,
     VERSION,
     Body,
+    coding_of,
+    pack,
     read,
     write,
 )
@@ -163,10 +165,13 @@ async def infer(request: Request, name: str, version: str = VERSION) -> Response
     doubtful = {i: o["warnings"].decode() for i, o in enumerate(outcomes) if o["warnings"] != b"[]"}
     columns = {output: [outcome[output] for outcome in outcomes] for output in outputs}
     text, header = await run_in_threadpool(partial(write, inference, model.name, columns, doubtful))
-    if header is None:
-        return Response(text, media_type="application/json")
-    headers = {HEADER_LENGTH: str(header)}
-    return Response(text, media_type="application/octet-stream", headers=headers)
+    headers = {} if header is None else {HEADER_LENGTH: str(header)}
+    coding = coding_of(request.headers.get("accept-encoding", ""))
+    if coding:
+        text = await run_in_threadpool(partial(pack, text, coding))
+        headers["Content-Encoding"] = coding
+    kind = "application/json" if header is None else "application/octet-stream"
+    return Response(text, media_type=kind, headers=headers)
 
 
 def _reading(model: Model, parameters: dict[str, Any]) -> ReadOptions:
