@@ -74,6 +74,8 @@ def kind_of(data: bytes, name: str = "") -> str | None:
     `name`: only TGA, which has no mark of its own, is believed by its name.
     """
     head = data[:32]
+    if data[128:132] == b"DICM":  # whatever stands before it: some are TIFF files as well
+        return "dicom"
     for kind, starts in _MARKS.items():
         if head.startswith(starts):
             return kind
@@ -84,8 +86,6 @@ def kind_of(data: bytes, name: str = "") -> str | None:
         if brands & {b"avif", b"avis"}:
             return "avif"
         return "heic" if brands & set(_HEIC) else None
-    if data[128:132] == b"DICM":
-        return "dicom"
     if head[:1] == b"P" and head[1:2] in b"123456fF" and head[2:3].isspace():
         return "pnm"
     if len(head) >= 3 and head[0] == 10 and head[1] in (0, 2, 3, 5) and head[2] == 1:

@@ -17,6 +17,10 @@ from mrad_indexer.scoring.judge import Judge
 from mrad_indexer.watch import WatchOptions, move, watch_folder
 
 from mrad.errors import DataError
+from mrad.images.reader import read_image
+from mrad.memory.bank import MemoryBank
+from mrad.types import Sample
+from tests.cases import CASES, PICTURES, close
 
 
 def verdicts(out: Path) -> list[dict]:
@@ -184,3 +188,33 @@ def test_killed_in_the_middle_and_started_again(tmp_path, make_image, board_bank
     assert names == [f"{seed:02}.png" for seed in range(24)]
     assert sorted(path.name for path in sorted_to.rglob("*.png")) == names
     assert sum(line.startswith(("ok", "NG")) for line in stdout.splitlines()) >= 8
+
+
+def test_no_encoding_of_a_board_passes_as_ok_in_silence(tmp_path, tiny_encoder):
+    """Every file of the cases arrives; what is moved to ok/ is right, or its row has a warning."""
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    for path in PICTURES:
+        shutil.copy(path, inbox / path.name)
+    (inbox / "photo.unknown").write_bytes(PICTURES[0].read_bytes())
+    (inbox / "cut.png").write_bytes(PICTURES[0].read_bytes()[:300])
+    own, masks = CASES / "images", CASES / "masks"
+    samples = [
+        Sample(own / "a_base8.png", False),
+        Sample(own / "bw8.png", False),
+        Sample(masks / "_image.png", True, masks / "g255.png"),
+    ]
+    bank = MemoryBank.from_samples(tiny_encoder, samples)
+    judge = Judge.of(tiny_encoder, bank, threshold=1.1)  # whatever is judged is called normal
+    out, moved = tmp_path / "out", tmp_path / "moved"
+    options = WatchOptions(out, False, 0.0, moved)
+    with watching(inbox, judge, options):
+        until(lambda: {p.name for p in inbox.iterdir()} == {"photo.unknown"})
+        until(lambda: len(verdicts(out)) >= len(PICTURES) + 2)
+    rows = {row["name"]: row for row in verdicts(out)}
+    assert rows["photo.unknown"]["code"] == "not_taken"
+    assert (moved / "error" / "cut.png").is_file()
+    passed = list((moved / "ok").iterdir())
+    assert len(passed) == len(PICTURES)
+    for path in passed:
+        assert rows[path.name]["warnings"] or close(read_image(path).image, path.name)

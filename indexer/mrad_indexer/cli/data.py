@@ -75,3 +75,29 @@ def check_command(
         say("nothing wrong", style="green")
     elif strict:
         raise typer.Exit(1)
+
+
+@app.command("convert")
+def convert_command(
+    source: Annotated[
+        Path,
+        typer.Argument(help="a folder of labelme's files beside their images, or COCO's .json"),
+    ],
+    out: Annotated[Path, typer.Option(help="folder for masks/ and list.csv")],
+    kind: Annotated[str, typer.Option("--from", metavar="auto|labelme|coco")] = "auto",
+    show: Annotated[int, typer.Option(help="how many files that are left out to list")] = 5,
+) -> None:
+    """Turn annotations into masks and a list: `mrad build OUT/list.csv` reads it.
+
+    What has no drawing counts as good. What cannot be taken is listed.
+    """
+    from mrad_indexer.datasets.convert import READERS, convert
+
+    if kind not in ("auto", *READERS):
+        raise typer.BadParameter(f"choose auto, {', '.join(READERS)}", param_hint="--from")
+    made = convert(source, out, kind)
+    say(f"{made.list}: {made.good} good and {made.defective} defective images")
+    if made.left_out:
+        say(f"{len(made.left_out)} left out", style="yellow")
+    for text in made.left_out[:show]:
+        say(f"  {text}")

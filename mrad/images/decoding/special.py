@@ -13,6 +13,9 @@ from mrad.images.decoding.depth import Stated, white_of
 from mrad.images.decoding.raster import Raster, check_size
 from mrad.images.options import ReadOptions
 
+LOOKED_AT = 64
+"""Frames that are looked at for one that is not blank."""
+
 
 def read_heic(data: bytes, options: ReadOptions, name: str) -> Raster:
     """A telephone's photograph. Raises `ImageError` where the decoder is not installed."""
@@ -34,7 +37,7 @@ def read_dicom(data: bytes, options: ReadOptions, name: str) -> Raster:
     """
     try:
         import pydicom
-        from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut, convert_color_space
+        from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
     except ImportError as error:
         raise ImageError(
             f"{name} is a DICOM picture: pip install 'mrad[dicom]', or save it as PNG"
@@ -48,8 +51,6 @@ def read_dicom(data: bytes, options: ReadOptions, name: str) -> Raster:
     space = str(found.get("PhotometricInterpretation", "MONOCHROME2"))
     facts: dict[str, Any] = {"page": number, "pages": frames}
     if values.ndim == 3:
-        if space.startswith("YBR"):
-            values = convert_color_space(values, space, "RGB")
         return Raster(np.asarray(values), Stated(high=white_of(int(found.BitsStored))), **facts)
     low, high = _range(found)
     inverted = space == "MONOCHROME1"
@@ -68,13 +69,16 @@ def _span(low: float, high: float, inverted: bool) -> Stated:
 
 def _frame(found: Any, frames: int) -> tuple[int, Any]:
     """The first frame that is not blank."""
-    pixels = found.pixel_array
-    if frames == 1:
-        return 0, pixels
-    for number in range(frames):
-        if pixels[number].min() != pixels[number].max():
-            return number, pixels[number]
-    return 0, pixels[0]
+    from pydicom.pixels.utils import pixel_array
+
+    first = pixel_array(found, index=0)  # colours as RGB
+    if frames == 1 or first.min() != first.max():
+        return 0, first
+    for number in range(1, min(frames, LOOKED_AT)):
+        values = pixel_array(found, index=number)
+        if values.min() != values.max():
+            return number, values
+    return 0, first
 
 
 def _range(found: Any) -> tuple[int, int]:
