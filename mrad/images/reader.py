@@ -100,6 +100,21 @@ def read_size(path: Path) -> tuple[int, int]:
     return guarded(read, str(path))
 
 
+def read_orientation(path: Path) -> int:
+    """The tag that turns the picture, as EXIF numbers it; 1 for none. Raises `ImageError`."""
+
+    def read() -> int:
+        with path.open("rb") as file:
+            kind = kind_of(file.read(HEAD), str(path))
+        if kind not in PILLOW or kind == "tiff":
+            return read_image(path).orientation
+        with Image.open(path, formats=PILLOW[kind]) as opened:
+            turned = int(opened.getexif().get(ORIENTATION, 1) or 1)
+        return turned if 1 <= turned <= 8 else 1
+
+    return guarded(read, str(path))
+
+
 def pixels_stated(data: bytes) -> int:
     """Pixels of a picture by its header alone; 0 where that does not tell, which decoding does."""
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mrad.errors import DataError, MaskError
+from mrad.errors import DataError, ImageError, MaskError
 from mrad.files import utf8
 from mrad.images.masks import Mask, Orientation, read_mask
-from mrad.images.reader import read_image
+from mrad.images.reader import read_image, read_orientation
 from mrad.types import BoolArray, Sample
 from mrad_indexer.datasets.walk import LeftOut, is_image, walk
 
@@ -41,17 +41,19 @@ class Record:
         for field in ("source", "object_name", "defect", "split"):
             object.__setattr__(self, field, utf8(getattr(self, field)))
 
-    def truth(self, size: tuple[int, int], orientation: int = 1) -> Mask | None:
+    def truth(self, size: tuple[int, int], orientation: int | None = None) -> Mask | None:
         """What the mask says of each pixel; nothing marked for a normal image; None if unknown.
 
-        `size`: width, height of the upright image; `orientation`: the tag that turned it. Raises
-        `MaskError`.
+        `size`: width, height of the upright image; `orientation`: the tag that turned it, None to look
+        it up. Raises `MaskError`.
         """
         if not self.anomalous:
             nothing = np.zeros(size[::-1], dtype=bool)
             return Mask(nothing, nothing)
         if self.mask is None:
             return None
+        if orientation is None:
+            orientation = _orientation(self.image)
         parts = images_in(self.mask) if self.mask.is_dir() else [self.mask]
         if not parts:
             raise MaskError(f"{self.mask} holds no mask")
@@ -61,7 +63,7 @@ class Record:
         ]
         return masks[0] if len(masks) == 1 else _joined(masks)
 
-    def read_mask(self, size: tuple[int, int], orientation: int = 1) -> BoolArray | None:
+    def read_mask(self, size: tuple[int, int], orientation: int | None = None) -> BoolArray | None:
         """`truth`'s anomalous pixels, bool [height, width]."""
         truth = self.truth(size, orientation)
         return None if truth is None else truth.anomalous
@@ -73,6 +75,13 @@ class Record:
             picture = read_image(self.image)
             mask = self.read_mask(picture.size, picture.orientation)
         return Sample(self.image, self.anomalous, mask, self.source, self.object_name, self.defect)
+
+
+def _orientation(image: Path) -> int:
+    try:
+        return read_orientation(image)
+    except ImageError:  # whoever reads the image says so
+        return 1
 
 
 def _joined(masks: Sequence[Mask]) -> Mask:
