@@ -123,8 +123,8 @@ def _turn(
     stored = size[::-1] if image >= 5 else size
     if tuple(have) == tuple(stored) and tuple(have) != tuple(size):
         return image, []
-    if tuple(have) != tuple(size):
-        return 1, []
+    if tuple(have) != tuple(size) or tuple(stored) != tuple(size):
+        return 1, []  # of the wrong size, or only upright does it fit
     return 1, [
         "mask_orientation: the image is turned by its orientation tag, the mask has none and would "
         "fit both ways; it is taken as drawn on the upright image. Say which with "
