@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -60,18 +60,22 @@ class Connections:
         return len(self._open)
 
     def enter(self, connection: GuardedProtocol, peer: str) -> str:
-        """Count it in; why there is no room for it, or nothing."""
+        """Count it in; why there is no room for it, or nothing. Idle ones give way, oldest first."""
         if self._peers[peer] >= self.limits.per_peer and not self._is_proxy(peer):
-            return "peer_connections"
-        if len(self._open) >= self.limits.connections:
-            idle = next((one for one in self._open if one.idle), None)
-            if idle is None:
-                return "connections"
-            self.leave(idle)
-            idle.cut("evicted")
+            if not self._evict(one for one, whose in self._open.items() if whose == peer):
+                return "peer_connections"
+        elif len(self._open) >= self.limits.connections and not self._evict(self._open):
+            return "connections"
         self._open[connection] = peer
         self._peers[peer] += 1
         return ""
+
+    def _evict(self, among: Iterable[GuardedProtocol]) -> bool:
+        idle = next((one for one in among if one.idle), None)
+        if idle is not None:
+            self.leave(idle)
+            idle.cut("evicted")
+        return idle is not None
 
     def leave(self, connection: GuardedProtocol) -> None:
         """It is gone, or as good as gone."""

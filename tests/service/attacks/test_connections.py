@@ -71,7 +71,16 @@ def test_silent_sockets_are_closed_and_others_get_in(guarded) -> None:
 
 def test_one_peer_does_not_take_all_connections(guarded) -> None:
     with guarded(max_peer_connections=5, header_seconds=WAIT) as url:
+        idle = [connect(url) for _ in range(5)]
+        assert httpx.get(f"{url}/health/live", timeout=WAIT).status_code == 200, (
+            "idle ones give way"
+        )
         wires = [connect(url) for _ in range(5)]
+        sending = b"POST /v1/score HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n"
+        for wire in wires:
+            wire.sendall(sending + b"Content-Type: application/json\r\n\r\n{")
+        assert all(all_of(wire) == b"" for wire in idle)
+        time.sleep(0.5)
         with connect(url) as extra:
             answer = all_of(extra)
         assert answer.startswith(b"HTTP/1.1 503")
