@@ -13,25 +13,23 @@ import contextlib
 import hashlib
 import os
 import sqlite3
-import struct
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mrad.errors import LogCorruptError, LogWriteError, MRADError
 from mrad.files import fsync_folder
+from mrad.lock import Head
 from mrad.memory.operations import (
     Add,
     Operation,
     Put,
     Remove,
     Request,
+    Saved,
+    keep,
     pack_entry,
     pack_keys,
-    unpack_entry,
-    unpack_keys,
 )
 
 FORMAT_VERSION = 1
@@ -63,25 +61,6 @@ Row = tuple[Any, ...]
 EMPTY: Mapping[str, Request] = {}
 
 
-@dataclass
-class Saved:
-    """What a database holds, verified."""
-
-    base: str
-    """Content digest of the bank that it belongs to."""
-    sequence: int = 0
-    """Number of the last operation over the memory's whole life."""
-    lessons: dict[int, Add] = field(default_factory=dict)
-    """By the number of their operation, rising."""
-    removed: list[str] = field(default_factory=list)
-    """Entries of the bank that are gone."""
-    requests: dict[str, Request] = field(default_factory=dict)
-    """By idempotency key, oldest first."""
-    values: dict[str, bytes] = field(default_factory=dict)
-    sum: bytes = b""
-    """Sum of all rows' checksums: names this content."""
-
-
 def checksum(table: str, values: Sequence[Any]) -> bytes:
     """SHA-256 of a row: its table, and each value with its type and length."""
     digest = hashlib.sha256(table.encode())
@@ -90,61 +69,6 @@ def checksum(table: str, values: Sequence[Any]) -> bytes:
         digest.update(f"{type(value).__name__}{len(data)}:".encode())
         digest.update(data)
     return digest.digest()
-
-
-class Head:
-    """The number of the last operation, kept twice in turn, so that a torn write spares the other.
-
-    It never runs ahead of the database: what it names and the database lacks was lost.
-    """
-
-    SLOT = struct.Struct("<8sQ32sI")
-    MAGIC = b"MRADHEAD"
-    DISTANCE = 512
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._descriptor = -1
-        self._next = 0
-
-    def read(self) -> tuple[int, bytes] | None:
-        """The newest sequence and the sum then; None where there is no file. Raises `LogCorruptError`."""
-        try:
-            data = self.path.read_bytes()
-        except FileNotFoundError:
-            return None
-        found = [slot for number in (0, 1) if (slot := self._slot(data, number)) is not None]
-        if not found:
-            raise LogCorruptError(f"{self.path} is damaged")
-        sequence, total, number = max(found)
-        self._next = 1 - number
-        return sequence, total
-
-    def write(self, sequence: int, total: bytes, *, sync: bool = False) -> None:
-        """Put it in the place of the older one. Raises `OSError`."""
-        if self._descriptor < 0:
-            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        data = self.SLOT.pack(self.MAGIC, sequence, total, 0)
-        data = data[:-4] + struct.pack("<I", zlib.crc32(data[:-4]))
-        os.pwrite(self._descriptor, data, self._next * self.DISTANCE)
-        self._next = 1 - self._next
-        if sync:
-            os.fsync(self._descriptor)
-
-    def close(self) -> None:
-        """May be called twice."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def _slot(self, data: bytes, number: int) -> tuple[int, bytes, int] | None:
-        part = data[number * self.DISTANCE :][: self.SLOT.size]
-        if len(part) < self.SLOT.size:
-            return None
-        magic, sequence, total, crc = self.SLOT.unpack(part)
-        if magic != self.MAGIC or crc != zlib.crc32(part[:-4]):
-            return None
-        return sequence, total, number
 
 
 class Database:
@@ -423,20 +347,6 @@ def _entry_id(operation: Operation) -> str:
     if isinstance(operation, Add):
         return operation.entry.entry_id
     return operation.entry_id if isinstance(operation, Remove) else ""
-
-
-def keep(saved: Saved, table: str, row: Row) -> None:
-    """Sort a verified row into `saved`. Raises `ValueError`, `KeyError`, `TypeError`."""
-    if table == "lesson":
-        sequence, text, keys, vectors, thumbnail = row
-        entry = unpack_entry(text)
-        saved.lessons[sequence] = Add(entry, unpack_keys(entry.entry_id, keys, vectors), thumbnail)
-    elif table == "removed":
-        saved.removed.append(row[1])
-    elif table == "request":
-        saved.requests[row[1]] = Request(unpack_entry(row[2]), row[3])
-    else:
-        saved.values[row[0]] = row[1]
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:

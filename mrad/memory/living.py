@@ -26,12 +26,12 @@ from typing import Any, TypeVar
 
 from mrad.errors import BankError, BaseChangedError, LogCorruptError, LogWriteError
 from mrad.files import fsync_folder
-from mrad.lock import WriterLock, is_held
+from mrad.lock import Head, WriterLock, is_held
 from mrad.memory import oldlog
 from mrad.memory.contents import Contents
-from mrad.memory.database import HEAD, Database, Head, Saved
+from mrad.memory.database import HEAD, Database
 from mrad.memory.growing import GrowingBank
-from mrad.memory.operations import Put
+from mrad.memory.operations import Put, Saved
 from mrad.memory.store import load_contents, read_manifest
 from mrad.memory.store import save_calibration as save_built_calibration
 

@@ -1,10 +1,10 @@
-"""What changes a living memory: an entry added, an entry removed, a named value stored."""
+"""What changes a living memory: an entry added, an entry removed, a named value stored; and the sum."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -82,3 +82,36 @@ def unpack_entry(text: str | dict[str, Any]) -> Entry:
     """The entry of `pack_entry`. Raises `ValueError`, `KeyError`, `TypeError`."""
     facts = json.loads(text) if isinstance(text, str) else text
     return Entry(**facts | {"tags": tuple(facts["tags"])})
+
+
+@dataclass
+class Saved:
+    """What a database holds, verified."""
+
+    base: str
+    """Content digest of the bank that it belongs to."""
+    sequence: int = 0
+    """Number of the last operation over the memory's whole life."""
+    lessons: dict[int, Add] = field(default_factory=dict)
+    """By the number of their operation, rising."""
+    removed: list[str] = field(default_factory=list)
+    """Entries of the bank that are gone."""
+    requests: dict[str, Request] = field(default_factory=dict)
+    """By idempotency key, oldest first."""
+    values: dict[str, bytes] = field(default_factory=dict)
+    sum: bytes = b""
+    """Sum of all rows' checksums: names this content."""
+
+
+def keep(saved: Saved, table: str, row: tuple[Any, ...]) -> None:
+    """Sort a verified row into `saved`. Raises `ValueError`, `KeyError`, `TypeError`."""
+    if table == "lesson":
+        sequence, text, keys, vectors, thumbnail = row
+        entry = unpack_entry(text)
+        saved.lessons[sequence] = Add(entry, unpack_keys(entry.entry_id, keys, vectors), thumbnail)
+    elif table == "removed":
+        saved.removed.append(row[1])
+    elif table == "request":
+        saved.requests[row[1]] = Request(unpack_entry(row[2]), row[3])
+    else:
+        saved.values[row[0]] = row[1]

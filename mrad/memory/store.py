@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -47,6 +47,8 @@ MANIFEST = "bank.json"
 CHECKSUMS = "checksums"
 """Of every other fact in `bank.json`, from version 2."""
 LEVELS = ("image", "patch")
+MAPPED_FROM = 1 << 30
+"""Bytes of keys beyond which they are mapped instead of read."""
 ENTRIES = "entries.parquet"
 THUMBNAILS = "thumbnails.parquet"
 
@@ -233,12 +235,26 @@ def load_contents(path: Path, *, verify: bool = True) -> Contents:
     for name in (*(f"{level}.faiss" for level in LEVELS), ENTRIES):
         if name not in files:
             raise BankCorruptError(f"{path / MANIFEST} does not list {name}; restore the bank")
+    stamps = _stamps(path, files)
     with ThreadPoolExecutor() as pool:  # hashing releases the GIL
         list(pool.map(lambda item: _verify(path, *item, digest=verify), files.items()))
     try:
-        return _parse(path, manifest)
+        contents = _parse(path, manifest)
+        if _stamps(path, files) != stamps:
+            raise ValueError("its files changed while they were read")
+        return contents
     except (KeyError, TypeError, ValueError, RuntimeError, pa.ArrowException) as error:
         raise BankCorruptError(f"{path} cannot be parsed: {error!r}; restore the bank") from error
+
+
+def _stamps(path: Path, files: dict[str, Any]) -> list[tuple[int, int, int]]:
+    """How the files look: they must be the same ones after they were parsed as when verified."""
+    found = []
+    for name in files:
+        with suppress(OSError):  # a file that is missing is named by `_verify`
+            facts = (path / name).stat()
+            found.append((facts.st_ino, facts.st_size, facts.st_mtime_ns))
+    return found
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -341,16 +357,7 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-_PLAIN = (
-    "entry_id",
-    "source",
-    "object_name",
-    "defect",
-    "width",
-    "height",
-    "added_at",
-    "added_by",
-)
+_PLAIN = ("entry_id", "source", "object_name", "defect", "width", "height", "added_at", "added_by")
 
 
 def _read_level(path: Path, name: str, table: pa.Table, manifest: dict[str, Any]) -> LevelMemory:
@@ -372,9 +379,9 @@ def _read_level(path: Path, name: str, table: pa.Table, manifest: dict[str, Any]
 
 
 def map_keys(file: Path, count: int, dim: int) -> FloatArray:
-    """The vectors float32 [count, dim] of a flat FAISS index, mapped: none is read before it is used.
+    """The vectors float32 [count, dim] of a flat FAISS index; many are mapped: read when they are used.
 
-    Writing to them changes this process's copy, never the file. Raises `ValueError` for an index that
+    A copy of few is safe from whoever overwrites the file meanwhile. Writing to them changes this process's copy, never the file. Raises `ValueError` for an index that
     is not flat, or holds anything else than the file's last count * dim numbers.
     """
     index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
@@ -383,7 +390,9 @@ def map_keys(file: Path, count: int, dim: int) -> FloatArray:
     if not count:
         return np.empty((0, dim), np.float32)
     start = file.stat().st_size - 4 * count * dim
-    keys = np.memmap(file, np.float32, mode="c", offset=start, shape=(count, dim))
+    keys: FloatArray = np.memmap(file, np.float32, mode="c", offset=start, shape=(count, dim))
+    if keys.nbytes <= MAPPED_FROM:
+        keys = np.array(keys)
     for row in (0, count - 1):
         if np.asarray(index.reconstruct(row)).tobytes() != keys[row].tobytes():
             raise ValueError(f"{file.name} is laid out otherwise than this version reads it")

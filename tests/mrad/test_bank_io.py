@@ -231,14 +231,43 @@ def test_a_copied_folder_is_the_same_bank(folder, tmp_path):
     assert MemoryBank.load(tmp_path / "copy").digest == MemoryBank.load(folder).digest
 
 
-def test_keys_are_mapped_and_the_file_is_never_written_to(folder: Path):
+@pytest.mark.parametrize("mapped", [False, True])
+def test_many_keys_are_mapped_and_the_file_is_never_written_to(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, mapped: bool
+):
+    if mapped:
+        monkeypatch.setattr(bank_io, "MAPPED_FROM", 0)
     before = (folder / "patch.faiss").read_bytes()
     keys = MemoryBank.load(folder).patch.keys
-    assert isinstance(keys, np.memmap)
+    assert isinstance(keys, np.memmap) is mapped
     wanted = faiss.read_index(str(folder / "patch.faiss")).reconstruct_n(0, len(keys))
     np.testing.assert_array_equal(keys, wanted)
     keys[:] = 0
     assert (folder / "patch.faiss").read_bytes() == before
+
+
+def test_keys_that_were_read_do_not_change_with_the_file(folder: Path):
+    """`cp` over a bank that is being served: neither other keys under old labels, nor a bus error."""
+    keys = MemoryBank.load(folder).patch.keys
+    before = keys.copy()
+    file = folder / "patch.faiss"
+    size = file.stat().st_size
+    file.write_bytes(b"")
+    file.write_bytes(bytes(size))
+    np.testing.assert_array_equal(keys, before)
+
+
+def test_a_bank_that_changes_while_it_is_read_is_refused(folder: Path, monkeypatch):
+    parse = bank_io._parse
+
+    def slowly(*arguments):
+        contents = parse(*arguments)
+        (folder / "patch.faiss").write_bytes((folder / "patch.faiss").read_bytes())
+        return contents
+
+    monkeypatch.setattr(bank_io, "_parse", slowly)
+    with pytest.raises(BankCorruptError, match="changed while they were read"):
+        MemoryBank.load(folder)
 
 
 def test_only_a_flat_index_of_the_listed_size_is_mapped(tmp_path: Path):

@@ -109,7 +109,7 @@ def _candidates(level: LevelMemory, device: torch.device) -> Iterator[Approximat
                 yield option
                 continue
             try:
-                yield approximate_io.load(option, device=device, verify=False)
+                yield approximate_io.load(option, device=device)
             except MRADError as error:
                 logger.warning("%s; it is derived data and is built anew", error)
 

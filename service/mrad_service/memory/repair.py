@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mrad.errors import LogCorruptError, LogWriteError
-from mrad.lock import WriterLock
+from mrad.lock import Head, WriterLock
 from mrad.memory import oldlog
 from mrad.memory.bank import MemoryBank
-from mrad.memory.database import PAGE, TABLES, Database, Head, Row, Saved, checksum, keep
+from mrad.memory.database import PAGE, TABLES, Database, Row, checksum
 from mrad.memory.living import LivingFolder
-from mrad.memory.operations import Operation, Put, Remove
+from mrad.memory.operations import Operation, Put, Remove, Request, Saved, keep
 from mrad.memory.store import reseal
 
 
@@ -91,7 +91,9 @@ def _load(path: Path) -> MemoryBank:
     return MemoryBank.load(path, living=False)
 
 
-def _made(work: Path, base: str, operations: list[Operation], requests: dict) -> Saved:
+def _made(
+    work: Path, base: str, operations: list[Operation], requests: dict[str, Request]
+) -> Saved:
     work.mkdir()
     with contextlib.closing(Database.create(work / "memory", base, operations, requests)) as made:
         return made.read()

@@ -11,10 +11,10 @@ import numpy as np
 
 from mrad.errors import BankError, DimensionError, NonFiniteError, OneClassError
 from mrad.memory.bank import MemoryBank
-from mrad.memory.database import REMEMBERED, Saved
+from mrad.memory.database import REMEMBERED
 from mrad.memory.entry import Entry
 from mrad.memory.living import calibration_of, grown
-from mrad.memory.operations import Add, Operation, Put, Remove, Request
+from mrad.memory.operations import Add, Operation, Put, Remove, Request, Saved
 from mrad_service.memory.errors import (
     EntryExistsError,
     EntryNotFoundError,
