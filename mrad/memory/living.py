@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from mrad.errors import BankError, BaseChangedError, LogCorruptError, LogWriteError
 from mrad.files import fsync_folder
@@ -48,14 +48,23 @@ class Stamps:
 
     own: dict[Path, os.stat_result]
     bank: dict[Path, os.stat_result]
+    held: list[BinaryIO]
+    """The bank's files, open: else a new file might get the number of one that was removed."""
 
     @classmethod
     def of(cls, folder: LivingFolder) -> Stamps:
         """Of the memory's own files, and of those of its bank."""
         journals = [Path(f"{folder.database}{suffix}") for suffix in ("-wal", "-shm")]
         own = (folder.lock, folder.live / HEAD, folder.database, *journals)
-        bank = (folder.bank / name for name in read_manifest(folder.bank)["files"])
-        return cls({path: path.stat() for path in own}, {path: path.stat() for path in bank})
+        bank = [folder.bank / name for name in read_manifest(folder.bank)["files"]]
+        held = [path.open("rb") for path in bank]
+        stats = {path: os.fstat(file.fileno()) for path, file in zip(bank, held)}
+        return cls({path: path.stat() for path in own}, stats, held)
+
+    def close(self) -> None:
+        """Let the files go."""
+        for file in self.held:
+            file.close()
 
     def changed(self) -> str:
         """What was removed, replaced or overwritten; empty for nothing.

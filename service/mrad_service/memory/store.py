@@ -222,6 +222,7 @@ class DurableMemory:
                 self._tidy()
                 self._closed = True
                 self._database.close()
+                self._stamps.close()
                 self._lock.release()
 
     def __enter__(self) -> DurableMemory:
