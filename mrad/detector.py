@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mrad.encoder.encoder import Encoder, Features
@@ -22,60 +21,15 @@ from mrad.heads import Head, HeadOutput, load_head
 from mrad.images.guard import refuse_doubtful
 from mrad.images.layout import Layout, Places, Tile
 from mrad.images.options import ReadOptions
-from mrad.images.reader import name_of, read_image
+from mrad.images.reader import name_of
 from mrad.maps import anomaly_map, fuse, resize_map, top_mean
 from mrad.memory.bank import MemoryBank
+from mrad.opening import Decoded, Sheet, open_picture
 from mrad.retrieval.base import Retriever
 from mrad.retrieval.choose import make_retriever
 from mrad.retrieval.exact import ExactRetriever
 from mrad.tiled import FULL, Canvas, Rules
 from mrad.types import Evidence, ImageInput, Level, Prediction
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """An image on its way to the encoder."""
-
-    pixels: Tensor | None
-    """float32 [3, S, S], from `Encoder.prepare`; None where the image is cut into tiles."""
-    image: Image.Image
-    """The upright RGB input."""
-    places: Places
-    """What of it is looked at."""
-    warnings: tuple[str, ...] = ()
-    """What was assumed or is odd about it."""
-    orientation: int = 1
-    """The tag that turned it, as EXIF numbers it: a mask may lie on the pixels as stored."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width, height of the upright input."""
-        return self.places.size
-
-
-@dataclass(frozen=True, eq=False)
-class Sheet:
-    """An image that is cut, and where its tiles are gathered."""
-
-    decoded: Decoded
-    canvas: Canvas
-    own: int
-    """Entry row that it must not retrieve, or -1."""
-
-    @property
-    def image(self) -> Image.Image:
-        """See `mrad.encoder.stream.Cut`."""
-        return self.decoded.image
-
-    @property
-    def places(self) -> Places:
-        """See `mrad.encoder.stream.Cut`."""
-        return self.decoded.places
-
-    @property
-    def pixels(self) -> Tensor | None:
-        """See `mrad.encoder.stream.Cut`."""
-        return self.decoded.pixels
 
 
 class Detector:
@@ -214,13 +168,12 @@ class Detector:
         options = self.bank.profile.options(options or self.reading)
         if layout.tiling:
             options = replace(options, max_pixels=options.max_tiled_pixels)
-        picture = read_image(image, options=options)
+        picture, shown, places = open_picture(image, options, layout)
         warnings = self.bank.profile.check(picture)
         if options.strict:
             refuse_doubtful(warnings, name_of(image, options))
-        places = layout.places(picture.size)
         pixels = self.encoder.prepare(picture.image) if places.whole else None
-        return Decoded(pixels, picture.image, places, warnings, picture.orientation)
+        return Decoded(pixels, shown, places, warnings, picture.orientation)
 
     def judge(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor
 
 from mrad.errors import MRADError
 from mrad.types import BoolArray, FloatArray
+
+if TYPE_CHECKING:
+    from mrad.images.strips import Strips
 
 STRIP = 128
 """Rows of an overlay that are coloured at once."""
@@ -83,10 +86,10 @@ def at_shape(mask: BoolArray, shape: tuple[int, ...]) -> BoolArray:
     return np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
 
 
-def at_size(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def at_size(image: Image.Image | Strips, size: tuple[int, int]) -> Image.Image:
     """An image at the size of its map, where that was scaled down. Raises `MRADError` for no such map."""
     if image.size == size:
-        return image
+        return image if isinstance(image, Image.Image) else image.convert("RGB")
     scale = size[0] / image.width, size[1] / image.height
     if max(scale) > 1 or abs(scale[0] * image.height - size[1]) > 1 + 0.01 * size[1]:
         raise MRADError(f"the map is {size}, the image {image.size} (width, height)")
@@ -180,7 +183,7 @@ def _outline(inside: BoolArray, left: int, top: int) -> tuple[tuple[float, float
 
 
 def overlay(
-    image: Image.Image,
+    image: Image.Image | Strips,
     values: FloatArray,
     *,
     low: float | None = None,

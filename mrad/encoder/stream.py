@@ -13,13 +13,14 @@ from torch import Tensor
 
 from mrad.encoder.encoder import Encoder, Features
 from mrad.images.layout import Places, Tile
+from mrad.images.strips import Strips
 
 
 class Cut(Protocol):
     """A decoded picture and what of it is looked at."""
 
     @property
-    def image(self) -> Image.Image:
+    def image(self) -> Image.Image | Strips:
         """Upright RGB."""
         ...
 
@@ -61,10 +62,9 @@ def encode_tiles(
                     pixels.cancel()
 
 
-def prepare_tile(encoder: Encoder, image: Image.Image, tile: Tile) -> Tensor:
+def prepare_tile(encoder: Encoder, image: Image.Image | Strips, tile: Tile) -> Tensor:
     """The pixels of one tile, float32 [3, S, S]; any thread."""
-    whole = tile.box == (0, 0, *image.size)
-    return encoder.prepare(image if whole else image.crop(tile.box))
+    return encoder.prepare(image.crop(tile.box))
 
 
 def _prepared(

@@ -1,0 +1,77 @@
+"""An image on its way to the encoder: decoded, and what of it is looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from PIL import Image
+from torch import Tensor
+
+from mrad.images.layout import Layout, Places
+from mrad.images.options import ReadOptions
+from mrad.images.reader import Picture, read_image
+from mrad.images.strips import Strips, open_strips
+from mrad.tiled import Canvas
+from mrad.types import ImageInput
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image on its way to the encoder."""
+
+    pixels: Tensor | None
+    """float32 [3, S, S], from `Encoder.prepare`; None where the image is cut into tiles."""
+    image: Image.Image | Strips
+    """The upright RGB input; one that is read when a tile asks, where it is very large."""
+    places: Places
+    """What of it is looked at."""
+    warnings: tuple[str, ...] = ()
+    """What was assumed or is odd about it."""
+    orientation: int = 1
+    """The tag that turned it, as EXIF numbers it: a mask may lie on the pixels as stored."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width, height of the upright input."""
+        return self.places.size
+
+
+@dataclass(frozen=True, eq=False)
+class Sheet:
+    """An image that is cut, and where its tiles are gathered."""
+
+    decoded: Decoded
+    canvas: Canvas
+    own: int
+    """Entry row that it must not retrieve, or -1."""
+
+    @property
+    def image(self) -> Image.Image | Strips:
+        """See `mrad.encoder.stream.Cut`."""
+        return self.decoded.image
+
+    @property
+    def places(self) -> Places:
+        """See `mrad.encoder.stream.Cut`."""
+        return self.decoded.places
+
+    @property
+    def pixels(self) -> Tensor | None:
+        """See `mrad.encoder.stream.Cut`."""
+        return self.decoded.pixels
+
+
+def open_picture(
+    source: ImageInput, options: ReadOptions, layout: Layout
+) -> tuple[Picture, Image.Image | Strips, Places]:
+    """What is known of a picture, the picture itself, and what of it is looked at.
+
+    A very large one that is cut into tiles is read by rows where that can be (`mrad.images.strips`).
+    Raises `ImageError`.
+    """
+    if layout.tiling is not None and (strips := open_strips(source, options)) is not None:
+        places = layout.places(strips.size)
+        if not places.whole:
+            return strips.picture(), strips, places
+    picture = read_image(source, options=options)
+    return picture, picture.image, layout.places(picture.size)
