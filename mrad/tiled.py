@@ -22,8 +22,8 @@ from mrad.images.layout import Places, Section, Tile
 from mrad.maps import anomaly_map, at_shape, fuse, map_operator, resize_map, top_mean
 from mrad.types import FloatArray, PartScore, TileScore
 
-WORKING = 16_000_000
-"""Pixels, at most, of the map from which the top score is taken: 64 MB."""
+WORKING = 8_000_000
+"""Pixels, at most, of the map from which the top score is taken: 32 MB, and as much to find the largest."""
 FULL = 32_000_000
 """Pixels of a picture up to which its map is given at full size unless told otherwise: 128 MB."""
 
@@ -238,7 +238,13 @@ class Canvas:
         if section.inside is not None:
             shown = torch.from_numpy(at_shape(section.inside, tuple(values.shape)).copy())
             values = values[shown] if shown.any() else values.flatten()
-        return float(top_mean(values.reshape(1, -1), self.rules.top)[0])
+        if len(section.tiles) == 1:
+            return float(top_mean(values.reshape(1, -1), self.rules.top)[0])
+        # The same of a large map: `topk` would take four times its memory.
+        flat = values.numpy().ravel()
+        count = max(1, int(len(flat) * self.rules.top))
+        flat.partition(len(flat) - count)
+        return float(flat[len(flat) - count :].mean(dtype=np.float64))
 
 
 def _centres(counts: np.ndarray[Any, np.dtype[np.bool_]], grid: int) -> Tensor:

@@ -12,7 +12,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from mrad import Detector, MemoryBank
+from mrad import Detector
 from mrad.errors import ImageError, ImageTooLargeError
 from mrad.images import strips
 from mrad.images.layout import Layout
@@ -193,4 +193,3 @@ def test_a_line_scan_picture_of_205_megapixels(tmp_path):
     check(first, middle)
     check(first, last)
     assert last[0] * 2048 <= ReadOptions().max_tiled_pixels < (last[0] + 10_000) * 2048
-    assert isinstance(MemoryBank, type)
