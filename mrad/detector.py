@@ -16,8 +16,10 @@ from torch import Tensor
 from mrad.encoder.encoder import Encoder, Features
 from mrad.encoder.stream import encode_tiles
 from mrad.errors import MRADError
-from mrad.evidence import Asked, cell_box, nearest_keys
+from mrad.evidence import Asked, cell_box, nearest_good, nearest_keys
 from mrad.heads import Head, HeadOutput, load_head
+from mrad.heads.choose import AUTO, default_head
+from mrad.heads.nn import NNHead
 from mrad.images.guard import refuse_doubtful
 from mrad.images.layout import Layout, Places, Tile
 from mrad.images.options import ReadOptions
@@ -44,7 +46,7 @@ class Detector:
         self,
         encoder: Encoder,
         bank: MemoryBank,
-        head: str | Head = "tf",
+        head: str | Head = AUTO,
         *,
         checkpoint: str | Path | None = None,
         fusion: float = 0.7,
@@ -55,7 +57,8 @@ class Detector:
     ) -> None:
         """
         Args:
-            head: `tf`, `ft`, `clip`, a plugin's name, or a built head.
+            head: `nn`, `combined`, `tf`, `ft`, `clip`, a plugin's name, or a built head; `auto`: what
+                suits the memory (`mrad.heads.choose.default_head`).
             checkpoint: the head's safetensors, where it has one.
             fusion: weight of the image probability in the score; the paper uses 0.5 to 0.8.
             sigma: of the map's Gaussian, in pixels of the encoder's input.
@@ -73,6 +76,8 @@ class Detector:
         bank.check(encoder)
         self.encoder, self.bank = encoder, bank
         self.fusion, self.sigma, self.top, self.retrieval = fusion, sigma, top, retrieval
+        if head == AUTO:
+            head = default_head(bank, checkpoint).head
         self.head: Head = (
             load_head(head, encoder, checkpoint=checkpoint) if isinstance(head, str) else head
         )
@@ -237,7 +242,7 @@ class Detector:
         own = None if exclude is None else torch.tensor(exclude, dtype=torch.int64)
         output = self.head(features, own)
         patch, image = output.patch.float().cpu(), output.image.tolist()
-        queries = features.class_query(), features.patch_query()
+        queries = features.class_query(), self._patch_query(features)
         for row, (canvas, tile) in enumerate(batch):
             canvas.add(tile, patch[row], image[row], (queries[0][row], queries[1][row]))
 
@@ -323,7 +328,7 @@ class Detector:
         if k < 1:
             return [()] * len(features)
         cells, grid = output.patch.argmax(dim=1), self.encoder.grid
-        patch = features.patch_query()[torch.arange(len(cells)), cells]
+        patch = self._patch_query(features)[torch.arange(len(cells)), cells]
         whole = [Asked(query) for query in features.class_query()]
         local = []
         for query, number, size in zip(patch, cells.tolist(), sizes):
@@ -337,7 +342,14 @@ class Detector:
     def _nearest(
         self, level: Level, asked: Sequence[Asked], k: int, exclude: Tensor | None
     ) -> list[list[Evidence]]:
+        if level == "patch" and isinstance(self.head, NNHead):
+            return nearest_good(self.bank, self.head, asked, k, exclude, self.encoder.grid)
         return nearest_keys(self.bank, level, asked, k, exclude, self._retriever)
+
+    def _patch_query(self, features: Features) -> Tensor:
+        """What of a patch is asked for as evidence [B, N, W]: what the head compares."""
+        local = isinstance(self.head, NNHead)
+        return features.local_query() if local else features.patch_query()
 
     def _retriever(self, level: Level) -> Retriever:
         """Evidence is cosine similarity on the bank's own keys, whatever the head projects."""

@@ -111,6 +111,12 @@ class OneClassError(BankError):
     code = "one_class_memory"
 
 
+class NoGoodPartsError(BankError):
+    """A memory without good images, or without their patches: `nn` has nothing to compare with."""
+
+    code = "no_good_parts"
+
+
 class DimensionError(BankError):
     """Keys or queries of the wrong width."""
 

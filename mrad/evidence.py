@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mrad.heads.nn import NNHead
 from mrad.memory.bank import MemoryBank
 from mrad.retrieval.base import Retriever
 from mrad.types import Box, Evidence, Level
@@ -69,6 +70,45 @@ def nearest_keys(
                     query_cell=one.cell,
                     query_box=one.box,
                     tile=bank.tile_box(entry, int(memory.tile[key])),
+                )
+            )
+        found.append(evidence)
+    return found
+
+
+def nearest_good(
+    bank: MemoryBank,
+    head: NNHead,
+    asked: Sequence[Asked],
+    k: int,
+    exclude: Tensor | None,
+    grid: int,
+) -> list[list[Evidence]]:
+    """The nearest good patch in each of the k nearest good images, with its place in its image.
+
+    `exclude` int64 [n]: entry rows not to find, or -1; `grid`: patches along a side.
+    """
+    own = [-1] * len(asked) if exclude is None else exclude.tolist()
+    found = []
+    for one, row in zip(asked, own):
+        evidence = []
+        for cosine, key in head.nearest_patches(one.query, k, row):
+            entry = bank.entries[int(bank.local.entry[key])]
+            tile = bank.tile_box(entry, int(bank.local.tile[key]))
+            whole = (0, 0, entry.width, entry.height)
+            cell = divmod(key % grid**2, grid)
+            evidence.append(
+                Evidence(
+                    level="patch",
+                    similarity=cosine,
+                    label=int(bank.local.labels[key]),
+                    entry_id=entry.entry_id,
+                    source=entry.source,
+                    region="normal",
+                    query_cell=one.cell,
+                    query_box=one.box,
+                    tile=tile,
+                    box=cell_box(cell, grid, tile or whole) if entry.width else None,
                 )
             )
         found.append(evidence)

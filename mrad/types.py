@@ -13,7 +13,7 @@ from PIL import Image
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 ImageInput = Image.Image | npt.NDArray[np.generic] | bytes | str | Path
-Level = Literal["image", "patch"]
+Level = Literal["image", "patch", "local"]
 Box = tuple[int, int, int, int]
 """[x_min, y_min, x_max, y_max), pixels of the upright image, origin top left."""
 
@@ -45,6 +45,7 @@ class Evidence:
 
     level: Level
     similarity: float
+    """Cosine; 1 - similarity is the distance that head `nn` measures."""
     label: int
     entry_id: str
     source: str
@@ -57,6 +58,8 @@ class Evidence:
     """What of the judged image asked, pixels: the patch, or at image level the tile; None: all of it."""
     tile: Box | None = None
     """Where in the source image the key's tile lies, pixels; None where it is the whole image."""
+    box: Box | None = None
+    """Where in the source image the patch lies, pixels; None where the key is no single patch."""
 
 
 @dataclass(frozen=True)

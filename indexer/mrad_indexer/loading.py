@@ -11,13 +11,14 @@ from mrad.detector import Detector
 from mrad.encoder.encoder import Encoder
 from mrad.encoder.named import weights_named
 from mrad.errors import DataError
+from mrad.heads.choose import AUTO, default_head
 from mrad.memory.bank import MemoryBank
 from mrad_indexer.datasets import Dataset, read_dataset
 
 
 @dataclass(frozen=True)
 class HeadChoice:
-    """`tf`, or `ft:path/to/ft.safetensors`."""
+    """`auto`, `nn`, `combined`, `tf`, or `ft:path/to/ft.safetensors`."""
 
     name: str
     checkpoint: Path | None = None
@@ -27,6 +28,12 @@ class HeadChoice:
         """From the command line."""
         name, _, checkpoint = text.partition(":")
         return cls(name, Path(checkpoint) if checkpoint else None)
+
+    def of(self, bank: MemoryBank) -> HeadChoice:
+        """With the head that suits the memory in the place of `auto`."""
+        if self.name != AUTO:
+            return self
+        return replace(self, name=default_head(bank, self.checkpoint).head)
 
 
 def encoder_of(

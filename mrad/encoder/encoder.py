@@ -40,7 +40,7 @@ class Features:
     patch: Tensor
     """[B, N, W], averaged over the neighbourhood, not normalised."""
     patch_raw: Tensor | None = None
-    """[B, N, W] before the average, where asked for."""
+    """[B, N, W] before the average; None where it was not wanted."""
 
     def class_query(self) -> Tensor:
         """[B, E], L2-normalised."""
@@ -49,6 +49,12 @@ class Features:
     def patch_query(self) -> Tensor:
         """[B, N, W], L2-normalised."""
         return F.normalize(self.patch, dim=-1)
+
+    def local_query(self) -> Tensor:
+        """[B, N, W], before the average, L2-normalised. Raises `EncoderError` where not asked for."""
+        if self.patch_raw is None:
+            raise EncoderError("the features before the average were not kept: encode with raw=True")
+        return F.normalize(self.patch_raw, dim=-1)
 
     def __len__(self) -> int:
         return int(self.class_feature.shape[0])
@@ -203,7 +209,7 @@ class Encoder:
         """The whole CLIP; loaded by open_clip when asked for, as for its text tower."""
         return self._clip()
 
-    def encode(self, images: Sequence[ImageInput], *, raw: bool = False) -> Features:
+    def encode(self, images: Sequence[ImageInput], *, raw: bool = True) -> Features:
         """Decode, preprocess and encode a batch. Raises `ImageError` for an unreadable image."""
         if not images:
             raise EncoderError("no images to encode")
@@ -217,12 +223,12 @@ class Encoder:
         self.owner.check()
         return self.preprocess(image) if self.uploads is None else self.uploads(image)
 
-    def encode_prepared(self, pixels: Sequence[Tensor], *, raw: bool = False) -> Features:
+    def encode_prepared(self, pixels: Sequence[Tensor], *, raw: bool = True) -> Features:
         """Encode a batch of what `prepare` gave."""
         return self.encode_pixels(gather(pixels, self.device), raw=raw)
 
     @torch.inference_mode()
-    def encode_pixels(self, pixels: Tensor, *, raw: bool = False) -> Features:
+    def encode_pixels(self, pixels: Tensor, *, raw: bool = True) -> Features:
         """Encode preprocessed `pixels`, float32 [B, 3, S, S]; features stay on the device.
 
         Raises `EncoderError` on a wrong shape, `NonFiniteError` on NaN or infinity in the result,

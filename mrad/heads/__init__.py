@@ -92,8 +92,10 @@ def load_head(
         from mrad.heads.checkpoint import load_checkpoint
 
         loaded = load_checkpoint(Path(checkpoint))
-        loaded.check(name, encoder)
-        values, state = {**loaded.config, **values}, loaded.tensors
+        inner = getattr(cls, "takes", ())
+        loaded.check(loaded.head if loaded.head in inner else name, encoder)
+        mine = {"base": loaded.head, "base_config": loaded.config} if inner else loaded.config
+        values, state = {**mine, **values}, loaded.tensors
     try:
         parsed = cls.Config.model_validate(values)
     except ValidationError as error:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mrad.errors import HeadError
 from mrad.heads import HeadOutput
 from mrad.heads.checkpoint import fill
+from mrad.heads.choose import check_two_classes
 from mrad.memory.level import LevelMemory
 from mrad.retrieval.base import Retriever, at_reference_shares
 from mrad.retrieval.choose import make_retriever
@@ -92,6 +93,7 @@ class FTHead:
     @torch.inference_mode()
     def attach(self, bank: MemoryBank, mode: str = "exact") -> None:
         """Project the memory's keys and index them."""
+        check_two_classes(bank, self.name)
         self.levels = bank.image, bank.patch
         weights, device = self.weights, self.encoder.device
         image, patch = (

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mrad.errors import HeadError
 from mrad.heads import HeadOutput
+from mrad.heads.choose import check_two_classes
 from mrad.retrieval.base import Retriever, at_reference_shares
 from mrad.retrieval.choose import make_retriever
 
@@ -39,6 +40,7 @@ class TFHead:
 
     def attach(self, bank: MemoryBank, mode: str = "exact") -> None:
         """Index both levels; exact or approximate retrieval by `mode`."""
+        check_two_classes(bank, self.name)
         self.levels = bank.image, bank.patch
         self.image: Retriever = make_retriever(bank.image, mode=mode, device=self.encoder.device)
         self.patch: Retriever = make_retriever(bank.patch, mode=mode, device=self.encoder.device)

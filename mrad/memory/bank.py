@@ -8,11 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mrad.errors import BankError, DimensionError, EncoderMismatchError, LayoutError
+from mrad.errors import BankError, DimensionError, EmptyLevelError, EncoderMismatchError, LayoutError
 from mrad.images.guard import InputProfile
 from mrad.images.layout import PLAIN, Layout
 from mrad.images.options import ReadOptions
 from mrad.memory.contents import Contents
+from mrad.memory.coreset import bounded
 from mrad.memory.entry import REGIONS, Entry, Key, PatchKeys
 from mrad.memory.level import LevelMemory
 from mrad.types import Box, Sample
@@ -97,13 +98,14 @@ class MemoryBank(Contents):
             keys.extend(entry_keys)
             if progress is not None:
                 progress(done)
-        return cls.from_keys(
+        bank = cls.from_keys(
             encoder.identity,
             entries,
             keys,
             dims=(encoder.embed_dim, encoder.width),
             metadata={"patch_keys": patch_keys, INPUT: profile.as_json()} | layout_metadata(layout),
         )
+        return bounded(bank, encoder.grid**2)
 
     @classmethod
     def from_keys(
@@ -123,13 +125,19 @@ class MemoryBank(Contents):
         if strangers:
             raise BankError(f"keys refer to unknown entries: {sorted(strangers)[:3]}")
         levels: list[LevelMemory] = []
-        for position, level in enumerate(("image", "patch")):
+        for position, level in enumerate(("image", "patch", "local")):
             chosen = [key for key in keys if key.level == level]
-            dim = len(chosen[0].vector) if chosen else (dims[position] if dims else 0)
+            dim = len(chosen[0].vector) if chosen else 0
+            if not chosen and position == 2:
+                dim = levels[1].dim
+            elif not chosen and dims:
+                dim = dims[position]
             if any(len(key.vector) != dim for key in chosen):
                 raise DimensionError(f"{level} keys differ in width")
             levels.append(LevelMemory.of(chosen, rows, dim))
-        return cls(identity, tuple(entries), levels[0], levels[1], metadata or {})
+        return cls(
+            identity, tuple(entries), levels[0], levels[1], metadata or {}, local=levels[2]
+        )
 
     def add(self, entry: Entry, keys: Sequence[Key], thumbnail: bytes | None = None) -> MemoryBank:
         """A bank with one more entry. Calibration stays, for the operator to renew."""
@@ -139,12 +147,16 @@ class MemoryBank(Contents):
         offset = len(self.entries)
         image = replace(addition.image, entry=addition.image.entry + offset)
         patch = replace(addition.patch, entry=addition.patch.entry + offset)
+        local = replace(addition.local, entry=addition.local.entry + offset)
+        if not self.keeps_local:
+            local = local.without_row(offset)
         thumbnails = self.thumbnails | ({entry.entry_id: thumbnail} if thumbnail else {})
         return replace(
             self,
             entries=(*self.entries, entry),
             image=self.image.join(image),
             patch=self.patch.join(patch),
+            local=self.local.join(local),
             thumbnails=thumbnails,
             digest=None,
             changes=None,
@@ -158,6 +170,7 @@ class MemoryBank(Contents):
             entries=self.entries[:row] + self.entries[row + 1 :],
             image=self.image.without_row(row),
             patch=self.patch.without_row(row),
+            local=self.local.without_row(row),
             thumbnails={key: jpeg for key, jpeg in self.thumbnails.items() if key != entry_id},
             digest=None,
             changes=None,
@@ -212,16 +225,19 @@ class MemoryBank(Contents):
     def check(self, encoder: Encoder) -> None:
         """Raise the first thing that keeps `encoder` from querying this bank.
 
-        `EncoderMismatchError`, `EmptyLevelError`, `DimensionError`, `NonFiniteError`,
-        `OneClassError`.
+        `EncoderMismatchError`, `EmptyLevelError`, `DimensionError`, `NonFiniteError`. What a head
+        needs of the memory beyond that, it checks itself (`mrad.heads.choose.problem`).
         """
         if self.identity != encoder.identity:
             raise EncoderMismatchError(
                 f"the bank was built by {self.identity}, the encoder is {encoder.identity}; "
                 "load that encoder, or build the bank anew"
             )
+        if not len(self.image):
+            raise EmptyLevelError("the memory holds no image key; add images")
         self.image.check("image", encoder.embed_dim)
         self.patch.check("patch", encoder.width)
+        self.local.check("local", encoder.width)
 
     def save(self, path: str | Path, *, replace: bool = False) -> MemoryBank:
         """Write the bank's folder, whole or not at all. Returns the bank with its digest.

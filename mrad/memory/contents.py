@@ -8,7 +8,10 @@ from typing import Any
 
 from mrad.encoder.identity import EncoderIdentity
 from mrad.memory.entry import Entry
-from mrad.memory.level import LevelMemory
+from mrad.memory.level import LevelMemory, empty_level
+
+LOCAL_KEYS = 131_072
+"""Single patches that a memory holds at most."""
 
 
 @dataclass(frozen=True)
@@ -41,3 +44,16 @@ class Contents:
     """SHA-256 of `bank.json`, once the bank lies on disk; of that and of all changes, with them."""
     changes: Changes | None = None
     """None where nothing was learned since it was built, or only the bank itself was read."""
+    local: LevelMemory = None  # type: ignore[assignment]
+    """Every patch of labelled images, not averaged and not normalised: an image's, or a tile's, rows
+    lie together, in the grid's order. What `nn` compares with; empty in banks before format 3."""
+
+    def __post_init__(self) -> None:
+        if self.local is None:
+            object.__setattr__(self, "local", empty_level(self.patch.dim))
+
+    @property
+    def keeps_local(self) -> bool:
+        """Whether new images bring their patches: not to a memory whose earlier images have none, or
+        that holds as many as it should. `nn` would then compare with the new images alone."""
+        return 0 < len(self.local) < LOCAL_KEYS or not len(self.entries)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from mrad.errors import DimensionError, MRADError, NonFiniteError
+from mrad.memory.contents import LOCAL_KEYS, Contents
 from mrad.memory.level import LevelMemory
 from mrad.types import ANOMALOUS, NORMAL
 
+B = TypeVar("B", bound=Contents)
 PROJECTED = 128
 
 
@@ -89,3 +94,41 @@ def _least(level: LevelMemory) -> int:
     """The smallest coreset that keeps a key of each class."""
     rarest = min(int((level.labels == label).sum()) for label in np.unique(level.labels))
     return len(level) // (2 * rarest) + 1
+
+
+def bounded(bank: B, cells: int, most: int = LOCAL_KEYS) -> B:
+    """The bank with at most `most` single patches, those of whole images that cover the others best.
+
+    `cells`: patches of an image or tile. Defects have a quarter of the room at most; images are chosen
+    by their class features (`greedy_coreset`), and one good image is kept in any case. The other levels
+    stay as they are.
+    """
+    if len(bank.local) <= most:
+        return bank
+    size = np.bincount(bank.local.entry, minlength=len(bank.entries))
+    kept: list[int] = []
+    for label, room in ((ANOMALOUS, most // 4), (NORMAL, most)):
+        rows = np.flatnonzero((bank.image.labels == label) & (size[bank.image.entry] > 0))
+        room -= int(size[kept].sum())
+        if not len(rows):
+            continue
+        keys = torch.from_numpy(np.ascontiguousarray(bank.image.keys[rows]))
+        order = greedy_coreset(keys, min(len(keys), most // cells))
+        chosen: list[int] = []
+        for entry in dict.fromkeys(bank.image.entry[rows[order]].tolist()):
+            if entry in kept:
+                continue
+            if size[entry] <= room or (label == NORMAL and not chosen):
+                chosen.append(entry)
+                room -= int(size[entry])
+        kept += chosen
+    local, inside = bank.local, np.isin(bank.local.entry, kept)
+    fewer = LevelMemory(
+        local.keys[inside],
+        local.labels[inside],
+        local.entry[inside],
+        local.region[inside],
+        local.size[inside],
+        tile=local.tile[inside],
+    )
+    return replace(bank, local=fewer)

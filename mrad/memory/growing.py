@@ -96,6 +96,8 @@ class GrowingBank(Generic[C]):
         """Where what was learned lies."""
         self._built, self._removed = len(bank.entries), 0
         self._image, self._patch = GrowingLevel(bank.image), GrowingLevel(bank.patch)
+        self._local = GrowingLevel(bank.local)
+        self._keeps_local = bank.keeps_local
         self._entries = list(bank.entries)
         self.rows = {entry.entry_id: row for row, entry in enumerate(self._entries)}
         """entry_id -> row."""
@@ -103,9 +105,9 @@ class GrowingBank(Generic[C]):
         self._dropped: list[int] = []
 
     @property
-    def dims(self) -> tuple[int, int]:
-        """Width of the image keys and of the patch keys."""
-        return self._bank.image.dim, self._bank.patch.dim
+    def dims(self) -> tuple[int, int, int]:
+        """Width of the image keys, of the patch keys, and of single patches."""
+        return self._bank.image.dim, self._bank.patch.dim, self._bank.local.dim
 
     def entry(self, entry_id: str) -> Entry:
         """One entry; `KeyError` when there is none."""
@@ -118,6 +120,8 @@ class GrowingBank(Generic[C]):
         self.rows[entry.entry_id] = row
         self._image.append([key for key in keys if key.level == "image"], row)
         self._patch.append([key for key in keys if key.level == "patch"], row)
+        if self._keeps_local:
+            self._local.append([key for key in keys if key.level == "local"], row)
         if thumbnail is not None:
             self.thumbnails[entry.entry_id] = thumbnail
 
@@ -136,6 +140,7 @@ class GrowingBank(Generic[C]):
             entries=tuple(self._entries),
             image=self._image.view(),
             patch=self._patch.view(),
+            local=self._local.view(),
             thumbnails=self.thumbnails,
             metadata=self.metadata,
             calibration=self.calibration,
@@ -167,6 +172,7 @@ class GrowingBank(Generic[C]):
         self._image.keep(kept)
         self._patch.keep(kept)
         self._built = int(kept[: self._built].sum())
+        self._local.keep(kept)
         self._entries = [entry for entry, keep in zip(self._entries, kept) if keep]
         self.rows = {entry.entry_id: row for row, entry in enumerate(self._entries)}
         self._dropped = []

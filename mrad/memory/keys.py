@@ -139,6 +139,7 @@ def keys_of(
         image = F.normalize(features.class_feature[index], dim=-1).float().cpu().numpy()
         label = ANOMALOUS if anomalous else NORMAL
         keys.append(Key("image", label, entry.entry_id, "image", len(patch), image, piece.tile))
+    keys.extend(_local_keys(features, index, entry, piece, cells))
     for label, name, inside in zip((NORMAL, ANOMALOUS), ("normal", "anomalous"), cells):
         own = patch[inside.to(patch.device)]
         if not len(own):
@@ -151,6 +152,27 @@ def keys_of(
         for vector in vectors.float().cpu().numpy():
             keys.append(Key("patch", label, entry.entry_id, name, size, vector, piece.tile))
     return keys
+
+
+def _local_keys(
+    features: Features, index: int, entry: Entry, piece: Piece, cells: tuple[Tensor, Tensor]
+) -> list[Key]:
+    """Every patch of the tile, as the encoder gave it: what `nn` compares with.
+
+    `region` says what is known of each: `normal`, `anomalous`, `outside` the region of interest, else
+    `unknown`.
+    """
+    if features.patch_raw is None or piece.anomalous is None:
+        return []
+    names = np.full(len(cells[0]), "unknown", dtype="U9")
+    if piece.counts is not None:
+        names[:] = "outside"
+    names[cells[0].numpy()], names[cells[1].numpy()] = "normal", "anomalous"
+    vectors = features.patch_raw[index].float().cpu().numpy()
+    return [
+        Key("local", entry.label, entry.entry_id, str(name), 1, vector, piece.tile)
+        for name, vector in zip(names, vectors)
+    ]
 
 
 def parse_patch_keys(text: str | int) -> PatchKeys:

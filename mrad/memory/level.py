@@ -118,19 +118,31 @@ class LevelMemory:
         )
 
     def check(self, level: Level, width: int) -> None:
-        """Raise the error of whatever makes this level unusable for queries of `width`."""
-        if len(self) == 0:
-            raise EmptyLevelError(f"the memory's {level} level holds no key")
-        if self.dim != width:
+        """Raise the error of whatever makes its keys unfit for queries of `width`."""
+        if len(self) and self.dim != width:
             raise DimensionError(f"{level} keys are {self.dim} wide, the encoder gives {width}")
         if not self.finite:
             raise NonFiniteError(f"the memory's {level} level holds NaN or infinity")
+
+    def check_classes(self, level: Level, head: str) -> None:
+        """Raise `EmptyLevelError`, `OneClassError` unless there are keys of both classes for `head`."""
+        if len(self) == 0:
+            raise EmptyLevelError(
+                f"head {head!r} needs keys at the memory's {level} level, and there is none; head nn "
+                "needs good images alone"
+            )
         if self.labels.min() == self.labels.max():
             only = "anomalous" if self.labels[0] else "normal"
             raise OneClassError(
-                f"the memory's {level} level holds {only} keys only, so every probability would be "
-                f"{int(self.labels[0])}; add images of the other class (with masks, for defects)"
+                f"head {head!r} compares two classes, and the memory's {level} level holds {only} keys "
+                f"only: every probability would be {int(self.labels[0])}; add images of the other class "
+                "(with masks, for defects), or use head nn, which needs good images alone"
             )
+
+
+def empty_level(dim: int) -> LevelMemory:
+    """No key, of width `dim`."""
+    return LevelMemory.of([], {}, dim)
 
 
 def all_finite(block: FloatArray) -> bool:

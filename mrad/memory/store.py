@@ -3,6 +3,7 @@
 bank.json         format version, encoder, dims, counts, calibration, digests of every other file
 image.faiss       flat inner-product index of the image keys
 patch.faiss       flat inner-product index of the patch keys
+local.faiss       from version 3: every patch of labelled images, flat
 entries.parquet   a row per key: level, label, entry, region, size, tile (from version 2), source, added
                   when and by whom
 thumbnails.parquet   optional: entry_id, JPEG
@@ -38,17 +39,19 @@ from mrad.errors import (
 from mrad.files import atomic_folder, atomic_write_bytes, sha256_file
 from mrad.memory.contents import Contents
 from mrad.memory.entry import Entry
-from mrad.memory.level import LevelMemory
+from mrad.memory.level import LevelMemory, empty_level
 from mrad.types import FloatArray
 
 C = TypeVar("C", bound=Contents)
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "bank.json"
 CHECKSUMS = "checksums"
 """Of every other fact in `bank.json`, from version 2."""
-LEVELS = ("image", "patch")
 MAPPED_FROM = 1 << 30
 """Bytes of keys beyond which they are mapped instead of read."""
+LEVELS = ("image", "patch", "local")
+ALWAYS = LEVELS[:2]
+"""Those that banks of every format have."""
 ENTRIES = "entries.parquet"
 THUMBNAILS = "thumbnails.parquet"
 
@@ -232,7 +235,7 @@ def load_contents(path: Path, *, verify: bool = True) -> Contents:
     """Read the folder `path`; see `MemoryBank.load`."""
     manifest = read_manifest(path)
     files = manifest["files"]
-    for name in (*(f"{level}.faiss" for level in LEVELS), ENTRIES):
+    for name in (*(f"{level}.faiss" for level in ALWAYS), ENTRIES):
         if name not in files:
             raise BankCorruptError(f"{path / MANIFEST} does not list {name}; restore the bank")
     stamps = _stamps(path, files)
@@ -312,12 +315,16 @@ def _parse(path: Path, manifest: dict[str, Any]) -> Contents:
         with pq.ParquetFile(path / THUMBNAILS) as file:
             jpegs = file.read()
         thumbnails = dict(zip(jpegs["entry_id"].to_pylist(), jpegs["jpeg"].to_pylist()))
-    image, patch = (_read_level(path, name, table, manifest) for name in LEVELS)
+    image, patch = (_read_level(path, name, table, manifest) for name in ALWAYS)
+    local = None
+    if f"{LEVELS[2]}.faiss" in manifest["files"]:
+        local = _read_level(path, LEVELS[2], table, manifest)
     return Contents(
         identity=EncoderIdentity(**manifest["encoder"]),
         entries=_read_entries(table),
         image=image,
         patch=patch,
+        local=local if local is not None else empty_level(patch.dim),
         metadata=manifest.get("metadata") or {},
         calibration=manifest.get("calibration"),
         thumbnails=thumbnails,

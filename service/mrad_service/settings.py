@@ -18,7 +18,7 @@ class BankSpec(BaseModel):
     """A bank that may be activated by name, and the head that reads it."""
 
     path: Path
-    head: str = "tf"
+    head: str = "auto"
     checkpoint: Path | None = None
 
 
@@ -43,7 +43,10 @@ class Settings(BaseSettings):
         True, description="Whether the memory may be taught; false for read-only replicas."
     )
 
-    head: str = Field("tf", description="The head that reads `bank` and those of `bank_root`.")
+    head: str = Field(
+        "auto",
+        description="The head that reads `bank` and those of `bank_root`; `auto`: what suits the memory.",
+    )
     checkpoint: Path | None = Field(None, description="Its checkpoint, where it has one.")
     retrieval: str = Field("exact", description="How memories are asked: exact, approximate, auto.")
     fusion: float = Field(0.7, ge=0, le=1, description="Weight of the image probability.")

@@ -32,7 +32,7 @@ from mrad.images.layout import PLAIN, Layout
 from mrad.images.options import ReadOptions
 from mrad.images.survey import depth_of, joined
 from mrad.memory.bank import INPUT, MemoryBank, layout_metadata
-from mrad.memory.coreset import reduced
+from mrad.memory.coreset import bounded, reduced
 from mrad.memory.entry import REGIONS, PatchKeys
 from mrad.memory.store import MANIFEST
 from mrad.types import ANOMALOUS
@@ -372,6 +372,7 @@ def finish(
     if not bank.entries:
         first = f", the first: {skipped[0].reason}" if skipped else ""
         raise DataError(f"{plan.dataset.root} holds no image that can be used{first}")
+    bank = bounded(bank, encoder.grid**2)
     small = too_small(bank, plan.dataset)
     if options.coreset is not None and options.coreset < len(bank.patch):
         bank = dataclasses.replace(bank, patch=reduced(bank.patch, options.coreset))

@@ -29,12 +29,12 @@ from mrad.memory.bank import MemoryBank
 from mrad.memory.entry import REGIONS, Entry, Key, PatchKeys
 from mrad.memory.keys import Labelled, Piece, encode_labelled, pieces_of
 from mrad.memory.level import LevelMemory
-from mrad.types import Sample
+from mrad.types import Level, Sample
 from mrad_indexer.datasets import Record
 
 FORMAT_VERSION = 3
-LEVELS = ("image", "patch")
-PARTS = ("image", "normal", "anomalous")
+LEVELS: tuple[Level, ...] = ("image", "patch", "local")
+PARTS = ("image", "normal", "anomalous", "unknown", "outside")
 BLANK = Image.new("RGB", (1, 1))
 THUMBNAIL = 160
 """Longer side, pixels."""
@@ -174,16 +174,18 @@ def bank_of(
     """
     entries: list[Entry] = []
     thumbnails: dict[str, bytes] = {}
-    parts: tuple[list[LevelMemory], list[LevelMemory]] = ([], [])
+    parts: tuple[list[LevelMemory], ...] = ([], [], [])
     for shard in shards:
         rows = {entry.entry_id: len(entries) + row for row, entry in enumerate(shard.entries)}
-        for level, dim, found in zip(LEVELS, dims, parts):
+        for level, dim, found in zip(LEVELS, (*dims, dims[1]), parts):
             keys = [key for key in shard.keys if key.level == level]
             found.append(LevelMemory.of(keys, rows, dim))
         entries.extend(shard.entries)
         thumbnails.update(shard.thumbnails)
-    image, patch = (_joined(found) for found in parts)
-    return MemoryBank(identity, tuple(entries), image, patch, thumbnails=thumbnails)
+    image, patch, local = (_joined(found) for found in parts)
+    return MemoryBank(
+        identity, tuple(entries), image, patch, thumbnails=thumbnails, local=local
+    )
 
 
 def _joined(parts: list[LevelMemory]) -> LevelMemory:
@@ -231,11 +233,12 @@ def from_bytes(data: bytes, name: str = "the shard") -> Shard:
             profile=InputProfile.of(about["input"]),
         )
         for level in LEVELS:
+            if f"{level}.keys" not in tensors:  # written before there was a local level
+                continue
             for vector, facts in zip(tensors[f"{level}.keys"], tensors[f"{level}.facts"].tolist()):
                 row, label, region, size, tile = facts if len(facts) == 5 else (*facts, 0)
                 entry_id = entries[row].entry_id
-                kind = "image" if level == "image" else "patch"
-                shard.keys.append(Key(kind, label, entry_id, PARTS[region], size, vector, tile))
+                shard.keys.append(Key(level, label, entry_id, PARTS[region], size, vector, tile))
         ends = np.cumsum([0, *about["thumbnail_bytes"]]).tolist()
         jpegs = tensors["thumbnails"].tobytes()
         for entry, start, end in zip(entries, ends, ends[1:]):

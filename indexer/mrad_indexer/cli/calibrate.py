@@ -26,7 +26,7 @@ def calibrate_command(
     data: Annotated[
         Path | None, typer.Argument(help="labelled images  [those that the bank was built of]")
     ] = None,
-    head: options.Head = "tf",
+    head: options.Head = "auto",
     rule: Annotated[str, typer.Option(help="f1, or fpr for a wanted false-alarm rate")] = "f1",
     fpr: Annotated[float, typer.Option(help="the wanted rate on good images", min=0, max=1)] = 0.01,
     method: Annotated[str, typer.Option(help="of probabilities: platt, isotonic")] = "platt",

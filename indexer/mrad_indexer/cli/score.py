@@ -51,7 +51,7 @@ def score_command(
     out: Annotated[Path, typer.Option(help="folder for results, overlays, maps, the page")] = Path(
         "scores"
     ),
-    head: options.Head = "tf",
+    head: options.Head = "auto",
     checkpoint: Annotated[
         Path | None, typer.Option(help="the head's .safetensors, instead of :CHECKPOINT")
     ] = None,

@@ -25,7 +25,7 @@ def watch_command(
     folder: Annotated[Path, typer.Argument(help="where images arrive; searched through")],
     bank: options.Bank,
     out: Annotated[Path, typer.Option(help="folder for verdicts.jsonl and overlays/")],
-    head: options.Head = "tf",
+    head: options.Head = "auto",
     threshold: options.Threshold = None,
     target_fpr: options.TargetFPR = None,
     move_to: Annotated[

@@ -14,6 +14,8 @@ from mrad.detector import Detector
 from mrad.encoder.encoder import Encoder, Features
 from mrad.errors import CalibrationError
 from mrad.files import sha256_file
+from mrad.heads.choose import AUTO
+from mrad.heads.nn import NNHead
 from mrad.images.options import ReadOptions
 from mrad.images.regions import Area
 from mrad.memory.bank import MemoryBank
@@ -44,7 +46,7 @@ class Judge:
         cls,
         bank_path: Path,
         *,
-        head: str = "tf",
+        head: str = AUTO,
         checkpoint: Path | None = None,
         threshold: float | None = None,
         target_fpr: float | None = None,
@@ -80,7 +82,7 @@ class Judge:
         encoder: Encoder,
         bank: MemoryBank,
         *,
-        head: str = "tf",
+        head: str = AUTO,
         checkpoint: Path | None = None,
         threshold: float | None = None,
         target_fpr: float | None = None,
@@ -93,6 +95,7 @@ class Judge:
         no verdict. Raises `CalibrationError` when `target_fpr` cannot be had, or when the head's
         checkpoint is not the one calibrated.
         """
+        head = HeadChoice(head, checkpoint).of(bank).name
         calibration = _calibration(bank, head, checkpoint)
         settings = calibration.settings if calibration else {}
         names = ("fusion", "sigma", "top", "retrieval")
@@ -196,7 +199,8 @@ def colour_scale(
     known = calibration.map_range(pixel_threshold) if calibration is not None else None
     if known is not None:
         return known
-    low, middle = _of_own_keys(detector)
+    head = detector.head
+    low, middle = head.typical() if isinstance(head, NNHead) else _of_own_keys(detector)
     if pixel_threshold is not None:
         low, middle = min(low, pixel_threshold), pixel_threshold
     return (low, 2 * middle - low) if middle > low else (0.0, 1.0)

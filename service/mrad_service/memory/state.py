@@ -128,7 +128,7 @@ class MemoryState:
 
     def check_add(self, operation: Add, coming: Collection[str] = ()) -> Entry:
         """The entry; raises whatever would make the memory unusable with these keys."""
-        entry, dims = operation.entry, dict(zip(("image", "patch"), self.bank.dims))
+        entry, dims = operation.entry, dict(zip(("image", "patch", "local"), self.bank.dims))
         if entry.entry_id in self.bank.rows or entry.entry_id in coming:
             raise EntryExistsError(f"the memory has an entry {entry.entry_id} already")
         if not operation.keys:

@@ -112,7 +112,7 @@ def calibration_of(
 ) -> tuple[Calibration | None, str]:
     """The bank's calibration for this head where it holds for these settings, else why not."""
     try:
-        calibration = Calibration.of(bank, spec.head)
+        calibration = Calibration.of(bank, detector.head.name)
     except CalibrationError as error:
         return None, str(error)
     here: dict[str, Any] = {

@@ -66,7 +66,7 @@ def described(runtime: Runtime, model: Model) -> Bank:
     return Bank(
         name=model.name,
         active=runtime.banks.active == model.name,
-        head=model.spec.head,
+        head=model.detectors[0].head.name,
         digest=bank.digest,
         encoder=asdict(bank.identity),
         entries=len(bank.entries),

@@ -1,0 +1,87 @@
+"""Which heads a memory can serve, and which one it is asked by unless told: for every door the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mrad.errors import EmptyLevelError, MRADError, NoGoodPartsError
+from mrad.memory.bank import MemoryBank
+from mrad.types import NORMAL
+
+AUTO = "auto"
+TRAINED = ("ft", "clip")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A head, and why it."""
+
+    head: str
+    why: str
+
+
+def problem(bank: MemoryBank, head: str) -> MRADError | None:
+    """Why a memory cannot serve a head that comes with mrad, as the error to raise; None if it can."""
+    try:
+        if head in ("nn", "combined"):
+            check_good_parts(bank)
+        elif head in ("tf", *TRAINED):
+            check_two_classes(bank, head)
+    except MRADError as error:
+        return error
+    return None
+
+
+def check_two_classes(bank: MemoryBank, head: str) -> None:
+    """Raise `EmptyLevelError`, `OneClassError` unless both levels hold both classes."""
+    bank.image.check_classes("image", head)
+    bank.patch.check_classes("patch", head)
+
+
+def check_good_parts(bank: MemoryBank) -> None:
+    """Raise `NoGoodPartsError` unless the bank holds the patches of good images."""
+    if bool((bank.local.labels == NORMAL).any()):
+        return
+    if bool((bank.image.labels == NORMAL).any()):
+        raise NoGoodPartsError(
+            "the bank does not hold the patches of its good images, as banks built before 0.2.0 and "
+            "imported ones do not; build it again from the images, or use head tf"
+        )
+    raise NoGoodPartsError(
+        "the memory holds no good image, and heads nn and combined compare with good ones: add some, "
+        "ten are a good beginning"
+    )
+
+
+def default_head(bank: MemoryBank, checkpoint: str | Path | None = None) -> Choice:
+    """The head that a memory is asked by unless told.
+
+    Its calibration's, where it was calibrated for one head alone; `combined` where it holds good
+    images' patches and defects too; `nn` where it holds good ones alone; `tf` for banks without
+    patches. A checkpoint is asked itself, or within `combined`. Raises what keeps every head from it.
+    """
+    if checkpoint is not None:
+        from mrad.heads.checkpoint import load_checkpoint
+
+        trained = load_checkpoint(Path(checkpoint)).head
+        if trained in TRAINED and problem(bank, "combined") is None:
+            return Choice("combined", f"the memory holds good parts, and {trained} joins them")
+        return Choice(trained, "the checkpoint is this head's")
+    plain = [
+        name
+        for name, facts in (bank.calibration or {}).items()
+        if name not in TRAINED and not (facts.get("settings") or {}).get("checkpoint")
+    ]
+    if len(plain) == 1 and problem(bank, plain[0]) is None:
+        return Choice(plain[0], "the bank is calibrated for it")
+    if not len(bank.image):
+        raise EmptyLevelError("the memory holds no image; add good ones, ten are a good beginning")
+    if problem(bank, "nn") is None:
+        if all(bank.image.counts):
+            masks = "with" if all(bank.patch.counts) else "without"
+            return Choice("combined", f"the memory holds good images, and defects {masks} masks")
+        return Choice("nn", "the memory holds good images alone")
+    if problem(bank, "tf") is None:
+        return Choice("tf", "the memory holds both classes, but not every patch of its good images")
+    raise problem(bank, "nn") or MRADError("no head can serve this memory")

@@ -1,0 +1,206 @@
+"""How far the memory's own images lie from each other's patches: kept while it learns, and on disk.
+
+Measuring every image against all others costs as much as judging each of them once. A lesson changes
+little of it: old images may have found a nearer patch among the new ones, and only those that leaned on
+a forgotten image are measured again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from mrad.files import atomic_write_bytes
+from mrad.memory.bank import MemoryBank
+from mrad.retrieval.goods import GoodPatches, Views, within_itself
+
+logger = logging.getLogger(__name__)
+VERSION = 1
+Query = Callable[[int], Tensor]
+"""View -> its patches [N, W], L2-normalised, on the encoder's device."""
+
+
+@dataclass(frozen=True)
+class LeftOutDistances:
+    """Of every patch of every stored image: its nearest good patch of another group."""
+
+    views: tuple[tuple[str, int], ...]
+    """Entry and tile of each of the V views."""
+    groups: tuple[frozenset[str], ...]
+    """Entries that each view was not compared with: itself and its near-duplicates."""
+    entries: tuple[str, ...]
+    cosine: Tensor
+    """float32 [V, N]."""
+    nearest: Tensor
+    """int32 [V, N], place in `entries` of the image that the nearest patch belongs to; -1 for none."""
+    several: bool
+    """Whether there was more than one group; else each view was compared within itself."""
+
+    @classmethod
+    @torch.inference_mode()
+    def measure(
+        cls,
+        bank: MemoryBank,
+        views: Views,
+        goods: GoodPatches,
+        query: Query,
+        known: LeftOutDistances | None = None,
+    ) -> LeftOutDistances:
+        """Of the bank as it is now; `known` is what was measured of an earlier state of it.
+
+        Args:
+            bank: holds the entries.
+            views: the images that it holds whole.
+            goods: the patches that are compared with.
+            query: the patches of a view.
+            known: of the same encoder's features; what still holds is taken over.
+        """
+        entries = tuple(entry.entry_id for entry in bank.entries)
+        pairs = tuple(
+            (entries[row], tile) for row, tile in zip(views.rows.tolist(), views.tiles.tolist())
+        )
+        groups = _groups(entries, goods.groups.cpu(), pairs)
+        several = len(torch.unique(goods.group)) > 1
+        cells = views.normal.shape[1]
+        made = cls(
+            pairs,
+            groups,
+            entries,
+            torch.empty(len(pairs), cells),
+            torch.empty(len(pairs), cells, dtype=torch.int32),
+            several,
+        )
+        old = {}
+        if known is not None and known.several == several and known.cosine.shape[1:] == (cells,):
+            old = {pair: view for view, pair in enumerate(known.views)}
+        fresh, moved = torch.ones(len(goods), dtype=torch.bool), torch.empty(0, dtype=torch.int32)
+        if known is not None and old:
+            rows = {entry: row for row, entry in enumerate(entries)}
+            moved = torch.tensor([rows.get(entry, -2) for entry in known.entries] + [-1]).int()
+            before = set(known.entries)
+            new = torch.tensor([entry not in before for entry in entries])
+            fresh = new[goods.entry.cpu()]
+        fresh = fresh.to(goods.keys.device)
+        for view, pair in enumerate(pairs):
+            place = old.get(pair)
+            if known is not None and place is not None and known.groups[place] == groups[view]:
+                made._renew(view, known, place, moved, fresh, views, goods, query)
+            else:
+                made._measure(view, None, views, goods, query)
+        return made
+
+    def _measure(
+        self, view: int, cells: Tensor | None, views: Views, goods: GoodPatches, query: Query
+    ) -> None:
+        """Against all good patches; `cells` bool [N]: only these patches of it."""
+        asked = slice(None) if cells is None else cells
+        patches = query(view)
+        if not self.several and bool(views.good[view]):
+            self.cosine[view] = within_itself(patches, round(len(patches) ** 0.5)).cpu()
+            self.nearest[view] = -1
+            return
+        cosine, key = goods.nearest(patches[asked], int(views.rows[view]))
+        self.cosine[view, asked] = cosine.cpu()
+        self.nearest[view, asked] = _entries_of(key, goods)
+
+    def _renew(
+        self,
+        view: int,
+        known: LeftOutDistances,
+        place: int,
+        moved: Tensor,
+        fresh: Tensor,
+        views: Views,
+        goods: GoodPatches,
+        query: Query,
+    ) -> None:
+        """Take over what was measured; look at new patches, and again where the nearest is gone."""
+        self.cosine[view] = known.cosine[place]
+        self.nearest[view] = moved[known.nearest[place].long()]
+        gone = self.nearest[view] == -2
+        if bool(gone.any()):
+            self._measure(view, gone, views, goods, query)
+        if self.several and bool(fresh.any()):
+            cosine, key = goods.nearest(query(view), int(views.rows[view]), fresh)
+            closer = cosine.cpu() > self.cosine[view]
+            self.cosine[view] = torch.where(closer, cosine.cpu(), self.cosine[view])
+            self.nearest[view] = torch.where(closer, _entries_of(key, goods), self.nearest[view])
+
+    def write(self, path: Path) -> None:
+        """Keep it at `path`. Raises `OSError`."""
+        facts = {
+            "version": VERSION,
+            "views": self.views,
+            "groups": [sorted(group) for group in self.groups],
+            "entries": self.entries,
+            "several": self.several,
+        }
+        data = save({"cosine": self.cosine, "nearest": self.nearest}, {"mrad": json.dumps(facts)})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_bytes(path, hashlib.sha256(data).digest() + data)
+
+    @classmethod
+    def read(cls, path: Path) -> LeftOutDistances | None:
+        """What `write` kept; None where it is absent, damaged or of another version."""
+        try:
+            content = path.read_bytes()
+            digest, data = content[:32], content[32:]
+            if hashlib.sha256(data).digest() != digest:
+                raise ValueError("it fails its checksum")
+            header = int.from_bytes(data[:8], "little")
+            facts = json.loads(json.loads(data[8 : 8 + header])["__metadata__"]["mrad"])
+            if facts["version"] != VERSION:
+                return None
+            tensors = load(data)
+            return cls(
+                tuple((entry, int(tile)) for entry, tile in facts["views"]),
+                tuple(frozenset(group) for group in facts["groups"]),
+                tuple(facts["entries"]),
+                tensors["cosine"],
+                tensors["nearest"],
+                bool(facts["several"]),
+            )
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            logger.warning("%s is not used and made again: %s", path, error)
+            return None
+
+
+def stored_at(bank: MemoryBank) -> Path | None:
+    """Where a bank that lies on disk keeps its distances; None for one in memory, or that learned."""
+    folder = bank.local.folder
+    if folder is None or bank.changes is not None or not len(bank.local):
+        return None
+    digest = hashlib.sha256(f"{VERSION} {bank.local.keys.shape}".encode())
+    rows = np.unique(np.linspace(0, len(bank.local) - 1, 1_024).astype(np.int64))
+    for part in (bank.local.labels, bank.local.entry, bank.local.keys[rows]):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    digest.update(repr([entry.entry_id for entry in bank.entries]).encode())
+    return folder / "derived" / f"left-out-{digest.hexdigest()[:16]}.safetensors"
+
+
+def _entries_of(keys: Tensor, goods: GoodPatches) -> Tensor:
+    """Entry row, int32, of each of the `keys` [M]; -1 for none."""
+    found = goods.entry[keys.clamp_min(0)].where(keys >= 0, torch.full_like(keys, -1))
+    return found.cpu().int()
+
+
+def _groups(
+    entries: tuple[str, ...], group: Tensor, pairs: tuple[tuple[str, int], ...]
+) -> tuple[frozenset[str], ...]:
+    members: dict[int, set[str]] = {}
+    numbers = dict(zip(entries, group.tolist()))
+    for entry, number in numbers.items():
+        members.setdefault(number, set()).add(entry)
+    return tuple(frozenset(members[numbers[entry]]) for entry, _ in pairs)

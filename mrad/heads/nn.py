@@ -1,0 +1,214 @@
+"""Nearest good part: how far is the nearest patch, and the nearest image, of the memory's good ones.
+
+Needs good images alone and no training. Every distance is told in spreads of the same distance among
+the good images themselves, each left out (`mrad.heads.standard`), so scores compare between products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from mrad.encoder.encoder import Features
+from mrad.encoder.tower import neighbourhood_average
+from mrad.errors import HeadError
+from mrad.heads import HeadOutput
+from mrad.heads.choose import check_good_parts
+from mrad.heads.classes import GoodClasses
+from mrad.heads.standard import Blend, CellScale, left_out_cells
+from mrad.maps import anomaly_map, top_mean
+from mrad.retrieval.goods import GoodPatches, Views, within_itself
+from mrad.types import NORMAL
+
+if TYPE_CHECKING:
+    from mrad.encoder.encoder import Encoder
+    from mrad.memory.bank import MemoryBank
+
+DOUBLE = 0.998
+"""Measured with `mrad-mini`: the same picture recompressed or brightened has 0.998 or more."""
+BATCH = 16
+"""Stored images looked at together."""
+
+
+class NNConfig(BaseModel):
+    """Nothing to set: the memory's own images give every scale."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """The memory's own images, none of which was compared with itself or its near-duplicates."""
+
+    cells: Tensor
+    """[V, N], patch values."""
+    parts: Tensor
+    """[K, V], statistics of the whole image; NaN where there is nothing to compare with."""
+    good: Tensor
+    """bool [V]."""
+
+
+class NNHead:
+    """See the module."""
+
+    name = "nn"
+    Config: type[BaseModel] = NNConfig
+    distances = 2
+    """How many of the statistics of a whole image are distances."""
+    local = True
+    """Its evidence are single patches of good images."""
+
+    def __init__(
+        self, encoder: Encoder, config: BaseModel, state: Mapping[str, Tensor] | None = None
+    ) -> None:
+        if state:
+            raise HeadError("nn is train-free: it takes no checkpoint")
+        self.encoder = encoder
+
+    @torch.inference_mode()
+    def attach(self, bank: MemoryBank, mode: str = "exact") -> None:
+        """Take the good images' patches and class features, and measure them against each other.
+
+        Raises `NoGoodPartsError`.
+        """
+        check_good_parts(bank)
+        self.bank, cells = bank, self.encoder.grid**2
+        self.views = Views.of(bank.local, cells)
+        self.groups = groups_of(bank, self.views, cells)
+        self.goods = GoodPatches(bank.local, self.views, self.groups, self.encoder.device)
+        normal = torch.from_numpy(bank.image.labels == NORMAL)
+        entry = torch.from_numpy(bank.image.entry)[normal]
+        self.classes = GoodClasses(torch.from_numpy(bank.image.keys)[normal], self.groups[entry])
+        self.place_in_image = {
+            pair: row
+            for row, pair in enumerate(zip(bank.image.entry.tolist(), bank.image.tile.tolist()))
+        }
+        found = self.left_out()
+        tops = self.tops(found.cells)
+        self.blend = Blend.of(tops, found.parts, found.good, self.distances)
+        self._values = self.blend.patch(found.cells[found.good]).flatten()
+
+    def left_out(self) -> LeftOut:
+        """Measure every image that the memory holds whole, its group left out; sets the scales."""
+        distance, near, far = self._distances_left_out()
+        good, group = self.views.good, self.groups[self.views.rows]
+        self.cell_scale = CellScale.of(distance[good])
+        cells = self.cell_scale(distance)
+        cells[good] = left_out_cells(distance[good], group[good])
+        return LeftOut(cells.nan_to_num(0.0), torch.stack([near, far]), good)
+
+    def _distances_left_out(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of every view: patch distances [V, N], NaN outside what is of interest; class distances."""
+        distance, classes = [], []
+        several = len(torch.unique(self.goods.group)) > 1
+        for view, features in enumerate(self.stored(1)):
+            query = features.local_query()[0]
+            own = int(self.views.rows[view])
+            if several or not self.views.good[view]:
+                cosine, _ = self.goods.nearest(query, own)
+            else:
+                cosine = within_itself(query, self.encoder.grid)
+            distance.append((1 - cosine).cpu())
+            classes.append(features.class_query()[0])
+        group = self.groups[self.views.rows]
+        near, far = self.classes.left_out(torch.stack(classes), group)
+        found = torch.stack(distance)
+        found[self.views.good[:, None] & ~self.views.normal] = torch.nan
+        return found, near, far
+
+    def stored(self, batch: int = BATCH) -> Iterator[Features]:
+        """The images that the memory holds whole, as the encoder gave them, in the order of `views`."""
+        cells, grid = self.encoder.grid**2, self.encoder.grid
+        raw = torch.from_numpy(self.bank.local.keys).view(-1, cells, self.bank.local.dim)
+        pairs = zip(self.views.rows.tolist(), self.views.tiles.tolist())
+        keys = torch.from_numpy(self.bank.image.keys)
+        image = keys[torch.tensor([self.place_in_image[pair] for pair in pairs])]
+        device = self.encoder.device
+        for start in range(0, len(raw), batch):
+            part = raw[start : start + batch].to(device)
+            whole = image[start : start + batch].to(device)
+            yield Features(whole, neighbourhood_average(part, grid), part)
+
+    def tops(self, cells: Tensor) -> Tensor:
+        """The top score [V] of maps of patch values [V, N]."""
+        side = self.encoder.image_size
+        return torch.cat([top_mean(anomaly_map(part, side)) for part in cells.split(BATCH)])
+
+    def measure(self, features: Features, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Patch values [B, N] in spreads, and the statistics [K, B] of the whole images."""
+        own = [-1] * len(features) if exclude is None else exclude.tolist()
+        asked, cells = features.local_query(), self.encoder.grid**2
+        if exclude is None:
+            cosine, _ = self.goods.nearest(asked.reshape(-1, asked.shape[2]))
+            distance = (1 - cosine).view(-1, cells)
+        else:
+            distance = torch.stack(
+                [1 - self.goods.nearest(one, row)[0] for one, row in zip(asked, own)]
+            )
+        whole = features.class_query().cpu()
+        near, far = [], []
+        for query, row in zip(whole, own):
+            group = -1 if row < 0 else int(self.groups[row])
+            left = None if row < 0 else self.classes.group == group
+            near.append(self._safe(self.classes.nearest, query, group, left))
+            far.append(self._safe(self.classes.spread, query, left, left))
+        return self.cell_scale(distance.cpu()), torch.stack([torch.cat(near), torch.cat(far)])
+
+    def typical(self) -> tuple[float, float]:
+        """Patch values of good images that were left out: the median, and what only the top reaches."""
+        return float(self._values.median()), max(0.5, float(self._values.median()))
+
+    @torch.inference_mode()
+    def nearest_patches(self, query: Tensor, k: int, exclude: int = -1) -> list[tuple[float, int]]:
+        """Cosine and row in the local level of the nearest good patch of the k nearest good images.
+
+        `query` [W], L2-normalised; `exclude`: an entry row, -1 for none.
+        """
+        cosines, keys = self.goods.several(query[None].to(self.goods.keys.device), k, exclude)
+        found = [(c, key) for c, key in zip(cosines[0].tolist(), keys[0].tolist()) if key >= 0]
+        return [(cosine, int(self.goods.rows[key])) for cosine, key in found]
+
+    def _safe(self, ask, query: Tensor, argument, left: Tensor | None) -> Tensor:  # type: ignore[no-untyped-def]
+        """A class statistic; the largest there can be where no good image is left."""
+        if left is not None and bool(left.all()):
+            return torch.full((1,), 2.0, dtype=torch.float64)
+        return ask(query[None], argument)  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def __call__(self, features: Features, exclude: Tensor | None = None) -> HeadOutput:
+        """See `mrad.heads.Head`."""
+        cells, parts = self.measure(features, exclude)
+        device = features.class_feature.device
+        return HeadOutput(self.blend.patch(cells).to(device), self.blend.image(parts).to(device))
+
+
+@torch.inference_mode()
+def groups_of(bank: MemoryBank, views: Views, cells: int) -> Tensor:
+    """int64 [entries]: good images that show the very same thing, as a burst does, share a number.
+
+    Left out alone, such an image would find its double and look better than any new one will. Two
+    are doubles where their patches, place by place, have a mean cosine of `DOUBLE` or more.
+    """
+    group = torch.arange(len(bank.entries))
+    first: dict[int, int] = {}
+    for view, row in enumerate(views.rows.tolist()):
+        if views.good[view]:
+            first.setdefault(row, view)
+    if len(first) < 2:
+        return group
+    raw = torch.from_numpy(bank.local.keys).view(-1, cells, bank.local.dim)
+    entries = torch.tensor(list(first))
+    sheets = F.normalize(raw[list(first.values())], dim=2).flatten(1)
+    tiles = views.tiles[list(first.values())]
+    for place in range(len(entries)):
+        same = (sheets[place + 1 :] @ sheets[place] >= DOUBLE * cells).nonzero()[:, 0] + place + 1
+        for other in same[tiles[same] == tiles[place]].tolist():
+            known = group[entries[other]]
+            group[group == known] = group[entries[place]].clone()
+    return group

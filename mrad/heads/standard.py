@@ -1,0 +1,154 @@
+"""A memory's own images, each left out: what every distance means in this memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PRIOR_SPREAD = 0.3
+"""Spread over mean that a distance is taken to have before any was seen."""
+PRIOR_WEIGHT = 3
+"""So many values that this is worth."""
+SOFT = 6.0
+"""Spreads from a typical good image's top at which a score is 0.85."""
+BALANCED = 0.7
+"""Weight of the image level (`Detector`, `fusion`) at which all statistics count alike."""
+PRIOR_DEFECTS = 10
+"""So many labelled defects that equal weights are worth."""
+STRONGEST = 6.0
+"""No defect counts for more than this many spreads when weights are chosen."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What is typical of one statistic over good images that were left out."""
+
+    mean: float
+    spread: float
+
+    @classmethod
+    def of(cls, values: Tensor, distance: bool = True) -> Scale:
+        """Of finite `values` [n]; few distances are helped by `PRIOR_SPREAD`, other values by none."""
+        values = values.double()
+        mean = float(values.mean())
+        squares = float((values - mean).square().sum())
+        weight = PRIOR_WEIGHT if distance else 0
+        prior = weight * (PRIOR_SPREAD * mean) ** 2
+        spread = ((squares + prior) / max(len(values) - 1 + weight, 1)) ** 0.5
+        return cls(mean, max(spread, 1e-9))
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """In spreads above what is typical."""
+        return (values - self.mean) / self.spread
+
+
+@dataclass(frozen=True)
+class CellScale:
+    """What is typical of a patch's distance, place by place: some places of a product vary more."""
+
+    mean: Tensor
+    """[N]."""
+    spread: Tensor
+    """[N]."""
+
+    @classmethod
+    def of(cls, distances: Tensor) -> CellScale:
+        """Of good images' distances [V, N], NaN where unknown; places lean on the mean of all.
+
+        Every spread has the mean spread added, so that a place that never varied is no alarm.
+        """
+        known = ~distances.isnan()
+        count = known.sum(dim=0)
+        every = distances[known]
+        overall, share = every.mean(), PRIOR_WEIGHT - 1
+        filled = distances.nan_to_num(0.0)
+        mean = (filled.sum(dim=0) + share * overall) / (count + share)
+        square = ((filled - mean) * known).square().sum(dim=0)
+        typical = max(float(every.var()) if len(every) > 1 else 0.0, float(overall) ** 2 * 1e-4)
+        spread = ((square + share * typical) / (count + share)).sqrt()
+        return cls(mean, spread + spread.mean())
+
+    def __call__(self, distances: Tensor) -> Tensor:
+        """[..., N] in spreads above what is typical of each place."""
+        return (distances - self.mean) / self.spread
+
+
+def left_out_cells(distances: Tensor, group: Tensor) -> Tensor:
+    """Good images' distances [V, N] on the scale of the others: a group at a time is left out."""
+    found = torch.empty_like(distances)
+    own = torch.unique(group)
+    for one in own.tolist():
+        mine = group == one
+        others = distances if len(own) == 1 else distances[~mine]
+        found[mine] = CellScale.of(others)(distances[mine])
+    return found
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Several statistics of an image as the two numbers that a head gives: map and image level.
+
+    All are brought to the scale of the map's top score, in spreads of good images that were left out,
+    and through one rising function into [0, 1]: what is typical of a good image's top is 0.5.
+    """
+
+    top: Scale
+    parts: tuple[Scale, ...]
+    weights: tuple[float, ...]
+    """Of the top, then of each part."""
+
+    @classmethod
+    def of(cls, top: Tensor, parts: Tensor, good: Tensor, distances: int) -> Blend:
+        """From images that were left out: `top` [V], `parts` [K, V], `good` bool [V].
+
+        The first `distances` of the parts are distances. A part that is not finite, or that is none
+        and was seen of a single good image, is not used.
+
+        Weights begin as equal. The defects among them move each towards the mean number of spreads
+        by which it tells them from good images, the further the more there are.
+        """
+        used = [
+            i
+            for i, part in enumerate(parts)
+            if bool(part[good].isfinite().all()) and (i < distances or int(good.sum()) > 1)
+        ]
+        kept = [parts[i] for i in used]
+        scales = [Scale.of(top[good])]
+        scales += [Scale.of(parts[i][good], i < distances) for i in used]
+        weights = torch.ones(len(scales), dtype=torch.float64)
+        bad = [
+            scale(values[~good].double())[values[~good].isfinite()]
+            for scale, values in zip(scales, (top, *kept))
+        ]
+        count = int((~good).sum())
+        told = torch.tensor(
+            [float(z.clamp(-STRONGEST, STRONGEST).mean()) if len(z) else 0.0 for z in bad],
+            dtype=torch.float64,
+        ).clamp_min(0)
+        if count and told.sum() > 0:
+            weights = (PRIOR_DEFECTS + count * told / told.mean()) / (PRIOR_DEFECTS + count)
+        every = [Scale(0.0, 1.0)] * len(parts)
+        shares = [0.0] * len(parts)
+        for scale, weight, i in zip(scales[1:], weights[1:].tolist(), used):
+            every[i], shares[i] = scale, weight
+        return cls(scales[0], tuple(every), (float(weights[0]), *shares))
+
+    def patch(self, cells: Tensor) -> Tensor:
+        """Patch values [B, N] -> [0, 1]."""
+        return soft(self.top(cells)).float()
+
+    def image(self, parts: Tensor) -> Tensor:
+        """Statistics [K, B] -> [0, 1]: 0.5 where there is none."""
+        total = torch.zeros(parts.shape[1], dtype=torch.float64)
+        for scale, weight, values in zip(self.parts, self.weights[1:], parts):
+            if weight:
+                total = total + weight / self.weights[0] * scale(values.double())
+        return soft((1 - BALANCED) / BALANCED * total).float()
+
+
+def soft(z: Tensor) -> Tensor:
+    """Rising from 0 to 1, 0.5 at 0, nearly straight within `SOFT` spreads."""
+    scaled = z / SOFT
+    return 0.5 * (1 + scaled / torch.sqrt(1 + scaled.square()))

@@ -1,0 +1,132 @@
+"""How far is the nearest good patch: the memory's patches of good images, asked for one neighbour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mrad.memory.level import LevelMemory
+from mrad.types import NORMAL
+
+BLOCK = 8_192
+"""Keys at a time: with one image's patches, a product that stays in the cache."""
+WINDOW = 2
+"""Cells around a patch that are too much like it to tell how far another good image would be."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """The images, or tiles, that the local level holds whole, in its order."""
+
+    rows: Tensor
+    """int64 [V]: the entry of each."""
+    tiles: Tensor
+    """int64 [V]: the tile of each."""
+    good: Tensor
+    """bool [V]: whether it is one of a good image."""
+    normal: Tensor
+    """bool [V, N]: patches that are known to be normal."""
+    anomalous: Tensor
+    """bool [V, N]: patches that are known to be anomalous."""
+
+    @classmethod
+    def of(cls, local: LevelMemory, cells: int) -> Views:
+        """`cells`: N, patches of one image."""
+        every = slice(None, None, cells)
+        region = local.region.reshape(-1, cells)
+        return cls(
+            torch.from_numpy(local.entry[every].copy()),
+            torch.from_numpy(local.tile[every].astype("int64")),
+            torch.from_numpy(local.labels[every] == NORMAL),
+            torch.from_numpy(region == "normal"),
+            torch.from_numpy(region == "anomalous"),
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class GoodPatches:
+    """The normal patches of good images, L2-normalised, on the encoder's device."""
+
+    def __init__(
+        self, local: LevelMemory, views: Views, groups: Tensor, device: torch.device | str
+    ) -> None:
+        """`groups` int64 [entries]: images of one group are left out together."""
+        kept = (views.normal & views.good[:, None]).flatten()
+        self.rows = kept.nonzero()[:, 0]
+        """Row of each key in the local level."""
+        vectors = torch.from_numpy(local.keys)[self.rows]
+        self.keys = F.normalize(vectors, dim=1).to(device)
+        self.entry = torch.from_numpy(local.entry)[self.rows].to(device)
+        self.groups = groups.to(device)
+        self.group = self.groups[self.entry]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @torch.inference_mode()
+    def nearest(
+        self, queries: Tensor, exclude: int = -1, keys: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The nearest key of each query [M, W]: cosine float32 [M], and which key, int64 [M].
+
+        Args:
+            queries: L2-normalised.
+            exclude: entry row whose group is not asked, -1 for none.
+            keys: bool [n], those that are asked; None: all.
+
+        Where no key is left, the cosine is -1 and the key -1.
+        """
+        best = torch.full((len(queries),), -1.0, device=self.keys.device)
+        found = torch.full((len(queries),), -1, dtype=torch.int64, device=self.keys.device)
+        banned = None if exclude < 0 else self.group == self.groups[exclude]
+        if keys is not None:
+            banned = ~keys if banned is None else banned | ~keys
+        for start in range(0, len(self), BLOCK):
+            part = slice(start, start + BLOCK)
+            if banned is not None and bool(banned[part].all()):
+                continue
+            cosine = queries @ self.keys[part].T
+            if banned is not None:
+                cosine.masked_fill_(banned[part], -torch.inf)
+            value, place = cosine.max(dim=1)
+            closer = value > best
+            best, found = torch.where(closer, value, best), torch.where(closer, place + start, found)
+        return best, found
+
+    @torch.inference_mode()
+    def several(self, queries: Tensor, k: int, exclude: int = -1) -> tuple[Tensor, Tensor]:
+        """The nearest key of each of the k nearest images: cosine and key, [M, k], best first.
+
+        Neighbours in one image say the same thing again, so each image is named once. Places that
+        cannot be filled have the key -1.
+        """
+        asked = torch.ones(len(self), dtype=torch.bool, device=self.keys.device)
+        values, places = [], []
+        for query in queries:
+            left = asked.clone()
+            for _ in range(k):
+                value, place = self.nearest(query[None], exclude, left)
+                values.append(value[0])
+                places.append(place[0])
+                if place[0] >= 0:
+                    left &= self.entry != self.entry[place[0]]
+        shape = len(queries), k
+        return torch.stack(values).view(shape), torch.stack(places).view(shape)
+
+
+def within_itself(queries: Tensor, grid: int) -> Tensor:
+    """Cosine [N] of each patch of one image [N, W] to the nearest of its patches farther away.
+
+    What stands in where a memory holds one good image, which nothing can be left out of.
+    """
+    cells = torch.arange(grid * grid)
+    row, column = cells // grid, cells % grid
+    near = ((row[:, None] - row).abs() <= WINDOW) & ((column[:, None] - column).abs() <= WINDOW)
+    if near.all():
+        near = torch.eye(len(cells), dtype=torch.bool)
+    return (queries @ queries.T).masked_fill(near.to(queries.device), -1.0).amax(dim=1)
