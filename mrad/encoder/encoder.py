@@ -53,7 +53,9 @@ class Features:
     def local_query(self) -> Tensor:
         """[B, N, W], before the average, L2-normalised. Raises `EncoderError` where not asked for."""
         if self.patch_raw is None:
-            raise EncoderError("the features before the average were not kept: encode with raw=True")
+            raise EncoderError(
+                "the features before the average were not kept: encode with raw=True"
+            )
         return F.normalize(self.patch_raw, dim=-1)
 
     def __len__(self) -> int:

@@ -57,16 +57,15 @@ def check_good_parts(bank: MemoryBank) -> None:
 def default_head(bank: MemoryBank, checkpoint: str | Path | None = None) -> Choice:
     """The head that a memory is asked by unless told.
 
-    Its calibration's, where it was calibrated for one head alone; `combined` where it holds good
-    images' patches and defects too; `nn` where it holds good ones alone; `tf` for banks without
-    patches. A checkpoint is asked itself, or within `combined`. Raises what keeps every head from it.
+    Its calibration's, where it was calibrated for one head alone; the paper's `tf` where both levels
+    hold both classes; `combined` where only whole images are known to be defective, so that `tf` has no
+    map; `nn` where it holds good ones alone. A checkpoint is asked itself. Raises what keeps every head
+    from it.
     """
     if checkpoint is not None:
         from mrad.heads.checkpoint import load_checkpoint
 
         trained = load_checkpoint(Path(checkpoint)).head
-        if trained in TRAINED and problem(bank, "combined") is None:
-            return Choice("combined", f"the memory holds good parts, and {trained} joins them")
         return Choice(trained, "the checkpoint is this head's")
     plain = [
         name
@@ -77,11 +76,10 @@ def default_head(bank: MemoryBank, checkpoint: str | Path | None = None) -> Choi
         return Choice(plain[0], "the bank is calibrated for it")
     if not len(bank.image):
         raise EmptyLevelError("the memory holds no image; add good ones, ten are a good beginning")
+    if problem(bank, "tf") is None:
+        return Choice("tf", "both levels of the memory hold both classes")
     if problem(bank, "nn") is None:
         if all(bank.image.counts):
-            masks = "with" if all(bank.patch.counts) else "without"
-            return Choice("combined", f"the memory holds good images, and defects {masks} masks")
+            return Choice("combined", "the memory holds good images, and defects without masks")
         return Choice("nn", "the memory holds good images alone")
-    if problem(bank, "tf") is None:
-        return Choice("tf", "the memory holds both classes, but not every patch of its good images")
     raise problem(bank, "nn") or MRADError("no head can serve this memory")

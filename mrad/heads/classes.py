@@ -43,7 +43,8 @@ class GoodClasses:
         else:
             covariance = share * centred.T @ centred + even * torch.eye(width, dtype=torch.float64)
             square = (asked * torch.linalg.solve(covariance, asked.T).T).sum(dim=1)
-        return square.clamp_min(0).sqrt()
+        root: Tensor = square.clamp_min(0).sqrt()
+        return root
 
     def left_out(self, queries: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
         """`nearest` and `spread` of queries [M, E], none of which is compared with its own group [M].

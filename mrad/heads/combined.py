@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from mrad.encoder.encoder import Features
-from mrad.heads import Head, HeadOutput, head_class
+from mrad.heads import Head, head_class
 from mrad.heads.choose import check_good_parts
 from mrad.heads.nn import LeftOut, NNHead
 from mrad.heads.standard import Scale

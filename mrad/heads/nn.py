@@ -6,6 +6,7 @@ the good images themselves, each left out (`mrad.heads.standard`), so scores com
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,15 +22,17 @@ from mrad.errors import HeadError
 from mrad.heads import HeadOutput
 from mrad.heads.choose import check_good_parts
 from mrad.heads.classes import GoodClasses
+from mrad.heads.left_out import LeftOutDistances, stored_at
 from mrad.heads.standard import Blend, CellScale, left_out_cells
 from mrad.maps import anomaly_map, top_mean
-from mrad.retrieval.goods import GoodPatches, Views, within_itself
+from mrad.retrieval.goods import GoodPatches, Views
 from mrad.types import NORMAL
 
 if TYPE_CHECKING:
     from mrad.encoder.encoder import Encoder
     from mrad.memory.bank import MemoryBank
 
+logger = logging.getLogger(__name__)
 DOUBLE = 0.998
 """Measured with `mrad-mini`: the same picture recompressed or brightened has 0.998 or more."""
 BATCH = 16
@@ -70,6 +73,7 @@ class NNHead:
         if state:
             raise HeadError("nn is train-free: it takes no checkpoint")
         self.encoder = encoder
+        self._left_out: LeftOutDistances | None = None
 
     @torch.inference_mode()
     def attach(self, bank: MemoryBank, mode: str = "exact") -> None:
@@ -105,20 +109,28 @@ class NNHead:
 
     def _distances_left_out(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of every view: patch distances [V, N], NaN outside what is of interest; class distances."""
-        distance, classes = [], []
-        several = len(torch.unique(self.goods.group)) > 1
-        for view, features in enumerate(self.stored(1)):
-            query = features.local_query()[0]
-            own = int(self.views.rows[view])
-            if several or not self.views.good[view]:
-                cosine, _ = self.goods.nearest(query, own)
-            else:
-                cosine = within_itself(query, self.encoder.grid)
-            distance.append((1 - cosine).cpu())
-            classes.append(features.class_query()[0])
+        cells, width = self.encoder.grid**2, self.bank.local.dim
+        raw = torch.from_numpy(self.bank.local.keys).view(-1, cells, width)
+
+        def patches(view: int) -> Tensor:
+            return F.normalize(raw[view].to(self.encoder.device), dim=-1)
+
+        place, known = stored_at(self.bank), self._left_out
+        if known is None and place is not None:
+            known = LeftOutDistances.read(place)
+        measured = LeftOutDistances.measure(self.bank, self.views, self.goods, patches, known)
+        if place is not None and known is None:
+            try:
+                measured.write(place)
+            except OSError as error:  # a folder that may not be written: measured at each start
+                logger.info("%s is not kept: %s", place, error)
+        self._left_out = measured
+        keys = torch.from_numpy(self.bank.image.keys)
+        pairs = zip(self.views.rows.tolist(), self.views.tiles.tolist())
+        classes = keys[torch.tensor([self.place_in_image[pair] for pair in pairs])]
         group = self.groups[self.views.rows]
-        near, far = self.classes.left_out(torch.stack(classes), group)
-        found = torch.stack(distance)
+        near, far = self.classes.left_out(classes, group)
+        found = 1 - measured.cosine
         found[self.views.good[:, None] & ~self.views.normal] = torch.nan
         return found, near, far
 

@@ -8,7 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mrad.errors import BankError, DimensionError, EmptyLevelError, EncoderMismatchError, LayoutError
+from mrad.errors import (
+    BankError,
+    DimensionError,
+    EmptyLevelError,
+    EncoderMismatchError,
+    LayoutError,
+)
 from mrad.images.guard import InputProfile
 from mrad.images.layout import PLAIN, Layout
 from mrad.images.options import ReadOptions
@@ -135,9 +141,7 @@ class MemoryBank(Contents):
             if any(len(key.vector) != dim for key in chosen):
                 raise DimensionError(f"{level} keys differ in width")
             levels.append(LevelMemory.of(chosen, rows, dim))
-        return cls(
-            identity, tuple(entries), levels[0], levels[1], metadata or {}, local=levels[2]
-        )
+        return cls(identity, tuple(entries), levels[0], levels[1], metadata or {}, local=levels[2])
 
     def add(self, entry: Entry, keys: Sequence[Key], thumbnail: bytes | None = None) -> MemoryBank:
         """A bank with one more entry. Calibration stays, for the operator to renew."""

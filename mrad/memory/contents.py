@@ -46,7 +46,7 @@ class Contents:
     """None where nothing was learned since it was built, or only the bank itself was read."""
     local: LevelMemory = None  # type: ignore[assignment]
     """Every patch of labelled images, not averaged and not normalised: an image's, or a tile's, rows
-    lie together, in the grid's order. What `nn` compares with; empty in banks before format 3."""
+    lie together, in the grid's order. What `nn` compares with; empty in banks before format 2."""
 
     def __post_init__(self) -> None:
         if self.local is None:

@@ -3,7 +3,7 @@
 bank.json         format version, encoder, dims, counts, calibration, digests of every other file
 image.faiss       flat inner-product index of the image keys
 patch.faiss       flat inner-product index of the patch keys
-local.faiss       from version 3: every patch of labelled images, flat
+local.faiss       from version 2: every patch of labelled images, flat
 entries.parquet   a row per key: level, label, entry, region, size, tile (from version 2), source, added
                   when and by whom
 thumbnails.parquet   optional: entry_id, JPEG
@@ -43,7 +43,7 @@ from mrad.memory.level import LevelMemory, empty_level
 from mrad.types import FloatArray
 
 C = TypeVar("C", bound=Contents)
-FORMAT_VERSION = 3
+FORMAT_VERSION = 2
 MANIFEST = "bank.json"
 CHECKSUMS = "checksums"
 """Of every other fact in `bank.json`, from version 2."""

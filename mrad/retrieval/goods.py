@@ -95,7 +95,10 @@ class GoodPatches:
                 cosine.masked_fill_(banned[part], -torch.inf)
             value, place = cosine.max(dim=1)
             closer = value > best
-            best, found = torch.where(closer, value, best), torch.where(closer, place + start, found)
+            best, found = (
+                torch.where(closer, value, best),
+                torch.where(closer, place + start, found),
+            )
         return best, found
 
     @torch.inference_mode()

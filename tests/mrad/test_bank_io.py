@@ -27,7 +27,14 @@ from mrad.memory import store as bank_io
 from mrad.memory.entry import Key
 from mrad.memory.level import unit
 
-FILES = ("bank.json", "image.faiss", "patch.faiss", "entries.parquet", "thumbnails.parquet")
+FILES = (
+    "bank.json",
+    "image.faiss",
+    "patch.faiss",
+    "local.faiss",
+    "entries.parquet",
+    "thumbnails.parquet",
+)
 
 
 @pytest.fixture

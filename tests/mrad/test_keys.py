@@ -9,8 +9,14 @@ from mrad import Encoder, MemoryBank, Sample
 from mrad.errors import MRADError
 from mrad.images.masks import load_mask
 from mrad.images.reader import load_image
-from mrad.memory.entry import Entry
-from mrad.memory.keys import Piece, keys_of, parse_patch_keys, region_grid
+from mrad.memory.entry import Entry, Key
+from mrad.memory.keys import Piece, parse_patch_keys, region_grid
+from mrad.memory.keys import keys_of as every_key
+
+
+def keys_of(*arguments: object) -> list[Key]:
+    """Those of the paper's two levels."""
+    return [key for key in every_key(*arguments) if key.level != "local"]
 
 
 def test_every_patch_a_key(tiny_encoder: Encoder, tiny_samples: list[Sample]) -> None:
@@ -62,3 +68,19 @@ def test_nonsense_is_refused(text: str) -> None:
     assert [parse_patch_keys(t) for t in ("regions", "all", "16", 4)] == ["regions", "all", 16, 4]
     with pytest.raises(MRADError, match="`regions`, `all`, or a number"):
         parse_patch_keys(text)
+
+
+def test_an_images_patches_are_kept_as_the_encoder_gave_them(
+    tiny_encoder: Encoder, tiny_samples: list[Sample]
+) -> None:
+    sample = tiny_samples[0]
+    image = load_image(sample.image)
+    features, entry = tiny_encoder.encode([image], raw=True), Entry.of(sample, image.size)
+    mask = load_mask(sample.mask, image.size)
+    keys = every_key(tiny_encoder, features, 0, entry, Piece(0, True, mask))
+    local = [key for key in keys if key.level == "local"]
+    normal, anomalous = region_grid(mask, True, tiny_encoder.image_size, tiny_encoder.grid)
+    assert len(local) == tiny_encoder.grid**2
+    assert [k.region == "normal" for k in local] == normal.tolist()
+    assert [k.region == "anomalous" for k in local] == anomalous.tolist()
+    np.testing.assert_array_equal(np.stack([k.vector for k in local]), features.patch_raw[0])

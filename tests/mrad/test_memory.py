@@ -199,9 +199,6 @@ def test_each_misfit_between_bank_and_encoder_has_its_own_error(tiny_encoder, ti
         nan = level.keys.copy()
         nan[1, 0] = np.nan
         for broken, error, message in (
-            (cut(level, none), EmptyLevelError, f"{name} level holds no key"),
-            (cut(level, one), OneClassError, f"{name} level holds anomalous keys only"),
-            (cut(level, ~one), OneClassError, "every probability would be 0"),
             (replace(level, keys=level.keys[:, :-1]), DimensionError, f"{name} keys are"),
             (replace(level, keys=nan), NonFiniteError, f"{name} level holds NaN"),
         ):
@@ -210,6 +207,13 @@ def test_each_misfit_between_bank_and_encoder_has_its_own_error(tiny_encoder, ti
                 bank.check(tiny_encoder)
             with pytest.raises(error):
                 Detector(tiny_encoder, bank)
+        for broken, error, message in (
+            (cut(level, none), EmptyLevelError, f"{name}"),
+            (cut(level, one), OneClassError, f"{name} level holds anomalous keys only"),
+            (cut(level, ~one), OneClassError, "every probability would be 0"),
+        ):
+            with pytest.raises(error, match=message):  # each head says what it needs
+                Detector(tiny_encoder, replace(tiny_bank, **{name: broken}), "tf")
 
 
 def cut(level, keep):

@@ -183,9 +183,7 @@ def bank_of(
         entries.extend(shard.entries)
         thumbnails.update(shard.thumbnails)
     image, patch, local = (_joined(found) for found in parts)
-    return MemoryBank(
-        identity, tuple(entries), image, patch, thumbnails=thumbnails, local=local
-    )
+    return MemoryBank(identity, tuple(entries), image, patch, thumbnails=thumbnails, local=local)
 
 
 def _joined(parts: list[LevelMemory]) -> LevelMemory:

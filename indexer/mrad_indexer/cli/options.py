@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from mrad.images.options import ReadOptions
 
 Bank = Annotated[Path, typer.Option(help="the memory's folder")]
-Head = Annotated[str, typer.Option(help="auto: what suits the memory; nn, combined, tf, or NAME:CHECKPOINT")]
+Head = Annotated[
+    str, typer.Option(help="auto: what suits the memory; nn, combined, tf, or NAME:CHECKPOINT")
+]
 Threshold = Annotated[
     float | None, typer.Option(help="score from which an image is anomalous  [calibrated]")
 ]

@@ -1,0 +1,95 @@
+"""A memory of good parts alone: how far the nearest good patch is, kept while the memory changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mrad import Detector, Encoder, MemoryBank, Sample
+from mrad.demo import FOLDER
+from mrad.errors import MRADError
+from mrad.heads.choose import default_head
+from mrad.heads.left_out import LeftOutDistances
+
+GOOD = sorted((FOLDER / "memory" / "good").glob("*.png"))[:8]
+QUERIES = sorted((FOLDER / "query").glob("*/*.png"))
+
+
+@pytest.fixture(scope="module")
+def goods(mini_encoder: Encoder) -> MemoryBank:
+    samples = [Sample(path, anomalous=False, source=path.name) for path in GOOD]
+    return MemoryBank.from_samples(mini_encoder, samples)
+
+
+@pytest.fixture(scope="module")
+def detector(mini_encoder: Encoder, goods: MemoryBank) -> Detector:
+    return Detector(mini_encoder, goods)
+
+
+def test_good_parts_alone_are_judged_by_nn_and_tf_says_why_not(
+    mini_encoder: Encoder, goods: MemoryBank, detector: Detector
+) -> None:
+    assert default_head(goods).head == detector.head.name == "nn"
+    with pytest.raises(MRADError, match="head nn"):
+        Detector(mini_encoder, goods, "tf")
+    found = detector.predict([str(GOOD[0]), *map(str, QUERIES)], evidence=2)
+    assert all(0 <= one.score <= 1 and np.isfinite(one.anomaly_map).all() for one in found)
+    patches = [one for one in found[0].evidence if one.level == "patch"]
+    assert patches
+    assert all(one.label == 0 for one in patches)
+    assert patches[0].similarity == pytest.approx(1, abs=1e-5), "its own patch"
+    scores = {path.parent.name: [] for path in QUERIES}
+    for path, one in zip(QUERIES, found[1:]):
+        scores[path.parent.name].append(one.score)
+    assert np.mean(scores["defect"]) > np.mean(scores["good"])
+
+
+def test_distances_follow_a_memory_that_learns_and_forgets(
+    mini_encoder: Encoder, goods: MemoryBank, detector: Detector
+) -> None:
+    for changed in (
+        goods.remove(goods.entries[2].entry_id),
+        goods.remove(goods.entries[0].entry_id).remove(goods.entries[7].entry_id),
+    ):
+        followed, anew = detector.with_bank(changed).head, Detector(mini_encoder, changed).head
+        one, other = followed._left_out, anew._left_out
+        np.testing.assert_allclose(one.cosine, other.cosine, atol=1e-5)
+        back = detector.with_bank(changed).with_bank(goods).head._left_out
+        np.testing.assert_allclose(back.cosine, detector.head._left_out.cosine, atol=1e-5)
+
+
+def test_distances_are_kept_with_the_bank_and_damage_is_noticed(
+    mini_encoder: Encoder, goods: MemoryBank, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    goods.save(tmp_path / "bank")
+    first = Detector(mini_encoder, MemoryBank.load(tmp_path / "bank")).head._left_out
+    (kept,) = (tmp_path / "bank" / "derived").glob("left-out-*")
+    np.testing.assert_array_equal(LeftOutDistances.read(kept).cosine, first.cosine)
+    data = bytearray(kept.read_bytes())
+    data[-5] ^= 1
+    kept.write_bytes(data)
+    assert LeftOutDistances.read(kept) is None
+    assert "not used" in caplog.text
+    again = Detector(mini_encoder, MemoryBank.load(tmp_path / "bank")).head._left_out
+    np.testing.assert_allclose(again.cosine, first.cosine, atol=1e-6)
+
+
+def test_defects_without_masks_are_judged_by_both(mini_encoder: Encoder) -> None:
+    bad = sorted((FOLDER / "memory" / "defect").glob("*.png"))[:3]
+    samples = [Sample(path, anomalous=False, source=path.name) for path in GOOD[:5]]
+    samples += [Sample(path, anomalous=True, source=path.name) for path in bad]
+    bank = MemoryBank.from_samples(mini_encoder, samples)
+    detector = Detector(mini_encoder, bank)
+    assert detector.head.name == "combined"
+    assert all(np.isfinite(one.score) for one in detector.predict([str(p) for p in QUERIES]))
+
+
+def test_one_good_image_and_none(mini_encoder: Encoder) -> None:
+    one = MemoryBank.from_samples(mini_encoder, [Sample(GOOD[0], anomalous=False)])
+    assert np.isfinite(Detector(mini_encoder, one).predict([str(QUERIES[0])])[0].score)
+    bad = sorted((FOLDER / "memory" / "defect").glob("*.png"))[0]
+    none = MemoryBank.from_samples(mini_encoder, [Sample(bad, anomalous=True)])
+    with pytest.raises(MRADError, match="good"):
+        Detector(mini_encoder, none)
