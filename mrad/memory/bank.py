@@ -19,7 +19,6 @@ from mrad.images.guard import InputProfile
 from mrad.images.layout import PLAIN, Layout
 from mrad.images.options import ReadOptions
 from mrad.memory.contents import Contents
-from mrad.memory.coreset import bounded
 from mrad.memory.entry import REGIONS, Entry, Key, PatchKeys
 from mrad.memory.level import LevelMemory
 from mrad.types import Box, Sample
@@ -111,6 +110,8 @@ class MemoryBank(Contents):
             dims=(encoder.embed_dim, encoder.width),
             metadata={"patch_keys": patch_keys, INPUT: profile.as_json()} | layout_metadata(layout),
         )
+        from mrad.memory.coreset import bounded
+
         return bounded(bank, encoder.grid**2)
 
     @classmethod

@@ -207,7 +207,7 @@ def test_what_cannot_be_had_is_said(tmp_path, mrad, photos, boards, tiny_options
     assert "no verdicts" in done.stdout
     assert not (tmp_path / "o/results.csv").exists()
     with pytest.raises(CalibrationError, match="calibrated with the checkpoint"):
-        Judge.load(board_bank, checkpoint=plain / "x.safetensors", device="cpu")
+        Judge.load(board_bank, head="tf", checkpoint=plain / "x.safetensors", device="cpu")
     only = mrad("score", photos / "good/torn.jpg", "--bank", plain, "--out", tmp_path / "p")
     assert only.exit_code == 1
     assert mrad("score", photos, "--bank", tmp_path).exit_code == 2
