@@ -199,7 +199,12 @@ def say_what_is_missing(dataset: Dataset) -> None:
     counts = dataset.counts
     for name, what in (("normal", "good"), ("anomalous", "defective")):
         if not counts[name]:
-            warn(f"{dataset.root} has no {what} image; a memory of one class cannot score")
+            serves = (
+                "head nn judges by the good ones alone, without a threshold of its own"
+                if what == "defective"
+                else "no head can judge without good ones: add some, ten are a good beginning"
+            )
+            warn(f"{dataset.root} has no {what} image; {serves}")
     if counts["anomalous"] and not counts["masks"]:
         warn("no defective image has a mask, so no patch of the memory will be anomalous")
     say_left_out(dataset)
