@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from platformdirs import user_cache_path
@@ -13,7 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mrad.errors import HeadError
 from mrad_indexer.cli import options
-from mrad_indexer.cli.console import MRADGroup, errors
+from mrad_indexer.cli.console import MRADGroup, errors, listing, say, warn
+
+if TYPE_CHECKING:
+    from mrad_indexer.training.compare import Comparison
+    from mrad_indexer.training.recipe import CLIPRecipe
 
 app = typer.Typer(cls=MRADGroup, help="Train a head on labelled images.", no_args_is_help=True)
 Recipe = TypeVar("Recipe", bound=BaseModel)
@@ -29,7 +33,16 @@ ClipSettings = Annotated[
     typer.Option("--set-ft", help="a value of the FT stage's recipe, NAME=VALUE"),
 ]
 RecipeName = Annotated[
-    str, typer.Option("--recipe", help="FT's values: paper, or few-images for some hundred images")
+    str,
+    typer.Option(
+        "--recipe", help="FT's values: paper, few-images, or auto: by the number of images"
+    ),
+]
+Aside = Annotated[
+    float,
+    typer.Option(
+        help="share of the images to compare the head with tf on, not to train on", min=0, max=0.5
+    ),
 ]
 Split = Annotated[str | None, typer.Option(help="train, test, or all that there is")]
 BankPath = Annotated[
@@ -52,7 +65,7 @@ StartFrom = Annotated[
 def ft_command(
     data: Data,
     out: Out,
-    recipe: RecipeName = "paper",
+    recipe: RecipeName = "auto",
     settings: Settings = None,
     split: Split = None,
     layout: options.Layout = "auto",
@@ -63,10 +76,12 @@ def ft_command(
     image_size: ImageSize = None,
     device: options.Device = "auto",
     cache: CachePath = None,
+    keep_aside: Aside = 0.2,
 ) -> None:
-    """Learn projections of queries and keys; writes OUT, its loss curves .csv and .png."""
-    from mrad_indexer.training.recipe import ft_recipe
+    """Learn projections of queries and keys; writes OUT, its loss curves .csv and .png.
 
+    At the end the head is compared with those that need no training, on images kept aside.
+    """
     _run(
         "ft",
         (data, split, layout),
@@ -75,7 +90,8 @@ def ft_command(
         bank_path=bank,
         save_bank=save_bank,
         cache=cache,
-        ft=recipe_of(ft_recipe(recipe), settings),
+        aside=keep_aside,
+        recipe=(recipe, settings),
     )
 
 
@@ -83,7 +99,7 @@ def ft_command(
 def clip_command(
     data: Data,
     out: Out,
-    recipe: RecipeName = "paper",
+    recipe: RecipeName = "auto",
     settings: Settings = None,
     settings_ft: ClipSettings = None,
     start_from: StartFrom = None,
@@ -96,9 +112,13 @@ def clip_command(
     image_size: ImageSize = None,
     device: options.Device = "auto",
     cache: CachePath = None,
+    keep_aside: Aside = 0.2,
 ) -> None:
-    """Learn prompts on top of FT; writes OUT, its loss curves .csv and .png."""
-    from mrad_indexer.training.recipe import CLIPRecipe, ft_recipe
+    """Learn prompts on top of FT; writes OUT, its loss curves .csv and .png.
+
+    At the end the head is compared with those that need no training, on images kept aside.
+    """
+    from mrad_indexer.training.recipe import CLIPRecipe
 
     _run(
         "clip",
@@ -108,7 +128,8 @@ def clip_command(
         bank_path=bank,
         save_bank=save_bank,
         cache=cache,
-        ft=recipe_of(ft_recipe(recipe, "clip"), settings_ft),
+        aside=keep_aside,
+        recipe=(recipe, settings_ft),
         clip=recipe_of(CLIPRecipe(), settings),
         start_from=start_from,
     )
@@ -123,16 +144,27 @@ def _run(
     bank_path: Path | None,
     save_bank: Path | None,
     cache: Path | None,
-    **recipes: Any,
+    aside: float,
+    recipe: tuple[str, list[str] | None],
+    start_from: Path | None = None,
+    clip: CLIPRecipe | None = None,
 ) -> None:
     from mrad import Encoder, MemoryBank
     from mrad_indexer.datasets import read_dataset
+    from mrad_indexer.training.compare import keep_aside
+    from mrad_indexer.training.recipe import check_steps, ft_recipe, recipe_for
     from mrad_indexer.training.run import train
 
-    name, pretrained, image_size, device = encoder_options
-    encoder = Encoder.load(name, pretrained, image_size=image_size, device=device)
     path, split, layout = data
     records = read_dataset(path, split=split, layout=layout).records
+    images = len(keep_aside(records, aside)[0])
+    chosen = recipe_for(images, head) if recipe[0] == "auto" else recipe[0]
+    ft = recipe_of(ft_recipe(chosen, head), recipe[1])
+    if start_from is None:
+        check_steps(ft, images)
+        say(f"{images} images to train on: recipe {chosen}", style="dim", to=errors)
+    name, pretrained, image_size, device = encoder_options
+    encoder = Encoder.load(name, pretrained, image_size=image_size, device=device)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=errors) as bar:
         tasks: dict[str, Any] = {}
@@ -153,7 +185,10 @@ def _run(
             metadata={"pretrained": pretrained} if pretrained else {},
             encoding=lambda done, of: show("encode", done, of),
             progress=lambda stage, done, of, loss: show(stage, done, of, f"loss {loss:.3f}"),
-            **recipes,
+            aside=aside,
+            ft=ft,
+            clip=clip,
+            start_from=start_from,
         )
     typer.echo(f"{out} ({len(records)} images, {result.encoded} encoded now)")
     for stage, seconds in result.history.seconds.items():
@@ -164,6 +199,33 @@ def _run(
         typer.echo(
             f"an epoch took {result.epoch_seconds():.2f} s over cached features; encoding anew "
             f"would add {result.encode_seconds:.1f} s to each ({result.speedup():.0f} times slower)"
+        )
+
+    show_comparison(result.comparison, len(records) - images)
+
+
+def show_comparison(found: Comparison | None, kept: int) -> None:
+    """The trained head beside those that need no training, and what to make of it."""
+    if found is None:
+        say(
+            "not compared with tf: too few images to keep any aside (--keep-aside); judge others "
+            "with mrad eval"
+        )
+        return
+    say(f"on {kept} images kept aside, in percent:")
+    rows = []
+    for item in found.evaluation.candidates:
+        figures = (("image", "auroc"), ("pixel", "auroc"), ("pixel", "aupro"))
+        values = (item.mean(*figure) for figure in figures)
+        rows.append((*("–" if v is None else f"{100 * v:.1f}" for v in values), item.name))
+    listing(("image AUROC", "pixel AUROC", "AUPRO", "head"), rows)
+    for name, why in found.left_out.items():
+        say(f"{name} was not compared: {why}")
+    trained = found.evaluation.candidates[0].name
+    if found.best != trained:
+        warn(
+            f"{found.best} orders these images better than {trained} does: stay with it, or train "
+            "on more images"
         )
 
 

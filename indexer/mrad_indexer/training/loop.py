@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mrad.errors import NonFiniteError
-from mrad_indexer.training.recipe import Stage
+from mrad_indexer.training.recipe import Stage, steps_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def optimise(
     a weight is touched by it.
     """
     chosen = list(parameters)
-    steps = recipe.epochs * -(-images // recipe.batch_size)
+    steps = steps_of(recipe, images)
     optimiser = torch.optim.Adam(
         chosen, lr=recipe.learning_rate, betas=(recipe.beta1, recipe.beta2), fused=True
     )

@@ -60,6 +60,8 @@ and 25 over 200; from a whitened start a few hundred steps are enough."""
 UNDER_CLIP = FTRecipe(schedule="constant")
 """The paper's FT stage of a CLIP training: the release keeps both stages at one rate there."""
 FT_RECIPES = {"paper": FTRecipe(), "few-images": FEW_IMAGES}
+ENOUGH_STEPS = 200
+"""Below these, a training that starts at random has hardly begun: the paper takes 270."""
 
 
 def ft_recipe(name: str, head: str = "ft") -> FTRecipe:
@@ -71,6 +73,28 @@ def ft_recipe(name: str, head: str = "ft") -> FTRecipe:
     if name not in FT_RECIPES:
         raise HeadError(f"there is no recipe {name!r}; there are: {', '.join(FT_RECIPES)}")
     return UNDER_CLIP if (name, head) == ("paper", "clip") else FT_RECIPES[name]
+
+
+def recipe_for(images: int, head: str = "ft") -> str:
+    """The recipe that so many images are enough for."""
+    return "paper" if steps_of(ft_recipe("paper", head), images) >= ENOUGH_STEPS else "few-images"
+
+
+def steps_of(recipe: Stage, images: int) -> int:
+    """How often the weights are moved."""
+    return recipe.epochs * -(-images // recipe.batch_size)
+
+
+def check_steps(recipe: FTRecipe, images: int) -> None:
+    """Raises `HeadError` for a start at random that so few images do not lead away from."""
+    steps = steps_of(recipe, images)
+    if recipe.start == "linear" and steps < ENOUGH_STEPS:
+        epochs = -(-ENOUGH_STEPS // -(-images // recipe.batch_size))
+        raise HeadError(
+            f"the paper's recipe takes {steps} steps over these {images} images, and its projections "
+            f"begin at random: they would hardly have moved ({ENOUGH_STEPS} are enough). Use --recipe "
+            f"few-images, or --set epochs={epochs}"
+        )
 
 
 class CLIPRecipe(Stage):

@@ -15,6 +15,7 @@ from mrad.heads.ft import FTWeights
 from mrad.memory.bank import MemoryBank
 from mrad_indexer.datasets import Record
 from mrad_indexer.training.clip import train_clip
+from mrad_indexer.training.compare import Comparison, compare, keep_aside, without
 from mrad_indexer.training.curves import write_csv, write_png
 from mrad_indexer.training.data import TrainingSet, training_set
 from mrad_indexer.training.ft import train_ft
@@ -33,6 +34,8 @@ class Trained:
     """What encoding the set once takes: the price of an epoch without a cache."""
     encoded: int
     """Images encoded now; the others came from the cache."""
+    comparison: Comparison | None = None
+    """On the images kept aside; None where none were."""
 
     def epoch_seconds(self) -> float:
         """Mean wall time of an epoch over the cache."""
@@ -57,6 +60,7 @@ def train(
     bank: MemoryBank | None = None,
     bank_path: Path | None = None,
     metadata: dict[str, Any] | None = None,
+    aside: float = 0.0,
     encode_batch: int = 8,
     encoding: Callable[[int, int], None] | None = None,
     progress: Progress | None = None,
@@ -68,16 +72,26 @@ def train(
         bank: the memory to retrieve from; None builds it of the same images, as the paper does.
         bank_path: where a memory built here is kept, so that the head can be used with it.
         metadata: kept in that memory, for whoever loads it.
+        aside: share of each class that is not trained on; heads are compared on it (`compare`).
+            The memory that is kept holds these images, too.
 
     Raises `CheckpointError` when `start_from` is another encoder's, `NonFiniteError`, `DataError`.
     """
     ft, clip = ft or ft_recipe("paper", head), clip or CLIPRecipe()
     frozen = None if start_from is None else load_ft(start_from, encoder)
+    learnt, kept = keep_aside(records, aside)
     data = training_set(
-        encoder, records, cache, bank=bank, batch_size=encode_batch, progress=encoding
+        encoder,
+        learnt,
+        cache,
+        bank=without(bank, encoder, kept) if bank is not None and kept else bank,
+        batch_size=encode_batch,
+        progress=encoding,
     )
     memory = data.bank
     if bank is None and bank_path is not None:
+        if kept:
+            memory = training_set(encoder, records, cache, batch_size=encode_batch).bank
         memory = replace(memory, metadata=memory.metadata | (metadata or {})).save(bank_path)
     history, config = History(), CLIPConfig()
     weights = frozen or train_ft(encoder, data, ft, history, progress)
@@ -94,8 +108,9 @@ def train(
     )
     write_csv(history, checkpoint.with_suffix(".csv"))
     write_png(history, checkpoint.with_suffix(".png"))
+    found = compare(head, checkpoint, encoder, data.bank, kept) if kept else None
     features = data.features
-    return Trained(checkpoint, memory, history, features.encode_seconds, features.encoded)
+    return Trained(checkpoint, memory, history, features.encode_seconds, features.encoded, found)
 
 
 def load_ft(path: Path, encoder: Encoder) -> FTWeights:
