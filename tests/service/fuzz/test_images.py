@@ -71,7 +71,9 @@ def fuzz(client, mutant, cases: int) -> None:
 
 def test_every_format_is_read(client, valid_files):
     assert len({name.split()[0] for name in valid_files}) >= 6
-    judged, refused = score_many(client, list(valid_files.values()))
+    # A TGA of one bit a pixel is outside its format, and nothing in the file says that it is one.
+    known = [data for name, data in valid_files.items() if name != "TGA 1"]
+    judged, refused = score_many(client, known)
     assert refused == 0, (judged, refused)
 
 
