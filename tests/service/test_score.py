@@ -137,11 +137,47 @@ def test_bodies_that_are_none(client):
     assert coded["problem"]["code"] == "invalid_request"
 
 
+def test_the_body_may_be_one_image_file_with_its_options_in_the_query(client, png):
+    whole = post(client, png(1), evidence="2").json()["results"][0]
+    sent = {"content": png(1), "headers": {"content-type": "image/png"}}
+    answer = client.post("/v1/score", params={"evidence": 2, "name": "a.png"}, **sent)
+    (alone,) = answer.json()["results"]
+    assert alone["name"] == "a.png"
+    assert {**alone, "name": ""} == {**whole, "name": ""}
+    parts = client.post("/v1/score?fields=score", **sent).json()["results"][0]
+    assert set(parts) == {"index", "name", "status", "score"}
+
+
+def test_options_of_the_query_go_with_any_body_and_are_said_once(client, png):
+    coded = base64.b64encode(png(1)).decode()
+    form = {"files": {"images": png(1)}}
+    for body in (form, {"json": {"images": [coded]}}):
+        answer = client.post("/v1/score?fields=score", **body)
+        assert set(answer.json()["results"][0]) == {"index", "name", "status", "score"}
+    for path, body in {
+        "/v1/score?threshold=1": form | {"data": {"threshold": "1"}},
+        "/v1/score?map=npy": {"json": {"images": [coded], "map": "npy"}},
+        "/v1/score?map=npy&map=none": form,
+        "/v1/score?colour=red": form,
+        "/v1/score?name=a": form,
+    }.items():
+        answer = client.post(path, **body)
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), path
+
+
+def test_a_body_that_is_no_image_file_says_so(client):
+    kind = {"content-type": "image/jpeg"}
+    empty = client.post("/v1/score", content=b"", headers=kind)
+    assert (empty.status_code, empty.json()["code"]) == (422, "invalid_request")
+    broken = client.post("/v1/score", content=b"none", headers=kind).json()["results"][0]
+    assert broken["problem"]["code"] == "invalid_image"
+
+
 def test_the_description_names_every_field_and_needs_no_network(client):
     document = client.get("/openapi.json").json()
     schema = document["components"]["schemas"]["Result"]["properties"]
     assert set(FIELDS) <= set(schema)
     content = document["paths"]["/v1/score"]["post"]["requestBody"]["content"]
-    assert set(content) == {"multipart/form-data", "application/json"}
+    assert set(content) == {"multipart/form-data", "application/json", "image/*"}
     example = content["application/json"]["examples"]["one"]["value"]
     assert client.post("/v1/score", json=example).json()["results"][0]["status"] == "ok"

@@ -37,7 +37,7 @@ def score_router(require: Callable[[str], Callable[..., Any]]) -> APIRouter:
         "/score",
         dependencies=[Depends(require("score"))],
         response_model=Scores,
-        openapi_extra={"requestBody": _request_body(), "parameters": [_TIMEOUT]},
+        openapi_extra={"requestBody": _request_body(), "parameters": [_TIMEOUT, *_query_options()]},
     )(score)
     return router
 
@@ -45,7 +45,9 @@ def score_router(require: Callable[[str], Callable[..., Any]]) -> APIRouter:
 async def score(request: Request) -> Response:
     """Judge images. One that cannot be read gets a problem of its own; the others are judged.
 
-    Multipart: files in the field `images`, options as form fields. JSON: base64 in `images`.
+    Multipart: files in the field `images`, options as form fields. JSON: base64 in `images`. Any
+    `image/` type: the body is one image file, which costs least. Options may also stand in the query
+    string, where an image file has them, and its `name`.
     Scores and map values are raw probabilities in [0, 1]; their order counts. `verdict` needs a
     threshold: the request's, or the bank's calibration.
     """
@@ -106,7 +108,8 @@ _TIMEOUT = {
 }
 
 
-def _request_body() -> dict[str, Any]:
+def _options_as_text() -> dict[str, Any]:
+    """The schema of the options as form fields and as parameters of the query string."""
     form = ScoreOptions.model_json_schema()
     del form["$defs"]  # the models inside are written out: nothing else brings them in
     form["properties"]["fields"] = {"type": "string", "examples": ["score,verdict"]}
@@ -115,6 +118,23 @@ def _request_body() -> dict[str, Any]:
     form["properties"]["roi"] = {
         "type": "string", "description": about, "examples": [json.dumps(region)]
     }  # fmt: skip
+    return form
+
+
+def _query_options() -> list[dict[str, Any]]:
+    """Without defaults: a generated client would send them beside those of the body."""
+    name = {"type": "string", "description": "Of a single image file, as results show it."}
+    properties = {"name": name} | _options_as_text()["properties"]
+    for schema in properties.values():
+        schema.pop("default", None)
+    return [
+        {"name": option, "in": "query", "required": False, "schema": schema}
+        for option, schema in properties.items()
+    ]
+
+
+def _request_body() -> dict[str, Any]:
+    form = _options_as_text()
     form["properties"]["images"] = {
         "type": "array",
         "items": {"type": "string", "format": "binary"},
@@ -131,6 +151,7 @@ def _request_body() -> dict[str, Any]:
         "required": True,
         "content": {
             "multipart/form-data": {"schema": form},
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
             "application/json": {
                 "schema": body,
                 "examples": {

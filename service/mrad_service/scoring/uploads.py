@@ -1,11 +1,13 @@
-"""The body of a scoring request, read as it streams: multipart form, or JSON with base64."""
+"""The body of a scoring request, read as it streams: one image file, multipart form, or JSON with
+base64. Options stand in the body, or in the query string.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -64,26 +66,68 @@ async def read_submission(request: Request, limits: FileLimits) -> Submitted:
     Raises `UnsupportedMediaError`, `InvalidRequestError`, `TooManyImagesError`, `ClientGoneError`.
     """
     kind, parameters = parse_options_header(request.headers.get("content-type"))
+    query = _query(request)
     try:
+        if kind.startswith(b"image/"):
+            return await _file(request, query, limits)
         if kind == b"multipart/form-data":
-            return await _multipart(request, parameters.get(b"boundary", b""), limits)
+            return await _multipart(request, query, parameters.get(b"boundary", b""), limits)
         if kind == b"application/json":
             body = JsonBody(MAX_VALUES + 4 * limits.images)
             async for chunk in request.stream():
                 body.feed(chunk)
-            return await run_in_threadpool(partial(_json, body, limits))
+            return await run_in_threadpool(partial(_json, body, query, limits))
     except ClientDisconnect:
         raise ClientGoneError("the client left while it was sending") from None
-    raise UnsupportedMediaError("send multipart/form-data with images, or application/json")
+    raise UnsupportedMediaError(
+        "send multipart/form-data with images, application/json, or one image file as image/png, "
+        "image/jpeg or any other image/ type"
+    )
 
 
-async def _multipart(request: Request, boundary: bytes, limits: FileLimits) -> Submitted:
+def _query(request: Request) -> dict[str, str]:
+    """Options of the query string. Raises `InvalidRequestError` for one that is said twice."""
+    found: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if name in found:
+            raise InvalidRequestError(f"the query string says {name!r} twice")
+        found[name] = value
+    return found
+
+
+def _once(query: dict[str, str], body: Iterable[str]) -> None:
+    """Raise `InvalidRequestError` for an option that stands in the query string and in the body."""
+    both = sorted(query.keys() & set(body))
+    if both:
+        raise InvalidRequestError(
+            f"{both} stand in the query string and in the body; say them once"
+        )
+
+
+async def _file(request: Request, query: dict[str, str], limits: FileLimits) -> Submitted:
+    """The body is the image; nothing is parsed."""
+    name = query.pop("name", "")[:500]
+    options = _options(query)
+    data, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= limits.file_bytes:
+            data.append(chunk)
+    if not size:
+        raise InvalidRequestError("the body is empty: send the bytes of an image file")
+    image = b"".join(data) if size <= limits.file_bytes else _too_large(limits)
+    return Submitted([name], [image], options)
+
+
+async def _multipart(
+    request: Request, query: dict[str, str], boundary: bytes, limits: FileLimits
+) -> Submitted:
     if not boundary:
         raise InvalidRequestError("multipart/form-data without a boundary")
     form = FormReader(boundary, limits)
     async for chunk in request.stream():
         form.feed(chunk)
-    return form.submitted()
+    return form.submitted(query)
 
 
 class FormReader:
@@ -122,13 +166,14 @@ class FormReader:
         except MultipartParseError as error:
             raise InvalidRequestError(f"the multipart body is broken: {error}") from error
 
-    def submitted(self) -> Submitted:
-        """All of it. Raises `InvalidRequestError` for a body that was cut or holds no image."""
+    def submitted(self, query: dict[str, str]) -> Submitted:
+        """All of it, with the options of the query string. Raises `InvalidRequestError` for a body that was cut or holds no image."""
         if not self._ended:
             raise InvalidRequestError("the multipart body ends too early")
         if not self._images:
             raise InvalidRequestError("no image: send files in the form field `images`")
-        return Submitted(self._names, self._images, _options(self._fields))
+        _once(query, self._fields)
+        return Submitted(self._names, self._images, _options(query | self._fields))
 
     def _begin(self) -> None:
         self._headers = {}
@@ -184,7 +229,7 @@ class FormReader:
         self._ended = True
 
 
-def _json(body: JsonBody, limits: FileLimits) -> Submitted:
+def _json(body: JsonBody, query: dict[str, str], limits: FileLimits) -> Submitted:
     given = body.value()
     images = given.get("images") if isinstance(given, dict) else None
     if isinstance(images, list) and len(images) > limits.images:
@@ -198,8 +243,10 @@ def _json(body: JsonBody, limits: FileLimits) -> Submitted:
         data, name = (image, "") if isinstance(image, str) else (image.data, image.name)
         names.append(name[:500])
         images.append(_decode(data, limits))
-    options = ScoreOptions.model_validate(sent.model_dump(exclude={"images"}))
-    return Submitted(names, images, options)
+    own = sent.model_dump(exclude={"images"}, exclude_unset=True)
+    _once(query, own)
+    options = _options(query).model_dump(exclude_unset=True)
+    return Submitted(names, images, ScoreOptions.model_validate(options | own))
 
 
 def _decode(data: str, limits: FileLimits) -> bytes | MRADError:
