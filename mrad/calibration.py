@@ -1,7 +1,8 @@
 """Thresholds and calibrated probabilities: kept beside the raw scores, never baked into them.
 
 A bank stores one calibration for each head (`bank.calibration = {"tf": {...}}`); it holds for the
-settings that it names. A value at or above a threshold is anomalous.
+settings that it names. A value at or above a threshold is anomalous. Good images alone are enough for
+thresholds (`mrad.conformal`); probabilities need defects.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mrad.conformal import Promise, rank_of
 from mrad.errors import CalibrationError
 
 if TYPE_CHECKING:
@@ -35,12 +37,15 @@ class Threshold(_Part):
     value: float
     low: float
     high: float
-    """95 % bootstrap interval of `value`, images drawn anew."""
+    """95 % interval of `value`, had other images been there."""
     rule: Rule
     target_fpr: float | None = None
-    precision: float
-    recall: float
-    f1: float
+    promise: Promise | None = None
+    """Of good parts to come; None for a threshold that was not chosen by false alarms."""
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    """None where no defect was there."""
     fpr: float
 
 
@@ -83,6 +88,23 @@ class Tail(_Part):
             raise CalibrationError(f"a false-alarm rate lies in [0, 1], not {target_fpr}")
         allowed = int(np.searchsorted(self.rank, target_fpr * self.total + 1e-9, side="right"))
         return self.value[allowed - 1] if allowed else above(self.value[0])
+
+    def promise_at(self, target_fpr: float) -> tuple[float, Promise]:
+        """A threshold that good things to come reach with this rate at most, and what it promises.
+
+        Where so few things can promise no rate that low, just above the highest: `Promise.keeps`.
+        """
+        if not 0 <= target_fpr <= 1:
+            raise CalibrationError(f"a false-alarm rate lies in [0, 1], not {target_fpr}")
+        rank = rank_of(target_fpr, self.total)
+        place = min(int(np.searchsorted(self.rank, rank)), len(self.rank) - 1)
+        if self.rank[place] > rank and place >= MAX_KEPT // 2:  # thinned: rather fewer alarms
+            place, rank = place - 1, self.rank[place - 1]
+        return above(self.value[place]), Promise.of(rank, self.total)
+
+    def p_value(self, value: float) -> float:
+        """How rare it is for a good thing to lie as high or higher: never 0, for n things show 1/(n+1)."""
+        return (1 + round(self.fpr_at(value) * self.total)) / (1 + self.total)
 
     def fpr_at(self, threshold: float) -> float:
         """Share of normal things at or above a threshold."""
@@ -166,13 +188,17 @@ class Calibration(_Part):
     image: Threshold
     pixel: Threshold | None = None
     normal_scores: Tail
+    """Of good images; near-duplicates count once, with the largest score among them."""
     normal_pixels: Tail | None = None
-    model: Platt | Isotonic = Field(discriminator="method")
-    prevalence: float = Field(gt=0, lt=1)
+    normal_peaks: Tail | None = None
+    """The largest map value of each good image; near-duplicates count once."""
+    model: Platt | Isotonic | None = Field(None, discriminator="method")
+    """None where there were no defects to fit it on."""
+    prevalence: float | None = Field(None, gt=0, lt=1)
     """Share of anomalous images among those calibrated on; probabilities presume it."""
-    reliability: Reliability
+    reliability: Reliability | None = None
     scores_normal: Summary
-    scores_anomalous: Summary
+    scores_anomalous: Summary | None = None
     similarity_image: Summary
     """Cosine of each image to its nearest image key."""
     similarity_patch: Summary
@@ -185,36 +211,52 @@ class Calibration(_Part):
 
     @property
     def pixel_threshold(self) -> float:
-        """Cut of map values. Raises `CalibrationError` when no mask was there to choose one."""
+        """Cut of map values. Raises `CalibrationError` when there is none."""
         if self.pixel is None:
             raise CalibrationError(
-                "the calibration had no masks, so there is no pixel threshold; calibrate on images "
-                "with masks, by a false-alarm rate, or pass a threshold"
+                "the calibration has no pixel threshold, for it had no maps of good images; calibrate "
+                "anew, or pass a threshold"
             )
         return self.pixel.value
 
-    def threshold_at(self, target_fpr: float, level: Literal["image", "pixel"] = "image") -> float:
-        """Threshold that flags at most `target_fpr` of the good images (or good pixels).
+    def promise_at(
+        self, target_fpr: float, level: Literal["image", "pixel"] = "image"
+    ) -> tuple[float, Promise]:
+        """Threshold that at most `target_fpr` of the good images to come reach, and what it promises.
 
-        Rates below 1 / (number of goods) give a threshold just above the highest good score: no
-        sample can promise less. Raises `CalibrationError`.
+        At the pixel level: of whose maps any value reaches it. Rates below 1 / (number of goods + 1)
+        give a threshold just above the highest good score, for no sample can promise less. Raises
+        `CalibrationError`.
         """
-        tail = self.normal_scores if level == "image" else self.normal_pixels
+        tail = self.normal_scores if level == "image" else self.normal_peaks
         if tail is None:
-            raise CalibrationError("the calibration holds no pixel values")
-        return tail.threshold_at(target_fpr)
+            raise CalibrationError("the calibration holds no maps of good images: calibrate anew")
+        return tail.promise_at(target_fpr)
 
-    def probability(self, score: float, *, prevalence: float | None = None) -> float:
-        """Probability that an image of this raw score is anomalous.
+    def threshold_at(self, target_fpr: float, level: Literal["image", "pixel"] = "image") -> float:
+        """The threshold of `promise_at`; by shares of good pixels where no more is known."""
+        if level == "pixel" and self.normal_peaks is None and self.normal_pixels is not None:
+            return self.normal_pixels.threshold_at(target_fpr)
+        return self.promise_at(target_fpr, level)[0]
+
+    def p_value(self, score: float) -> float:
+        """Share of good parts that look as unusual, or more: small says anomalous. No probability of
+        a defect, and no defect is needed for it."""
+        return self.normal_scores.p_value(score)
+
+    def probability(self, score: float, *, prevalence: float | None = None) -> float | None:
+        """Probability that an image of this raw score is anomalous; None where no defects were there.
 
         `prevalence`: the share of anomalous images where it is used, in (0, 1), when it is not
         that of the calibration: odds are scaled by the ratio of prior odds.
         """
+        if prevalence is not None and not 0 < prevalence < 1:
+            raise CalibrationError(f"a prevalence lies between 0 and 1, not {prevalence}")
+        if self.model is None or self.prevalence is None:
+            return None
         probability = self.model(score)
         if prevalence is None:
             return probability
-        if not 0 < prevalence < 1:
-            raise CalibrationError(f"a prevalence lies between 0 and 1, not {prevalence}")
         ratio = (prevalence / (1 - prevalence)) / (self.prevalence / (1 - self.prevalence))
         return probability * ratio / (probability * ratio + 1 - probability)
 
@@ -230,7 +272,9 @@ class Calibration(_Part):
         """
         cut = self.image_threshold if threshold is None else threshold
         good, bad = self.scores_normal, self.scores_anomalous
-        unit = max(cut - good.quantiles[10], good.std, (bad.quantiles[10] - cut) / 2, 1e-9)
+        unit = max(cut - good.quantiles[10], good.std, 1e-9)
+        if bad is not None:
+            unit = max(unit, (bad.quantiles[10] - cut) / 2)
         return 100 * _sigmoid(math.log(100 / CALM - 1) * (score - cut) / unit)
 
     def map_range(self, threshold: float | None = None) -> tuple[float, float] | None:

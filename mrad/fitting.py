@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mrad.calibration import Isotonic, Platt, Reliability, Rule, Threshold, above
+from mrad.calibration import Isotonic, Platt, Reliability, Tail, Threshold
+from mrad.conformal import interval, rank_of
 
 Values = npt.NDArray[np.float64]
 Truth = npt.NDArray[np.bool_]
@@ -31,28 +32,19 @@ class Points:
         order = np.argsort(-value, kind="stable")
         return cls(value[order], truth[order], image[order], weight[order])
 
-    def choose(self, rule: Rule, target_fpr: float, times: Values) -> dict[str, float]:
-        """The threshold by `rule`, every image counted `times[image]`, and what it does."""
+    def choose(self, times: Values) -> dict[str, float]:
+        """The threshold of the best F1, every image counted `times[image]`, and what it does."""
         weight = self.weight * times[self.image]
         tp, fp = np.cumsum(weight * self.truth), np.cumsum(weight * ~self.truth)
         last = np.append(np.diff(self.value) < 0, True)  # a cut cannot part equal values
-        recall, fpr = tp / max(tp[-1], 1e-12), fp / max(fp[-1], 1e-12)
         f1 = 2 * tp / np.maximum(tp + fp + tp[-1], 1e-12)
-        if rule == "f1":
-            best = int(np.where(last, f1, -1.0).argmax())
-        else:
-            allowed = np.flatnonzero(last & (fpr <= target_fpr + 1e-12))
-            if not len(allowed):  # not even the highest may be flagged
-                nothing = dict.fromkeys(("precision", "recall", "f1", "fpr"), 0.0)
-                return {"value": above(self.value[0]), **nothing}
-            best = int(allowed[-1])
-        precision = tp[best] / max(tp[best] + fp[best], 1e-12)
+        best = int(np.where(last, f1, -1.0).argmax())
         return {
             "value": self._between(best),
-            "precision": float(precision),
-            "recall": float(recall[best]),
+            "precision": float(tp[best] / max(tp[best] + fp[best], 1e-12)),
+            "recall": float(tp[best] / max(tp[-1], 1e-12)),
             "f1": float(f1[best]),
-            "fpr": float(fpr[best]),
+            "fpr": float(fp[best] / max(fp[-1], 1e-12)),
         }
 
     def _between(self, place: int) -> float:
@@ -62,9 +54,7 @@ class Points:
         return float(middle if middle > lower else self.value[place])
 
 
-def threshold_of(
-    points: Points, images: Truth, rule: Rule, target_fpr: float, draws: int, seed: int
-) -> Threshold:
+def best_f1(points: Points, images: Truth, draws: int, seed: int) -> Threshold:
     """The threshold and its 95 % interval: images drawn anew within each class, `draws` times."""
     rng = np.random.default_rng(seed)
     classes = [np.flatnonzero(images == truth) for truth in (False, True)]
@@ -74,15 +64,48 @@ def threshold_of(
         for members in classes:
             drawn = rng.choice(members, len(members)) if len(members) else members
             times += np.bincount(drawn, minlength=len(images))
-        values.append(points.choose(rule, target_fpr, times)["value"])
-    chosen = points.choose(rule, target_fpr, np.ones(len(images)))
+        values.append(points.choose(times)["value"])
+    chosen = points.choose(np.ones(len(images)))
     low, high = np.quantile(values, [0.025, 0.975]) if values else [chosen["value"]] * 2
     return Threshold(
-        rule=rule,
-        target_fpr=target_fpr if rule == "fpr" else None,
+        rule="f1",
+        value=chosen["value"],
         low=min(float(low), chosen["value"]),
         high=max(float(high), chosen["value"]),
-        **chosen,
+        precision=chosen["precision"],
+        recall=chosen["recall"],
+        f1=chosen["f1"],
+        fpr=chosen["fpr"],
+    )
+
+
+def by_false_alarms(good: Values, target_fpr: float, bad: Values | None = None) -> Threshold:
+    """The threshold that good parts to come reach with a wanted rate, from those that were seen.
+
+    Args:
+        good: scores of independent good parts, none judged by a memory that holds it; one or more.
+        target_fpr: the rate, in [0, 1].
+        bad: scores of known defects, for what the threshold does to them; they do not move it.
+
+    `Threshold.promise` says which rate it promises: more than the wanted one where the good parts are
+    too few for that.
+    """
+    value, promise = Tail.of(good).promise_at(target_fpr)
+    low, high = interval(-np.sort(-good), rank_of(target_fpr, len(good)))
+    alarms = int((good >= value).sum())
+    known = 0 if bad is None else len(bad)
+    caught = 0 if bad is None else int((bad >= value).sum())
+    return Threshold(
+        value=value,
+        low=min(low, value),
+        high=max(high, value),
+        rule="fpr",
+        target_fpr=target_fpr,
+        promise=promise,
+        precision=caught / max(caught + alarms, 1) if known else None,
+        recall=caught / known if known else None,
+        f1=2 * caught / (caught + alarms + known) if known else None,
+        fpr=alarms / len(good),
     )
 
 

@@ -22,6 +22,8 @@ def fake_scores(goods=200, bads=60, gap=0.004, seed=0) -> Scored:
         scored.score.append(float(np.float32(0.5 + bad * gap + rng.normal(0, 0.001))))
         scored.anomalous.append(bad)
         scored.own_row.append(-1)
+        scored.sketch.append(None)
+        scored.peak.append(0.51 + float(rng.normal(0, 0.002)) + 0.02 * bad)
         scored.similarity_image.append(0.9)
         scored.similarity_patch.append(0.8)
         for truth in (False, True) if bad else (False,):
@@ -105,9 +107,75 @@ def test_a_wanted_false_alarm_rate(tiny_detector):
     assert (goods >= got.image_threshold).mean() <= 0.05
     assert (goods >= got.image_threshold).mean() == pytest.approx(got.image.fpr)
     assert got.image.fpr >= 0.04
-    assert (goods >= got.threshold_at(0.1)).mean() == pytest.approx(0.1)
+    assert got.image.promise.rate == pytest.approx(10 / 201)
+    assert got.image.recall > 0
+    assert (goods >= got.threshold_at(0.1)).sum() == 19, "20 of 201 orders of a new one"
     none = calibrate(tiny_detector, scored, rule="fpr", target_fpr=0.0, draws=10)
     assert (goods.astype(np.float32) >= none.image_threshold).sum() == 0
+    assert none.image.promise.rate == pytest.approx(1 / 201)
+    assert not none.image.promise.keeps(0.0)
+
+
+def test_good_images_alone_give_thresholds_and_no_probability(tiny_detector):
+    scored = fake_scores(40, 0)
+    got = calibrate(tiny_detector, scored)
+    assert (got.normal, got.anomalous, got.image.rule) == (40, 0, "fpr")
+    assert got.image.target_fpr == 0.05
+    assert got.image.promise.rate == pytest.approx(2 / 41)
+    assert got.image.promise.low < 2 / 41 < got.image.promise.high
+    assert sum(score >= got.image_threshold for score in scored.score) == 1
+    assert sum(peak >= got.pixel_threshold for peak in scored.peak) == 1
+    assert got.image.recall is got.model is got.reliability is got.scores_anomalous is None
+    assert got.probability(0.9) is None
+    assert got.p_value(0.9) == pytest.approx(1 / 41)
+    assert got.p_value(0.0) == 1
+    assert got.calibrated(got.image_threshold) == pytest.approx(50)
+    low, high = got.map_range()
+    assert low < got.pixel_threshold < high
+    assert type(got).model_validate(got.model_dump(mode="json")) == got
+
+
+@pytest.mark.parametrize(
+    ("goods", "target", "rank"), [(20, 0.01, 1), (20, 0.05, 1), (40, 0.05, 2), (99, 0.05, 5)]
+)
+def test_few_good_images_promise_what_they_can(tiny_detector, goods, target, rank):
+    cut = calibrate(tiny_detector, fake_scores(goods, 0), target_fpr=target).image
+    assert cut.promise.rate == pytest.approx(rank / (goods + 1))
+    assert cut.promise.keeps(target) == (rank / (goods + 1) <= target)
+    assert cut.fpr == pytest.approx((rank - 1) / goods)
+
+
+def test_a_single_defect_leaves_the_good_images_to_decide(tiny_detector):
+    got = calibrate(tiny_detector, fake_scores(40, 1))
+    assert got.image.rule == "fpr"
+    assert got.model is None
+    with pytest.raises(CalibrationError, match="--rule fpr"):
+        calibrate(tiny_detector, fake_scores(40, 1), rule="f1")
+
+
+def test_defects_without_masks_give_probabilities_and_a_pixel_threshold_by_false_alarms(
+    tiny_detector,
+):
+    scored = fake_scores(40, 20, gap=0.02)
+    for name in ("pixels", "pixel_image", "pixel_truth", "pixel_weight"):
+        kept = [v for v, bad in zip(getattr(scored, name), scored.pixel_truth) if not bad]
+        setattr(scored, f"_{name}", kept)
+    for name in ("pixels", "pixel_image", "pixel_truth", "pixel_weight"):
+        setattr(scored, name, getattr(scored, f"_{name}"))
+    got = calibrate(tiny_detector, scored, draws=10)
+    assert (got.image.rule, got.pixel.rule) == ("f1", "fpr")
+    assert got.probability(0.6) > 0.5
+
+
+def test_a_burst_counts_once(tiny_detector):
+    scored = fake_scores(12, 0)
+    one = torch.nn.functional.normalize(torch.randn(8, generator=torch.manual_seed(0)), dim=0)
+    scored.sketch[:4] = [one, one * 0.999, one + 1e-4, one]
+    got = calibrate(tiny_detector, scored)
+    assert got.normal == 12
+    assert got.normal_scores.total == got.image.promise.parts == 9
+    assert max(scored.score[:4]) in got.normal_scores.value
+    assert min(scored.score[:4]) not in got.normal_scores.value
 
 
 @pytest.mark.parametrize("method", ["platt", "isotonic"])
@@ -143,14 +211,14 @@ def test_equal_values_are_never_parted():
         np.arange(4),
         np.ones(4),
     )
-    chosen = points.choose("f1", 0.0, np.ones(4))
+    chosen = points.choose(np.ones(4))
     assert 0.4 < chosen["value"] <= 0.5
     assert chosen["fpr"] == 0.5
 
 
 def test_refusals(tiny_detector):
-    with pytest.raises(CalibrationError, match="at least two"):
-        calibrate(tiny_detector, fake_scores(10, 1))
+    with pytest.raises(CalibrationError, match="at least two good images, there are 1"):
+        calibrate(tiny_detector, fake_scores(1, 10))
     with pytest.raises(CalibrationError, match="do not score higher"):
         calibrate(tiny_detector, fake_scores(50, 50, gap=-0.01))
     with pytest.raises(CalibrationError, match="unknown"):

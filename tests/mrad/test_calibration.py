@@ -110,7 +110,7 @@ def test_asking_for_what_is_not_there():
     calibration = make_calibration(pixel=None)
     with pytest.raises(CalibrationError, match="pixel threshold"):
         _ = calibration.pixel_threshold
-    with pytest.raises(CalibrationError, match="pixel values"):
+    with pytest.raises(CalibrationError, match="no maps of good images"):
         calibration.threshold_at(0.01, "pixel")
     with pytest.raises(CalibrationError, match="false-alarm rate"):
         calibration.threshold_at(1.5)

@@ -125,7 +125,9 @@ class Result(Model):
     """`normal` or `anomalous` at the threshold in force; None where there is none."""
     threshold: float | None = None
     probability: float | None = None
-    """Calibrated, when the bank has a calibration."""
+    """Of a defect; None without a calibration, or where it knew good images alone."""
+    p_value: float | None = None
+    """Share of good parts that look as unusual, or more; no probability of a defect."""
     map: Map | None = None
     regions: list[Region] | None = None
     evidence: list[Evidence] | None = None

@@ -222,7 +222,10 @@ export interface components {
             class_score?: number | null;
             verdict?: ("normal" | "anomalous") | null;
             threshold?: number | null;
+            /** @description of a defect; null where the calibration knew good images alone */
             probability?: number | null;
+            /** @description share of good parts that look as unusual, or more; no probability of a defect */
+            p_value?: number | null;
             map?: components["schemas"]["Map"] | null;
             regions?: components["schemas"]["Region"][] | null;
             evidence?: components["schemas"]["Evidence"][] | null;
@@ -251,6 +254,7 @@ export interface components {
          *           "class_score": 0.5107,
          *           "index": 0,
          *           "name": "board.png",
+         *           "p_value": 0.012,
          *           "probability": 0.93,
          *           "regions": [
          *             {

@@ -1,4 +1,8 @@
-"""Scores of labelled images, none of which retrieves itself -> a calibration for the bank."""
+"""Scores of images, none of which retrieves itself -> a calibration for the bank.
+
+Good images alone give thresholds, by the false alarms to expect; defects add probabilities and what a
+threshold catches.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +12,27 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from mrad.calibration import Calibration, Rule, Summary, Tail
+from mrad.conformal import independent
 from mrad.detector import Decoded, Detector
 from mrad.errors import CalibrationError, ImageError, MaskError
-from mrad.fitting import FITS, Points, Values, reliability_of, threshold_of
+from mrad.fitting import FITS, Points, Values, best_f1, by_false_alarms, reliability_of
+from mrad.heads.nn import NNHead
 from mrad.maps import at_shape
 from mrad.types import BoolArray, Prediction
+from mrad_indexer.calibration.doubles import groups_of, sketches
 from mrad_indexer.datasets import Dataset, Record
 from mrad_indexer.known import rows_by_features, rows_by_tiles
 
 Opened = tuple[Record, Decoded, BoolArray | None]
 
+TARGET = 0.05
+"""False-alarm rate unless told."""
+FEWEST = 2
+"""Independent images of a class for it to say anything: one cannot be judged without itself."""
 PIXELS_KEPT = 1_000
 """Of each class, per image, to choose a pixel threshold from."""
 
@@ -33,6 +45,10 @@ class Scored:
     anomalous: list[bool] = field(default_factory=list)
     own_row: list[int] = field(default_factory=list)
     """Row of the image's own entry, excluded while it was scored; -1 for none."""
+    peak: list[float | None] = field(default_factory=list)
+    """The largest map value within what is looked at."""
+    sketch: list[torch.Tensor | None] = field(default_factory=list)
+    """What tells near-duplicates; None for images that are cut."""
     similarity_image: list[float] = field(default_factory=list)
     similarity_patch: list[float] = field(default_factory=list)
     pixels: list[Values] = field(default_factory=list)
@@ -92,9 +108,11 @@ def _score_batch(
     batch_size: int,
 ) -> None:
     decoded = [item for _, item, _ in opened]
+    seen: list[torch.Tensor | None] = [None] * len(opened)
     by_source = [rows.get((record.source, record.object_name), -1) for record, _, _ in opened]
     if detector.layout.plain:
         features = detector.encode(decoded)
+        seen = list(sketches(features))
         own = _either(rows_by_features(features, detector.bank), by_source)
         sizes = [item.size for item in decoded]
         exclude = torch.tensor(own, dtype=torch.int64)
@@ -103,7 +121,8 @@ def _score_batch(
         own = _either(rows_by_tiles(detector, decoded), by_source)
         judged = detector.judge(decoded, exclude=own, evidence=1, batch_size=batch_size)
         predictions = list(judged)
-    for (record, item, mask), prediction, row in zip(opened, predictions, own):
+    for (record, item, mask), prediction, row, sketch in zip(opened, predictions, own, seen):
+        scored.sketch.append(sketch)
         _keep(scored, record, mask, prediction, row, rng, item.places.counted())
 
 
@@ -127,13 +146,15 @@ def _keep(
     for evidence in prediction.evidence:
         kept = scored.similarity_image if evidence.level == "image" else scored.similarity_patch
         kept.append(evidence.similarity)
-    if mask is None or prediction.anomaly_map is None:
+    shown = prediction.anomaly_map
+    inside = None if counted is None or shown is None else at_shape(counted, shown.shape)
+    whole = shown if shown is None or inside is None else shown[inside]
+    scored.peak.append(float(whole.max()) if whole is not None and whole.size else None)
+    if mask is None or shown is None:
         return
-    shape = prediction.anomaly_map.shape
-    mask = at_shape(mask, shape)
-    inside = True if counted is None else at_shape(counted, shape)
+    mask = at_shape(mask, shown.shape)
     for truth in (False, True):
-        values = prediction.anomaly_map[(mask == truth) & inside]
+        values = shown[mask == truth if inside is None else (mask == truth) & inside]
         if not len(values):
             continue
         count = min(PIXELS_KEPT, len(values))
@@ -151,8 +172,8 @@ def calibrate(
     detector: Detector,
     scored: Scored,
     *,
-    rule: Rule = "f1",
-    target_fpr: float = 0.01,
+    rule: Rule | None = None,
+    target_fpr: float = TARGET,
     method: str = "platt",
     draws: int = 500,
     seed: int = 0,
@@ -161,48 +182,102 @@ def calibrate(
 ) -> Calibration:
     """Thresholds, probabilities and reference statistics from scores.
 
-    Raises `CalibrationError` with fewer than two images of a class, an unknown `method`, or when
-    defective images do not score higher.
+    Args:
+        detector: what scored.
+        scored: two independent good images at least; near-duplicates count once. Fewer than two
+            defective ones say nothing: the good ones are asked alone.
+        rule: `f1`, the best on these images, or `fpr`, a wanted rate of false alarms; None: `f1` where
+            there are defects. Without masks the pixel threshold is by `fpr`.
+        target_fpr: that rate: the share of good images to come that may be flagged.
+        method: of probabilities, `platt` or `isotonic`.
+        draws: of the bootstrap.
+        seed: of whatever is drawn.
+        source: the images' name, kept.
+        checkpoint: the head's, kept.
+
+    Raises `CalibrationError` with fewer images, an unknown `method`, or when defective images do not
+    score higher.
     """
     score, truth = np.array(scored.score), np.array(scored.anomalous, dtype=bool)
-    if min(int(truth.sum()), int((~truth).sum())) < 2:
-        raise CalibrationError(
-            f"calibration needs at least two images of each class, there are {int((~truth).sum())} "
-            f"good and {int(truth.sum())} defective ones"
-        )
-    if score[truth].mean() <= score[~truth].mean():
-        raise CalibrationError(
-            "defective images do not score higher than good ones here, so no probability can be "
-            "fitted; look at the memory (other products? too few images?) or train a head"
-        )
     if method not in FITS:
         raise CalibrationError(f"method {method!r} is unknown; choose {' or '.join(FITS)}")
-    images = Points.of(score, truth, np.arange(len(score)), np.ones(len(score)))
-    pixels = _pixel_points(scored)
-    bad_pixels = pixels is not None and bool(pixels.truth.any())
-    own = np.array(scored.own_row) >= 0
+    good = np.flatnonzero(~truth)
+    group = groups_of([scored.sketch[place] for place in good], _known(detector, scored, good))
+    alone = independent(score[good], group)
+    defects = int(truth.sum()) >= FEWEST
+    _check(score, truth, len(alone), rule)
+    rule = rule or ("f1" if defects else "fpr")
+    bad = score[truth] if defects else None
+    peaks = _peaks(scored, good, group)
+    pixels, own = _pixel_points(scored), np.array(scored.own_row) >= 0
+    if rule == "f1":
+        points = Points.of(score, truth, np.arange(len(score)), np.ones(len(score)))
+        image = best_f1(points, truth, draws, seed)
+    else:
+        image = by_false_alarms(alone, target_fpr, bad)
+    if rule == "f1" and pixels is not None and bool(pixels.truth.any()):
+        pixel = best_f1(pixels, truth, min(draws, 200), seed)
+    else:
+        pixel = None if peaks is None else by_false_alarms(peaks, target_fpr)
     return Calibration(
         head=detector.head.name,
         settings=_settings(detector, checkpoint),
         scored="leave-one-out" if own.all() else "mixed" if own.any() else "held-out",
         made_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         source=source,
-        normal=int((~truth).sum()),
+        normal=len(good),
         anomalous=int(truth.sum()),
-        image=threshold_of(images, truth, rule, target_fpr, draws, seed),
-        pixel=threshold_of(pixels, truth, rule, target_fpr, min(draws, 200), seed)
-        if pixels is not None and (bad_pixels or rule == "fpr")
-        else None,
-        normal_scores=Tail.of(score[~truth]),
+        image=image,
+        pixel=pixel,
+        normal_scores=Tail.of(alone),
         normal_pixels=_pixel_tail(pixels),
-        model=FITS[method](score, truth),
-        prevalence=float(truth.mean()),
-        reliability=reliability_of(score, truth, method, seed),
+        normal_peaks=None if peaks is None else Tail.of(peaks),
+        model=FITS[method](score, truth) if defects else None,
+        prevalence=float(truth.mean()) if defects else None,
+        reliability=reliability_of(score, truth, method, seed) if defects else None,
         scores_normal=Summary.of(score[~truth]),
-        scores_anomalous=Summary.of(score[truth]),
+        scores_anomalous=Summary.of(score[truth]) if truth.any() else None,
         similarity_image=Summary.of(np.array(scored.similarity_image)),
         similarity_patch=Summary.of(np.array(scored.similarity_patch)),
     )
+
+
+def _check(score: Values, truth: BoolArray, independent_goods: int, rule: Rule | None) -> None:
+    goods, bads = int((~truth).sum()), int(truth.sum())
+    if independent_goods < FEWEST:
+        doubles = ", all photographs of the very same thing" if goods > independent_goods else ""
+        raise CalibrationError(
+            f"calibration needs at least two good images, there are {goods}{doubles}: the memory judges "
+            "each by the others. Add good images (ten are a good beginning), or pass a threshold"
+        )
+    if rule == "f1" and bads < FEWEST:
+        raise CalibrationError(
+            f"--rule f1 needs at least two defective images, there are {bads}; good images alone give a "
+            "threshold by false alarms: --rule fpr"
+        )
+    if bads >= FEWEST and score[truth].mean() <= score[~truth].mean():
+        raise CalibrationError(
+            "defective images do not score higher than good ones here, so no probability can be "
+            "fitted; look at the memory (other products? too few images?) or train a head"
+        )
+
+
+def _known(detector: Detector, scored: Scored, good: npt.NDArray[np.int64]) -> list[int] | None:
+    """The groups that head `nn` found among the memory's own images, whether they are cut or not."""
+    if not isinstance(detector.head, NNHead):
+        return None
+    groups = detector.head.groups
+    rows = [scored.own_row[place] for place in good]
+    return [int(groups[row]) if row >= 0 else -1 for row in rows]
+
+
+def _peaks(
+    scored: Scored, good: npt.NDArray[np.int64], group: npt.NDArray[np.int64]
+) -> Values | None:
+    """The largest map value of independent good images; None where one has no map."""
+    found = [scored.peak[place] for place in good]
+    values = [peak for peak in found if peak is not None]
+    return independent(np.array(values), group) if len(values) == len(found) else None
 
 
 def _settings(detector: Detector, checkpoint: str) -> dict[str, Any]:

@@ -200,7 +200,7 @@ def say_what_is_missing(dataset: Dataset) -> None:
     for name, what in (("normal", "good"), ("anomalous", "defective")):
         if not counts[name]:
             serves = (
-                "head nn judges by the good ones alone, without a threshold of its own"
+                "head nn judges by the good ones alone, and mrad calibrate gives it a threshold"
                 if what == "defective"
                 else "no head can judge without good ones: add some, ten are a good beginning"
             )

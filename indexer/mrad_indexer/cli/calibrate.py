@@ -1,7 +1,8 @@
-"""`mrad calibrate`: thresholds and probabilities of a bank, from labelled images."""
+"""`mrad calibrate`: thresholds of a bank from good images, with defects probabilities too."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -15,6 +16,9 @@ from mrad_indexer.cli.console import console, note, progress, say
 if TYPE_CHECKING:
     from mrad.calibration import Calibration, Rule, Threshold
 
+SMALL = 90
+"""Good images from which leaving one out made no difference on ELPV."""
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the `mrad` app."""
@@ -24,11 +28,27 @@ def register(app: typer.Typer) -> None:
 def calibrate_command(
     bank: Annotated[Path, typer.Argument(help="the bank's folder")],
     data: Annotated[
-        Path | None, typer.Argument(help="labelled images  [those that the bank was built of]")
+        Path | None,
+        typer.Argument(help="images, good ones are enough  [those that the bank was built of]"),
     ] = None,
     head: options.Head = "auto",
-    rule: Annotated[str, typer.Option(help="f1, or fpr for a wanted false-alarm rate")] = "f1",
-    fpr: Annotated[float, typer.Option(help="the wanted rate on good images", min=0, max=1)] = 0.01,
+    rule: Annotated[
+        str,
+        typer.Option(
+            help="f1, or fpr for a wanted false-alarm rate; auto: fpr where it is given, or where "
+            "defects are missing"
+        ),
+    ] = "auto",
+    fpr: Annotated[
+        float | None,
+        typer.Option(
+            "--fpr",
+            "--false-alarm-rate",
+            help="the share of good images to come that may be flagged  [0.05]",
+            min=0,
+            max=1,
+        ),
+    ] = None,
     method: Annotated[str, typer.Option(help="of probabilities: platt, isotonic")] = "platt",
     layout: options.Layout = "auto",
     split: Annotated[str, typer.Option(help="train, test, all")] = "all",
@@ -54,17 +74,21 @@ def calibrate_command(
 ) -> None:
     """Choose thresholds and fit probabilities. An image of the bank never retrieves itself.
 
+    Good images alone give thresholds by the share of good parts that may be flagged.
+
     Raw scores stay as they are; the calibration is stored in the bank for this head, or, where a
     server taught the bank since, with what it learned (stop the server first).
     """
     from mrad.memory.bank import MemoryBank
     from mrad.memory.living import save_calibration
-    from mrad_indexer.calibration.calibrate import calibrate, score_without_self
+    from mrad_indexer.calibration.calibrate import TARGET, calibrate, score_without_self
     from mrad_indexer.datasets import read_dataset
     from mrad_indexer.loading import HeadChoice, choose, detector_of, encoder_of, own_images
 
-    if rule not in ("f1", "fpr"):
-        raise typer.BadParameter("choose f1 or fpr", param_hint="--rule")
+    if rule not in ("auto", "f1", "fpr"):
+        raise typer.BadParameter("choose auto, f1 or fpr", param_hint="--rule")
+    if rule == "auto" and fpr is not None:
+        rule = "fpr"
     memory = MemoryBank.load(bank)
     say(f"memory {bank.name}: {memory.composition}")
     if data is None:
@@ -99,8 +123,8 @@ def calibrate_command(
     calibration = calibrate(
         detector,
         scored,
-        rule=cast("Rule", rule),
-        target_fpr=fpr,
+        rule=None if rule == "auto" else cast("Rule", rule),
+        target_fpr=TARGET if fpr is None else fpr,
         method=method,
         draws=draws,
         seed=seed,
@@ -141,35 +165,75 @@ def show(calibration: Calibration) -> None:
         shown.add_row("pixel", *_cells(calibration.pixel))
     console.print(shown)
     part = calibration.reliability
-    say(
-        f"probabilities ({calibration.model.method}), on images not fitted on: Brier "
-        f"{part.brier:.3f}, mean error {part.expected_error:.3f}"
-    )
+    if part is not None and calibration.model is not None:
+        say(
+            f"probabilities ({calibration.model.method}), on images not fitted on: Brier "
+            f"{part.brier:.3f}, mean error {part.expected_error:.3f}"
+        )
+    else:
+        say(
+            "no probabilities: they need two defective images at least. Results carry a p-value: the "
+            "share of good parts that look as unusual, or more"
+        )
     if calibration.pixel is None:
-        note("no masks, so no pixel threshold")
+        note("no maps of good images, so no pixel threshold")
     if calibration.image.fpr > 0.5:
         note(
             "most good images lie at or above the image threshold: these scores "
             "hardly tell good from defective. More images, masks, a stronger encoder or a trained head "
             "may (docs/your-product.md)"
         )
-    target = calibration.image.target_fpr
-    if target is not None and target * calibration.normal < 1:
+    _say_promise(calibration)
+
+
+def _say_promise(calibration: Calibration) -> None:
+    """Which rate the good images can promise, and how sure that is."""
+    cut = calibration.image
+    alone = calibration.normal_scores.total
+    if alone < calibration.normal:
         note(
-            f"{calibration.normal} good images cannot vouch for a rate of "
-            f"{target:g}: the threshold lies just above the highest of them"
+            f"{calibration.normal} good images show {alone} different things: near-duplicates, as of a "
+            "burst, count once"
         )
+    promise = cut.promise
+    if promise is None or cut.target_fpr is None:
+        return
+    say(
+        f"false alarms to expect: {_percent(promise.rate)} of good images to come; with {alone} of them "
+        f"seen, between {_percent(promise.low)} and {_percent(promise.high)} (95 %)"
+    )
+    if not promise.keeps(cut.target_fpr):
+        needed = math.ceil(1 / cut.target_fpr - 1 - 1e-9) if cut.target_fpr else None
+        more = "no number of them can" if needed is None else f"{needed} can"
+        note(
+            f"{alone} good images cannot promise {_percent(cut.target_fpr)}: the threshold lies just "
+            f"above the highest of them, which promises {_percent(promise.rate)}; {more}"
+        )
+    if calibration.scored == "leave-one-out" and alone < SMALL:
+        note(
+            "each image was judged by the others alone: in a small memory it looks a little less "
+            "usual than a new part will, so false alarms may be rarer, and defects nearer the threshold"
+        )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def _cells(cut: Threshold) -> list[str]:
     interval = f"{cut.low:.5f} to {cut.high:.5f}"
-    figures = [f"{100 * value:.1f} %" for value in (cut.precision, cut.recall, cut.f1, cut.fpr)]
+    shares = (cut.precision, cut.recall, cut.f1, cut.fpr)
+    figures = ["–" if share is None else _percent(share) for share in shares]
     return [f"{cut.value:.5f}", interval, *figures]
 
 
 def _write_plot(calibration: Calibration, path: Path) -> None:
     from mrad.files import atomic_write_bytes
     from mrad_indexer.evaluation.figures import reliability_figure
+
+    if calibration.reliability is None:
+        note(f"{path} is not written: a reliability plot needs defects")
+        return
 
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_bytes(path, reliability_figure(calibration))

@@ -156,17 +156,19 @@ def show(summary: Summary, judge: Judge) -> None:
     from mrad_client.batch.summary import as_shown
 
     scaled = judge.calibration is not None
+    known = judge.calibration is not None and judge.calibration.model is not None
+    chances = "probability" if known else "p_value"
     rows: list[list[Part]] = []
     for _, _, row in summary.worst[:ROWS]:
         verdict = row["verdict"] or "–"
         colour = {"anomalous": "red", "normal": "green"}.get(verdict, "")
         cells: list[Part] = [as_shown(row), (verdict, colour)]
         if scaled:
-            chance = row["probability"]
+            chance = row[chances]
             cells += ["–" if chance is None else f"{100 * chance:.1f} %", f"{row['score']:.5f}"]
         rows.append([*cells, on_one_line(row["name"])])
     if rows:
-        more = ("probability", "raw") if scaled else ()
+        more = (chances.replace("_", "-"), "raw") if scaled else ()
         listing(("score", "verdict", *more, "image"), rows)
     if len(summary.scores) > ROWS:
         say(f"the {ROWS} highest of {len(summary.scores):,}", style="dim")

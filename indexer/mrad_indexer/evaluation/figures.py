@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from mrad.calibration import Calibration
+from mrad.errors import CalibrationError
 from mrad_indexer.evaluation.metrics import FPR_LIMIT
 from mrad_indexer.evaluation.runner import ObjectResult
 
@@ -119,8 +120,13 @@ def _histogram(axes: Any, result: ObjectResult) -> None:
 
 
 def reliability_figure(calibration: Calibration) -> bytes:
-    """PNG: predicted against observed, and how many images stand behind each point."""
-    part = calibration.reliability
+    """PNG: predicted against observed, and how many images stand behind each point.
+
+    Raises `CalibrationError` where no defects were there.
+    """
+    part, model = calibration.reliability, calibration.model
+    if part is None or model is None:
+        raise CalibrationError("a calibration by good images alone has no probabilities to plot")
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.6, 4.4), dpi=140, layout="constrained")
         upper, lower = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
@@ -128,7 +134,7 @@ def reliability_figure(calibration: Calibration) -> bytes:
         upper.plot(part.predicted, part.observed, marker="o", color=COLOURS[0], label="measured")
         upper.set(ylabel="share that is defective", xlim=(0, 1), ylim=(-0.02, 1.02))
         upper.set_title(
-            f"{calibration.head}, {calibration.model.method}: Brier {part.brier:.3f}, "
+            f"{calibration.head}, {model.method}: Brier {part.brier:.3f}, "
             f"mean error {part.expected_error:.3f}"
         )
         upper.legend(loc="upper left")

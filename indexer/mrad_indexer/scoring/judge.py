@@ -119,8 +119,12 @@ class Judge:
         return "anomalous" if score >= self.threshold else "normal"
 
     def probability(self, score: float) -> float | None:
-        """Calibrated; None without a calibration."""
+        """Calibrated; None without a calibration, or one without defects."""
         return None if self.calibration is None else self.calibration.probability(score)
+
+    def p_value(self, score: float) -> float | None:
+        """Share of good parts that look as unusual; None without a calibration."""
+        return None if self.calibration is None else self.calibration.p_value(score)
 
     def parts(self, prediction: Prediction) -> dict[str, dict[str, Any]]:
         """Name of each part -> its score and verdict."""

@@ -73,6 +73,7 @@ class LocalTransport:
             "verdict": self.judge.verdict(score),
             "threshold": self.judge.threshold,
             "probability": self.judge.probability(score),
+            "p_value": self.judge.p_value(score),
             "warnings": list(prediction.warnings) or None,
         }
         if prediction.peak_box is not None:

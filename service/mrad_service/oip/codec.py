@@ -35,6 +35,7 @@ OUTPUTS: dict[str, tuple[str, list[int]]] = {
     "class_score": ("FP32", [-1]),
     "verdict": ("BYTES", [-1]),
     "probability": ("FP32", [-1]),
+    "p_value": ("FP32", [-1]),
     "map": ("BYTES", [-1]),
     "warnings": ("BYTES", [-1]),
 }

@@ -28,7 +28,7 @@ export async function score(file) {
   form.append("images", file, file.name);
   form.append("map", "png16");
   form.append("evidence", "3");
-  form.append("fields", "score,calibrated_score,class_score,verdict,threshold,probability,map,evidence");
+  form.append("fields", "score,calibrated_score,class_score,verdict,threshold,probability,p_value,map,evidence");
   const result = (await json("POST", "v1/score", form)).results[0];
   if (result.status === "ok") return result;
   const { status = 422, code = "unknown", detail, title } = result.problem ?? {};

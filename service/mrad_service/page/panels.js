@@ -81,6 +81,8 @@ function leading(result, bank, items) {
   const first = [["Score, 0 to 100", readable(result)], ["Limit", "50"]];
   if (result.probability != null) {
     first.push(["Probability of a defect", `${Math.round(100 * result.probability)} %`]);
+  } else if (result.p_value != null) {
+    first.push(["Good parts as unusual", `${(100 * result.p_value).toFixed(1)} %`]);
   }
   return [bar(result.calibrated_score / 100, 0.5), rows(first)];
 }

@@ -61,7 +61,8 @@ def described(runtime: Runtime, model: Model) -> Bank:
     found = f"{held.scored}, {held.made_at}" if held is not None else model.why_uncalibrated
     span = None
     if held is not None:
-        ends = [held.scores_normal.quantiles, held.scores_anomalous.quantiles]
+        seen = (held.scores_normal, held.scores_anomalous)
+        ends = [summary.quantiles for summary in seen if summary is not None]
         span = (min(q[0] for q in ends), max(q[-1] for q in ends))
     return Bank(
         name=model.name,

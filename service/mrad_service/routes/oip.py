@@ -14,7 +14,7 @@ from PIL import Image
 from starlette.requests import ClientDisconnect
 
 from mrad import __version__
-from mrad.errors import MRADError
+from mrad.errors import CalibrationError, MRADError
 from mrad.images.options import ReadOptions
 from mrad.types import Prediction
 from mrad_service.errors import ClientGoneError, InvalidRequestError, UnknownBankError
@@ -112,8 +112,8 @@ async def infer(request: Request, name: str, version: str = VERSION) -> Response
     """Judge images: `images`, encoded files, or `pixels`, uint8 [n, height, width, 3].
 
     Parameters: `threshold` or `target_fpr`, `bit_depth`, `strict_input`. Warnings stand in the
-    answer's parameters too, whatever outputs were asked for. Without a threshold the verdict is empty; `probability`
-    needs a calibration. One image that cannot be read fails the request: the protocol has no place
+    answer's parameters too, whatever outputs were asked for. Without a threshold the verdict is empty; `p_value`
+    needs a calibration, `probability` one with defects. One image that cannot be read fails the request: the protocol has no place
     for the problem of a single element.
     """
     runtime = runtime_of(request)
@@ -131,7 +131,12 @@ async def infer(request: Request, name: str, version: str = VERSION) -> Response
     inference = question.inference
     verdict = _verdict(model, inference.parameters)
     outputs = {output.name for output in inference.wanted}
-    if "probability" in outputs:
+    if "probability" in outputs and model.calibrated().model is None:
+        raise CalibrationError(
+            "the bank was calibrated on good images alone, which give no probability of a defect: ask "
+            "for the output p_value, or calibrate with defective images too"
+        )
+    if "p_value" in outputs:
         model.calibrated()
     wanted, budget = Wanted(maps="map" in outputs), Budget(settings.max_response_bytes)
 
@@ -145,6 +150,7 @@ async def infer(request: Request, name: str, version: str = VERSION) -> Response
             "class_score": prediction.class_score,
             "verdict": (verdict.says(prediction.score) or "").encode(),
             "probability": verdict.probability(prediction.score),
+            "p_value": verdict.p_value(prediction.score),
             "map": shown,
             "warnings": json.dumps(prediction.warnings).encode(),
         }

@@ -16,6 +16,7 @@ FIELDS = (
     "verdict",
     "threshold",
     "probability",
+    "p_value",
     "map",
     "regions",
     "evidence",
@@ -176,7 +177,13 @@ class Result(BaseModel):
     class_score: float | None = None
     verdict: Literal["normal", "anomalous"] | None = None
     threshold: float | None = None
-    probability: float | None = None
+    probability: float | None = Field(
+        None, description="of a defect; null where the calibration knew good images alone"
+    )
+    p_value: float | None = Field(
+        None,
+        description="share of good parts that look as unusual, or more; no probability of a defect",
+    )
     map: Map | None = None
     regions: list[Region] | None = None
     evidence: list[Evidence] | None = None
@@ -214,6 +221,7 @@ class Scores(BaseModel):
                             "verdict": "anomalous",
                             "threshold": 0.5114,
                             "probability": 0.93,
+                            "p_value": 0.012,
                             "regions": [
                                 {
                                     "box": [10, 20, 42, 61],

@@ -101,6 +101,7 @@ class Judge:
             "verdict": self.verdict.says(score),
             "threshold": self.verdict.threshold,
             "probability": self.verdict.probability(score),
+            "p_value": self.verdict.p_value(score),
         }
         values = prediction.anomaly_map
         if values is not None and self._kind != "none":

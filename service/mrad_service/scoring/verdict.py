@@ -61,9 +61,14 @@ class Verdict:
         return "anomalous" if np.float32(score) >= np.float32(self.threshold) else "normal"
 
     def probability(self, score: float) -> float | None:
-        """Calibrated, where there is a calibration."""
+        """Calibrated, where there is a calibration with defects."""
         calibration = self.model.calibration
         return None if calibration is None else calibration.probability(score)
+
+    def p_value(self, score: float) -> float | None:
+        """Share of good parts that look as unusual, where there is a calibration."""
+        calibration = self.model.calibration
+        return None if calibration is None else calibration.p_value(score)
 
     def calibrated(self, score: float) -> float | None:
         """0 to 100 with the threshold in force at 50, where there is a calibration."""
@@ -77,6 +82,6 @@ class Verdict:
         if self.pixel_threshold is None:
             raise CalibrationError(
                 f"{purpose} needs a cut of map values: pass pixel_threshold, or calibrate the bank "
-                "with masks (mrad calibrate)"
+                "(mrad calibrate)"
             )
         return self.pixel_threshold

@@ -61,6 +61,7 @@ class HTTPTransport:
             "verdict": result.verdict,
             "threshold": result.threshold,
             "probability": result.probability,
+            "p_value": result.p_value,
         }
         if result.peak_box is not None:
             columns["peak_box"] = json.dumps(result.peak_box)

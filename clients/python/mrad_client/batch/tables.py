@@ -31,6 +31,7 @@ COLUMNS = {
     "verdict": pa.string(),
     "threshold": pa.float64(),
     "probability": pa.float64(),
+    "p_value": pa.float64(),
     "peak_box": pa.string(),
     "parts": pa.string(),
     "map": pa.string(),
