@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,9 @@ from mrad.demo import FOLDER
 BUILDS_CLIPS = ("open_clip", "timm", "torchvision", "sympy", "torch._dynamo", "torch._inductor")
 """What building a CLIP imports; inference needs none of it."""
 FOR_FEW = ("sklearn", "matplotlib", "jinja2", "ray", "IPython")
-LIGHT = ("torch", "faiss", "scipy", "skimage", "mrad_service.app", *BUILDS_CLIPS, *FOR_FEW)
+FOR_OTHERS = ("pandas", "scipy", "skimage", *BUILDS_CLIPS, *FOR_FEW)
+"""What an image, a memory and a server need nothing of."""
+LIGHT = ("torch", "faiss", "mrad_service.app", *FOR_OTHERS)
 
 
 def loaded(program: str, names: tuple[str, ...], cwd: Path | None = None) -> list[str]:
@@ -74,7 +77,23 @@ def test_a_bank_is_inspected_without_torch(bank: Path) -> None:
 def test_an_image_is_scored_without_what_builds_clips(bank: Path, tmp_path: Path) -> None:
     image = next((FOLDER / "query" / "good").glob("*.png"))
     program = command("score", str(image), "--bank", str(bank), "--out", str(tmp_path / "out"))
-    assert loaded(program, (*BUILDS_CLIPS, *FOR_FEW)) == []
+    assert loaded(program, (*FOR_OTHERS, "httpx", "mrad_client.client")) == []
+
+
+def test_a_memory_is_built_without_what_builds_clips(tmp_path: Path) -> None:
+    program = command("build", str(FOLDER / "memory"), "--out", str(tmp_path / "bank"))
+    assert loaded(program, (*BUILDS_CLIPS, "pandas", "httpx")) == []
+
+
+def test_threads_wait_without_spinning_unless_told_otherwise() -> None:
+    for chosen, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        given = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+        given |= {"OMP_WAIT_POLICY": chosen} if chosen else {}
+        program = "import mrad_indexer.cli.main, os; print(os.environ['OMP_WAIT_POLICY'])"
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=given, capture_output=True, text=True, timeout=300
+        )
+        assert done.stdout.strip() == expected, done.stderr
 
 
 def test_the_server_starts_and_judges_without_what_builds_clips(bank: Path) -> None:
@@ -88,4 +107,4 @@ def test_the_server_starts_and_judges_without_what_builds_clips(bank: Path) -> N
         "    answer = client.post('/v1/score', files=files)\n"
         "    assert answer.status_code == 200, answer.text\n"
     )
-    assert loaded(program, (*BUILDS_CLIPS, *FOR_FEW)) == []
+    assert loaded(program, FOR_OTHERS) == []

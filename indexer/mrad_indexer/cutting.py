@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from skimage import measure
 
 from mrad.encoder.encoder import Encoder
 from mrad.errors import DataError, ImageError, MaskError, MRADError
@@ -64,6 +63,8 @@ def size_of(path: Path) -> Size | None:
 
 def _defects(record: Record) -> list[float]:
     """The width of each marked region: of its bounding box, or of a square of its area."""
+    from skimage import measure
+
     size = size_of(record.image)
     if size is None:
         return []

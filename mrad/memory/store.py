@@ -11,22 +11,17 @@ thumbnails.parquet   optional: entry_id, JPEG
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields, replace
-from itertools import pairwise
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import faiss
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
-import pyarrow.parquet as pq
 
 from mrad.encoder.identity import EncoderIdentity
 from mrad.errors import (
@@ -38,8 +33,17 @@ from mrad.errors import (
 )
 from mrad.files import atomic_folder, atomic_write_bytes, sha256_file
 from mrad.memory.contents import Contents
-from mrad.memory.entry import Entry
 from mrad.memory.level import LevelMemory, empty_level
+from mrad.memory.tables import (
+    numbers,
+    read_entries,
+    read_table,
+    read_thumbnails,
+    rows_of,
+    words,
+    write_entries,
+    write_thumbnails,
+)
 from mrad.types import FloatArray
 
 C = TypeVar("C", bound=Contents)
@@ -62,9 +66,10 @@ def save_bank(bank: C, path: Path, *, replace: bool = False) -> C:
         with atomic_folder(path, replace=replace) as folder:
             for name in LEVELS:
                 _write_index(getattr(bank, name), folder / f"{name}.faiss")
-            pq.write_table(_entries_table(bank), folder / ENTRIES, compression="zstd")
+            levels = {name: getattr(bank, name) for name in LEVELS}
+            write_entries(bank.entries, levels, folder / ENTRIES)
             if bank.thumbnails:
-                pq.write_table(_thumbnails_table(bank), folder / THUMBNAILS)
+                write_thumbnails(bank.thumbnails, folder / THUMBNAILS)
             manifest = sealed(_manifest(bank, folder))
             (folder / MANIFEST).write_bytes(manifest)
     except FileExistsError as error:
@@ -173,64 +178,6 @@ def _write_index(level: LevelMemory, path: Path) -> None:
         raise OSError(str(error).rsplit("Error: ", 1)[-1]) from error
 
 
-def _entries_table(bank: Contents) -> pa.Table:
-    """A row per key; an entry without a key gets a row of level '', so that it is not forgotten."""
-    levels: list[LevelMemory] = [getattr(bank, name) for name in LEVELS]
-    keyed = np.concatenate([level.entry for level in levels])
-    bare = np.setdiff1d(np.arange(len(bank.entries)), keyed)
-    of_entry = {
-        name: [getattr(entry, name) for entry in bank.entries] for name in (*_PLAIN, "label")
-    }
-    of_entry["tags"] = [list(entry.tags) for entry in bank.entries]
-    of_entry["entry_label"] = of_entry.pop("label")
-    rows = np.concatenate([keyed, bare]).astype(np.int64)
-    repeated = pa.table(
-        of_entry, schema=pa.schema([_SCHEMA.field(name) for name in of_entry])
-    ).take(pa.array(rows))
-    sizes = [len(level) for level in levels]
-    columns: dict[str, Any] = {name: repeated[name] for name in of_entry}
-    columns |= {
-        "row": rows,
-        "level": np.repeat([*LEVELS, ""], [*sizes, len(bare)]),
-        "label": _stack([level.labels for level in levels], [bank.entries[i].label for i in bare]),
-        "region": _stack([level.region for level in levels], [""] * len(bare)),
-        "size": _stack([level.size for level in levels], [0] * len(bare)),
-        "tile": _stack([level.tile for level in levels], [0] * len(bare)),
-    }
-    return pa.table({name: columns[name] for name in _SCHEMA.names}, schema=_SCHEMA)
-
-
-def _stack(parts: list[Any], bare: list[Any]) -> Any:
-    return np.concatenate([*parts, np.array(bare, dtype=parts[0].dtype)])
-
-
-_SCHEMA = pa.schema(
-    [
-        ("level", pa.string()),
-        ("label", pa.uint8()),
-        ("region", pa.string()),
-        ("size", pa.int32()),
-        ("tile", pa.int32()),
-        ("row", pa.int64()),
-        ("entry_id", pa.string()),
-        ("entry_label", pa.uint8()),
-        ("source", pa.string()),
-        ("object_name", pa.string()),
-        ("defect", pa.string()),
-        ("tags", pa.list_(pa.string())),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("added_at", pa.string()),
-        ("added_by", pa.string()),
-    ]
-)
-
-
-def _thumbnails_table(bank: Contents) -> pa.Table:
-    ids = list(bank.thumbnails)
-    return pa.table({"entry_id": ids, "jpeg": [bank.thumbnails[key] for key in ids]})
-
-
 def load_contents(path: Path, *, verify: bool = True) -> Contents:
     """Read the folder `path`; see `MemoryBank.load`."""
     manifest = read_manifest(path)
@@ -304,24 +251,15 @@ def _verify(path: Path, name: str, facts: Any, *, digest: bool) -> None:
 
 
 def _parse(path: Path, manifest: dict[str, Any]) -> Contents:
-    # Not `read_table`, whose first call imports what takes longer than to read half a million rows.
-    with pq.ParquetFile(path / ENTRIES) as file:
-        table = file.read(columns=_SCHEMA.names)
-    if "tile" not in table.column_names:  # version 1: no image was cut
-        table = table.append_column("tile", pa.nulls(len(table), pa.int32()).fill_null(0))
-    table = table.select(_SCHEMA.names).cast(_SCHEMA)
-    thumbnails: dict[str, bytes] = {}
-    if THUMBNAILS in manifest["files"]:
-        with pq.ParquetFile(path / THUMBNAILS) as file:
-            jpegs = file.read()
-        thumbnails = dict(zip(jpegs["entry_id"].to_pylist(), jpegs["jpeg"].to_pylist()))
+    table = read_table(path / ENTRIES)
+    thumbnails = read_thumbnails(path / THUMBNAILS) if THUMBNAILS in manifest["files"] else {}
     image, patch = (_read_level(path, name, table, manifest) for name in ALWAYS)
     local = None
     if f"{LEVELS[2]}.faiss" in manifest["files"]:
         local = _read_level(path, LEVELS[2], table, manifest)
     return Contents(
         identity=EncoderIdentity(**manifest["encoder"]),
-        entries=_read_entries(table),
+        entries=read_entries(table),
         image=image,
         patch=patch,
         local=local if local is not None else empty_level(patch.dim),
@@ -332,56 +270,18 @@ def _parse(path: Path, manifest: dict[str, Any]) -> Contents:
     )
 
 
-def _read_entries(table: pa.Table) -> tuple[Entry, ...]:
-    rows, first = np.unique(table["row"].to_numpy(), return_index=True)
-    if not np.array_equal(rows, np.arange(len(rows))):
-        raise ValueError(f"{ENTRIES} has gaps in its rows")
-    names = ["entry_label" if f.name == "label" else f.name for f in fields(Entry)]
-    picked = table.select(names).take(pa.array(first))
-    # Column by column: a memory may have half a million entries, and a dict for each takes seconds.
-    values = [_values(picked[name]) for name in names]
-    with _uncollected():
-        return tuple(map(Entry, *values))
-
-
-def _values(column: pa.ChunkedArray) -> list[Any]:
-    if not pa.types.is_list(column.type):
-        return list(column.to_pylist())
-    lists = column.combine_chunks()
-    cuts, flat = lists.offsets.to_pylist(), lists.values.to_pylist()
-    return [tuple(flat[start:end]) for start, end in pairwise(cuts)]
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the collector, which walks all objects again and again while very many are made."""
-    on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if on:
-            gc.enable()
-
-
-_PLAIN = ("entry_id", "source", "object_name", "defect", "width", "height", "added_at", "added_by")
-
-
 def _read_level(path: Path, name: str, table: pa.Table, manifest: dict[str, Any]) -> LevelMemory:
     dim, reference = manifest["dims"][name], manifest["counts"][name].get("reference")
-    columns = table.select(["label", "row", "region", "size", "tile"])
-    rows = columns.filter(pa.compute.equal(table["level"], name))
-    region = rows["region"].combine_chunks().dictionary_encode()
-    names = np.array(region.dictionary.to_pylist(), dtype="U9")
+    rows = rows_of(table, name)
     return LevelMemory(
         map_keys(path / f"{name}.faiss", len(rows), dim),
-        rows["label"].to_numpy().astype(np.uint8),
-        rows["row"].to_numpy().astype(np.int64),
-        names[region.indices.to_numpy(zero_copy_only=False)] if len(rows) else names,
-        rows["size"].to_numpy().astype(np.int32),
+        numbers(rows["label"]).astype(np.uint8),
+        numbers(rows["row"]).astype(np.int64),
+        words(rows["region"]),
+        numbers(rows["size"]).astype(np.int32),
         path,
         None if reference is None else (int(reference[0]), int(reference[1])),
-        tile=rows["tile"].to_numpy().astype(np.int32),
+        tile=numbers(rows["tile"]).astype(np.int32),
     )
 
 

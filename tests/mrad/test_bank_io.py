@@ -128,7 +128,7 @@ def test_a_save_that_fails_leaves_the_old_bank_and_no_rubbish(folder, tiny_bank,
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bank_io.pq, "write_table", full)
+    monkeypatch.setattr(bank_io, "write_entries", full)
     with pytest.raises(BankWriteError, match="No space left"):
         tiny_bank.save(folder, replace=True)
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -141,7 +141,7 @@ def test_any_change_to_any_file_is_noticed_before_it_is_parsed(name, folder, mon
         raise AssertionError("parsed a file whose digest is wrong")
 
     monkeypatch.setattr(bank_io.faiss, "read_index", parsed)
-    monkeypatch.setattr(bank_io.pq, "ParquetFile", parsed)
+    monkeypatch.setattr(bank_io, "read_table", parsed)
     whole = (folder / name).read_bytes()
     flipped = bytearray(whole)
     flipped[len(flipped) // 2] ^= 1

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
+from skimage.segmentation import find_boundaries
 
 from mrad.errors import MRADError
-from mrad.maps import anomaly_map, overlay, regions, resize_map, top_mean
+from mrad.maps import anomaly_map, outline, overlay, regions, resize_map, top_mean
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -188,3 +189,12 @@ def test_overlays_keep_the_image_where_it_is_cold_and_colour_it_where_it_is_hot(
     with pytest.raises(MRADError, match=r"the map is \(30, 20\), the image \(20, 30\)"):
         overlay(image.rotate(90, expand=True), values)
     assert overlay(image.convert("L"), values).mode == "RGB"
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds, st.integers(1, 9), st.integers(1, 9))
+def test_an_outline_is_scikit_images_boundary(seed, height, width):
+    inside = np.random.default_rng(seed).random((height, width)) < 0.7
+    for thick, mode in ((False, "inner"), (True, "thick")):
+        found = find_boundaries(inside, mode=mode)
+        np.testing.assert_array_equal(outline(inside, thick=thick), found)

@@ -7,34 +7,38 @@ with Client("http://127.0.0.1:8000") as client:
     print(result.score, result.verdict, result.anomaly_map.shape)
 """
 
-from mrad_client._settings import __version__
-from mrad_client.async_client import AsyncClient
-from mrad_client.client import Client
-from mrad_client.errors import (
-    APIError,
-    AuthenticationError,
-    CalibrationError,
-    ConflictError,
-    ConnectionFailedError,
-    ForbiddenError,
-    ImageError,
-    InputError,
-    InvalidRequestError,
-    MaskError,
-    MRADClientError,
-    NotFoundError,
-    OverloadedError,
-    ServerError,
-    TimedOutError,
-    TooLargeError,
-    UnavailableError,
-    UnexpectedResponseError,
-    UnreadableFileError,
-    VersionError,
-)
-from mrad_client.images import ImageInput
-from mrad_client.retry import Retry
-from mrad_client.types import Bank, Entry, EntryPage, Evidence, Map, Region, Result, Scores
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mrad_client._settings import __version__
+    from mrad_client.async_client import AsyncClient
+    from mrad_client.client import Client
+    from mrad_client.errors import (
+        APIError,
+        AuthenticationError,
+        CalibrationError,
+        ConflictError,
+        ConnectionFailedError,
+        ForbiddenError,
+        ImageError,
+        InputError,
+        InvalidRequestError,
+        MaskError,
+        MRADClientError,
+        NotFoundError,
+        OverloadedError,
+        ServerError,
+        TimedOutError,
+        TooLargeError,
+        UnavailableError,
+        UnexpectedResponseError,
+        UnreadableFileError,
+        VersionError,
+    )
+    from mrad_client.images import ImageInput
+    from mrad_client.retry import Retry
+    from mrad_client.types import Bank, Entry, EntryPage, Evidence, Map, Region, Result, Scores
 
 __all__ = [
     "APIError",
@@ -71,3 +75,25 @@ __all__ = [
     "VersionError",
     "__version__",
 ]
+
+_HOME = {
+    "_settings": ("__version__",),
+    "async_client": ("AsyncClient",),
+    "client": ("Client",),
+    "images": ("ImageInput",),
+    "retry": ("Retry",),
+    "types": ("Bank", "Entry", "EntryPage", "Evidence", "Map", "Region", "Result", "Scores"),
+}
+"""Modules of what is no error."""
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when it is asked for: a batch judged in this process needs no HTTP."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = next((home for home, names in _HOME.items() if name in names), "errors")
+    return getattr(import_module(f"{__name__}.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

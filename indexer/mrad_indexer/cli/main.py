@@ -5,6 +5,7 @@ A command is imported when it runs, so that none pays for what another needs.
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points, version
@@ -16,6 +17,10 @@ from typer.core import TyperCommand
 
 from mrad.errors import MRADError
 from mrad_indexer.cli.console import MRADGroup
+
+# Read when torch is loaded. Threads that wait for each other by spinning take the cores from whatever
+# else runs: beside another process, images take twice as long and four times the processor time.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 GROUP = "mrad.commands"
 COMMANDS = {

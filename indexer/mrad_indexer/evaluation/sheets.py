@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from mrad_client.batch.pictures import data_uri, shrink
 from PIL import Image
-from skimage.segmentation import find_boundaries
 
 from mrad.detector import Detector
 from mrad.images.reader import load_image
-from mrad.maps import overlay
+from mrad.maps import outline, overlay
 from mrad_indexer.datasets import Dataset, Record
 from mrad_indexer.evaluation.runner import ImageScore, ObjectResult
 
@@ -93,5 +92,5 @@ def outlined(image: Image.Image, record: Record) -> Image.Image:
         return small
     grey = Image.fromarray(mask.astype(np.uint8) * 255).resize(small.size, Image.Resampling.BOX)
     pixels = np.asarray(small).copy()
-    pixels[find_boundaries(np.asarray(grey) > 0, mode="outer")] = OUTLINE
+    pixels[outline(np.asarray(grey) <= 0)] = OUTLINE
     return Image.fromarray(pixels)

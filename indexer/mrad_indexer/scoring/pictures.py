@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mrad.maps import overlay, resize_map
+from mrad.maps import outline, overlay, resize_map
 from mrad.types import FloatArray
 from mrad_indexer.scoring.judge import Judge
 
@@ -28,14 +28,12 @@ def draw(image: Image.Image, values: FloatArray, judge: Judge) -> Image.Image:
     picture = overlay(image, values, low=judge.low, high=judge.high, alpha=0.6)
     if judge.pixel_threshold is None:
         return picture
-    from skimage.segmentation import find_boundaries
-
     inside = values >= judge.pixel_threshold
     if not inside.any() or inside.all():
         return picture
     pixels = np.asarray(picture).copy()
     thick = max(values.shape) > 800  # a line of one pixel vanishes on a large picture
-    pixels[find_boundaries(inside, mode="thick" if thick else "inner")] = OUTLINE
+    pixels[outline(inside, thick=thick)] = OUTLINE
     return Image.fromarray(pixels)
 
 

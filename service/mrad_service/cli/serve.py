@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,9 +72,6 @@ def serve(
             typer.echo(f"error: {where + ': ' if where else ''}{what}", err=True)
         raise typer.Exit(2) from error
     configure(settings.log_format, settings.log_level)
-    # Read when PyTorch is loaded, below: on a CPU its idle threads otherwise spin on the cores that
-    # are to decode images (docs/performance.md, Through HTTP).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from mrad_service.serving import run
 
     try:

@@ -10,14 +10,16 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from mrad_client.batch.names import place
 from mrad_client.errors import InputError
-from mrad_client.types import FloatArray
+
+if TYPE_CHECKING:
+    from mrad_client.types import FloatArray
 
 Draw = Callable[[], tuple[bytes, str]]
 """Makes a picture's file: its bytes and its suffix. Raises `InputError` where it cannot be drawn."""

@@ -14,33 +14,33 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from mrad_client.batch.journal import Row
 from mrad_client.batch.names import exact, readable
 from mrad_client.batch.pictures import atomic_file
 from mrad_client.errors import InputError
 
-COLUMNS = {
-    "name": pa.string(),
-    "status": pa.string(),
-    "calibrated_score": pa.float64(),
-    "score": pa.float64(),
-    "class_score": pa.float64(),
-    "verdict": pa.string(),
-    "threshold": pa.float64(),
-    "probability": pa.float64(),
-    "p_value": pa.float64(),
-    "peak_box": pa.string(),
-    "parts": pa.string(),
-    "map": pa.string(),
-    "overlay": pa.string(),
-    "warnings": pa.list_(pa.string()),
-    "code": pa.string(),
-    "error": pa.string(),
-    "name_base64": pa.string(),
-}
+COLUMNS = (
+    "name",
+    "status",
+    "calibrated_score",
+    "score",
+    "class_score",
+    "verdict",
+    "threshold",
+    "probability",
+    "p_value",
+    "peak_box",
+    "parts",
+    "map",
+    "overlay",
+    "warnings",
+    "code",
+    "error",
+    "name_base64",
+)
+NUMBERS = ("calibrated_score", "score", "class_score", "threshold", "probability", "p_value")
+LISTS = ("warnings",)
+"""Columns of `COLUMNS` that hold no text, but a float64, or texts."""
 ROW_GROUP = 50_000
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
 """A spreadsheet takes a cell that begins so for a formula, or hides its first character."""
@@ -48,7 +48,12 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
 
 def write_parquet(rows: Iterable[Row], file: IO[bytes]) -> None:
     """One typed column for each of `COLUMNS`."""
-    schema = pa.schema(list(COLUMNS.items()))
+    import pyarrow as pa  # with it comes pandas, where that is installed
+    import pyarrow.parquet as pq
+
+    kinds = dict.fromkeys(COLUMNS, pa.string())
+    kinds |= dict.fromkeys(NUMBERS, pa.float64()) | dict.fromkeys(LISTS, pa.list_(pa.string()))
+    schema = pa.schema(list(kinds.items()))
     with pq.ParquetWriter(file, schema) as writer:
         for group in _groups(rows):
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
@@ -61,7 +66,7 @@ def write_csv(rows: Iterable[Row], file: IO[bytes]) -> None:
     name; a reader takes one leading `'` away.
     """
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-    writer = csv.DictWriter(text, list(COLUMNS), extrasaction="ignore")
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore")
     writer.writeheader()
     writer.writerows({key: _harmless(value) for key, value in row.items()} for row in rows)
     text.detach()
