@@ -1,64 +1,23 @@
-"""Scores of images, none of which retrieves itself -> a calibration for the bank.
-
-Good images alone give thresholds, by the false alarms to expect; defects add probabilities and what a
-threshold catches.
-"""
+"""Images of a dataset -> their scores, none of which retrieves itself."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from mrad.calibration import Calibration, Rule, Summary, Tail
-from mrad.conformal import independent
 from mrad.detector import Decoded, Detector
-from mrad.errors import CalibrationError, ImageError, MaskError
-from mrad.fitting import FITS, Points, Values, best_f1, by_false_alarms, reliability_of
-from mrad.heads.nn import NNHead
+from mrad.errors import ImageError, MaskError
 from mrad.maps import at_shape
+from mrad.thresholds.calibrate import PIXELS_KEPT, TARGET, Scored, calibrate
+from mrad.thresholds.doubles import sketches
 from mrad.types import BoolArray, Prediction
-from mrad_indexer.calibration.doubles import groups_of, sketches
 from mrad_indexer.datasets import Dataset, Record
 from mrad_indexer.known import rows_by_features, rows_by_tiles
 
+__all__ = ["TARGET", "Scored", "calibrate", "score_without_self"]
 Opened = tuple[Record, Decoded, BoolArray | None]
-
-TARGET = 0.05
-"""False-alarm rate unless told."""
-FEWEST = 2
-"""Independent images of a class for it to say anything: one cannot be judged without itself."""
-PIXELS_KEPT = 1_000
-"""Of each class, per image, to choose a pixel threshold from."""
-
-
-@dataclass
-class Scored:
-    """What calibration needs of every image, in bounded memory."""
-
-    score: list[float] = field(default_factory=list)
-    anomalous: list[bool] = field(default_factory=list)
-    own_row: list[int] = field(default_factory=list)
-    """Row of the image's own entry, excluded while it was scored; -1 for none."""
-    peak: list[float | None] = field(default_factory=list)
-    """The largest map value within what is looked at."""
-    sketch: list[torch.Tensor | None] = field(default_factory=list)
-    """What tells near-duplicates; None for images that are cut."""
-    similarity_image: list[float] = field(default_factory=list)
-    similarity_patch: list[float] = field(default_factory=list)
-    pixels: list[Values] = field(default_factory=list)
-    """Sampled map values; of one image and one class each."""
-    pixel_image: list[int] = field(default_factory=list)
-    pixel_truth: list[bool] = field(default_factory=list)
-    pixel_weight: list[float] = field(default_factory=list)
-    """Pixels that one sampled value stands for."""
-    skipped: list[str] = field(default_factory=list)
-    """Why images were left out: they, or their masks, cannot be read."""
 
 
 def score_without_self(
@@ -155,155 +114,4 @@ def _keep(
     mask = at_shape(mask, shown.shape)
     for truth in (False, True):
         values = shown[mask == truth if inside is None else (mask == truth) & inside]
-        if not len(values):
-            continue
-        count = min(PIXELS_KEPT, len(values))
-        # The largest normal values decide a false-alarm rate: strata by rank keep the tail's shape.
-        ranked = np.sort(values)
-        edges = np.linspace(0, len(ranked), count + 1)
-        picked = (edges[:-1] + rng.random(count) * np.diff(edges)).astype(int)
-        scored.pixels.append(ranked[picked.clip(0, len(ranked) - 1)].astype(np.float64))
-        scored.pixel_image.append(image)
-        scored.pixel_truth.append(truth)
-        scored.pixel_weight.append(len(values) / count)
-
-
-def calibrate(
-    detector: Detector,
-    scored: Scored,
-    *,
-    rule: Rule | None = None,
-    target_fpr: float = TARGET,
-    method: str = "platt",
-    draws: int = 500,
-    seed: int = 0,
-    source: str = "",
-    checkpoint: str = "",
-) -> Calibration:
-    """Thresholds, probabilities and reference statistics from scores.
-
-    Args:
-        detector: what scored.
-        scored: two independent good images at least; near-duplicates count once. Fewer than two
-            defective ones say nothing: the good ones are asked alone.
-        rule: `f1`, the best on these images, or `fpr`, a wanted rate of false alarms; None: `f1` where
-            there are defects. Without masks the pixel threshold is by `fpr`.
-        target_fpr: that rate: the share of good images to come that may be flagged.
-        method: of probabilities, `platt` or `isotonic`.
-        draws: of the bootstrap.
-        seed: of whatever is drawn.
-        source: the images' name, kept.
-        checkpoint: the head's, kept.
-
-    Raises `CalibrationError` with fewer images, an unknown `method`, or when defective images do not
-    score higher.
-    """
-    score, truth = np.array(scored.score), np.array(scored.anomalous, dtype=bool)
-    if method not in FITS:
-        raise CalibrationError(f"method {method!r} is unknown; choose {' or '.join(FITS)}")
-    good = np.flatnonzero(~truth)
-    group = groups_of([scored.sketch[place] for place in good], _known(detector, scored, good))
-    alone = independent(score[good], group)
-    defects = int(truth.sum()) >= FEWEST
-    _check(score, truth, len(alone), rule)
-    rule = rule or ("f1" if defects else "fpr")
-    bad = score[truth] if defects else None
-    peaks = _peaks(scored, good, group)
-    pixels, own = _pixel_points(scored), np.array(scored.own_row) >= 0
-    if rule == "f1":
-        points = Points.of(score, truth, np.arange(len(score)), np.ones(len(score)))
-        image = best_f1(points, truth, draws, seed)
-    else:
-        image = by_false_alarms(alone, target_fpr, bad)
-    if rule == "f1" and pixels is not None and bool(pixels.truth.any()):
-        pixel = best_f1(pixels, truth, min(draws, 200), seed)
-    else:
-        pixel = None if peaks is None else by_false_alarms(peaks, target_fpr)
-    return Calibration(
-        head=detector.head.name,
-        settings=_settings(detector, checkpoint),
-        scored="leave-one-out" if own.all() else "mixed" if own.any() else "held-out",
-        made_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-        source=source,
-        normal=len(good),
-        anomalous=int(truth.sum()),
-        image=image,
-        pixel=pixel,
-        normal_scores=Tail.of(alone),
-        normal_pixels=_pixel_tail(pixels),
-        normal_peaks=None if peaks is None else Tail.of(peaks),
-        model=FITS[method](score, truth) if defects else None,
-        prevalence=float(truth.mean()) if defects else None,
-        reliability=reliability_of(score, truth, method, seed) if defects else None,
-        scores_normal=Summary.of(score[~truth]),
-        scores_anomalous=Summary.of(score[truth]) if truth.any() else None,
-        similarity_image=Summary.of(np.array(scored.similarity_image)),
-        similarity_patch=Summary.of(np.array(scored.similarity_patch)),
-    )
-
-
-def _check(score: Values, truth: BoolArray, independent_goods: int, rule: Rule | None) -> None:
-    goods, bads = int((~truth).sum()), int(truth.sum())
-    if independent_goods < FEWEST:
-        doubles = ", all photographs of the very same thing" if goods > independent_goods else ""
-        raise CalibrationError(
-            f"calibration needs at least two good images, there are {goods}{doubles}: the memory judges "
-            "each by the others. Add good images (ten are a good beginning), or pass a threshold"
-        )
-    if rule == "f1" and bads < FEWEST:
-        raise CalibrationError(
-            f"--rule f1 needs at least two defective images, there are {bads}; good images alone give a "
-            "threshold by false alarms: --rule fpr"
-        )
-    if bads >= FEWEST and score[truth].mean() <= score[~truth].mean():
-        raise CalibrationError(
-            "defective images do not score higher than good ones here, so no probability can be "
-            "fitted; look at the memory (other products? too few images?) or train a head"
-        )
-
-
-def _known(detector: Detector, scored: Scored, good: npt.NDArray[np.int64]) -> list[int] | None:
-    """The groups that head `nn` found among the memory's own images, whether they are cut or not."""
-    if not isinstance(detector.head, NNHead):
-        return None
-    groups = detector.head.groups
-    rows = [scored.own_row[place] for place in good]
-    return [int(groups[row]) if row >= 0 else -1 for row in rows]
-
-
-def _peaks(
-    scored: Scored, good: npt.NDArray[np.int64], group: npt.NDArray[np.int64]
-) -> Values | None:
-    """The largest map value of independent good images; None where one has no map."""
-    found = [scored.peak[place] for place in good]
-    values = [peak for peak in found if peak is not None]
-    return independent(np.array(values), group) if len(values) == len(found) else None
-
-
-def _settings(detector: Detector, checkpoint: str) -> dict[str, Any]:
-    return {
-        "fusion": detector.fusion,
-        "sigma": detector.sigma,
-        "top": detector.top,
-        "retrieval": detector.retrieval,
-        "checkpoint": checkpoint,
-    }
-
-
-def _pixel_points(scored: Scored) -> Points | None:
-    if not scored.pixels:
-        return None
-    lengths = [len(values) for values in scored.pixels]
-    return Points.of(
-        np.concatenate(scored.pixels),
-        np.repeat(np.array(scored.pixel_truth, dtype=bool), lengths),
-        np.repeat(np.array(scored.pixel_image), lengths),
-        np.repeat(np.array(scored.pixel_weight), lengths),
-    )
-
-
-def _pixel_tail(pixels: Points | None) -> Tail | None:
-    if pixels is None or pixels.truth.all():
-        return None
-    good = ~pixels.truth
-    return Tail.of(pixels.value[good], np.rint(pixels.weight[good]).astype(np.int64).clip(1))
+        scored.sample(image, truth, values, rng, PIXELS_KEPT)

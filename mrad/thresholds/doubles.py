@@ -46,9 +46,9 @@ def groups_of(
     rows = np.array([i for i, sketch in enumerate(found) if sketch is not None], dtype=np.int64)
     if not len(rows):
         return group
-    known = F.normalize(torch.stack([sketch for sketch in found if sketch is not None]), dim=1)
-    for start in range(0, len(known), BLOCK):
-        close = known[start : start + BLOCK] @ known.T >= DOUBLE
+    sheets = F.normalize(torch.stack([sketch for sketch in found if sketch is not None]), dim=1)
+    for start in range(0, len(sheets), BLOCK):
+        close = sheets[start : start + BLOCK] @ sheets.T >= DOUBLE
         for one, other in close.nonzero().tolist():
             one += start
             if one < other and group[rows[one]] != group[rows[other]]:

@@ -1,0 +1,1 @@
+"""Scores of images that the memory judged unseen -> thresholds; and thresholds that follow lessons."""
