@@ -103,6 +103,7 @@ class NNHead:
         distance, near, far = self._distances_left_out()
         good, group = self.views.good, self.groups[self.views.rows]
         self.cell_scale = CellScale.of(distance[good])
+        self._good_distances, self._good_groups = distance[good], group[good]
         cells = self.cell_scale(distance)
         cells[good] = left_out_cells(distance[good], group[good])
         return LeftOut(cells.nan_to_num(0.0), torch.stack([near, far]), good)
@@ -170,7 +171,22 @@ class NNHead:
             left = None if row < 0 else self.classes.group == group
             near.append(self._safe(self.classes.nearest, query, group, left))
             far.append(self._safe(self.classes.spread, query, left, left))
-        return self.cell_scale(distance.cpu()), torch.stack([torch.cat(near), torch.cat(far)])
+        parts, asked_of = torch.stack([torch.cat(near), torch.cat(far)]), distance.cpu()
+        if exclude is None:
+            return self.cell_scale(asked_of), parts
+        scaled = [self._scale_without(row)(one) for row, one in zip(own, asked_of)]
+        return torch.stack(scaled), parts
+
+    def _scale_without(self, row: int) -> CellScale:
+        """The scale of a patch's distance as images other than an entry's group give it; -1: all.
+
+        An image that is left out must not have helped to say what is usual of it: places where it
+        alone varies would look calm, and a threshold taken from such values would be too low.
+        """
+        others = self._good_groups != (self.groups[row] if row >= 0 else -1)
+        if row < 0 or not bool(others.any()) or bool(others.all()):
+            return self.cell_scale
+        return CellScale.of(self._good_distances[others])
 
     def typical(self) -> tuple[float, float]:
         """Patch values of good images that were left out: the median, and what only the top reaches."""
