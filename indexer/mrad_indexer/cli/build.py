@@ -197,6 +197,11 @@ def engine_of(name: str, load: Callable[[], Encoder], workers: int | None) -> En
 def say_what_is_missing(dataset: Dataset) -> None:
     """Before an hour of encoding, not after it."""
     counts = dataset.counts
+    if dataset.name == "flat":
+        say(
+            f"took {len(dataset)} images of {dataset.root.name} as good parts: it has no folders, and "
+            "nothing labels them"
+        )
     for name, what in (("normal", "good"), ("anomalous", "defective")):
         if not counts[name]:
             serves = (

@@ -50,7 +50,11 @@ def check_command(
     )
     with console.status(f"{len(dataset)} images"):
         findings = check(dataset, options.reading(bit_depth))
-    say((dataset.name, "bold"), f" layout, {len(dataset)} images in {path}")
+    say(
+        (dataset.name, "bold"),
+        f" layout, {len(dataset)} images in {path}"
+        + (", all taken as good parts" if dataset.name == "flat" else ""),
+    )
     shown = Table(box=box.SIMPLE_HEAD)
     for name in ("object", "split", "good", "defective", "masks", "defects"):
         shown.add_column(

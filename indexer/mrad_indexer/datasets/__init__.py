@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mrad.errors import DataError
 from mrad.images.masks import Orientation
-from mrad_indexer.datasets import dagm, folder, ksdd, manifest, medical, mvtec, visa
+from mrad_indexer.datasets import dagm, flat, folder, ksdd, manifest, medical, mvtec, visa
 from mrad_indexer.datasets.records import Dataset, Record, folders_in
 from mrad_indexer.datasets.walk import left_out
 
@@ -108,6 +108,12 @@ READERS: tuple[Reader, ...] = (
         "CVC-ClinicDB, CVC-ColonDB, Kvasir, Endo, ISIC, TN3K: images/ and masks/",
         ("images", "masks"),
     ),
+    Reader(
+        flat.NAME,
+        flat.detect,
+        flat.read,
+        "photographs in one folder and nothing else: all are good parts",
+    ),
 )
 NEAREST = 3
 LOOKED_AT = 2_000
@@ -135,6 +141,8 @@ def read_dataset(
     if not path.exists():
         raise DataError(f"{path} does not exist")
     dataset = _reader(path, layout).read(path)
+    if layout == "auto" and dataset.name == flat.NAME:
+        flat.check_names(dataset)
     if mask_orientation != "auto":
         turned = (replace(r, mask_orientation=mask_orientation) for r in dataset.records)
         dataset = replace(dataset, records=tuple(turned))

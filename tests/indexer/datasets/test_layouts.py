@@ -143,7 +143,7 @@ def test_ringing_of_lossy_masks_is_not_a_defect(tmp_path):
 def test_unknown_things_are_refused_with_what_is_known(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         read_dataset(tmp_path / "nowhere")
-    picture(tmp_path / "1.png")
+    picture(tmp_path / "odd" / "1.png")
     with pytest.raises(DataError, match=r"nearest are: .*mvtec.*folder"):
         read_dataset(tmp_path)
     with pytest.raises(DataError, match="unknown"):
@@ -156,7 +156,12 @@ def test_unknown_things_are_refused_with_what_is_known(tmp_path):
 
 
 def test_every_reader_is_tested_here():
-    listed = {row[2] for row in SETS} | {"csv", "jsonl", "ksdd2"}  # test_manifests.py, and below
+    listed = {row[2] for row in SETS} | {
+        "csv",
+        "jsonl",
+        "ksdd2",
+        "flat",
+    }  # test_manifests.py, and below
     assert listed == {reader.name for reader in READERS}
 
 
@@ -247,3 +252,38 @@ def test_an_unknown_layout_names_the_three_nearest(tmp_path):
         picture(tmp_path / place)
     with pytest.raises(DataError, match=r"ground-truth, testing, training.*nearest are: .*mvtec"):
         read_dataset(tmp_path)
+
+
+def test_a_flat_folder_of_photographs_is_all_good_parts(tmp_path):
+    for name in ("1.png", "b.JPG", "good_3.bmp"):
+        picture(tmp_path / "parts" / name)
+    (tmp_path / "parts" / "notes.txt").write_text("of last week")
+    (tmp_path / "parts" / "empty").mkdir()
+    dataset = read_dataset(tmp_path / "parts")
+    assert dataset.name == "flat"
+    assert [r.source for r in dataset.records] == ["1.png", "b.JPG", "good_3.bmp"]
+    assert not any(r.anomalous for r in dataset.records)
+    assert dataset.objects == ("parts",)
+
+
+@pytest.mark.parametrize(
+    "beside", ["labels.csv", "a.json", "a.xml", "a.txt", "a_mask.png", "x/b.png"]
+)
+def test_a_folder_with_labels_or_more_folders_is_not_taken_for_good_parts(tmp_path, beside):
+    picture(tmp_path / "a.png")
+    if beside.endswith(".png"):
+        picture(tmp_path / beside)
+    else:
+        (tmp_path / beside).write_text("{}")
+    with pytest.raises(DataError, match="no layout"):
+        read_dataset(tmp_path)
+
+
+def test_names_of_defects_in_a_flat_folder_are_asked_about(tmp_path):
+    for name in ("ok_1.png", "ng_2.png", "engine.png"):
+        picture(tmp_path / name)
+    with pytest.raises(
+        DataError, match=r"1 of 3 are called as defects \(ng_2.png\).*--layout flat"
+    ):
+        read_dataset(tmp_path)
+    assert len(read_dataset(tmp_path, layout="flat")) == 3
