@@ -14,10 +14,11 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from mrad.encoder.encoder import Features
-from mrad.heads import Head, head_class
+from mrad.heads import Head, HeadOutput, head_class
 from mrad.heads.choose import check_good_parts
 from mrad.heads.nn import LeftOut, NNHead
 from mrad.heads.standard import Scale
+from mrad.heads.tf import TFHead
 
 if TYPE_CHECKING:
     from mrad.encoder.encoder import Encoder
@@ -57,8 +58,11 @@ class CombinedHead(NNHead):
         import copy
 
         check_good_parts(bank)
+        before = getattr(self, "patch_level", None)
         self.image_level, self.patch_level = both(bank.image), both(bank.patch)
         self.base = copy.copy(self.base)
+        if isinstance(self.base, TFHead) and before != self.patch_level:
+            self.base.forget_sums()  # they hold a stand-in, or lack one
         if self.image_level:
             self.base.attach(bank if self.patch_level else with_patches_of_images(bank), mode)
         super().attach(bank, mode)
@@ -68,28 +72,42 @@ class CombinedHead(NNHead):
         found = super().left_out()
         if not self.image_level:
             return found
-        patch, image = [], []
-        for start, features in enumerate(self.stored(1)):
-            own = self.views.rows[start : start + 1]
-            output = self.base(features, own)
-            patch.append(output.patch[0].cpu())
-            image.append(output.image[0].cpu())
+        self._output = output = self._base_left_out()
         cells, parts = found.cells, found.parts
         if self.patch_level:
             known = self.views.normal & found.good[:, None]
-            odds = log_odds(torch.stack(patch))
+            odds = log_odds(output.patch)
             self.patch_scale = Scale.of(odds[known], distance=False)
             cells = cells + self.patch_scale(odds).where(~(found.good[:, None] & ~known), 0.0)
-        return LeftOut(
-            cells, torch.cat([parts, log_odds(torch.stack(image))[None].double()]), found.good
+        return LeftOut(cells, torch.cat([parts, log_odds(output.image)[None].double()]), found.good)
+
+    def _base_left_out(self) -> HeadOutput:
+        """What the other head says of the images in `views`, each without its own keys."""
+        if isinstance(self.base, TFHead):
+            return self.base.left_out_output(self.views)
+        found = [
+            self.base(features, self.views.rows[start : start + 1])
+            for start, features in enumerate(self.stored(1))
+        ]
+        patch, image = (
+            torch.cat([getattr(one, name) for one in found]) for name in ("patch", "image")
         )
+        return HeadOutput(patch.cpu(), image.cpu())
+
+    def left_out_measures(self) -> tuple[Tensor, Tensor]:
+        """See `NNHead.left_out_measures`."""
+        cells, parts = super().left_out_measures()
+        return self._joined(cells, parts, self._output) if self.image_level else (cells, parts)
 
     def measure(self, features: Features, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `NNHead.measure`."""
         cells, parts = super().measure(features, exclude)
         if not self.image_level:
             return cells, parts
-        output = self.base(features, exclude)
+        return self._joined(cells, parts, self.base(features, exclude))
+
+    def _joined(self, cells: Tensor, parts: Tensor, output: HeadOutput) -> tuple[Tensor, Tensor]:
+        """What `nn` measured with what the other head says."""
         if self.patch_level:
             cells = cells + self.patch_scale(log_odds(output.patch.cpu()))
         return cells, torch.cat([parts, log_odds(output.image.cpu())[None].double()])

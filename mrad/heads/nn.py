@@ -132,6 +132,7 @@ class NNHead:
         group = self.groups[self.views.rows]
         near, far = self.classes.left_out(classes, group)
         found = 1 - measured.cosine
+        self._own = found.clone(), torch.stack([near, far]).nan_to_num(2.0)
         found[self.views.good[:, None] & ~self.views.normal] = torch.nan
         return found, near, far
 
@@ -147,6 +148,16 @@ class NNHead:
             part = raw[start : start + batch].to(device)
             whole = image[start : start + batch].to(device)
             yield Features(whole, neighbourhood_average(part, grid), part)
+
+    def left_out_measures(self) -> tuple[Tensor, Tensor]:
+        """As `measure` of the images in `views`, each without its own group."""
+        distance, parts = self._own
+        return self.cell_scale(distance), parts
+
+    def left_out_output(self, views: Views) -> HeadOutput:
+        """As `__call__` judges the images that the memory holds whole, each without its own group."""
+        cells, parts = self.left_out_measures()
+        return HeadOutput(self.blend.patch(cells), self.blend.image(parts))
 
     def tops(self, cells: Tensor) -> Tensor:
         """The top score [V] of maps of patch values [V, N]."""

@@ -11,8 +11,10 @@ from torch import Tensor
 from mrad.errors import HeadError
 from mrad.heads import HeadOutput
 from mrad.heads.choose import check_two_classes
+from mrad.heads.sums import LeftOutSums, stored_query
 from mrad.retrieval.base import Retriever, at_reference_shares
 from mrad.retrieval.choose import make_retriever
+from mrad.retrieval.goods import Views
 
 if TYPE_CHECKING:
     from mrad.encoder.encoder import Encoder, Features
@@ -37,11 +39,12 @@ class TFHead:
         if state:
             raise HeadError("tf is train-free: it takes no checkpoint")
         self.encoder = encoder
+        self._sums: LeftOutSums | None = None
 
     def attach(self, bank: MemoryBank, mode: str = "exact") -> None:
         """Index both levels; exact or approximate retrieval by `mode`."""
         check_two_classes(bank, self.name)
-        self.levels = bank.image, bank.patch
+        self.bank, self.levels = bank, (bank.image, bank.patch)
         self.image: Retriever = make_retriever(bank.image, mode=mode, device=self.encoder.device)
         self.patch: Retriever = make_retriever(bank.patch, mode=mode, device=self.encoder.device)
 
@@ -56,3 +59,13 @@ class TFHead:
             at_reference_shares(patch, self.levels[1], rows).view(batch, cells),
             at_reference_shares(image, self.levels[0], exclude),
         )
+
+    def left_out_output(self, views: Views) -> HeadOutput:
+        """As `__call__` judges the images that the memory holds whole, each without its own keys."""
+        query = stored_query(self.bank, views, self.encoder.device)
+        self._sums = LeftOutSums.measure(self.bank, views, query, self._sums)
+        return self._sums.output(views.rows)
+
+    def forget_sums(self) -> None:
+        """What was measured of the memory's own images does not hold for the next memory."""
+        self._sums = None

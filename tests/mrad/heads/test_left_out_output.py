@@ -1,0 +1,70 @@
+"""What heads say of the memory's own images, each left out, while the memory learns and forgets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mrad import Detector, Encoder, MemoryBank, Sample
+from mrad.demo import FOLDER
+from mrad.encoder.encoder import Features
+from mrad.heads.sums import stored_query
+from mrad.memory.keys import encode_samples
+from mrad.retrieval.goods import Views
+
+MEMORY = FOLDER / "memory"
+
+
+def samples(goods: int, masked: int, bare: int = 0) -> list[Sample]:
+    found = [
+        Sample(path, anomalous=False, source=path.name)
+        for path in sorted((MEMORY / "good").glob("*.png"))[:goods]
+    ]
+    for place, path in enumerate(sorted((MEMORY / "defect").glob("*.png"))[: masked + bare]):
+        mask = MEMORY / "masks" / path.name if place < masked else None
+        found.append(Sample(path, anomalous=True, mask=mask, source=path.name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def bank(mini_encoder: Encoder) -> MemoryBank:
+    return MemoryBank.from_samples(mini_encoder, samples(5, 2, 1))
+
+
+def judged_one_by_one(detector: Detector) -> tuple[np.ndarray, np.ndarray]:
+    """The long way: every stored image through the head, its own entry excluded."""
+    bank, encoder = detector.bank, detector.encoder
+    views = Views.of(bank.local, encoder.grid**2)
+    raw = torch.from_numpy(bank.local.keys).view(len(views), encoder.grid**2, -1)
+    classes, averaged = stored_query(bank, views, "cpu")(range(len(views)))
+    output = detector.head(Features(classes, averaged, raw), views.rows)
+    return output.patch.numpy(), output.image.numpy()
+
+
+@pytest.mark.parametrize("head", ["tf", "nn", "combined"])
+def test_own_images_are_judged_as_if_each_were_new_whatever_was_learnt(
+    mini_encoder: Encoder, bank: MemoryBank, head: str
+) -> None:
+    detector = Detector(mini_encoder, bank, head)
+    ((new, keys),) = encode_samples(mini_encoder, samples(6, 0)[5:])
+    states = [bank, bank.remove(bank.entries[1].entry_id), bank.remove(bank.entries[6].entry_id)]
+    states += [bank, bank.add(new, keys), bank]
+    for state in states:
+        detector = detector.with_bank(state)
+        views = Views.of(state.local, mini_encoder.grid**2)
+        output = detector.head.left_out_output(views)
+        patch, image = judged_one_by_one(detector)
+        np.testing.assert_allclose(output.patch, patch, atol=2e-4)
+        np.testing.assert_allclose(output.image, image, atol=2e-4)
+
+
+def test_the_first_mask_changes_what_stands_beside_nn(mini_encoder: Encoder) -> None:
+    bare = MemoryBank.from_samples(mini_encoder, samples(4, 0, 2))
+    detector = Detector(mini_encoder, bare, "combined")
+    with_mask = MemoryBank.from_samples(mini_encoder, samples(4, 1, 1))
+    masked = detector.with_bank(with_mask)
+    patch, image = judged_one_by_one(masked)
+    views = Views.of(with_mask.local, mini_encoder.grid**2)
+    np.testing.assert_allclose(masked.head.left_out_output(views).patch, patch, atol=2e-4)
+    np.testing.assert_allclose(masked.head.left_out_output(views).image, image, atol=2e-4)
