@@ -37,6 +37,23 @@ def parts_of(visual: nn.Module) -> TowerParts:
     )
 
 
+def block_parts(block: Any) -> dict[str, Any]:
+    """What `kernels` reads of an open_clip block, of the image tower's and of the text tower's."""
+    attention = block.attn
+    return {
+        "heads": attention.num_heads,
+        "norm1": block.ln_1,
+        "norm2": block.ln_2,
+        "scale1": block.ls_1,
+        "scale2": block.ls_2,
+        "mlp": block.mlp,
+        "qkv_weight": attention.in_proj_weight,
+        "qkv_bias": attention.in_proj_bias,
+        "out_weight": attention.out_proj.weight,
+        "out_bias": attention.out_proj.bias,
+    }
+
+
 def _open_clip_parts(visual: VisionTransformer) -> TowerParts:
     if visual.attn_pool is not None or visual.pool_type != "tok":
         raise UnsupportedEncoderError(
@@ -52,21 +69,7 @@ def _open_clip_parts(visual: VisionTransformer) -> TowerParts:
                 "this tower's attention has query/key norms or scaling of its own; softmax(v vT) "
                 "is defined on plain attention"
             )
-        attention = block.attn
-        blocks.append(
-            {
-                "heads": attention.num_heads,
-                "norm1": block.ln_1,
-                "norm2": block.ln_2,
-                "scale1": block.ls_1,
-                "scale2": block.ls_2,
-                "mlp": block.mlp,
-                "qkv_weight": attention.in_proj_weight,
-                "qkv_bias": attention.in_proj_bias,
-                "out_weight": attention.out_proj.weight,
-                "out_bias": attention.out_proj.bias,
-            }
-        )
+        blocks.append(block_parts(block))
     return TowerParts(
         patches=Cut(visual.conv1.weight, None),
         patch_size=visual.conv1.weight.shape[-1],

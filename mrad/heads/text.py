@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mrad.encoder.parts import block_parts
 from mrad.encoder.tower import Block
 from mrad.errors import UnsupportedEncoderError
 
@@ -62,7 +63,7 @@ class TextTower(nn.Module):
         ids, ends = tokenize(name, prompts, n_ctx, text)
         self.n_ctx, self.width = n_ctx, int(text.positional_embedding.shape[1])
         self.blocks = nn.ModuleList(
-            CausalBlock(_parts(block), torch.float32) for block in text.transformer.resblocks
+            CausalBlock(block_parts(block), torch.float32) for block in text.transformer.resblocks
         )
         self.norm = _frozen_copy(text.ln_final)
         self.register_buffer("embedding", text.token_embedding.weight.detach()[ids].float().clone())
@@ -146,22 +147,6 @@ def tokenize(name: str, prompts: tuple[str, str], n_ctx: int, text: Any) -> tupl
             f"tokens, {length} places); use tf or ft with this encoder"
         )
     return ids[:, : int(ends.max()) + 1], ends
-
-
-def _parts(block: Any) -> dict[str, Any]:
-    attention = block.attn
-    return {
-        "heads": attention.num_heads,
-        "norm1": block.ln_1,
-        "norm2": block.ln_2,
-        "scale1": block.ls_1,
-        "scale2": block.ls_2,
-        "mlp": block.mlp,
-        "qkv_weight": attention.in_proj_weight,
-        "qkv_bias": attention.in_proj_bias,
-        "out_weight": attention.out_proj.weight,
-        "out_bias": attention.out_proj.bias,
-    }
 
 
 def _frozen_copy(norm: nn.LayerNorm) -> nn.LayerNorm:

@@ -1,7 +1,7 @@
 """What a file is, by its first bytes: the formats that are read, and names for those that are not.
 
 One list for the library, the command line and the server; the page's and the client's own lists are
-compared with it by tests/mrad/images/test_formats.py.
+compared with it by tests/mrad/images/test_one_reader.py.
 """
 
 from __future__ import annotations
@@ -11,37 +11,10 @@ from collections.abc import Callable
 from pathlib import PurePath
 
 SUFFIXES = frozenset(
-    [
-        ".png",
-        ".apng",
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".btf",
-        ".webp",
-        ".gif",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".pfm",
-        ".jp2",
-        ".j2k",
-        ".jpx",
-        ".avif",
-        ".heic",
-        ".heif",
-        ".tga",
-        ".pcx",
-        ".ico",
-        ".dcm",
-        ".dicom",
-    ]
+    """
+    .png .apng .jpg .jpeg .jpe .jfif .bmp .dib .tif .tiff .btf .webp .gif .ppm .pgm .pbm
+    .pnm .pfm .jp2 .j2k .jpx .avif .heic .heif .tga .pcx .ico .dcm .dicom
+    """.split()  # noqa: SIM905
 )
 """Of the files that a folder is searched for. What a file holds decides how it is read."""
 

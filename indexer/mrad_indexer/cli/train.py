@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -17,10 +18,19 @@ from mrad_indexer.cli.console import MRADGroup, errors, listing, say, warn
 
 if TYPE_CHECKING:
     from mrad_indexer.training.compare import Comparison
-    from mrad_indexer.training.recipe import CLIPRecipe
 
-app = typer.Typer(cls=MRADGroup, help="Train a head on labelled images.", no_args_is_help=True)
+app = typer.Typer(cls=MRADGroup)
 Recipe = TypeVar("Recipe", bound=BaseModel)
+
+
+class TrainedHead(StrEnum):
+    """Heads that are trained."""
+
+    ft = "ft"
+    clip = "clip"
+
+
+HeadName = Annotated[TrainedHead, typer.Argument(help="which head")]
 
 Data = Annotated[Path, typer.Argument(help="a dataset in any layout that `mrad data check` knows")]
 Out = Annotated[Path, typer.Option("--out", help="the checkpoint, NAME.safetensors")]
@@ -61,42 +71,9 @@ StartFrom = Annotated[
 ]
 
 
-@app.command("ft")
-def ft_command(
-    data: Data,
-    out: Out,
-    recipe: RecipeName = "auto",
-    settings: Settings = None,
-    split: Split = None,
-    layout: options.Layout = "auto",
-    bank: BankPath = None,
-    save_bank: SaveBank = None,
-    encoder: EncoderName = "mrad-mini",
-    pretrained: options.Pretrained = None,
-    image_size: ImageSize = None,
-    device: options.Device = "auto",
-    cache: CachePath = None,
-    keep_aside: Aside = 0.2,
-) -> None:
-    """Learn projections of queries and keys; writes OUT, its loss curves .csv and .png.
-
-    At the end the head is compared with those that need no training, on images kept aside.
-    """
-    _run(
-        "ft",
-        (data, split, layout),
-        out,
-        (encoder, pretrained, image_size, device),
-        bank_path=bank,
-        save_bank=save_bank,
-        cache=cache,
-        aside=keep_aside,
-        recipe=(recipe, settings),
-    )
-
-
-@app.command("clip")
-def clip_command(
+@app.command(no_args_is_help=True)
+def train_command(
+    head: HeadName,
     data: Data,
     out: Out,
     recipe: RecipeName = "auto",
@@ -107,64 +84,39 @@ def clip_command(
     layout: options.Layout = "auto",
     bank: BankPath = None,
     save_bank: SaveBank = None,
-    encoder: EncoderName = "mrad-mini",
+    encoder_name: EncoderName = "mrad-mini",
     pretrained: options.Pretrained = None,
     image_size: ImageSize = None,
     device: options.Device = "auto",
     cache: CachePath = None,
-    keep_aside: Aside = 0.2,
+    aside: Aside = 0.2,
 ) -> None:
-    """Learn prompts on top of FT; writes OUT, its loss curves .csv and .png.
+    """Train a head on labelled images.
 
-    At the end the head is compared with those that need no training, on images kept aside.
+    Writes OUT, its loss curves .csv and .png.
+
+    ft learns projections of queries and keys, clip learns prompts on top of it. At the end the head
+    is compared with those that need no training, on images kept aside.
     """
-    from mrad_indexer.training.recipe import CLIPRecipe
-
-    _run(
-        "clip",
-        (data, split, layout),
-        out,
-        (encoder, pretrained, image_size, device),
-        bank_path=bank,
-        save_bank=save_bank,
-        cache=cache,
-        aside=keep_aside,
-        recipe=(recipe, settings_ft),
-        clip=recipe_of(CLIPRecipe(), settings),
-        start_from=start_from,
-    )
-
-
-def _run(
-    head: str,
-    data: tuple[Path, str | None, str],
-    out: Path,
-    encoder_options: tuple[str, str | None, int | None, str],
-    *,
-    bank_path: Path | None,
-    save_bank: Path | None,
-    cache: Path | None,
-    aside: float,
-    recipe: tuple[str, list[str] | None],
-    start_from: Path | None = None,
-    clip: CLIPRecipe | None = None,
-) -> None:
     from mrad import Encoder, MemoryBank
     from mrad_indexer.datasets import read_dataset
     from mrad_indexer.training.compare import keep_aside
-    from mrad_indexer.training.recipe import check_steps, ft_recipe, recipe_for
+    from mrad_indexer.training.recipe import CLIPRecipe, check_steps, ft_recipe, recipe_for
     from mrad_indexer.training.run import train
 
-    path, split, layout = data
-    records = read_dataset(path, split=split, layout=layout).records
+    clip = None
+    if head is TrainedHead.clip:
+        clip, settings = recipe_of(CLIPRecipe(), settings), settings_ft
+    elif settings_ft or start_from:
+        raise typer.BadParameter("is for clip", param_hint="--set-ft, --start-from")
+    records = read_dataset(data, split=split, layout=layout).records
     images = len(keep_aside(records, aside)[0])
-    chosen = recipe_for(images, head) if recipe[0] == "auto" else recipe[0]
-    ft = recipe_of(ft_recipe(chosen, head), recipe[1])
+    chosen = recipe_for(images, head.value) if recipe == "auto" else recipe
+    ft = recipe_of(ft_recipe(chosen, head.value), settings)
     if start_from is None:
         check_steps(ft, images)
         say(f"{images} images to train on: recipe {chosen}", style="dim", to=errors)
-    name, pretrained, image_size, device = encoder_options
-    encoder = Encoder.load(name, pretrained, image_size=image_size, device=device)
+    encoder = Encoder.load(encoder_name, pretrained, image_size=image_size, device=device)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=errors) as bar:
         tasks: dict[str, Any] = {}
@@ -175,12 +127,12 @@ def _run(
             bar.update(tasks[stage], completed=done, description=f"{stage} {note}")
 
         result = train(
-            head,
+            head.value,
             encoder,
             records,
             out,
             cache or user_cache_path("mrad") / "features",
-            bank=None if bank_path is None else MemoryBank.load(bank_path, encoder=encoder),
+            bank=None if bank is None else MemoryBank.load(bank, encoder=encoder),
             bank_path=save_bank,
             metadata={"pretrained": pretrained} if pretrained else {},
             encoding=lambda done, of: show("encode", done, of),

@@ -7,54 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mrad_client.batch.sources import NO_PICTURES
+
 from mrad.images.formats import SUFFIXES, kind_of
 
 HEAD = 1 << 12
 """Bytes of a file that tell whether it is a picture."""
-NO_PICTURES = frozenset(
-    [
-        ".csv",
-        ".tsv",
-        ".json",
-        ".jsonl",
-        ".ndjson",
-        ".txt",
-        ".md",
-        ".rst",
-        ".xml",
-        ".yaml",
-        ".yml",
-        ".toml",
-        ".ini",
-        ".pdf",
-        ".html",
-        ".htm",
-        ".log",
-        ".py",
-        ".ipynb",
-        ".sh",
-        ".db",
-        ".npy",
-        ".npz",
-        ".pt",
-        ".pth",
-        ".safetensors",
-        ".parquet",
-        ".xlsx",
-        ".xls",
-        ".docx",
-        ".zip",
-        ".gz",
-        ".tar",
-        ".7z",
-        ".rar",
-        ".mat",
-        ".pkl",
-        ".h5",
-        ".faiss",
-        ".journal",
-    ]
-)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from mrad_indexer.cli import imports as cli_import
+from mrad_indexer.cli import main
 from mrad_indexer.cli import train as cli_train
 from typer.testing import CliRunner
 
@@ -39,14 +40,14 @@ def loads_tiny(monkeypatch, tiny_encoder):
 @pytest.mark.usefixtures("loads_tiny")
 def test_train_ft(tmp_path, dataset, tiny_encoder):
     out, bank = tmp_path / "out" / "ft.safetensors", tmp_path / "bank"
-    command = ["ft", str(dataset), "--out", str(out), "--cache", str(tmp_path / "cache")]
-    done = runner.invoke(cli_train.app, [*command, "--set", "epochs=2", "--save-bank", str(bank)])
+    command = ["train", "ft", str(dataset), "--out", str(out), "--cache", str(tmp_path / "cache")]
+    done = runner.invoke(main.app, [*command, "--set", "epochs=2", "--save-bank", str(bank)])
     assert done.exit_code == 0, done.output
     assert "ft: 2 epochs" in done.stdout
     assert "times slower" in done.stdout
     load_head("ft", tiny_encoder, checkpoint=out).attach(MemoryBank.load(bank))
-    clip = ["clip", str(dataset), "--out", str(out), "--cache", str(tmp_path / "cache")]
-    done = runner.invoke(cli_train.app, [*clip, "--set", "epochs=1", "--set-ft", "epochs=1"])
+    clip = ["train", "clip", str(dataset), "--out", str(out), "--cache", str(tmp_path / "cache")]
+    done = runner.invoke(main.app, [*clip, "--set", "epochs=1", "--set-ft", "epochs=1"])
     assert done.exit_code == 0, done.output
     assert "0 encoded now" in done.stdout
 
@@ -58,7 +59,9 @@ def test_train_ft(tmp_path, dataset, tiny_encoder):
 )
 def test_a_wrong_setting_is_one_line(tmp_path, dataset, setting, message):
     out = tmp_path / "ft.safetensors"
-    done = runner.invoke(cli_train.app, ["ft", str(dataset), "--out", str(out), "--set", setting])
+    done = runner.invoke(
+        main.app, ["train", "ft", str(dataset), "--out", str(out), "--set", setting]
+    )
     assert done.exit_code == 2
     assert message in done.stderr
     assert "Traceback" not in done.output
@@ -77,12 +80,12 @@ def test_settings_are_typed():
 @pytest.mark.usefixtures("loads_tiny")
 def test_a_named_recipe(tmp_path, dataset):
     out = tmp_path / "ft.safetensors"
-    command = ["ft", str(dataset), "--out", str(out), "--cache", str(tmp_path / "cache")]
-    done = runner.invoke(cli_train.app, [*command, "--recipe", "few-images", "--set", "epochs=2"])
+    command = ["train", "ft", str(dataset), "--out", str(out), "--cache", str(tmp_path / "cache")]
+    done = runner.invoke(main.app, [*command, "--recipe", "few-images", "--set", "epochs=2"])
     assert done.exit_code == 0, done.output
     recipe = load_checkpoint(out).training["recipe"]["ft"]
     assert (recipe["epochs"], recipe["start"], recipe["patch_quantile"]) == (2, "whitened", 1.0)
-    done = runner.invoke(cli_train.app, [*command, "--recipe", "huge"])
+    done = runner.invoke(main.app, [*command, "--recipe", "huge"])
     assert done.exit_code == 2
     assert "paper, few-images" in done.stderr
 

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from mrad_indexer.cli import main
 from mrad_indexer.cli import train as cli_train
 from mrad_indexer.datasets import Record, read_dataset
 from mrad_indexer.training import compare
@@ -68,8 +69,8 @@ def test_the_trained_head_is_compared_on_images_that_it_has_not_seen(
 ):
     monkeypatch.setattr(Encoder, "load", lambda *names, **options: tiny_encoder)
     out, bank = tmp_path / "ft.safetensors", tmp_path / "bank"
-    command = ["ft", str(parts), "--out", str(out), "--cache", str(tmp_path / "cache")]
-    done = CliRunner().invoke(cli_train.app, [*command, "--save-bank", str(bank)])
+    command = ["train", "ft", str(parts), "--out", str(out), "--cache", str(tmp_path / "cache")]
+    done = CliRunner().invoke(main.app, [*command, "--save-bank", str(bank)])
     assert done.exit_code == 0, done.output
     assert "48 images to train on: recipe few-images" in done.stderr
     assert "on 12 images kept aside" in done.stdout
@@ -94,10 +95,10 @@ def test_the_trained_head_is_compared_on_images_that_it_has_not_seen(
             or judged(detectors, images, **options)
         ),
     )
-    done = CliRunner().invoke(cli_train.app, [*command, "--bank", str(bank)])
+    done = CliRunner().invoke(main.app, [*command, "--bank", str(bank)])
     assert done.exit_code == 0, done.output
     assert asked == [48]  # of the memory given, nothing that is judged
-    refused = CliRunner().invoke(cli_train.app, [*command, "--recipe", "paper"])
+    refused = CliRunner().invoke(main.app, [*command, "--recipe", "paper"])
     assert refused.exit_code == 2
     assert "few-images" in refused.stderr
 

@@ -13,87 +13,19 @@ from pathlib import Path
 from mrad_client.errors import InputError
 
 SUFFIXES = frozenset(
-    [
-        ".png",
-        ".apng",
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".btf",
-        ".webp",
-        ".gif",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".pfm",
-        ".jp2",
-        ".j2k",
-        ".jpx",
-        ".avif",
-        ".heic",
-        ".heif",
-        ".tga",
-        ".pcx",
-        ".ico",
-        ".dcm",
-        ".dicom",
-    ]
+    """
+    .png .apng .jpg .jpeg .jpe .jfif .bmp .dib .tif .tiff .btf .webp .gif .ppm .pgm .pbm
+    .pnm .pfm .jp2 .j2k .jpx .avif .heic .heif .tga .pcx .ico .dcm .dicom
+    """.split()  # noqa: SIM905
 )
 """What the server reads; it looks at content, this list only says what a folder is searched for."""
 NO_PICTURES = frozenset(
-    [
-        ".csv",
-        ".tsv",
-        ".json",
-        ".jsonl",
-        ".ndjson",
-        ".txt",
-        ".md",
-        ".rst",
-        ".xml",
-        ".yaml",
-        ".yml",
-        ".toml",
-        ".ini",
-        ".pdf",
-        ".html",
-        ".htm",
-        ".log",
-        ".py",
-        ".ipynb",
-        ".sh",
-        ".db",
-        ".npy",
-        ".npz",
-        ".pt",
-        ".pth",
-        ".safetensors",
-        ".parquet",
-        ".xlsx",
-        ".xls",
-        ".docx",
-        ".zip",
-        ".gz",
-        ".tar",
-        ".7z",
-        ".rar",
-        ".mat",
-        ".pkl",
-        ".h5",
-        ".faiss",
-        ".journal",
-        ".part",
-        ".partial",
-        ".filepart",
-        ".crdownload",
-        ".tmp",
-    ]
+    """
+    .csv .tsv .json .jsonl .ndjson .txt .md .rst .xml .yaml .yml .toml .ini .pdf .html .htm
+    .log .py .ipynb .sh .db .npy .npz .pt .pth .safetensors .parquet .xlsx .xls .docx .zip
+    .gz .tar .7z .rar .mat .pkl .h5 .faiss .journal .part .partial .filepart .crdownload
+    .tmp
+    """.split()  # noqa: SIM905
 )
 """Files that nobody expects a verdict on, and those that are still being copied."""
 MANIFESTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".txt")
