@@ -31,7 +31,9 @@ from benchmarks.tables import Cell, Table, hardware, main, middle, paired, ratio
 from mrad import Detector, Encoder, MemoryBank
 from mrad.encoder.device import exact_float32
 from mrad.maps import anomaly_map
+from mrad.memory.level import LevelMemory
 from mrad.retrieval.exact import ExactRetriever
+from mrad.retrieval.goods import GoodPatches, Views
 from mrad.retrieval.nearest import by_blocks, nearest, resources_of
 
 NAME = "gpu"
@@ -44,6 +46,8 @@ LEVELS = 2.01 / 255
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 COMPILED = (1, 8)
 """Each batch size is compiled anew, half a minute each."""
+GOODS = (24_000, 68_000)
+"""Single patches of good images: what 50 give with `mrad-mini`, and with ViT-L/14-336."""
 SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 AIMS = {"paper": 20.0, "gemm": 60.0, "http": 95.0}
 """Times the paper's loop at batch 1; percent of the GEMM rate; percent of the bare rate."""
@@ -86,6 +90,7 @@ def run(quick: bool) -> list[Table]:
         ("the paper's loop", 30, lambda: against_paper(bench, clip)),
         ("images a second", 60, lambda: by_batch(bench, clip)),
         ("the server", 90, lambda: server(bench)),
+        ("the nearest good patch", 50, lambda: nearest_good(bench)),
         ("retrieval", 60, lambda: retrieval(bench)),
         ("compiled", 90, lambda: compiled(bench, clip)),
     ]
@@ -135,7 +140,8 @@ def same_numbers(bench: Bench, clip: nn.Module) -> Table:
             "patch probabilities": cells,
             "similarity of the 5 nearest": torch.from_numpy(similarity),
             "map": anomaly_map(cells, bench.geometry.size),
-            "scores of six boards, mrad-mini": board_scores(on),
+            "scores of six boards, mrad-mini": board_scores(on, "tf"),
+            "the same by head nn": board_scores(on, "nn"),
         }
 
     rows: list[list[Cell]] = []
@@ -150,11 +156,11 @@ def same_numbers(bench: Bench, clip: nn.Module) -> Table:
     return Table(f"CPU = {bench.device}, float32", columns, rows, [hardware()])
 
 
-def board_scores(on: str) -> Tensor:
+def board_scores(on: str, head: str) -> Tensor:
     """The shipped encoder from files to scores."""
     boards = samples()
     encoder = Encoder.load("mrad-mini", device=on)
-    detector = Detector(encoder, MemoryBank.from_samples(encoder, boards[::4]))
+    detector = Detector(encoder, MemoryBank.from_samples(encoder, boards[::4]), head)
     return torch.tensor([found.score for found in detector.predict([b.image for b in boards[:6]])])
 
 
@@ -318,6 +324,27 @@ def retrieval(bench: Bench) -> Table:
         "10 nearest, FAISS on the GPU",
     ]
     return Table(f"Exact retrieval of {cells} patches, {bench.device}", columns, rows, notes)
+
+
+def nearest_good(bench: Bench) -> Table:
+    """Head `nn`: how far one image's patches are from the nearest of all good ones, and its evidence."""
+    width, rows, notes = bench.geometry.width, [], [hardware()]
+    cells = (bench.geometry.size // bench.geometry.patch) ** 2
+    for count in GOODS[:1] if bench.quick else GOODS:
+        images = max(1, count // cells)
+        row = np.repeat(np.arange(images), cells)
+        keys = unit(len(row), width).numpy()
+        whole = np.full(len(row), "normal"), np.ones(len(row), np.int32)
+        local = LevelMemory(keys, np.zeros(len(row), np.uint8), row, *whole)
+        goods = GoodPatches(local, Views.of(local, cells), torch.arange(images), bench.device)
+        for batch in (1, 8):
+            queries = unit(batch * cells, width).to(bench.device)
+            search = middle(bench.times(lambda g=goods, q=queries: g.nearest(q)))
+            named = middle(bench.times(lambda g=goods, q=queries: g.several(q[:1], 5)))
+            rows.append([len(row), batch, search, named])
+    columns = ["keys", "images at once", "nearest good patch of each", "evidence of one patch"]
+    notes.append("PyTorch, in blocks of keys; seeded keys, as many as 50 good images have.")
+    return Table(f"Head nn, {cells} patches an image, {bench.device}", columns, rows, notes)
 
 
 def server(bench: Bench) -> Table:

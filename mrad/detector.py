@@ -73,6 +73,7 @@ class Detector:
                 raise MRADError(f"{name} must lie in [0, 1], not {value}")
         if not sigma >= 0:
             raise MRADError(f"sigma must not be negative, but is {sigma}")
+        encoder.owner.check()  # a head may measure the whole memory now
         bank.check(encoder)
         self.encoder, self.bank = encoder, bank
         self.fusion, self.sigma, self.top, self.retrieval = fusion, sigma, top, retrieval
@@ -89,6 +90,7 @@ class Detector:
 
     def with_bank(self, bank: MemoryBank) -> Detector:
         """The same encoder and head on another memory; this detector goes on as it is."""
+        self.encoder.owner.check()
         bank.check(self.encoder)
         other = copy.copy(self)
         other.bank, other.head, other._evidence = bank, copy.copy(self.head), {}

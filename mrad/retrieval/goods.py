@@ -88,8 +88,8 @@ class GoodPatches:
             banned = ~keys if banned is None else banned | ~keys
         for start in range(0, len(self), BLOCK):
             part = slice(start, start + BLOCK)
-            if banned is not None and bool(banned[part].all()):
-                continue
+            if banned is not None and not self.keys.is_cuda and bool(banned[part].all()):
+                continue  # a card would have to be waited for, which costs more than the product
             cosine = queries @ self.keys[part].T
             if banned is not None:
                 cosine.masked_fill_(banned[part], -torch.inf)
@@ -106,20 +106,22 @@ class GoodPatches:
         """The nearest key of each of the k nearest images: cosine and key, [M, k], best first.
 
         Neighbours in one image say the same thing again, so each image is named once. Places that
-        cannot be filled have the key -1.
+        cannot be filled have the key -1; there are no more places than images.
         """
-        asked = torch.ones(len(self), dtype=torch.bool, device=self.keys.device)
-        values, places = [], []
+        banned = None if exclude < 0 else self.group == self.groups[exclude]
+        images, values, places = len(self.groups), [], []
         for query in queries:
-            left = asked.clone()
-            for _ in range(k):
-                value, place = self.nearest(query[None], exclude, left)
-                values.append(value[0])
-                places.append(place[0])
-                if place[0] >= 0:
-                    left &= self.entry != self.entry[place[0]]
-        shape = len(queries), k
-        return torch.stack(values).view(shape), torch.stack(places).view(shape)
+            cosine = self.keys @ query
+            if banned is not None:
+                cosine.masked_fill_(banned, -torch.inf)
+            best = cosine.new_full((images,), -torch.inf).scatter_reduce(
+                0, self.entry, cosine, "amax"
+            )
+            value, image = best.topk(min(k, images))
+            own = cosine.where(self.entry == image[:, None], -torch.inf)
+            values.append(value)
+            places.append(own.argmax(dim=1).where(value > -torch.inf, -1))
+        return torch.stack(values), torch.stack(places)
 
 
 def within_itself(queries: Tensor, grid: int) -> Tensor:
@@ -130,6 +132,6 @@ def within_itself(queries: Tensor, grid: int) -> Tensor:
     cells = torch.arange(grid * grid)
     row, column = cells // grid, cells % grid
     near = ((row[:, None] - row).abs() <= WINDOW) & ((column[:, None] - column).abs() <= WINDOW)
-    if near.all():
+    if grid <= WINDOW + 1:
         near = torch.eye(len(cells), dtype=torch.bool)
     return (queries @ queries.T).masked_fill(near.to(queries.device), -1.0).amax(dim=1)

@@ -45,11 +45,21 @@ def test_two_devices_share_the_work_and_judge_alike(
 @pytest.mark.parametrize(
     ("device", "batches"), [("cpu", [1]), ("cuda:1", [1, 2, 4, 8, 12])], ids=["cpu", "card"]
 )
+@pytest.mark.parametrize("head", ["tf", "nn"])
 def test_warming_up_goes_through_every_stage_and_on_a_card_every_batch_size(
-    tiny_detector: Detector, monkeypatch, device: str, batches: list[int]
+    tiny_encoder: Encoder, tiny_bank, monkeypatch, head: str, device: str, batches: list[int]
 ) -> None:
     """FAISS and CUDA graphs are asked before the first customer is; the card is only pretended."""
-    seen, asked = [], []
+    tiny_detector = Detector(tiny_encoder, tiny_bank, head)
+    tiny_detector._retriever("image")  # made before the card is pretended
+    seen, asked, searched, named = [], [], [], []
+    if head == "nn":
+        goods = tiny_detector.head.goods
+        nearest, several = goods.nearest, goods.several
+        monkeypatch.setattr(
+            goods, "nearest", lambda q, *o: searched.append(len(q)) or nearest(q, *o)
+        )
+        monkeypatch.setattr(goods, "several", lambda q, *o: named.append(len(q)) or several(q, *o))
     encode, finish = tiny_detector.encode, tiny_detector.finish
     monkeypatch.setattr(tiny_detector.encoder, "device", torch.device(device))
     monkeypatch.setattr(
@@ -67,12 +77,18 @@ def test_warming_up_goes_through_every_stage_and_on_a_card_every_batch_size(
         lambda pixels, **options: encoder.encode_pixels(torch.stack(list(pixels)), **options),
     )
     run = encoder.run
-    monkeypatch.setattr(encoder, "encode_pixels", lambda pixels, **options: Features(
-        *(part if i == 0 else neighbourhood_average(part, encoder.grid)
-          for i, part in enumerate(run(pixels)))))  # fmt: skip
+
+    def encode_pixels(pixels: torch.Tensor, **options: object) -> Features:
+        whole, raw = run(pixels)
+        return Features(whole, neighbourhood_average(raw, encoder.grid), raw)
+
+    monkeypatch.setattr(encoder, "encode_pixels", encode_pixels)
     warm(tiny_detector, 12)
     assert seen == batches
     assert asked == [1] * len(batches)
+    if head == "nn":  # its search, and its evidence for each image
+        assert searched == [count * encoder.grid**2 for count in batches]
+        assert len(named) == sum(batches)
 
 
 def test_several_devices_from_the_environment(monkeypatch) -> None:

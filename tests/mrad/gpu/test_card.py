@@ -45,9 +45,10 @@ def test_a_gpu_resizes_as_pillow_does():
         assert float(levels.max()) < 2.01
 
 
-def test_a_gpu_finds_the_cpus_neighbours_and_probabilities(tiny_clip, tiny_bank):
-    cpu = Detector(Encoder.from_clip(tiny_clip, 96, name="tiny", device="cpu"), tiny_bank)
-    gpu = Detector(Encoder.from_clip(tiny_clip, 96, name="tiny", device="cuda"), tiny_bank)
+@pytest.mark.parametrize("head", ["tf", "nn", "combined"])
+def test_a_gpu_finds_the_cpus_neighbours_and_probabilities(tiny_clip, tiny_bank, head):
+    encoders = (Encoder.from_clip(tiny_clip, 96, name="tiny", device=d) for d in ("cpu", "cuda"))
+    cpu, gpu = (Detector(encoder, tiny_bank, head) for encoder in encoders)
     for one, other in zip(*(d.predict(images(3), evidence=2) for d in (cpu, gpu))):
         assert one.score == pytest.approx(other.score, abs=1e-4)
         assert [e.entry_id for e in one.evidence] == [e.entry_id for e in other.evidence]
