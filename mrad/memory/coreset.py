@@ -55,12 +55,6 @@ def greedy_coreset(
     return picked
 
 
-def covering_radius(vectors: Tensor, rows: npt.NDArray[np.int64]) -> float:
-    """Largest L2 distance of one of the `vectors` [n, d] from its nearest picked one."""
-    points = vectors.float()
-    return float(torch.cdist(points, points[torch.from_numpy(rows)]).amin(dim=1).max())
-
-
 def reduced(level: LevelMemory, size: int, *, seed: int = 0) -> LevelMemory:
     """`size` keys of a level that cover it best, in their order; each class keeps its share.
 

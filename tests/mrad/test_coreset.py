@@ -14,8 +14,13 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `clusters`, under any impo
 from clusters import clustered
 
 from mrad.errors import DimensionError, MRADError, NonFiniteError
-from mrad.memory.coreset import covering_radius, greedy_coreset, reduced
+from mrad.memory.coreset import greedy_coreset, reduced
 from mrad.memory.level import LevelMemory
+
+
+def covering_radius(vectors: torch.Tensor, rows: np.ndarray) -> float:
+    """Largest distance of one of the vectors from its nearest picked one."""
+    return float(torch.cdist(vectors, vectors[torch.from_numpy(rows)]).amin(dim=1).max())
 
 
 def test_coreset_covers_far_better_than_chance() -> None:

@@ -188,19 +188,6 @@ class ApproximateRetriever:
             done |= chosen
         return sums, done
 
-    @torch.inference_mode()
-    def bounds(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """What the exact log sums [M, 2] cannot leave, without a single key being read.
-
-        A cell adds at most min(B^2 / 2, B) to log n + q.m, with B = |q| radius (Hoeffding's lemma),
-        and at least nothing (Jensen). Rigorous and wide: use it to prove, and `accuracy` to judge.
-        """
-        queries = self._checked(queries)
-        base = self.closed_form.base(queries)
-        rounding = 1e-5 * (1 + queries.norm(dim=1, keepdim=True).double())
-        reach = self.closed_form.reach(queries) * (1 + 1e-5) + rounding
-        return self._per_class(base - rounding), self._per_class(base + reach)
-
     def _per_class(self, sums: Tensor) -> Tensor:
         out = sums.new_full((len(sums), 2), -torch.inf)
         for label in (NORMAL, ANOMALOUS):
