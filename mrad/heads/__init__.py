@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel, ValidationError
-from torch import Tensor
 
 from mrad.errors import HeadError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mrad.encoder.encoder import Encoder, Features
     from mrad.memory.bank import MemoryBank
 

@@ -11,6 +11,7 @@ import typer
 from rich import box
 from rich.table import Table
 
+from mrad_indexer.cli.advice import heads_of
 from mrad_indexer.cli.console import MRADGroup, console, say
 from mrad_indexer.cli.tiles import describe as describe_layout
 
@@ -55,6 +56,8 @@ def describe(bank: MemoryBank, path: Path) -> dict[str, Any]:
 
     manifest = read_manifest(path)
     changes = bank.changes
+    heads = heads_of(bank)
+    problem = _problem(bank) or (heads["why"] if heads["default"] is None else None)
     build = bank.metadata.get("build", {})
     return {
         "path": str(path),
@@ -78,8 +81,9 @@ def describe(bank: MemoryBank, path: Path) -> dict[str, Any]:
             for name in dict.fromkeys(entry.object_name for entry in bank.entries)
         },
         "defects": dict(Counter(e.defect for e in bank.entries if e.label).most_common()),
-        "usable": _problem(bank) is None,
-        "problem": _problem(bank),
+        "usable": problem is None,
+        "problem": problem,
+        "heads": heads,
         "calibration": {
             head: {
                 "image_threshold": facts.get("image", {}).get("value"),
@@ -181,8 +185,13 @@ def show(facts: dict[str, Any], every: bool) -> None:
     _show_calibration(facts)
     size = sum(file["bytes"] for file in facts["files"].values())
     say(f"{len(facts['files'])} files, {size / 1e6:.1f} MB, digest {facts['digest'][:12]}")
+    heads = facts["heads"]
     if facts["problem"]:
         say(("cannot score yet", "yellow"), f" {facts['problem']}")
+    else:
+        say(("head ", ""), (heads["default"], "bold"), f" unless told: {heads['why']}")
+        for name, why in heads["unfit"].items():
+            say(f"  not {name}: {why}", style="dim")
     skipped = facts["skipped"]
     if skipped:
         say(f"{len(skipped)} images were skipped when it was built", style="yellow")

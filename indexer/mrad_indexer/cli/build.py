@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mrad.errors import MRADError
+from mrad.errors import MRADError, NoGoodPartsError
 from mrad_indexer.cli import options
+from mrad_indexer.cli.advice import heads_of, next_step, worth
 from mrad_indexer.cli.console import errors, progress, say, warn
 
 if TYPE_CHECKING:
@@ -127,6 +128,11 @@ def build_command(
         only,
     )
     say_what_is_missing(dataset)
+    if not dataset.counts["normal"]:
+        raise NoGoodPartsError(
+            f"{dataset.root} has no good image, and no head can judge by defects alone: add good images "
+            "beside them, in a folder good/; ten are a good beginning"
+        )
     load = partial(
         Encoder.load, encoder, pretrained,
         image_size=image_size, device=device, precision=precision,
@@ -202,14 +208,6 @@ def say_what_is_missing(dataset: Dataset) -> None:
             f"took {len(dataset)} images of {dataset.root.name} as good parts: it has no folders, and "
             "nothing labels them"
         )
-    for name, what in (("normal", "good"), ("anomalous", "defective")):
-        if not counts[name]:
-            serves = (
-                "head nn judges by the good ones alone, and mrad calibrate gives it a threshold"
-                if what == "defective"
-                else "no head can judge without good ones: add some, ten are a good beginning"
-            )
-            warn(f"{dataset.root} has no {what} image; {serves}")
     if counts["anomalous"] and not counts["masks"]:
         warn("no defective image has a mask, so no patch of the memory will be anomalous")
     say_left_out(dataset)
@@ -256,10 +254,18 @@ def summarise(built: Built, dataset: Dataset, encoder: Encoder, out: Path) -> No
     empty = {item.source for item in built.doubtful if item.code == "mask_empty"}
     small = bank.metadata.get("build", {}).get("too_small", [])
     warn_of_small([source for source in small if source not in empty], encoder)
+    heads = heads_of(bank)
     try:
         bank.check(encoder)
     except MRADError as error:
         warn(f"this memory cannot score yet: {error}")
+        return
+    if heads["default"] is None:
+        warn(f"this memory cannot score yet: {heads['why']}")
+        return
+    say("head ", (heads["default"], "bold"), f" is asked unless told: {heads['why']}")
+    say(worth(bank, heads["default"]))
+    say("next: ", (next_step(bank, out), "bold"))
 
 
 def warn_of_small(sources: list[str], encoder: Encoder) -> None:

@@ -30,7 +30,8 @@ def eval_command(
     data: Annotated[Path, typer.Argument(help="dataset: a folder or a list of images")],
     bank: Annotated[list[Path], typer.Option(help="a bank's folder; repeat to compare")],
     head: Annotated[
-        list[str] | None, typer.Option(help="tf, or NAME:CHECKPOINT; repeat to compare  [tf]")
+        list[str] | None,
+        typer.Option(help="auto, nn, combined, tf, or NAME:CHECKPOINT; repeat to compare  [auto]"),
     ] = None,
     out: Annotated[Path, typer.Option(help="folder for report.html and report.json")] = Path(
         "report"
@@ -79,7 +80,8 @@ def eval_command(
     detectors: dict[str, Detector] = {}
     configs: dict[str, dict[str, object]] = {}
     folders = shortest(banks)
-    names = candidate_names([HeadChoice.parse(text) for text in head or ["tf"]], list(banks))
+    asked = [HeadChoice.parse(text) for text in head or ["auto"]]
+    names = candidate_names([(choice.of(banks[path]), path) for choice in asked for path in banks])
     for (choice, path), name in names.items():
         detectors[name] = detector_of(
             encoder,

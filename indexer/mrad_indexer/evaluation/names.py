@@ -10,22 +10,21 @@ from mrad_indexer.loading import HeadChoice
 
 
 def candidate_names(
-    heads: Sequence[HeadChoice], banks: Sequence[Path]
+    choices: Sequence[tuple[HeadChoice, Path]],
 ) -> dict[tuple[HeadChoice, Path], str]:
-    """Name of every head on every bank, in this order; what is given twice is there once.
+    """Name of every head on its bank, in this order; what is given twice is there once.
 
     A checkpoint is named wherever there is one, a bank where there are several; of paths that end
     alike, as much is said as tells them apart.
     """
-    checkpoints = shortest(head.checkpoint for head in heads if head.checkpoint is not None)
-    folders = shortest(banks)
+    checkpoints = shortest(head.checkpoint for head, _ in choices if head.checkpoint is not None)
+    folders = shortest(bank for _, bank in choices)
     several = len(set(folders.values())) > 1
     names = {}
-    for head in heads:
+    for head, bank in choices:
         known = head.checkpoint and checkpoints[head.checkpoint]
         name = f"{head.name}:{known.removesuffix('.safetensors')}" if known else head.name
-        for bank in banks:
-            names[head, bank] = f"{name} on {folders[bank]}" if several else name
+        names[head, bank] = f"{name} on {folders[bank]}" if several else name
     return names
 
 

@@ -243,13 +243,14 @@ def test_eval_command(command, data, tmp_path):
 def test_a_comparison_names_checkpoints_and_banks_and_breaks_no_word(evaluation, capsys):
     """At 80 columns, as a console that is no terminal has."""
     heads = [HeadChoice("tf"), *(HeadChoice("ft", Path(f"{n}/ft.safetensors")) for n in "ab")]
-    found = candidate_names([*heads, heads[0]], [Path("old/parts"), Path("new/parts")])
+    banks = [Path("old/parts"), Path("new/parts")]
+    found = candidate_names([(head, bank) for head in [*heads, heads[0]] for bank in banks])
     assert list(found.values()) == [
         f"{head} on {bank}/parts"
         for head in ("tf", "ft:a/ft", "ft:b/ft")
         for bank in ("old", "new")
     ]
-    assert list(candidate_names(heads[:2], [Path("x/parts")]).values()) == ["tf", "ft:ft"]
+    assert list(candidate_names([(h, banks[0]) for h in heads[:2]]).values()) == ["tf", "ft:ft"]
     assert shortest([Path("a/x"), Path("a/y"), Path("a/../a/x")])[Path("a/y")] == "y"
 
     def shown(*names):
