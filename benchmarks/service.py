@@ -1,4 +1,4 @@
-"""Through HTTP against the bare detector, and against LitServe: rate and latency, in pairs."""
+"""Through HTTP against the bare detector, LitServe and OpenVINO: rate and latency, in pairs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from statistics import median
 
 from benchmarks.load import Run, drive, form, post
@@ -21,15 +22,26 @@ from benchmarks.tables import Table, main, middle, ratio
 
 NAME = "service"
 BATCH = 8
-CLIENTS = 16
 LARGEST = 32
 """Images of the largest request."""
+RAW = "1 image file as the body, 1 client"
 SHAPES = [
     ("8 images a request, 2 clients", BATCH, 2),
     (f"{LARGEST} images a request, 1 client", LARGEST, 1),
-    (f"1 image a request, {CLIENTS} clients", 1, CLIENTS),
+    ("1 image a request, 16 clients", 1, 16),
     ("1 image a request, 1 client", 1, 1),
+    (RAW, 1, 1),
 ]
+OTHERS = ("litserve", "openvino")
+OTHER_TITLES = {
+    "litserve": ("Against LitServe", "LitServe around the same detector."),
+    "openvino": (
+        "Against OpenVINO",
+        "LitServe around the same detector, whose tower OpenVINO runs, float32.",
+    ),
+}
+WAITING = (1, 4, 16)
+"""Clients, each of which waits for its answer."""
 COLUMNS = ("", "images/s", "time", "p50 ms", "p99 ms")
 
 
@@ -44,8 +56,10 @@ def worker(
     command = [sys.executable, "-m", "benchmarks.service_worker", kind]
     if kind != "bare":
         command += [str(port), str(batch)]
-    # As `mrad serve` sets it; here PyTorch is loaded before the service is.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE"} if kind == "mrad" else {}
+    # As `mrad serve` sets it; here PyTorch is loaded before the service is. Others are left as they are.
+    environment = {}
+    if kind == "mrad":
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -92,6 +106,9 @@ def requests_of(kind: str, images: int, each: int) -> list[bytes]:
     made = []
     for start in range(0, images, each):
         chosen = [files[(start + i) % len(files)] for i in range(each)]
+        if kind == "file":
+            made.append(post("/v1/score", "image/jpeg", chosen[0]))
+            continue
         if kind == "form":
             made.append(post("/v1/score", *form(chosen)))
             continue
@@ -121,16 +138,22 @@ def row(name: str, images: int, times: list[float], seen: list[Run]) -> list[str
 
 
 def run(quick: bool) -> list[Table]:
-    """Both tables; `quick` checks the script."""
-    runs, seconds = (1, 0.0) if quick else (5, 2.5)
+    """All tables; `quick` checks the script."""
+    runs, seconds = (1, 0.0) if quick else (5, 1.2)
     os.environ["MRAD_BENCH_QUICK"] = str(int(quick))
     threads = len(os.sched_getaffinity(0))
+    tables = []
     with worker("mrad", threads) as (_, port):
         with worker("bare", threads) as (bare, _):
             images = images_for(bare, seconds)
-            table = against_bare(bare, port, images, runs, threads)
-        with worker("litserve", threads) as (_, other):
-            return [table, against_litserve(port, other, images, runs, threads)]
+            tables.append(against_bare(bare, port, images, runs, threads))
+        for kind in OTHERS[: 1 if quick else None]:
+            if find_spec(kind) is None:
+                print(f"{kind} is not installed (extra `bench`): left out", file=sys.stderr)
+                continue
+            with worker(kind, threads) as (_, other):
+                tables.append(against(kind, port, other, images, runs, threads))
+    return tables
 
 
 def images_for(bare: subprocess.Popen[str], seconds: float) -> int:
@@ -149,7 +172,7 @@ def against_bare(
     """
     rows, ratios, shown = [], {}, 0
     for name, each, clients in SHAPES:
-        requests = requests_of("form", images, each)
+        requests = requests_of("file" if name == RAW else "form", images, each)
         batch = min(BATCH, each * clients)
         judge_bare(bare, batch, batch)
         drive(port, requests[: 2 * clients], each, clients)
@@ -179,27 +202,31 @@ def against_bare(
     return Table("HTTP against the bare detector", COLUMNS, rows, notes, ratios)
 
 
-def against_litserve(port: int, other: int, images: int, runs: int, threads: int) -> Table:
-    """One image a request as JSON, 16 clients, same detector, batch size and wait; in turn."""
+def against(kind: str, port: int, other: int, images: int, runs: int, threads: int) -> Table:
+    """One image a request as JSON, same batch size and wait; in turn, for each number of clients."""
     sides = {
         "mrad": (port, requests_of("json", images, 1)),
-        "litserve": (other, requests_of("litserve", images, 1)),
+        kind: (other, requests_of("litserve", images, 1)),
     }
-    seen: dict[str, list[Run]] = {name: [] for name in sides}
-    for where, requests in sides.values():
-        drive(where, requests[: 2 * CLIENTS], 1, CLIENTS)
-    for turn in range(runs):
-        for name in list(sides)[:: 1 if turn % 2 == 0 else -1]:
-            where, requests = sides[name]
-            seen[name].append(drive(where, requests, 1, CLIENTS))
-    times = {name: [found.seconds for found in seen[name]] for name in seen}
-    rows = [row(name, images, times[name], seen[name]) for name in seen]
-    faster = ratio(times["litserve"], times["mrad"])
-    note = (
-        f"mrad against LitServe: {faster}. One JPEG a request as base64 in JSON, {CLIENTS} clients, "
-        f"batches of {BATCH}, wait 20 ms, one worker, {threads} torch threads, {images} images a run."
-    )
-    return Table("Against LitServe", COLUMNS, rows, [note], {"litserve": faster})
+    rows, ratios = [], {}
+    for clients in WAITING:
+        seen: dict[str, list[Run]] = {name: [] for name in sides}
+        for where, requests in sides.values():
+            drive(where, requests[: 2 * clients], 1, clients)
+        for turn in range(runs):
+            for name in list(sides)[:: 1 if turn % 2 == 0 else -1]:
+                where, requests = sides[name]
+                seen[name].append(drive(where, requests, 1, clients))
+        times = {name: [found.seconds for found in seen[name]] for name in seen}
+        shown = f"{clients} client" + "s" * (clients > 1)
+        rows += [row(f"{name}, {shown}", images, times[name], seen[name]) for name in seen]
+        ratios[f"{kind}, {shown}"] = ratio(times[kind], times["mrad"])
+    title, about = OTHER_TITLES[kind]
+    notes = [f"mrad against {name}: {found}" for name, found in ratios.items()] + [
+        f"{about} One JPEG a request as base64 in JSON, batches of {BATCH}, wait 20 ms, one worker, "
+        f"{threads} threads, {images} images a run."
+    ]
+    return Table(title, COLUMNS, rows, notes, ratios)
 
 
 if __name__ == "__main__":

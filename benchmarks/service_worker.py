@@ -1,6 +1,6 @@
-"""The three ways to judge images that benchmarks/service.py compares, each a process of its own.
+"""The ways to judge images that benchmarks/service.py compares, each a process of its own.
 
-python -m benchmarks.service_worker bare | mrad|litserve PORT BATCH
+python -m benchmarks.service_worker bare | mrad|litserve|openvino PORT BATCH
 
 MRAD_BENCH_QUICK=1: a seeded tower instead of the shipped encoder, to check the scripts.
 """
@@ -13,8 +13,13 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 try:
     from litserve import LitAPI
@@ -91,11 +96,48 @@ def mrad(port: int, batch: int) -> None:
         make_server(settings, encoder_of=lambda bank, device: judge.encoder).run()
 
 
+def on_openvino(encoder: Encoder) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """The same tower, float32, compiled by OpenVINO for any batch size."""
+    import openvino
+
+    from mrad.encoder.tower import Tower
+    from mrad.encoder.weights import find_tower
+
+    found = find_tower("mrad-mini", None)
+    assert found is not None
+    tower = Tower(found.parts, encoder.image_size, torch.float32)
+    side = encoder.image_size
+    model = openvino.convert_model(
+        tower, example_input=torch.zeros(2, 3, side, side), input=[-1, 3, side, side]
+    )
+    hints = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = openvino.Core().compile_model(model, "CPU", hints)
+
+    def run(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        found = compiled(pixels.numpy())
+        return torch.from_numpy(found[0].copy()), torch.from_numpy(found[1].copy())
+
+    pixels = torch.rand(1, 3, side, side)
+    with torch.inference_mode():
+        for own, other in zip(encoder.tower(pixels), run(pixels)):
+            torch.testing.assert_close(other, own, rtol=1e-3, atol=1e-3)
+    return run
+
+
 class API(LitAPI):  # type: ignore[misc, valid-type]
     """The same detector behind LitServe; here, where its worker processes find it."""
 
+    inference = ""
+    """What runs the tower: `openvino`, or PyTorch as everywhere here."""
+
     def setup(self, device: str) -> None:
         self.judge = detector()
+        if self.inference == "openvino":
+            self.judge.encoder.run = on_openvino(self.judge.encoder)  # type: ignore[assignment]
 
     def decode_request(self, request: dict[str, str], **_: Any) -> Any:
         return self.judge.decode(base64.b64decode(request["image"]))
@@ -114,13 +156,14 @@ class API(LitAPI):  # type: ignore[misc, valid-type]
         return {"score": output.score, "class_score": output.class_score}
 
 
-def litserve(port: int, batch: int) -> None:
+def litserve(port: int, batch: int, inference: str = "") -> None:
     """LitServe around the same detector, with the same batch size and wait."""
     from litserve import LitServer
 
     from benchmarks import service_worker  # by its name, for the worker processes unpickle it
 
     api = service_worker.API(max_batch_size=batch, batch_timeout=0.02)
+    api.inference = inference
     server = LitServer(api, accelerator="cpu", devices=1, workers_per_device=1, timeout=False)
     server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="warning")
 
@@ -129,4 +172,9 @@ if __name__ == "__main__":
     if sys.argv[1] == "bare":
         bare()
     else:
-        {"mrad": mrad, "litserve": litserve}[sys.argv[1]](*map(int, sys.argv[2:]))
+        run = {
+            "mrad": mrad,
+            "litserve": litserve,
+            "openvino": partial(litserve, inference="openvino"),
+        }
+        run[sys.argv[1]](*map(int, sys.argv[2:]))

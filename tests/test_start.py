@@ -85,15 +85,19 @@ def test_a_memory_is_built_without_what_builds_clips(tmp_path: Path) -> None:
     assert loaded(program, (*BUILDS_CLIPS, "pandas", "httpx")) == []
 
 
-def test_threads_wait_without_spinning_unless_told_otherwise() -> None:
-    for chosen, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
-        given = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-        given |= {"OMP_WAIT_POLICY": chosen} if chosen else {}
-        program = "import mrad_indexer.cli.main, os; print(os.environ['OMP_WAIT_POLICY'])"
-        done = subprocess.run(
-            [sys.executable, "-c", program], env=given, capture_output=True, text=True, timeout=300
-        )
-        assert done.stdout.strip() == expected, done.stderr
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [({}, "PASSIVE 1000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"),
+     ({"GOMP_SPINCOUNT": "7"}, "PASSIVE 7")],
+)  # fmt: skip
+def test_threads_hardly_spin_unless_told_otherwise(chosen: dict[str, str], expected: str) -> None:
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    given = {k: v for k, v in os.environ.items() if k not in names} | chosen
+    program = f"import mrad_indexer.cli.main, os; print(*map(os.environ.get, {names!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=given, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.strip() == expected, done.stderr
 
 
 def test_the_server_starts_and_judges_without_what_builds_clips(bank: Path) -> None:

@@ -314,8 +314,14 @@ def test_the_wait_for_a_batch_grows_where_waiting_pays_and_shrinks_where_not() -
     for _ in range(20):
         wait.learn(None)
     assert wait.seconds < 0.001
+    tried = [wait.next() for _ in range(80)]
+    assert set(tried) == {0.0, wait.seconds}
+    assert (
+        5 < sum(seconds > 0 for seconds in tried) < 20
+    )  # now and then, or it would never grow again
     for _ in range(20):
         wait.learn(0.004)
+    assert wait.next() == wait.seconds
     assert wait.seconds == pytest.approx(0.008, rel=0.05)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -96,10 +96,10 @@ def is_open(path: str) -> bool:
     return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
 
 
-def require(scope: str) -> Callable[[Request], None]:
-    """The dependency of a route that needs a scope."""
+def require(scope: str) -> Callable[[Request], Awaitable[None]]:
+    """The dependency of a route that needs a scope; async, or each request would go through a thread."""
 
-    def check(request: Request) -> None:
+    async def check(request: Request) -> None:
         if not allows(getattr(request.state, "scopes", ()), scope):
             raise ForbiddenError(f"this API key lacks the scope {scope!r}")
 

@@ -274,6 +274,7 @@ class Batcher:
         last = time.monotonic()
         closes = last + self.limits.batch_wait
         wait, widest, hoped = self._waits[device], None, False
+        patience = wait.next()
         while True:
             own = same_encoder(device, self._ready, self.health.usable, self._busy)
             batch = own[: self._sizes[device].now]
@@ -283,7 +284,7 @@ class Batcher:
                 widest, last = max(widest or 0.0, self._came - last), self._came
             coming = any(self._decoding) or self._queue
             hoped = hoped or not coming
-            ends = closes if coming else min(closes, last + wait.seconds)
+            ends = closes if coming else min(closes, last + patience)
             left = ends - time.monotonic()
             if left <= 0:
                 break

@@ -265,16 +265,29 @@ class Rate:
         return self._count / self._busy if self._count and self._busy > 0 else None
 
 
+TRIED = 8
+"""Of so many batches, one waits where the last waits were in vain."""
+
+
 class BatchWait:
     """How long an idle device waits for one more image: as long as that lately paid."""
 
     def __init__(self, longest: float) -> None:
-        self._longest = longest
+        self._longest, self._shortest = longest, longest / 32
         self.seconds = longest / 4
+        self._skipped = 0
+
+    def next(self) -> float:
+        """Seconds to wait this time. Where nobody came even after the shortest wait, it is only tried
+        now and then: a client that is alone would pay it for each image."""
+        if self.seconds > self._shortest:
+            return self.seconds
+        self._skipped = (self._skipped + 1) % TRIED
+        return 0.0 if self._skipped else self.seconds
 
     def learn(self, gap: float | None) -> None:
         """After a wait: the widest gap after which an image still came, None when none did."""
         if gap is None:
-            self.seconds = max(self._longest / 32, self.seconds / 2)
+            self.seconds = max(self._shortest, self.seconds / 2)
         else:
             self.seconds = min(self._longest, 0.7 * self.seconds + 0.3 * 2 * gap)
