@@ -23,7 +23,7 @@ from mrad.heads import HeadOutput
 from mrad.heads.choose import check_good_parts
 from mrad.heads.classes import GoodClasses
 from mrad.heads.left_out import LeftOutDistances, stored_at
-from mrad.heads.standard import Blend, CellScale, left_out_cells
+from mrad.heads.standard import Blend, CellScale, CellSums, left_out_cells
 from mrad.maps import anomaly_map, top_mean
 from mrad.retrieval.goods import GoodPatches, Views
 from mrad.types import NORMAL
@@ -102,7 +102,8 @@ class NNHead:
         """Measure every image that the memory holds whole, its group left out; sets the scales."""
         distance, near, far = self._distances_left_out()
         good, group = self.views.good, self.groups[self.views.rows]
-        self.cell_scale = CellScale.of(distance[good])
+        self._sums = CellSums.of(distance[good])
+        self.cell_scale = self._sums.scale()
         self._good_distances, self._good_groups = distance[good], group[good]
         cells = self.cell_scale(distance)
         cells[good] = left_out_cells(distance[good], group[good])
@@ -152,7 +153,8 @@ class NNHead:
     def left_out_measures(self) -> tuple[Tensor, Tensor]:
         """As `measure` of the images in `views`, each without its own group."""
         distance, parts = self._own
-        return self.cell_scale(distance), parts
+        rows = zip(self.views.rows.tolist(), distance)
+        return torch.stack([self._scale_without(row)(one) for row, one in rows]), parts
 
     def left_out_output(self, views: Views) -> HeadOutput:
         """As `__call__` judges the images that the memory holds whole, each without its own group."""
@@ -194,10 +196,10 @@ class NNHead:
         An image that is left out must not have helped to say what is usual of it: places where it
         alone varies would look calm, and a threshold taken from such values would be too low.
         """
-        others = self._good_groups != (self.groups[row] if row >= 0 else -1)
-        if row < 0 or not bool(others.any()) or bool(others.all()):
+        own = self._good_groups == (self.groups[row] if row >= 0 else -1)
+        if not bool(own.any()) or bool(own.all()):
             return self.cell_scale
-        return CellScale.of(self._good_distances[others])
+        return self._sums.less(CellSums.of(self._good_distances[own])).scale()
 
     def typical(self) -> tuple[float, float]:
         """Patch values of good images that were left out: the median, and what only the top reaches."""

@@ -55,34 +55,56 @@ class CellScale:
 
     @classmethod
     def of(cls, distances: Tensor) -> CellScale:
-        """Of good images' distances [V, N], NaN where unknown; places lean on the mean of all.
-
-        Every spread has the mean spread added, so that a place that never varied is no alarm.
-        """
-        known = ~distances.isnan()
-        count = known.sum(dim=0)
-        every = distances[known]
-        overall, share = every.mean(), PRIOR_WEIGHT - 1
-        filled = distances.nan_to_num(0.0)
-        mean = (filled.sum(dim=0) + share * overall) / (count + share)
-        square = ((filled - mean) * known).square().sum(dim=0)
-        typical = max(float(every.var()) if len(every) > 1 else 0.0, float(overall) ** 2 * 1e-4)
-        spread = ((square + share * typical) / (count + share)).sqrt()
-        return cls(mean, spread + spread.mean())
+        """Of good images' distances [V, N], NaN where unknown."""
+        return CellSums.of(distances).scale()
 
     def __call__(self, distances: Tensor) -> Tensor:
         """[..., N] in spreads above what is typical of each place."""
         return (distances - self.mean) / self.spread
 
 
+@dataclass(frozen=True)
+class CellSums:
+    """What the scale of each place follows from: taking images away costs no look at the others."""
+
+    count: Tensor
+    """float64 [N], as the others."""
+    total: Tensor
+    square: Tensor
+
+    @classmethod
+    def of(cls, distances: Tensor) -> CellSums:
+        """Of distances [V, N], NaN where unknown."""
+        known, filled = ~distances.isnan(), distances.nan_to_num(0.0).double()
+        return cls(known.sum(dim=0).double(), filled.sum(dim=0), filled.square().sum(dim=0))
+
+    def less(self, part: CellSums) -> CellSums:
+        """Without some of the images."""
+        return CellSums(self.count - part.count, self.total - part.total, self.square - part.square)
+
+    def scale(self) -> CellScale:
+        """Places lean on the mean of all.
+
+        Every spread has the mean spread added, so that a place that never varied is no alarm.
+        """
+        share, every = PRIOR_WEIGHT - 1, self.count.sum()
+        overall = self.total.sum() / every
+        mean = (self.total + share * overall) / (self.count + share)
+        square = (self.square - 2 * mean * self.total + self.count * mean.square()).clamp_min(0)
+        varied = (self.square.sum() - every * overall.square()).clamp_min(0) / (every - 1)
+        typical = max(float(varied) if float(every) > 1 else 0.0, float(overall) ** 2 * 1e-4)
+        spread = ((square + share * typical) / (self.count + share)).sqrt()
+        return CellScale(mean.float(), (spread + spread.mean()).float())
+
+
 def left_out_cells(distances: Tensor, group: Tensor) -> Tensor:
     """Good images' distances [V, N] on the scale of the others: a group at a time is left out."""
-    found = torch.empty_like(distances)
+    found, every = torch.empty_like(distances), CellSums.of(distances)
     own = torch.unique(group)
     for one in own.tolist():
-        mine = group == one
-        others = distances if len(own) == 1 else distances[~mine]
-        found[mine] = CellScale.of(others)(distances[mine])
+        mine = distances[group == one]
+        others = every if len(own) == 1 else every.less(CellSums.of(mine))
+        found[group == one] = others.scale()(mine)
     return found
 
 
