@@ -11,6 +11,8 @@ from mrad.types import NORMAL
 
 AUTO = "auto"
 TRAINED = ("ft", "clip")
+GOOD_PARTS_ALONE = frozenset({"nn", "combined"})
+"""Heads for which the patches of good images are enough."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Choice:
 def problem(bank: MemoryBank, head: str) -> MRADError | None:
     """Why a memory cannot serve a head that comes with mrad, as the error to raise; None if it can."""
     try:
-        if head in ("nn", "combined"):
+        if head in GOOD_PARTS_ALONE:
             check_good_parts(bank)
         elif head in ("tf", *TRAINED):
             check_two_classes(bank, head)

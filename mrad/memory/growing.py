@@ -18,6 +18,7 @@ import numpy.typing as npt
 from mrad.memory.contents import Changes, Contents
 from mrad.memory.entry import Entry, Key
 from mrad.memory.level import LevelMemory
+from mrad.types import Level
 
 C = TypeVar("C", bound=Contents)
 FIELDS = ("keys", "labels", "entry", "region", "size", "tile")
@@ -148,15 +149,13 @@ class GrowingBank(Generic[C]):
             digest=None,
         )
 
-    def would_lose_a_class(self, entry_ids: Sequence[str]) -> bool:
-        """Whether a level would lose its last key of a class with these entries."""
+    def would_lose(self, level: Level, entry_ids: Sequence[str]) -> set[int]:
+        """Labels of which a level would lose its last key with these entries."""
+        keys = {"image": self._image, "patch": self._patch, "local": self._local}[level]
         rows = [self.rows[entry_id] for entry_id in entry_ids]
-        for level in (self._image, self._patch):
-            before = level.label_counts()
-            after = before - sum((level.labels_of(row) for row in rows), np.zeros(2, np.int64))
-            if ((before > 0) & (after == 0)).any():
-                return True
-        return False
+        before = keys.label_counts()
+        after = before - sum((keys.labels_of(row) for row in rows), np.zeros(2, np.int64))
+        return set(np.flatnonzero((before > 0) & (after == 0)).tolist())
 
     def _changes(self) -> Changes | None:
         if not self.sequence:

@@ -50,6 +50,7 @@ STATUS: dict[str, int] = {
     "entry_exists": 409,
     "idempotency_conflict": 409,
     "one_class_memory": 409,
+    "no_good_parts": 409,
     "empty_level": 409,
     "bank_rebuilt": 409,
     "bank_not_loaded": 409,

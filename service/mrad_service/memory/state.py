@@ -9,12 +9,20 @@ from pathlib import Path
 
 import numpy as np
 
-from mrad.errors import BankError, DimensionError, NonFiniteError, OneClassError
+from mrad.errors import (
+    BankError,
+    DimensionError,
+    NoGoodPartsError,
+    NonFiniteError,
+    OneClassError,
+)
+from mrad.heads.choose import GOOD_PARTS_ALONE
 from mrad.memory.bank import MemoryBank
 from mrad.memory.database import REMEMBERED
 from mrad.memory.entry import Entry
 from mrad.memory.living import calibration_of, grown
 from mrad.memory.operations import Add, Operation, Put, Remove, Request, Saved
+from mrad.types import NORMAL, Level
 from mrad_service.memory.errors import (
     EntryExistsError,
     EntryNotFoundError,
@@ -41,6 +49,8 @@ class MemoryState:
             live: where that lies.
         """
         self._built = built
+        self.heads: frozenset[str] = frozenset()
+        """Those that judge by the memory; none where nobody said so."""
         self.bank = grown(built, saved, live)
         self.requests, self.values = saved.requests, saved.values
         self.sequence = saved.sequence
@@ -146,14 +156,24 @@ class MemoryState:
         return entry
 
     def check_remove(self, entry_id: str, leaving: Collection[str] = ()) -> Entry:
-        """The entry; raises `OneClassError` if without it and `leaving` a level lost a class."""
+        """The entry; raises `OneClassError`, `NoGoodPartsError` if without it and `leaving` no verdict
+        could be given by the heads that serve the memory."""
         entry = self.get(entry_id)
         if entry_id in leaving:
             raise EntryNotFoundError(f"the memory has no entry {entry_id} any more")
-        if self.bank.would_lose_a_class([*leaving, entry_id]):
+        gone = [*leaving, entry_id]
+        if self.heads & GOOD_PARTS_ALONE and NORMAL in self.bank.would_lose("local", gone):
+            raise NoGoodPartsError(
+                f"entry {entry_id} is the last good image whose patches the memory holds, and head nn "
+                "compares with nothing else; add another good image first"
+            )
+        comparing = self.heads - GOOD_PARTS_ALONE
+        levels: tuple[Level, ...] = ("image", "patch") if comparing or not self.heads else ()
+        if any(self.bank.would_lose(level, gone) for level in levels):
             raise OneClassError(
                 f"without entry {entry_id} a level of the memory would hold one class only, and "
-                "nothing could be scored; add another of its kind first"
+                f"{', '.join(sorted(comparing)) or 'a head'} that compares classes could score nothing; "
+                "add another of its kind first, or serve the memory with head nn"
             )
         return entry
 

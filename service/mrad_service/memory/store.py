@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -104,10 +104,15 @@ class DurableMemory:
     def remove(self, entry_id: str) -> None:
         """Forget an entry, durably. Raises `EntryNotFoundError`.
 
-        Raises `OneClassError` when a level would lose its last key of a class: nothing could be
-        scored then.
+        Raises `OneClassError` when a level would lose its last key of a class that a head in `serves`
+        needs, `NoGoodPartsError` with the last good image: nothing could be scored then.
         """
         self._submit(Remove(entry_id))
+
+    def serves(self, heads: Collection[str]) -> None:
+        """Which heads judge by this memory: it is kept such that they can."""
+        with self._guard:
+            self._state.heads = frozenset(heads)
 
     def put(self, name: str, value: bytes | None) -> None:
         """Store a value beside the entries, durably; None takes it away.

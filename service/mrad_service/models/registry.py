@@ -185,6 +185,8 @@ class Banks:
                 loaded.model = model
 
         loaded.stop_following = memory.subscribe(changed)
+        others = [o for o in self._loaded.values() if o.memory is memory and o is not loaded]
+        memory.serves({one.model.detectors[0].head.name for one in (*others, loaded)})
         if memory.bank is not loaded.model.bank:
             changed(memory.bank)
 
