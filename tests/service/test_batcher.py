@@ -1,4 +1,4 @@
-"""The house with detectors that only pretend: order, fairness, limits, halving, leaving, ending."""
+"""The batcher with detectors that only pretend: order, fairness, limits, halves, clients that leave, stopping."""
 
 from __future__ import annotations
 

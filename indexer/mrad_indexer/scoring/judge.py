@@ -147,14 +147,14 @@ class Judge:
             "head": detector.head.name,
             "checkpoint": sha256_file(self.checkpoint) if self.checkpoint else None,
             "precision": str(detector.encoder.dtype).removeprefix("torch."),
-            **told(detector.reading),
+            **not_default(detector.reading),
             "threshold": self.threshold,
             "pixel_threshold": self.pixel_threshold,
             "layout": detector.layout.to_json(),
         }
 
 
-def told(reading: ReadOptions) -> dict[str, Any]:
+def not_default(reading: ReadOptions) -> dict[str, Any]:
     """What was said of reading pictures, where it differs from the default."""
     standard = ReadOptions()
     names = ("bit_depth", "strict", "allow_truncated", "max_pixels")

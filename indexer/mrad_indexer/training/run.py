@@ -79,10 +79,10 @@ def train(
     """
     ft, clip = ft or ft_recipe("paper", head), clip or CLIPRecipe()
     frozen = None if start_from is None else load_ft(start_from, encoder)
-    learnt, kept = keep_aside(records, aside)
+    trained_on, kept = keep_aside(records, aside)
     data = training_set(
         encoder,
-        learnt,
+        trained_on,
         cache,
         bank=without(bank, encoder, kept) if bank is not None and kept else bank,
         batch_size=encode_batch,

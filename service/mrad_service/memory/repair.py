@@ -120,11 +120,11 @@ def salvage(folder: LivingFolder, work: Path) -> tuple[Saved, list[str]]:
     """
     best: tuple[bool, int, Saved, int] | None = None
     for journal in (True, False):
-        for mended in (False, True):
-            path = _copied(folder, work / f"{journal}-{mended}", journal=journal)
+        for first_page_replaced in (False, True):
+            path = _copied(folder, work / f"{journal}-{first_page_replaced}", journal=journal)
             if not path.exists():
                 continue
-            if mended:
+            if first_page_replaced:
                 _replace_first_page(path, work)
             whole, saved, damaged = _rows_of(path)
             reading = (whole, saved.sequence if whole else _count(saved), saved, damaged)

@@ -25,24 +25,24 @@ def in_halves(
     Yields the parts in order, each with its result, or with `DeviceMemoryError`, `DeviceError` or
     the method's own error; all of them at once with `DeviceLostError` where `device` fails for good.
     """
-    told: MRADError | None = None
+    problem: MRADError | None = None
     try:
         result = run(items)
     except Exception as error:
-        told = _told(error, device)
-        final = len(items) == 1 or isinstance(told, DeviceLostError)
+        problem = _known_error(error, device)
+        final = len(items) == 1 or isinstance(problem, DeviceLostError)
         if final:
-            log.error("an image failed on the device", code=told.code, exc_info=error)
-    if told is None:
+            log.error("an image failed on the device", code=problem.code, exc_info=error)
+    if problem is None:
         yield items, result
         return
     # Out of the except block, whose traceback would hold on to the tensors that did not fit.
-    if not isinstance(told, DeviceLostError):
+    if not isinstance(problem, DeviceLostError):
         free_memory()
     if final:
-        yield items, told
+        yield items, problem
         return
-    log.warning("a batch failed and runs again in halves", size=len(items), detail=str(told))
+    log.warning("a batch failed and runs again in halves", size=len(items), detail=str(problem))
     middle = (len(items) + 1) // 2
     yield from in_halves(items[:middle], run, device)
     yield from in_halves(items[middle:], run, device)
@@ -50,23 +50,23 @@ def in_halves(
 
 def once_more(run: Callable[[], R], device: torch.device) -> R | MRADError:
     """`run()`, and again where memory was short; its result, or an error as of `in_halves`."""
-    told = None
+    problem = None
     for last in (False, True):
         try:
             return run()
         except MRADError as error:
             return error
         except Exception as error:
-            told = _told(error, device)
-            if last or not isinstance(told, DeviceMemoryError):
-                log.error("an image could not be prepared", code=told.code, exc_info=error)
+            problem = _known_error(error, device)
+            if last or not isinstance(problem, DeviceMemoryError):
+                log.error("an image could not be prepared", code=problem.code, exc_info=error)
                 break
         free_memory()
-    assert told is not None
-    return told
+    assert problem is not None
+    return problem
 
 
-def _told(error: Exception, device: torch.device) -> MRADError:
+def _known_error(error: Exception, device: torch.device) -> MRADError:
     if is_out_of_memory(error):
         return DeviceMemoryError("the device has no memory for even one image; try again later")
     if isinstance(error, MRADError):
