@@ -8,7 +8,7 @@ thresholds (`mrad.conformal`); probabilities need defects.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -172,6 +172,15 @@ class Reliability(_Part):
     """Mean distance of predicted from observed, weighted by count."""
 
 
+class OwnScore(NamedTuple):
+    """One image of the memory, left out."""
+
+    label: int
+    score: float
+    peak: float
+    """The largest value of its map."""
+
+
 class Calibration(_Part):
     """One head's thresholds and probabilities on one bank."""
 
@@ -203,6 +212,13 @@ class Calibration(_Part):
     """Cosine of each image to its nearest image key."""
     similarity_patch: Summary
     """Cosine of each image's most anomalous patch to its nearest patch key."""
+    own: dict[str, OwnScore] | None = None
+    """By entry: the memory's own images as they are judged now, each left out. What thresholds follow
+    lessons by (`mrad.thresholds.follow`); None where nobody measured it."""
+    follows: str = ""
+    """The memory that `own` is of (`mrad.thresholds.own.memory_of`)."""
+    origin: str = ""
+    """`made_at` of the calibration that this one follows lessons from; empty for one that was made."""
 
     @property
     def image_threshold(self) -> float:
@@ -232,6 +248,12 @@ class Calibration(_Part):
         if tail is None:
             raise CalibrationError("the calibration holds no maps of good images: calibrate anew")
         return tail.promise_at(target_fpr)
+
+    @property
+    def expected(self) -> Promise:
+        """False alarms of the image threshold to expect, from the good images that it was held against."""
+        alarms = round(self.normal_scores.fpr_at(self.image_threshold) * self.normal_scores.total)
+        return Promise.of(min(alarms + 1, self.normal_scores.total), self.normal_scores.total)
 
     def threshold_at(self, target_fpr: float, level: Literal["image", "pixel"] = "image") -> float:
         """The threshold of `promise_at`; by shares of good pixels where no more is known."""

@@ -97,6 +97,12 @@ class Detector:
         other.head.attach(bank, self.retrieval)
         return other
 
+    def with_facts_of(self, bank: MemoryBank) -> Detector:
+        """The same detector with a bank that holds the same keys, and other thresholds."""
+        other = copy.copy(self)
+        other.bank = bank
+        return other
+
     @property
     def layout(self) -> Layout:
         """How every image is looked at: as the bank says, or `with_layout`."""
@@ -346,14 +352,14 @@ class Detector:
     ) -> list[list[Evidence]]:
         if level == "patch" and isinstance(self.head, NNHead):
             return nearest_good(self.bank, self.head, asked, k, exclude, self.encoder.grid)
-        return nearest_keys(self.bank, level, asked, k, exclude, self._retriever)
+        return nearest_keys(self.bank, level, asked, k, exclude, self.retriever)
 
     def _patch_query(self, features: Features) -> Tensor:
         """What of a patch is asked for as evidence [B, N, W]: what the head compares."""
         local = isinstance(self.head, NNHead)
         return features.local_query() if local else features.patch_query()
 
-    def _retriever(self, level: Level) -> Retriever:
+    def retriever(self, level: Level) -> Retriever:
         """Evidence is cosine similarity on the bank's own keys, whatever the head projects."""
         own: Any = getattr(self.head, level, None)
         if isinstance(own, ExactRetriever) and self.head.name == "tf":

@@ -66,6 +66,10 @@ class TFHead:
         self._sums = LeftOutSums.measure(self.bank, views, query, self._sums)
         return self._sums.output(views.rows)
 
+    def resume(self, other: TFHead) -> None:
+        """Go on from what another one measured of this memory, or of an earlier state of it."""
+        self._sums = self._sums or other._sums
+
     def forget_sums(self) -> None:
         """What was measured of the memory's own images does not hold for the next memory."""
         self._sums = None

@@ -104,37 +104,22 @@ def calibrate(
     score, truth = np.array(scored.score), np.array(scored.anomalous, dtype=bool)
     if method not in FITS:
         raise CalibrationError(f"method {method!r} is unknown; choose {' or '.join(FITS)}")
-    good = np.flatnonzero(~truth)
-    group = groups_of([scored.sketch[place] for place in good], _known(detector, scored, good))
-    alone = independent(score[good], group)
-    defects = int(truth.sum()) >= FEWEST
-    _check(score, truth, len(alone), rule)
-    rule = rule or ("f1" if defects else "fpr")
-    bad = score[truth] if defects else None
-    peaks = _peaks(scored, good, group)
-    pixels, own = _pixel_points(scored), np.array(scored.own_row) >= 0
-    if rule == "f1":
-        points = Points.of(score, truth, np.arange(len(score)), np.ones(len(score)))
-        image = best_f1(points, truth, draws, seed)
-    else:
-        image = by_false_alarms(alone, target_fpr, bad)
-    if rule == "f1" and pixels is not None and bool(pixels.truth.any()):
-        pixel: Threshold | None = best_f1(pixels, truth, min(draws, 200), seed)
-    else:
-        pixel = None if peaks is None else by_false_alarms(peaks, target_fpr)
+    cuts = thresholds_of(detector, scored, rule, target_fpr, draws, seed)
+    defects, own = int(truth.sum()) >= FEWEST, np.array(scored.own_row) >= 0
+    pixels = _pixel_points(scored)
     return Calibration(
         head=detector.head.name,
         settings=_settings(detector, checkpoint),
         scored="leave-one-out" if own.all() else "mixed" if own.any() else "held-out",
         made_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         source=source,
-        normal=len(good),
+        normal=int((~truth).sum()),
         anomalous=int(truth.sum()),
-        image=image,
-        pixel=pixel,
-        normal_scores=Tail.of(alone),
+        image=cuts.image,
+        pixel=cuts.pixel,
+        normal_scores=Tail.of(cuts.good),
         normal_pixels=_pixel_tail(pixels),
-        normal_peaks=None if peaks is None else Tail.of(peaks),
+        normal_peaks=None if cuts.peaks is None else Tail.of(cuts.peaks),
         model=FITS[method](score, truth) if defects else None,
         prevalence=float(truth.mean()) if defects else None,
         reliability=reliability_of(score, truth, method, seed) if defects else None,
@@ -143,6 +128,49 @@ def calibrate(
         similarity_image=Summary.of(np.array(scored.similarity_image)),
         similarity_patch=Summary.of(np.array(scored.similarity_patch)),
     )
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Thresholds, and the good images that they rest on."""
+
+    image: Threshold
+    pixel: Threshold | None
+    good: Values
+    """Scores of independent good images."""
+    peaks: Values | None
+    """Their largest map values; None where one has no map."""
+
+
+def thresholds_of(
+    detector: Detector,
+    scored: Scored,
+    rule: Rule | None = None,
+    target_fpr: float = TARGET,
+    draws: int = 500,
+    seed: int = 0,
+) -> Cuts:
+    """The thresholds of `calibrate`, which says what the arguments are. Raises `CalibrationError`."""
+    score, truth = np.array(scored.score), np.array(scored.anomalous, dtype=bool)
+    good = np.flatnonzero(~truth)
+    group = groups_of([scored.sketch[place] for place in good], _known(detector, scored, good))
+    alone = independent(score[good], group)
+    defects = int(truth.sum()) >= FEWEST
+    _check(score, truth, len(alone), rule)
+    rule = rule or ("f1" if defects else "fpr")
+    bad = score[truth] if defects else None
+    peaks, pixels = _peaks(scored, good, group), _pixel_points(scored)
+    if rule == "f1":
+        points = Points.of(score, truth, np.arange(len(score)), np.ones(len(score)))
+        image = best_f1(points, truth, draws, seed)
+    else:
+        image = by_false_alarms(alone, target_fpr, bad)
+    pixel: Threshold | None
+    if rule == "f1" and pixels is not None and bool(pixels.truth.any()):
+        pixel = best_f1(pixels, truth, min(draws, 200), seed)
+    else:
+        pixel = None if peaks is None else by_false_alarms(peaks, target_fpr)
+    return Cuts(image, pixel, alone, peaks)
 
 
 def _check(score: Values, truth: BoolArray, independent_goods: int, rule: Rule | None) -> None:

@@ -48,7 +48,7 @@ class MemoryState:
             saved: what was learned since.
             live: where that lies.
         """
-        self._built = built
+        self.built = built
         self.heads: frozenset[str] = frozenset()
         """Those that judge by the memory; none where nobody said so."""
         self.bank = grown(built, saved, live)
@@ -83,7 +83,7 @@ class MemoryState:
                 self.values.pop(operation.name, None)
             else:
                 self.values[operation.name] = operation.value
-            self.bank.calibration = calibration_of(self._built.calibration, self.values)
+            self.bank.calibration = calibration_of(self.built.calibration, self.values)
         elif isinstance(operation, Remove):
             self.bank.remove(operation.entry_id)
             place = self._place.pop(operation.entry_id)
@@ -102,7 +102,7 @@ class MemoryState:
 
     def renew(self, built: MemoryBank) -> None:
         """Take up other thresholds of the same bank."""
-        self._built = replace(self._built, calibration=built.calibration, metadata=built.metadata)
+        self.built = replace(self.built, calibration=built.calibration, metadata=built.metadata)
         self.bank.metadata = built.metadata
         self.bank.calibration = calibration_of(built.calibration, self.values)
 

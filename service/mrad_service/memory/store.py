@@ -80,6 +80,11 @@ class DurableMemory:
         """The memory as of the last commit. Immutable; later commits give another object."""
         return self._view
 
+    @property
+    def built(self) -> MemoryBank:
+        """The bank as it was built, without what it learned."""
+        return self._state.built
+
     def __len__(self) -> int:
         return len(self._state)
 

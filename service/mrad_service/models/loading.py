@@ -103,8 +103,15 @@ def build_model(
 
 
 def follow(model: Model, bank: MemoryBank) -> Model:
-    """The model on a memory that changed; its calibration stays, for the operator to renew."""
+    """The model on a memory that changed; its thresholds follow (`mrad_service.models.following`)."""
+    if holds_the_same(model.bank, bank):
+        return replace(model, detectors=tuple(d.with_facts_of(bank) for d in model.detectors))
     return replace(model, detectors=tuple(d.with_bank(bank) for d in model.detectors))
+
+
+def holds_the_same(one: MemoryBank, other: MemoryBank) -> bool:
+    """Whether two states of a memory differ in their thresholds at most."""
+    return one.entries == other.entries
 
 
 def calibration_of(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
@@ -16,7 +16,15 @@ from mrad.memory.bank import MemoryBank
 from mrad.memory.store import MANIFEST
 from mrad_service.errors import BankNotLoadedError, ReadOnlyError, UnknownBankError
 from mrad_service.memory import DurableMemory
-from mrad_service.models.loading import Encoders, Model, build_model, calibration_of, follow
+from mrad_service.models.following import WAIT, Following, Renewal, workers
+from mrad_service.models.loading import (
+    Encoders,
+    Model,
+    build_model,
+    calibration_of,
+    follow,
+    holds_the_same,
+)
 from mrad_service.settings import BankSpec, Settings
 
 log = structlog.get_logger(__name__)
@@ -32,6 +40,10 @@ class Loaded:
     manifest: str
     """Digest of `bank.json` as it was read."""
     stop_following: Callable[[], None] = lambda: None
+    following: Following | None = None
+    """None on a read-only server."""
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    """Of `model`, while it is replaced."""
 
 
 class Banks:
@@ -42,7 +54,7 @@ class Banks:
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
         self._active: str | None = None
         self._switching = threading.Lock()
-        self._following = threading.Lock()
+        self._workers = workers()
 
     @property
     def active(self) -> str | None:
@@ -136,8 +148,10 @@ class Banks:
     def close(self) -> None:
         """Let the next writer in."""
         with self._switching:
+            self._workers.shutdown(wait=False, cancel_futures=True)
             for name in list(self._loaded):
                 self._unload(name)
+            self._workers.shutdown()
 
     def _load(self, name: str, spec: BankSpec) -> Loaded:
         manifest = _digest(spec.path)
@@ -175,20 +189,39 @@ class Banks:
         found.stop_following()
         return loaded
 
+    def renewal(self, name: str | None = None) -> Renewal | None:
+        """What the latest lesson did to a bank's thresholds, once that is known or `WAIT` is over."""
+        following = self.get(name).following
+        found = following.latest if following is not None else None
+        if found is not None:
+            found.settled.wait(WAIT)
+        return found
+
     def _follow(self, loaded: Loaded, memory: DurableMemory) -> None:
         def changed(bank: MemoryBank) -> None:
-            with self._following:
+            with loaded.lock:
                 before, model = loaded.model, follow(loaded.model, bank)
                 if bank.calibration != before.bank.calibration:
                     held, why = calibration_of(bank, model.spec, model.detectors[0])
                     model = replace(model, calibration=held, why_uncalibrated=why)
+                if not holds_the_same(before.bank, bank):
+                    renewal = following.follow(model, before.calibration)
+                    if renewal.computed.wait(WAIT) and renewal.after is not None:
+                        model = replace(model, calibration=renewal.after)
                 loaded.model = model
 
+        def publish(renewal: Renewal) -> None:
+            with loaded.lock:
+                if holds_the_same(loaded.model.bank, renewal.model.bank):
+                    loaded.model = replace(loaded.model, calibration=renewal.after)
+
+        following = loaded.following = Following(memory, self._workers, publish)
         loaded.stop_following = memory.subscribe(changed)
         others = [o for o in self._loaded.values() if o.memory is memory and o is not loaded]
         memory.serves({one.model.detectors[0].head.name for one in (*others, loaded)})
         if memory.bank is not loaded.model.bank:
             changed(memory.bank)
+        following.begin(loaded.model)
 
     def _memory_of(self, path: Path) -> DurableMemory | None:
         """Two names may mean the same folder with two heads; its log has one writer."""

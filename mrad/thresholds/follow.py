@@ -1,0 +1,185 @@
+"""Thresholds that follow lessons, so that a lesson changes verdicts near what it teaches, and no other.
+
+A calibration is made once, and with it the scores of the memory's own images, each left out. After a
+lesson they are scored again. What moved most of those near the threshold moves the threshold too, as
+where a head tells distances in spreads of all good images. Beyond that it stays, unless the images
+speak against it: where it has left the 95 % interval of a threshold that is chosen anew by the same
+rule, it moves to the interval's end. So the threshold depends on the calibration and on what the memory
+holds now, not on the way there: what was taught and forgotten again leaves no trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mrad.calibration import Calibration, Isotonic, Platt, Summary, Tail, Threshold
+from mrad.conformal import Promise
+from mrad.detector import Detector
+from mrad.errors import CalibrationError
+from mrad.fitting import Values
+from mrad.thresholds.calibrate import TARGET, Cuts, Scored, thresholds_of
+from mrad.thresholds.own import memory_of, own_scores
+from mrad.types import ANOMALOUS, NORMAL
+
+LEAST = 5
+"""Images by which a shift is told at least, where there are so many."""
+DRAWS = 200
+
+
+@dataclass(frozen=True)
+class Flip:
+    """An image of the memory that is judged otherwise than before."""
+
+    entry_id: str
+    label: int
+    before: int
+    after: int
+    """NORMAL or ANOMALOUS."""
+
+
+def followed(origin: Calibration, detector: Detector, scored: Scored) -> Calibration:
+    """The calibration for the memory as it is now.
+
+    Args:
+        origin: as it was made, with the scores of the memory's own images of then (`own`).
+        detector: of the memory as it is now.
+        scored: its own images now (`mrad.thresholds.own.score_own`).
+    """
+    bank, before = detector.bank, origin.own or {}
+    now, name = own_scores(bank, scored), memory_of(bank)
+    kept = {"own": now, "follows": name, "origin": origin.origin or origin.made_at}
+    if name == origin.follows:
+        return origin.model_copy(update={**kept, "own": before})
+    both = [entry for entry in before if entry in now]
+    shift = _shift(
+        np.array([before[entry].score for entry in both]),
+        np.array([now[entry].score for entry in both]),
+        origin.image.value,
+    )
+    found = origin.model_copy(update=kept | _moved(origin, shift, shift))
+    if origin.pixel is not None:
+        by = _shift(
+            np.array([before[entry].peak for entry in both]),
+            np.array([now[entry].peak for entry in both]),
+            origin.pixel.value,
+        )
+        found = found.model_copy(update={"pixel": _threshold(origin.pixel, by)})
+    if not rests_on_own(origin):
+        return found
+    target = TARGET if origin.image.target_fpr is None else origin.image.target_fpr
+    try:
+        cuts = thresholds_of(detector, scored, origin.image.rule, target, DRAWS)
+    except CalibrationError:  # too few images are left, or they say nothing: it stays
+        return found
+    value = min(max(found.image.value, cuts.image.low), cuts.image.high)
+    truth = np.array(scored.anomalous, dtype=bool)
+    score = np.array(scored.score)
+    return found.model_copy(
+        update={
+            **_moved(origin, value - origin.image.value, shift),
+            "image": _at(value, cuts, score, truth),
+            "normal": int((~truth).sum()),
+            "anomalous": int(truth.sum()),
+            "normal_scores": Tail.of(cuts.good),
+            "normal_peaks": None if cuts.peaks is None else Tail.of(cuts.peaks),
+            "scores_normal": Summary.of(score[~truth]),
+            "scores_anomalous": Summary.of(score[truth]) if truth.any() else None,
+            "similarity_image": Summary.of(np.array(scored.similarity_image)),
+        }
+    )
+
+
+def rests_on_own(calibration: Calibration) -> bool:
+    """Whether a calibration was made of the very images that the memory holds, each left out.
+
+    Of others nobody can say how they would be judged now: its threshold is moved with the scores, and
+    not chosen anew.
+    """
+    labels = [own.label for own in (calibration.own or {}).values()]
+    counts = labels.count(NORMAL), labels.count(ANOMALOUS)
+    return calibration.scored == "leave-one-out" and counts == (
+        calibration.normal,
+        calibration.anomalous,
+    )
+
+
+def flips(before: Calibration, after: Calibration) -> list[Flip]:
+    """The memory's own images that are judged otherwise, each left out; those that it held throughout."""
+    one, other = before.own or {}, after.own or {}
+    found = []
+    for entry, was in one.items():
+        if (then := other.get(entry)) is None:
+            continue
+        verdicts = [
+            ANOMALOUS if np.float32(own.score) >= np.float32(cut) else NORMAL
+            for own, cut in ((was, before.image_threshold), (then, after.image_threshold))
+        ]
+        if verdicts[0] != verdicts[1]:
+            found.append(Flip(entry, then.label, *verdicts))
+    return found
+
+
+def _shift(before: Values, after: Values, cut: float) -> float:
+    """What moved most of the images around a cut: the median over the half of them nearest to it."""
+    if not len(before):
+        return 0.0
+    count = max(LEAST, len(before) // 2)
+    nearest = np.argsort(np.abs(before - cut), kind="stable")[:count]
+    return float(np.median(after[nearest] - before[nearest]))
+
+
+def _moved(origin: Calibration, by: float, scores: float) -> dict[str, object]:
+    """What stands on the scale of scores: the threshold and probabilities `by`, the images `scores`."""
+    bad = origin.scores_anomalous
+    return {
+        "image": _threshold(origin.image, by),
+        "model": _model(origin.model, by),
+        "normal_scores": origin.normal_scores.model_copy(
+            update={"value": _by(origin.normal_scores.value, scores)}
+        ),
+        "scores_normal": _summary(origin.scores_normal, scores),
+        "scores_anomalous": None if bad is None else _summary(bad, scores),
+    }
+
+
+def _model(model: Platt | Isotonic | None, by: float) -> Platt | Isotonic | None:
+    if isinstance(model, Platt):
+        return model.model_copy(update={"centre": model.centre + by})
+    return None if model is None else model.model_copy(update={"x": _by(model.x, by)})
+
+
+def _threshold(cut: Threshold, by: float) -> Threshold:
+    moved = {"value": cut.value + by, "low": cut.low + by, "high": cut.high + by}
+    return cut.model_copy(update=moved)
+
+
+def _summary(summary: Summary, by: float) -> Summary:
+    moved = {"mean": summary.mean + by, "quantiles": _by(summary.quantiles, by)}
+    return summary.model_copy(update=moved)
+
+
+def _by(values: Iterable[float], by: float) -> list[float]:
+    return [value + by for value in values]
+
+
+def _at(
+    value: float, cuts: Cuts, score: Values, truth: np.ndarray[tuple[int], np.dtype[np.bool_]]
+) -> Threshold:
+    """A threshold with what it does to the images as they are now."""
+    bad, good = score[truth], cuts.good
+    alarms, caught = int((good >= value).sum()), int((bad >= value).sum())
+    known = len(bad)
+    promise = Promise.of(min(alarms + 1, len(good)), len(good))
+    return cuts.image.model_copy(
+        update={
+            "value": value,
+            "promise": None if cuts.image.promise is None else promise,
+            "precision": caught / max(caught + alarms, 1) if known else None,
+            "recall": caught / known if known else None,
+            "f1": 2 * caught / (caught + alarms + known) if known else None,
+            "fpr": alarms / len(good),
+        }
+    )

@@ -1,0 +1,175 @@
+"""A bank's thresholds follow its lessons: beside scoring, in force with the lesson, and on disk."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import structlog
+
+from mrad.calibration import Calibration
+from mrad.detector import Detector
+from mrad.errors import MRADError
+from mrad.heads.tf import TFHead
+from mrad.memory.living import CALIBRATION
+from mrad.thresholds.follow import followed
+from mrad.thresholds.own import anchored, memory_of, score_own
+from mrad_service.memory import DurableMemory
+from mrad_service.models.loading import Model
+
+log = structlog.get_logger(__name__)
+WAIT = 10.0
+"""Seconds that a lesson waits for its thresholds; then its answer says that they are still to come."""
+ORIGIN = "origin/"
+"""Names of values: a head's calibration as it was made, from which lessons are followed."""
+NICE = 10
+"""Scoring goes first."""
+
+
+@dataclass
+class Renewal:
+    """What a lesson did to a bank's thresholds."""
+
+    before: Calibration | None
+    """In force before it."""
+    model: Model
+    """With the memory that learned."""
+    after: Calibration | None = None
+    why_not: str = ""
+    """Why the thresholds stay as they were; empty where they follow."""
+    computed: threading.Event = field(default_factory=threading.Event)
+    settled: threading.Event = field(default_factory=threading.Event)
+    """On disk, or not to be."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it came to an end in time."""
+        return self.settled.is_set()
+
+
+class Following:
+    """Thresholds of one loaded bank. One thread for all banks does the work."""
+
+    def __init__(
+        self,
+        memory: DurableMemory,
+        workers: ThreadPoolExecutor,
+        publish: Callable[[Renewal], None],
+    ) -> None:
+        """`publish`: takes up a renewal that came too late for its lesson."""
+        self._memory, self._workers, self._publish = memory, workers, publish
+        self._origin: Calibration | None = None
+        self._last: Detector | None = None
+        self.latest: Renewal | None = None
+
+    def begin(self, model: Model) -> Renewal:
+        """Measure the memory's own images, so that the first lesson need not; mend what a crash left."""
+        return self.follow(model, model.calibration)
+
+    def follow(self, model: Model, before: Calibration | None) -> Renewal:
+        """The memory has changed: `model` has it, with the thresholds of `before`."""
+        renewal = Renewal(before, model)
+        self.latest = renewal
+        try:
+            self._workers.submit(self._renew, renewal)
+        except RuntimeError:  # the server stops: the next start goes on from here
+            self._end(renewal, "the server is stopping")
+        return renewal
+
+    def _end(self, renewal: Renewal, why: str = "") -> None:
+        renewal.why_not = why
+        renewal.computed.set()
+        renewal.settled.set()
+
+    def _renew(self, renewal: Renewal) -> None:
+        if self.latest is not renewal:  # a later lesson waits, and will say what became of both
+            self._end(renewal, "a later lesson renews them")
+            return
+        try:
+            renewal.after = self._followed(renewal)
+        except MRADError as error:
+            self._end(renewal, str(error))
+            return
+        except Exception as error:
+            log.exception("thresholds do not follow", bank=renewal.model.name)
+            self._end(renewal, f"they could not be renewed: {error!r}")
+            return
+        renewal.computed.set()
+        try:
+            self._publish(renewal)
+            self._store(renewal)
+        except MRADError as error:
+            log.warning("thresholds are not on disk", bank=renewal.model.name, why=str(error))
+            renewal.why_not = f"they are in force, but not on disk: {error}"
+        renewal.settled.set()
+
+    def _followed(self, renewal: Renewal) -> Calibration | None:
+        model = renewal.model
+        held, detector = model.calibration, model.detectors[0]
+        if held is None:
+            raise MRADError(model.why_uncalibrated)
+        origin = self._origin_of(held, detector)
+        if renewal.before is not None and renewal.before.own is None:
+            renewal.before = origin
+        scored = score_own(self._resumed(detector))
+        return followed(origin, detector, scored)
+
+    def _origin_of(self, held: Calibration, detector: Detector) -> Calibration:
+        """The calibration as it was made, with the scores of the memory's own images of then."""
+        known = self._origin
+        if known is not None and _same(known, held):
+            return known
+        origin, stored = held, self._memory.values.get(ORIGIN + held.head)
+        if held.origin and stored is not None:
+            found = Calibration.model_validate_json(stored)
+            origin = found if _same(found, held) else held
+        if origin.own is None:
+            built, base = self._memory.built, detector
+            if memory_of(built) != memory_of(detector.bank):
+                base = detector.with_bank(built)
+            origin = anchored(origin, base.bank, score_own(self._resumed(base)))
+        self._origin = origin
+        return origin
+
+    def _resumed(self, detector: Detector) -> Detector:
+        """With what the last one measured, where it began from an earlier state."""
+        if isinstance(detector.head, TFHead) and self._last is not None:
+            assert isinstance(self._last.head, TFHead)
+            detector.head.resume(self._last.head)
+        self._last = detector
+        return detector
+
+    def _store(self, renewal: Renewal) -> None:
+        """First where it comes from: a crash between the two leaves thresholds that are renewed again."""
+        found, origin = renewal.after, self._origin
+        assert found is not None
+        assert origin is not None
+        if found.follows == origin.follows and renewal.model.bank.changes is None:
+            return  # as it was made, and nothing was learned: nothing to keep
+        head = found.head
+        text = origin.model_dump_json().encode()
+        if self._memory.values.get(ORIGIN + head) != text:
+            self._memory.put(ORIGIN + head, text)
+        text = found.model_dump_json().encode()
+        if self._memory.values.get(CALIBRATION + head) != text:
+            self._memory.put(CALIBRATION + head, text)
+
+
+def _same(origin: Calibration, held: Calibration) -> bool:
+    """Whether `held` is this calibration as it was made, or follows lessons from it."""
+    if held.origin:
+        return held.origin == (origin.origin or origin.made_at)
+    bare = {"own": None, "follows": ""}
+    return origin.model_copy(update=bare) == held.model_copy(update=bare)
+
+
+def workers() -> ThreadPoolExecutor:
+    """The thread that renews thresholds, one bank after the other, behind whatever scores."""
+
+    def behind() -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+
+    return ThreadPoolExecutor(1, "thresholds", behind)
