@@ -89,10 +89,11 @@ class Tail(_Part):
         allowed = int(np.searchsorted(self.rank, target_fpr * self.total + 1e-9, side="right"))
         return self.value[allowed - 1] if allowed else above(self.value[0])
 
-    def promise_at(self, target_fpr: float) -> tuple[float, Promise]:
-        """A threshold that good things to come reach with this rate at most, and what it promises.
+    def rank_at(self, target_fpr: float) -> tuple[float, int]:
+        """A threshold that good things to come reach with this rate at most, and its rank.
 
-        Where so few things can promise no rate that low, just above the highest: `Promise.keeps`.
+        It promises rank / (total + 1): more than asked for, just above the highest, where so few
+        things can promise no rate that low.
         """
         if not 0 <= target_fpr <= 1:
             raise CalibrationError(f"a false-alarm rate lies in [0, 1], not {target_fpr}")
@@ -100,7 +101,12 @@ class Tail(_Part):
         place = min(int(np.searchsorted(self.rank, rank)), len(self.rank) - 1)
         if self.rank[place] > rank and place >= MAX_KEPT // 2:  # thinned: rather fewer alarms
             place, rank = place - 1, self.rank[place - 1]
-        return above(self.value[place]), Promise.of(rank, self.total)
+        return above(self.value[place]), rank
+
+    def promise_at(self, target_fpr: float) -> tuple[float, Promise]:
+        """The threshold of `rank_at`, and what it promises."""
+        value, rank = self.rank_at(target_fpr)
+        return value, Promise.of(rank, self.total)
 
     def p_value(self, value: float) -> float:
         """How rare it is for a good thing to lie as high or higher: never 0, for n things show 1/(n+1)."""
@@ -244,10 +250,7 @@ class Calibration(_Part):
         give a threshold just above the highest good score, for no sample can promise less. Raises
         `CalibrationError`.
         """
-        tail = self.normal_scores if level == "image" else self.normal_peaks
-        if tail is None:
-            raise CalibrationError("the calibration holds no maps of good images: calibrate anew")
-        return tail.promise_at(target_fpr)
+        return self._good(level).promise_at(target_fpr)
 
     @property
     def expected(self) -> Promise:
@@ -259,7 +262,25 @@ class Calibration(_Part):
         """The threshold of `promise_at`; by shares of good pixels where no more is known."""
         if level == "pixel" and self.normal_peaks is None and self.normal_pixels is not None:
             return self.normal_pixels.threshold_at(target_fpr)
-        return self.promise_at(target_fpr, level)[0]
+        return self._good(level).rank_at(target_fpr)[0]
+
+    def shortfall(self, target_fpr: float) -> str | None:
+        """What to tell whoever asks for a rate that the good images cannot promise, with a code."""
+        parts = self.normal_scores.total
+        promised = self.normal_scores.rank_at(target_fpr)[1] / (parts + 1)
+        if promised <= target_fpr + 1e-9:
+            return None
+        return (
+            f"rate_not_promised: {parts} good images cannot promise {100 * target_fpr:.4g} % false "
+            f"alarms; the threshold lies just above the highest of them, which promises "
+            f"{100 * promised:.2g} %"
+        )
+
+    def _good(self, level: Literal["image", "pixel"]) -> Tail:
+        tail = self.normal_scores if level == "image" else self.normal_peaks
+        if tail is None:
+            raise CalibrationError("the calibration holds no maps of good images: calibrate anew")
+        return tail
 
     def p_value(self, score: float) -> float:
         """Share of good parts that look as unusual, or more: small says anomalous. No probability of

@@ -81,6 +81,15 @@ def test_probability_rises_stays_in_range_and_follows_prevalence():
         calibration.probability(0.5, prevalence=1.0)
 
 
+def test_a_rate_that_the_good_images_cannot_promise_is_told():
+    calibration = make_calibration(normal_scores=Tail.of(np.linspace(0.4, 0.5, 20)))
+    assert calibration.shortfall(0.05) is None
+    told = calibration.shortfall(0.01)
+    assert told.startswith("rate_not_promised: 20 good images cannot promise 1 %")
+    assert "4.8 %" in told
+    assert calibration.threshold_at(0.01) == calibration.threshold_at(0.0)
+
+
 def test_isotonic_is_applied_by_interpolation():
     calibration = make_calibration(model=Isotonic(x=[0.4, 0.6], y=[0.1, 0.9]))
     assert calibration.probability(0.5) == pytest.approx(0.5)

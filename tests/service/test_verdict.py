@@ -41,6 +41,8 @@ def test_the_banks_threshold_unless_told(server, calibration, png) -> None:
 def test_sensitivity_for_each_request(server, calibration, png) -> None:
     strict, lax = (judge(server, png(1), target_fpr=rate)["threshold"] for rate in (0.0, 0.5))
     assert strict == calibration.threshold_at(0.0) > lax == calibration.threshold_at(0.5)
+    told = [judge(server, png(1), target_fpr=rate).get("warnings") or [] for rate in (0.0, 0.5)]
+    assert [any("rate_not_promised" in text for text in texts) for texts in told] == [True, False]
     seeds = [seed for seed in range(100, 150) if seed % 5]
     flagged = [judge(server, png(s), target_fpr=0.1)["verdict"] == "anomalous" for s in seeds[:20]]
     assert sum(flagged) <= 4 + 1, "of forty good images at most four"

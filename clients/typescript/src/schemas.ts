@@ -240,7 +240,7 @@ export interface components {
             parts?: components["schemas"]["Part"][] | null;
             /** @description of an image that was cut, where `fields` asks for them */
             tiles?: components["schemas"]["Tile"][] | null;
-            /** @description `code: text` for what was assumed or is odd about the image: its verdict may be worth nothing. Given whatever `fields` says. */
+            /** @description `code: text` for what was assumed, is odd about the image, or cannot be promised: its verdict may be worth nothing. Given whatever `fields` says. */
             warnings?: string[] | null;
             problem?: components["schemas"]["Problem"] | null;
         };

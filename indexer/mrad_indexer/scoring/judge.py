@@ -40,6 +40,8 @@ class Judge:
     """Map values of the coldest and hottest colour, the same for every image."""
     calibration: Calibration | None
     checkpoint: Path | None
+    note: str | None = None
+    """What was asked for and cannot be had, with a code."""
 
     @classmethod
     def load(
@@ -110,7 +112,10 @@ class Judge:
             )
         image, pixel = thresholds(calibration, threshold, target_fpr)
         low, high = colour_scale(detector, calibration, pixel)
-        return cls(detector, image, pixel, low, high, calibration, checkpoint)
+        note = None
+        if calibration is not None and target_fpr is not None and threshold is None:
+            note = calibration.shortfall(target_fpr)
+        return cls(detector, image, pixel, low, high, calibration, checkpoint, note)
 
     def verdict(self, score: float) -> str | None:
         """`anomalous` or `normal`; None without a threshold."""

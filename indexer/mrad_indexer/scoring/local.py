@@ -33,6 +33,7 @@ class LocalTransport:
             batch_size: images, or tiles of them, encoded at once.
         """
         self.judge, self.maps, self.batch_size = judge, maps, batch_size
+        self._notes = [judge.note] if judge.note else []
         cut = judge.detector.layout.tiling is not None  # then images are large: fewer at once
         self.size = 1 if cut else batch_size
         """Files worth giving to one call; of an image that is cut, the tiles fill batches."""
@@ -74,7 +75,7 @@ class LocalTransport:
             "threshold": self.judge.threshold,
             "probability": self.judge.probability(score),
             "p_value": self.judge.p_value(score),
-            "warnings": list(prediction.warnings) or None,
+            "warnings": [*prediction.warnings, *self._notes] or None,
         }
         if prediction.peak_box is not None:
             columns["peak_box"] = json.dumps(prediction.peak_box)

@@ -130,6 +130,7 @@ async def infer(request: Request, name: str, version: str = VERSION) -> Response
     question = await run_in_threadpool(partial(read, body, limits))
     inference = question.inference
     verdict = _verdict(model, inference.parameters)
+    notes = [verdict.note] if verdict.note else []
     outputs = {output.name for output in inference.wanted}
     if "probability" in outputs and model.calibrated().model is None:
         raise CalibrationError(
@@ -152,7 +153,7 @@ async def infer(request: Request, name: str, version: str = VERSION) -> Response
             "probability": verdict.probability(prediction.score),
             "p_value": verdict.p_value(prediction.score),
             "map": shown,
-            "warnings": json.dumps(prediction.warnings).encode(),
+            "warnings": json.dumps([*prediction.warnings, *notes]).encode(),
         }
 
     job = Job(

@@ -196,8 +196,8 @@ class Result(BaseModel):
     )
     warnings: list[str] | None = Field(
         None,
-        description="`code: text` for what was assumed or is odd about the image: its verdict may be "
-        "worth nothing. Given whatever `fields` says.",
+        description="`code: text` for what was assumed, is odd about the image, or cannot be promised: "
+        "its verdict may be worth nothing. Given whatever `fields` says.",
     )
     problem: Problem | None = None
 

@@ -122,8 +122,9 @@ class Judge:
             made["evidence"] = self._told(prediction)
             self._budget.spend(sum(len(found["thumbnail"] or "") for found in made["evidence"]))
         kept = {name: value for name, value in made.items() if name in self.fields}
-        if prediction.warnings:  # never left out: a verdict on a misread image is worth nothing
-            kept["warnings"] = list(prediction.warnings)
+        said = [*prediction.warnings, *([self.verdict.note] if self.verdict.note else [])]
+        if said:  # never left out: a verdict on a misread image is worth nothing
+            kept["warnings"] = said
         return kept
 
     def _part(self, part: PartScore) -> dict[str, Any]:

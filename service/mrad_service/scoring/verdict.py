@@ -21,6 +21,8 @@ class Verdict:
     pixel_threshold: float | None
     """Of map values."""
     model: Model
+    note: str | None = None
+    """What the request asked for and cannot have, with a code."""
 
     @classmethod
     def of(
@@ -38,6 +40,7 @@ class Verdict:
         for name, value in (("threshold", threshold), ("pixel_threshold", pixel_threshold)):
             if value is not None and not math.isfinite(value):
                 raise InvalidRequestError(f"{name} must be a finite number")
+        note = None
         if target_fpr is not None:
             if threshold is not None:
                 raise InvalidRequestError("give threshold or target_fpr, not both")
@@ -45,6 +48,7 @@ class Verdict:
                 raise InvalidRequestError(f"target_fpr lies in [0, 1], not {target_fpr}")
             calibration = model.calibrated()
             threshold = calibration.threshold_at(target_fpr)
+            note = calibration.shortfall(target_fpr)
             if pixel_threshold is None and calibration.normal_pixels is not None:
                 pixel_threshold = calibration.threshold_at(target_fpr, "pixel")
         held = model.calibration
@@ -52,7 +56,7 @@ class Verdict:
             threshold = held.image_threshold if threshold is None else threshold
             if pixel_threshold is None and held.pixel is not None:
                 pixel_threshold = held.pixel_threshold
-        return cls(threshold, pixel_threshold, model)
+        return cls(threshold, pixel_threshold, model, note)
 
     def says(self, score: float) -> str | None:
         """`normal` or `anomalous`; float32 decides, as for maps."""
