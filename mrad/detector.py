@@ -18,7 +18,7 @@ from mrad.encoder.stream import encode_tiles
 from mrad.errors import MRADError
 from mrad.evidence import Asked, cell_box, nearest_good, nearest_keys
 from mrad.heads import Head, HeadOutput, load_head
-from mrad.heads.choose import AUTO, default_head
+from mrad.heads.choose import AUTO, default_head, problem
 from mrad.heads.nn import NNHead
 from mrad.images.guard import refuse_doubtful
 from mrad.images.layout import Layout, Places, Tile
@@ -77,6 +77,7 @@ class Detector:
         bank.check(encoder)
         self.encoder, self.bank = encoder, bank
         self.fusion, self.sigma, self.top, self.retrieval = fusion, sigma, top, retrieval
+        self._auto = head == AUTO and checkpoint is None
         if head == AUTO:
             head = default_head(bank, checkpoint).head
         self.head: Head = (
@@ -102,6 +103,19 @@ class Detector:
         other = copy.copy(self)
         other.bank = bank
         return other
+
+    def of_object(self, name: str) -> Detector:
+        """The same on what the memory holds of one product: its good parts, its defects, their scale.
+
+        Where the head was chosen by the memory (`auto`) and cannot serve this part of it, the head that
+        can is taken. Raises `UnknownObjectError`, and what `with_bank` raises.
+        """
+        bank = self.bank.of_object(name)
+        if not self._auto or problem(bank, self.head.name) is None:
+            return self.with_bank(bank)
+        other = copy.copy(self)
+        other.head = load_head(default_head(bank).head, self.encoder)
+        return other.with_bank(bank)
 
     @property
     def layout(self) -> Layout:

@@ -117,6 +117,18 @@ class NoGoodPartsError(BankError):
     code = "no_good_parts"
 
 
+class UnknownObjectError(BankError):
+    """A product of which the memory holds no image; the message names those it does."""
+
+    code = "unknown_object"
+
+
+class MergeError(BankError):
+    """Banks that cannot be joined, though one encoder built them; the message says why."""
+
+    code = "banks_differ"
+
+
 class DimensionError(BankError):
     """Keys or queries of the wrong width."""
 

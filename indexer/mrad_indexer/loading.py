@@ -65,17 +65,32 @@ def own_images(bank: MemoryBank) -> Dataset:
     if not origin:
         raise DataError("the bank does not say which images it was built of; give their folder")
     try:
-        dataset = read_dataset(
-            origin["path"],
-            layout=origin["layout"],
-            mask_orientation=origin.get("mask_orientation", "auto"),
-        )
-        return choose(dataset, origin["split"], origin["objects"])
+        found = _of_origin(origin)
     except DataError as error:
         raise DataError(
             f"the images that the bank was built of cannot be read any more ({error}); give their "
             "folder"
         ) from error
+    if not (origin.get("held") or "merged" in origin):
+        return found
+    held = {(entry.object_name, entry.source) for entry in bank.entries}
+    kept = tuple(r for r in found.records if (r.object_name, r.source) in held)
+    if not kept:
+        raise DataError("none of the images that the bank holds is where it was; give their folder")
+    return replace(found, records=kept)
+
+
+def _of_origin(origin: dict[str, Any]) -> Dataset:
+    """Of one build, or of all whose memories were joined."""
+    if "merged" in origin:
+        parts = [_of_origin(part) for part in origin["merged"]]
+        return replace(parts[0], records=tuple(r for part in parts for r in part.records))
+    dataset = read_dataset(
+        origin["path"],
+        layout=origin["layout"],
+        mask_orientation=origin.get("mask_orientation", "auto"),
+    )
+    return choose(dataset, origin["split"], origin["objects"])
 
 
 def detector_of(encoder: Encoder, bank: MemoryBank, head: HeadChoice, **options: Any) -> Detector:

@@ -8,12 +8,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+import numpy.typing as npt
+
 from mrad.errors import (
     BankError,
     DimensionError,
     EmptyLevelError,
     EncoderMismatchError,
     LayoutError,
+    UnknownObjectError,
 )
 from mrad.images.guard import InputProfile
 from mrad.images.layout import PLAIN, Layout
@@ -180,6 +184,41 @@ class MemoryBank(Contents):
             digest=None,
             changes=None,
         )
+
+    def select(self, kept: npt.NDArray[np.bool_]) -> MemoryBank:
+        """The bank of some entries, bool [entries], as if it had been built of them alone.
+
+        It is not calibrated: what is usual of the others may be unusual here.
+        """
+        entries = tuple(entry for entry, keep in zip(self.entries, kept) if keep)
+        ids = [entry.entry_id for entry in entries]
+        return replace(
+            self,
+            entries=entries,
+            image=self.image.of_entries(kept),
+            patch=self.patch.of_entries(kept),
+            local=self.local.of_entries(kept),
+            calibration=None,
+            thumbnails={i: self.thumbnails[i] for i in ids if i in self.thumbnails},
+            digest=None,
+            changes=None,
+        )
+
+    @cached_property
+    def objects(self) -> tuple[str, ...]:
+        """The products whose images it holds, by name; images of which nobody said are left out."""
+        return tuple(sorted({entry.object_name for entry in self.entries} - {""}))
+
+    def of_object(self, name: str) -> MemoryBank:
+        """What it holds of one product. Raises `UnknownObjectError`, which names those held."""
+        if name not in self.objects:
+            raise UnknownObjectError(
+                f"the memory holds no image of {name!r}; it holds {', '.join(self.objects)}"
+                if self.objects
+                else f"the memory holds no image of {name!r}: nobody said of any image which product it "
+                "shows. Build it with a folder, or a column `object`, for each"
+            )
+        return self.select(np.array([entry.object_name == name for entry in self.entries]))
 
     @property
     def composition(self) -> str:

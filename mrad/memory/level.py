@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -104,17 +104,21 @@ class LevelMemory:
 
     def without_row(self, row: int) -> LevelMemory:
         """This level without the keys of entry `row`; later rows move up by one."""
-        keep = self.entry != row
-        entry = self.entry[keep]
+        kept = np.ones(max(row, int(self.entry.max(initial=0))) + 1, dtype=bool)
+        kept[row] = False
+        return replace(self.of_entries(kept), folder=self.folder, reference=self.refers_to)
+
+    def of_entries(self, kept: npt.NDArray[np.bool_]) -> LevelMemory:
+        """The keys of some entries, bool [entries], as if they were all; rows move up."""
+        mine = kept[self.entry]
+        moved = np.cumsum(kept) - 1
         return LevelMemory(
-            self.keys[keep],
-            self.labels[keep],
-            entry - (entry > row),
-            self.region[keep],
-            self.size[keep],
-            self.folder,
-            self.refers_to,
-            tile=self.tile[keep],
+            self.keys[mine],
+            self.labels[mine],
+            moved[self.entry[mine]].astype(np.int64),
+            self.region[mine],
+            self.size[mine],
+            tile=self.tile[mine],
         )
 
     def check(self, level: Level, width: int) -> None:

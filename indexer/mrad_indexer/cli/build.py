@@ -32,9 +32,18 @@ def register(main: typer.Typer) -> None:
 def build_command(
     data: Annotated[Path, typer.Argument(help="a dataset's folder, a .csv or .jsonl list")],
     out: Annotated[Path, typer.Option(help="the bank's folder, to be written")],
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="a bank to add the images to, as that of another product: OUT holds both, BASE stays"
+        ),
+    ] = None,
     encoder: Annotated[
-        str, typer.Option(help="mrad-mini, or an open_clip name as ViT-L-14-336")
-    ] = "mrad-mini",
+        str | None,
+        typer.Option(
+            help="mrad-mini, or an open_clip name as ViT-L-14-336  [the base's, mrad-mini]"
+        ),
+    ] = None,
     pretrained: Annotated[
         str | None, typer.Option(help="tag or file of the encoder's weights  [shipped ones]")
     ] = None,
@@ -111,12 +120,17 @@ def build_command(
     with each that is kept, so it suits up to some thousands kept of some hundred thousand.
     """
     from mrad.encoder.encoder import Encoder
+    from mrad.memory.bank import MemoryBank
+    from mrad.memory.entry import REGIONS
     from mrad.memory.keys import parse_patch_keys
-    from mrad_indexer.build.build import SHARD, BuildOptions, build
+    from mrad_indexer.banks.base import build_on
+    from mrad_indexer.banks.merge import Part
+    from mrad_indexer.build.build import SHARD, BuildOptions, Plan, build
+    from mrad_indexer.cli.bank.change import say_merged, show_shares
     from mrad_indexer.cli.tiles import say_layout, shard_size
     from mrad_indexer.cutting import layout_of
     from mrad_indexer.datasets import read_dataset
-    from mrad_indexer.loading import choose
+    from mrad_indexer.loading import choose, encoder_of
 
     try:
         kept = parse_patch_keys(patch_keys)
@@ -134,14 +148,24 @@ def build_command(
             "beside them, in a folder good/; ten are a good beginning"
         )
     load = partial(
-        Encoder.load, encoder, pretrained,
+        Encoder.load, encoder or "mrad-mini", pretrained,
         image_size=image_size, device=device, precision=precision,
     )  # fmt: skip
+    below = None
+    if base is not None:
+        below = Part(str(base), MemoryBank.load(base))
+        if encoder is None:
+            load = partial(
+                encoder_of, below.bank, pretrained=pretrained, device=device, precision=precision
+            )
+        kept = below.bank.patch_keys if patch_keys == REGIONS else kept
     loaded = load()
     say(f"{len(dataset)} images, {loaded.identity} on {loaded.device}", style="dim", to=errors)
     looked_at, extent = layout_of(
         dataset, loaded, tile=tile, overlap=tile_overlap, roi=roi, parts=parts
     )
+    if below is not None and tile is None and roi is None and parts is None:
+        looked_at = below.bank.layout
     say_layout(looked_at, extent, loaded, tile)
     chosen = BuildOptions(
         batch_size,
@@ -175,17 +199,27 @@ def build_command(
                 bar.advance(task, done)
             bar.update(task, note=f"{skipped} skipped" if skipped else "")
 
-        built = build(
+        write = partial(
+            build,
             loaded,
             dataset,
-            out,
-            chosen,
-            replace=replace,
+            options=chosen,
             restart=restart,
             progress=report,
             engine=engine_of(engine, load, workers),
         )
+        merged = None
+        if below is None:
+            built = write(out=out, replace=replace)
+        else:
+            name = Plan.of(loaded, dataset, chosen).fingerprint
+            built, merged = build_on(
+                below, name, out, lambda own: write(out=own), replace_out=replace
+            )
         bar.update(task, completed=len(dataset))
+    if merged is not None and below is not None:
+        show_shares({below.name: below.bank, str(out): built.bank})
+        say_merged(merged)
     summarise(built, dataset, loaded, out)
 
 

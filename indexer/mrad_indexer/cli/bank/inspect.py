@@ -12,28 +12,16 @@ from rich import box
 from rich.table import Table
 
 from mrad_indexer.cli.advice import heads_of
-from mrad_indexer.cli.console import MRADGroup, console, say
+from mrad_indexer.cli.console import console, say
 from mrad_indexer.cli.tiles import describe as describe_layout
 
 if TYPE_CHECKING:
     from mrad.memory.bank import MemoryBank
     from mrad.memory.level import LevelMemory
 
-app = typer.Typer(cls=MRADGroup, no_args_is_help=True)
 SHOWN = 20
 
 
-@app.callback()
-def about() -> None:
-    """Memories on disk."""
-
-
-def register(main: typer.Typer) -> None:
-    """Add the commands to the `mrad` app."""
-    main.add_typer(app, name="bank")
-
-
-@app.command("inspect")
 def inspect_command(
     bank: Annotated[Path, typer.Argument(help="the bank's folder")],
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,

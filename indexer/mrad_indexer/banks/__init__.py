@@ -1,0 +1,1 @@
+"""Whole memories: joined, and parted."""
