@@ -68,7 +68,13 @@ def create_app(settings: Settings, *, encoder_of: EncoderOf | None = None) -> Fa
     problems.install(app)
     app.include_router(score_router(require))
     app.include_router(banks_router(require))
-    teaching = Teaching(settings.max_file_bytes, runtime.encode, runtime.lesson, runtime.copy)
+    teaching = Teaching(
+        settings.max_file_bytes,
+        runtime.encode,
+        runtime.lesson,
+        runtime.copy,
+        runtime.banks.renewal,
+    )
     app.include_router(memory_router(require, teaching))
     app.include_router(health_router(metrics=settings.metrics))
     app.include_router(oip_router(require))

@@ -38,13 +38,26 @@ if TYPE_CHECKING:
     )
     from mrad_client.images import ImageInput
     from mrad_client.retry import Retry
-    from mrad_client.types import Bank, Entry, EntryPage, Evidence, Map, Region, Result, Scores
+    from mrad_client.types import (
+        Bank,
+        Calibration,
+        Entry,
+        EntryPage,
+        Evidence,
+        LessonEffect,
+        Map,
+        Region,
+        Removed,
+        Result,
+        Scores,
+    )
 
 __all__ = [
     "APIError",
     "AsyncClient",
     "AuthenticationError",
     "Bank",
+    "Calibration",
     "CalibrationError",
     "Client",
     "ConflictError",
@@ -57,12 +70,14 @@ __all__ = [
     "ImageInput",
     "InputError",
     "InvalidRequestError",
+    "LessonEffect",
     "MRADClientError",
     "Map",
     "MaskError",
     "NotFoundError",
     "OverloadedError",
     "Region",
+    "Removed",
     "Result",
     "Retry",
     "Scores",
@@ -82,7 +97,19 @@ _HOME = {
     "client": ("Client",),
     "images": ("ImageInput",),
     "retry": ("Retry",),
-    "types": ("Bank", "Entry", "EntryPage", "Evidence", "Map", "Region", "Result", "Scores"),
+    "types": (
+        "Bank",
+        "Calibration",
+        "Entry",
+        "EntryPage",
+        "Evidence",
+        "LessonEffect",
+        "Map",
+        "Region",
+        "Removed",
+        "Result",
+        "Scores",
+    ),
 }
 """Modules of what is no error."""
 

@@ -38,8 +38,8 @@ class Call(Generic[T]):
     headers: Mapping[str, str] = field(default_factory=dict)
     settled: T | None = None
     """The answer, where there is nothing to ask the server."""
-    missing_is_done: bool = False
-    """A 404 on a repeated try means that an earlier one, whose answer was lost, did the work."""
+    missing: T | None = None
+    """The answer to a 404 on a repeated try: an earlier one, whose answer was lost, did the work."""
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `httpx.Client.request`."""
@@ -57,8 +57,8 @@ class Call(Generic[T]):
         """The parsed answer. Raises what the outcome stands for, from the client's error tree."""
         if isinstance(outcome, httpx.TransportError):
             raise _connection_error(outcome, tries) from outcome
-        if outcome.status_code == 404 and self.missing_is_done and tries > 1:
-            return None  # type: ignore[return-value]  # only calls of nothing say so
+        if outcome.status_code == 404 and self.missing is not None and tries > 1:
+            return self.missing
         check_version(outcome)
         if outcome.is_success:
             return self._parsed(outcome)

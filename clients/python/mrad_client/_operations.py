@@ -12,9 +12,18 @@ from urllib.parse import quote
 import httpx
 
 from mrad_client._call import Call
-from mrad_client.errors import UnreadableFileError
+from mrad_client.errors import CalibrationError, UnreadableFileError
 from mrad_client.images import ImageInput, Upload, upload
-from mrad_client.types import Bank, Entry, EntryPage, MapFormat, Result, Scores
+from mrad_client.types import (
+    Bank,
+    Calibration,
+    Entry,
+    EntryPage,
+    MapFormat,
+    Removed,
+    Result,
+    Scores,
+)
 
 Label = Literal["normal", "anomalous"]
 
@@ -156,18 +165,50 @@ def add_entry(image: ImageInput, label: Label, options: EntryOptions) -> Call[En
 
 def _added(response: httpx.Response) -> Entry:
     answer = response.json()
-    said = {name: answer[name] for name in ("note", "warnings") if answer.get(name) is not None}
+    said = {
+        name: answer[name]
+        for name in ("note", "warnings", "effect")
+        if answer.get(name) is not None
+    }
     return Entry.model_validate({**answer["entry"], **said})
 
 
-def remove_entry(entry_id: str) -> Call[None]:
+def remove_entry(entry_id: str) -> Call[Removed]:
     """`DELETE /v1/memory/entries/{id}`."""
+    gone = Removed(entry_id=entry_id)
     return Call(
         "DELETE",
         f"/v1/memory/entries/{_segment(entry_id)}",
-        lambda response: None,
-        missing_is_done=True,
+        lambda response: Removed.model_validate(response.json()) if response.content else gone,
+        missing=gone,
     )
+
+
+def calibrate_bank(name: str, rule: str | None, target_fpr: float | None) -> Call[Calibration]:
+    """`POST /v1/banks/{name}/calibrate`."""
+    asked = {"rule": rule, "target_fpr": target_fpr}
+    return Call(
+        "POST",
+        f"/v1/banks/{_segment(name)}/calibrate",
+        _calibration,
+        params={key: value for key, value in asked.items() if value is not None},
+    )
+
+
+def calibrating(name: str) -> Call[Calibration]:
+    """`GET /v1/banks/{name}/calibrate`."""
+    return Call("GET", f"/v1/banks/{_segment(name)}/calibrate", _calibration)
+
+
+def _calibration(response: httpx.Response) -> Calibration:
+    return Calibration.model_validate(response.json())
+
+
+def calibrated(job: Calibration) -> Calibration:
+    """Itself once it is done. Raises `CalibrationError`."""
+    if job.state == "failed":
+        raise CalibrationError(409, "calibration", job.why)
+    return job
 
 
 def entries(cursor: str | None = None, limit: int = 100) -> Call[EntryPage]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Literal, Self, TypeVar, Unpack
 
 import anyio
 import anyio.to_thread
@@ -16,7 +16,7 @@ from mrad_client._operations import EntryOptions, Label, ScoreOptions
 from mrad_client._settings import http_arguments
 from mrad_client.images import ImageInput
 from mrad_client.retry import Attempts, Retry
-from mrad_client.types import Bank, Entry, EntryPage, Result, Scores
+from mrad_client.types import Bank, Calibration, Entry, EntryPage, Removed, Result, Scores
 
 T = TypeVar("T")
 
@@ -68,6 +68,22 @@ class AsyncClient:
         """Switch to another bank of the server; requests in flight finish on the old one."""
         return await self._send(operations.activate_bank(name))
 
+    async def calibrate_bank(
+        self,
+        name: str,
+        *,
+        rule: Literal["f1", "fpr"] | None = None,
+        target_fpr: float | None = None,
+        progress: Callable[[Calibration], None] = lambda job: None,
+    ) -> Calibration:
+        """As `Client.calibrate_bank`."""
+        job = await self._send(operations.calibrate_bank(name, rule, target_fpr))
+        while job.state in ("waiting", "running"):
+            progress(job)
+            await self._sleep(0.2)
+            job = await self._send(operations.calibrating(name))
+        return operations.calibrated(job)
+
     async def add_entry(
         self, image: ImageInput, label: Label, **options: Unpack[EntryOptions]
     ) -> Entry:
@@ -80,9 +96,9 @@ class AsyncClient:
         call = await anyio.to_thread.run_sync(operations.add_entry, image, label, options)
         return await self._send(call)
 
-    async def remove_entry(self, entry_id: str) -> None:
-        """Take an entry out of the memory."""
-        await self._send(operations.remove_entry(entry_id))
+    async def remove_entry(self, entry_id: str) -> Removed:
+        """Take an entry out of the memory; says what that changed."""
+        return await self._send(operations.remove_entry(entry_id))
 
     async def entry_page(self, cursor: str | None = None, limit: int = 100) -> EntryPage:
         """One page of the memory's entries."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Literal, Self, TypeVar, Unpack
 
 import httpx
 
@@ -15,7 +15,7 @@ from mrad_client._operations import EntryOptions, Label, ScoreOptions
 from mrad_client._settings import http_arguments
 from mrad_client.images import ImageInput
 from mrad_client.retry import Attempts, Retry
-from mrad_client.types import Bank, Entry, EntryPage, Result, Scores
+from mrad_client.types import Bank, Calibration, Entry, EntryPage, Removed, Result, Scores
 
 T = TypeVar("T")
 
@@ -65,6 +65,31 @@ class Client:
         """Switch to another bank of the server; requests in flight finish on the old one."""
         return self._send(operations.activate_bank(name))
 
+    def calibrate_bank(
+        self,
+        name: str,
+        *,
+        rule: Literal["f1", "fpr"] | None = None,
+        target_fpr: float | None = None,
+        progress: Callable[[Calibration], None] = lambda job: None,
+    ) -> Calibration:
+        """Choose a bank's thresholds anew on the images that its memory holds, each left out.
+
+        Args:
+            name: the bank, loaded.
+            rule: `f1`, or `fpr` for a rate of false alarms; None: by what the memory holds.
+            target_fpr: that rate; the server's default for None.
+            progress: called now and then with the job: `done` of `images`.
+
+        Raises `CalibrationError` where the memory does not allow it; nothing was changed then.
+        """
+        job = self._send(operations.calibrate_bank(name, rule, target_fpr))
+        while job.state in ("waiting", "running"):
+            progress(job)
+            self._sleep(0.2)
+            job = self._send(operations.calibrating(name))
+        return operations.calibrated(job)
+
     def add_entry(self, image: ImageInput, label: Label, **options: Unpack[EntryOptions]) -> Entry:
         """Teach the memory one labelled image; durable and in force when this returns.
 
@@ -74,9 +99,9 @@ class Client:
         """
         return self._send(operations.add_entry(image, label, options))
 
-    def remove_entry(self, entry_id: str) -> None:
-        """Take an entry out of the memory."""
-        self._send(operations.remove_entry(entry_id))
+    def remove_entry(self, entry_id: str) -> Removed:
+        """Take an entry out of the memory; says what that changed."""
+        return self._send(operations.remove_entry(entry_id))
 
     def entry_page(self, cursor: str | None = None, limit: int = 100) -> EntryPage:
         """One page of the memory's entries."""

@@ -206,6 +206,45 @@ class Scores(Model):
         return self.results[index]
 
 
+class Flip(Model):
+    """An image of the memory that is judged otherwise since a lesson."""
+
+    entry_id: str
+    label: Literal["normal", "anomalous"]
+    source: str = ""
+    before: Literal["normal", "anomalous"]
+    after: Literal["normal", "anomalous"]
+    thumbnail: str | None = None
+
+
+class LessonEffect(Model):
+    """What a lesson did to thresholds, and to verdicts of the memory's own images."""
+
+    thresholds: Literal["follow", "stay", "pending"]
+    """`follow`: in force and on disk; `stay`: `why` says why; `pending`: they come by themselves."""
+    why: str = ""
+    threshold_before: float | None = None
+    threshold: float | None = None
+    pixel_threshold: float | None = None
+    false_alarms: float | None = None
+    """Share of good images to come that are expected at or above the threshold."""
+    false_alarms_range: tuple[float, float] | None = None
+    """Its 95 % interval."""
+    judged: int = 0
+    """Images of the memory that were judged anew, each left out."""
+    flipped: int = 0
+    flips: list[Flip] = []
+    """The first 50 of them."""
+
+
+class Removed(Model):
+    """What forgetting an entry changed."""
+
+    entry_id: str
+    entries: int | None = None
+    effect: LessonEffect | None = None
+
+
 class Entry(Model):
     """One labelled image of the memory."""
 
@@ -225,6 +264,8 @@ class Entry(Model):
     """Of `add_entry`'s answer: what the image could not teach."""
     warnings: list[str] = []
     """Of `add_entry`'s answer: what was assumed or is odd about image or mask."""
+    effect: LessonEffect | None = None
+    """Of `add_entry`'s answer: what the lesson changed; None for a repeat."""
 
 
 class EntryPage(Model):
@@ -246,6 +287,19 @@ class Bank(Model):
     """Map value from which a pixel is."""
     map_range: tuple[float, float] | None = None
     """Map values of the coldest and the hottest colour, for every image alike."""
+
+
+class Calibration(Model):
+    """A calibration on the memory's own images."""
+
+    bank: str
+    state: Literal["none", "waiting", "running", "done", "failed"]
+    done: int = 0
+    images: int = 0
+    """Of the memory, judged so far and in all; 0 before that is known."""
+    why: str = ""
+    threshold: float | None = None
+    pixel_threshold: float | None = None
 
 
 def _image(data: bytes) -> Image.Image:

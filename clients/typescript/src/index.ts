@@ -11,16 +11,18 @@ type Schemas = components["schemas"];
 export type Bank = Schemas["Bank"];
 export type BankList = Schemas["BankList"];
 export type Entry = Schemas["MemoryEntry"];
-/** A new entry; `note`: what its image could not teach. */
-export type Added = Entry & Pick<Schemas["MemoryAdded"], "note">;
+/** A new entry; `note`: what its image could not teach; `effect`: what the lesson changed. */
+export type Added = Entry & Pick<Schemas["MemoryAdded"], "note" | "warnings" | "effect">;
+export type Removed = Schemas["MemoryRemoved"];
+export type CalibrationJob = Schemas["CalibrationJob"];
 export type EntryPage = Schemas["MemoryPage"];
 export type Problem = Schemas["Problem"];
 export type Result = Schemas["Result"];
 export type Scores = Schemas["Scores"];
 export type Label = Entry["label"];
 
-/** An image file: a Blob or File, or its bytes. */
-export type ImageInput = Blob | Uint8Array;
+/** An image file: its path, in Node; a Blob or File, or its bytes, anywhere. */
+export type ImageInput = string | Blob | Uint8Array;
 
 export interface Options {
   /** `http://127.0.0.1:8000` unless told. */
@@ -82,7 +84,9 @@ export class MradClient {
   /** Judge images: a result for each, in order. One that cannot be read has `status: "error"`. */
   async score(images: ImageInput[], options: ScoreOptions = {}): Promise<Scores> {
     const form = new FormData();
-    images.forEach((image, i) => form.append("images", blobOf(image), nameOf(image, `${i}`)));
+    for (const [i, image] of images.entries()) {
+      form.append("images", await blobOf(image), nameOf(image, `${i}`));
+    }
     for (const [name, value] of Object.entries(options)) {
       if (value === undefined) continue;
       form.append(name, name === "roi" ? JSON.stringify(value) : String(value));
@@ -119,9 +123,9 @@ export class MradClient {
   async addEntry(image: ImageInput, label: Label, options: EntryOptions = {}): Promise<Added> {
     const { mask, tags, idempotencyKey, ...texts } = options;
     const form = new FormData();
-    form.append("image", blobOf(image), nameOf(image, "image"));
+    form.append("image", await blobOf(image), nameOf(image, "image"));
     form.append("label", label);
-    if (mask) form.append("mask", blobOf(mask), nameOf(mask, "mask.png"));
+    if (mask) form.append("mask", await blobOf(mask), nameOf(mask, "mask.png"));
     for (const tag of tags ?? []) form.append("tags", tag);
     for (const [name, value] of Object.entries(texts)) {
       if (value !== undefined) form.append(name, value);
@@ -129,13 +133,36 @@ export class MradClient {
     const headers = { "Idempotency-Key": idempotencyKey ?? randomKey() };
     const asked = { body: form, headers };
     const answer = await this.#json<Schemas["MemoryAdded"]>("POST", "/v1/memory/entries", asked);
-    return { ...answer.entry, note: answer.note };
+    const { note, warnings, effect } = answer;
+    return { ...answer.entry, note, warnings, effect };
   }
 
-  /** Forget an entry. A 404 on a repeated try means that an earlier one did the work. */
-  async removeEntry(entryId: string): Promise<void> {
+  /** Forget an entry; says what that changed. Null where an earlier try, whose answer was lost, did it. */
+  async removeEntry(entryId: string): Promise<Removed | null> {
     const path = `/v1/memory/entries/${encodeURIComponent(entryId)}`;
-    await this.#send("DELETE", path, {}, true);
+    const response = await this.#send("DELETE", path, {}, true);
+    return response.status === 200 ? ((await response.json()) as Removed) : null;
+  }
+
+  /** Choose a bank's thresholds anew on the images that its memory holds; `progress` is told how far. */
+  async calibrateBank(
+    name: string,
+    options: { rule?: "f1" | "fpr"; target_fpr?: number; progress?: (job: CalibrationJob) => void } = {},
+  ): Promise<CalibrationJob> {
+    const { progress, ...asked } = options;
+    const query = new URLSearchParams();
+    for (const [key, value] of Object.entries(asked)) {
+      if (value !== undefined) query.set(key, String(value));
+    }
+    const path = `/v1/banks/${encodeURIComponent(name)}/calibrate`;
+    let job = await this.#json<CalibrationJob>("POST", `${path}?${query}`);
+    while (job.state === "waiting" || job.state === "running") {
+      progress?.(job);
+      await pause(0.2);
+      job = await this.#json<CalibrationJob>("GET", path);
+    }
+    if (job.state === "failed") throw new MradError(409, "calibration", job.why);
+    return job;
   }
 
   /** One page of the memory, newest first. */
@@ -201,11 +228,19 @@ export class MradClient {
   }
 }
 
-function blobOf(image: ImageInput): Blob {
-  return image instanceof Blob ? image : new Blob([image as BlobPart]);
+/** Raises `unreadable_file` for a path that cannot be read, or where there is no Node to read it. */
+async function blobOf(image: ImageInput): Promise<Blob> {
+  if (typeof image !== "string") return image instanceof Blob ? image : new Blob([image as BlobPart]);
+  try {
+    const { readFile } = await import("node:fs/promises");
+    return new Blob([(await readFile(image)) as BlobPart]);
+  } catch (cause) {
+    throw new MradError(0, "unreadable_file", `${image} cannot be read: a path works in Node only`, { cause });
+  }
 }
 
 function nameOf(image: ImageInput, fallback: string): string {
+  if (typeof image === "string") return image.split(/[\\/]/).pop() || fallback;
   const name = (image as { name?: unknown }).name;
   return typeof name === "string" && name ? name : fallback;
 }

@@ -64,6 +64,20 @@ export interface components {
             defect: string;
             tags?: string[] | null;
         };
+        /** @description A calibration on the memory's own images, on its way or done. */
+        CalibrationJob: {
+            bank: string;
+            /** @enum {string} */
+            state: "none" | "waiting" | "running" | "done" | "failed";
+            /** @description images judged so far */
+            done: number;
+            /** @description in all; 0 before that is known */
+            images: number;
+            /** @description why it failed; nothing was changed then */
+            why: string;
+            threshold: number | null;
+            pixel_threshold: number | null;
+        };
         /** @description `scores` against the good images of the calibration; `similarity` of the nearest image key. */
         DriftReport: {
             scores: components["schemas"]["Signal"] | null;
@@ -97,11 +111,61 @@ export interface components {
             /** @description JPEG, base64 */
             thumbnail?: string | null;
         };
+        /** @description An image of the memory that is judged otherwise since the lesson, left out itself. */
+        Flip: {
+            entry_id: string;
+            /**
+             * @description what it was taught as
+             * @enum {string}
+             */
+            label: "normal" | "anomalous";
+            source: string;
+            /**
+             * @description its verdict before the lesson
+             * @enum {string}
+             */
+            before: "normal" | "anomalous";
+            /**
+             * @description its verdict now
+             * @enum {string}
+             */
+            after: "normal" | "anomalous";
+            /** @description where its thumbnail can be had, null without one */
+            thumbnail: string | null;
+        };
         /** @description Keys of one level. */
         Keys: {
             keys: number;
             normal: number;
             anomalous: number;
+        };
+        /** @description What a lesson did to the bank's thresholds, and to verdicts of the memory's own images. */
+        LessonEffect: {
+            /**
+             * @description `follow`: renewed with the lesson, in force and on disk; `stay`: see `why`; `pending`: not done within 10 seconds, they come into force by themselves
+             * @enum {string}
+             */
+            thresholds: "follow" | "stay" | "pending";
+            /** @description why the thresholds stay as they are; empty where they follow */
+            why: string;
+            threshold_before: number | null;
+            /** @description of the raw score, now */
+            threshold: number | null;
+            /** @description of map values, now */
+            pixel_threshold: number | null;
+            /** @description the share of good images to come that are expected at or above the threshold */
+            false_alarms: number | null;
+            /** @description its 95 % interval */
+            false_alarms_range: [
+                number,
+                number
+            ] | null;
+            /** @description images of the memory that were judged anew, each left out */
+            judged: number;
+            /** @description how many of those are judged otherwise than before */
+            flipped: number;
+            /** @description the first 50 of them */
+            flips: components["schemas"]["Flip"][];
         };
         /** @description A map: base64 of a file (png16, npy, overlay), or what stands above the pixel threshold. */
         Map: {
@@ -128,6 +192,8 @@ export interface components {
              * @default []
              */
             warnings: string[];
+            /** @description what it changed; null for a repeat, which changes nothing */
+            effect: components["schemas"]["LessonEffect"] | null;
         };
         /** @description One labelled image of the memory. */
         MemoryEntry: {
@@ -153,6 +219,14 @@ export interface components {
             /** @description pass as `cursor` for the next page; null at the end */
             next_cursor: string | null;
             total: number;
+        };
+        /** @description The answer once an entry is forgotten, on disk too. */
+        MemoryRemoved: {
+            entry_id: string;
+            /** @description in the memory now */
+            entries: number;
+            /** @description what it changed */
+            effect: components["schemas"]["LessonEffect"] | null;
         };
         /** @description A named part of the image, as the bank's layout has it, with a judgement of its own. */
         Part: {

@@ -30,6 +30,13 @@ test("a map arrives with its values", async () => {
   assert.throws(() => npyValues(null), { code: "no_map" });
 });
 
+test("a path is read in Node, and one that is not there is an error of its own", async () => {
+  const byPath = await client.scoreImage(`${process.env.MRAD_IMAGES}/bad.png`);
+  assert.equal(byPath.score, (await client.scoreImage(bad)).score);
+  assert.equal(byPath.name, "bad.png");
+  await assert.rejects(client.scoreImage("no/such.png"), { code: "unreadable_file" });
+});
+
 test("an image that is none is an error with a stable code", async () => {
   await assert.rejects(client.scoreImage(new Uint8Array([0])), { code: "invalid_image", status: 422 });
 });

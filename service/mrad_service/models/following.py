@@ -7,14 +7,16 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Literal
 
 import structlog
 
-from mrad.calibration import Calibration
+from mrad.calibration import Calibration, Rule
 from mrad.detector import Detector
 from mrad.errors import MRADError
 from mrad.heads.tf import TFHead
 from mrad.memory.living import CALIBRATION
+from mrad.thresholds.calibrate import calibrate
 from mrad.thresholds.follow import followed
 from mrad.thresholds.own import anchored, memory_of, score_own
 from mrad_service.memory import DurableMemory
@@ -50,6 +52,21 @@ class Renewal:
         return self.settled.is_set()
 
 
+@dataclass
+class Calibrating:
+    """A calibration on its way."""
+
+    rule: Rule | None
+    target_fpr: float
+    state: Literal["waiting", "running", "done", "failed"] = "waiting"
+    done: int = 0
+    images: int = 0
+    """Of the memory, judged so far and in all; 0 before that is known."""
+    why: str = ""
+    """Why it failed; nothing was changed then."""
+    calibration: Calibration | None = None
+
+
 class Following:
     """Thresholds of one loaded bank. One thread for all banks does the work."""
 
@@ -57,10 +74,13 @@ class Following:
         self,
         memory: DurableMemory,
         workers: ThreadPoolExecutor,
-        publish: Callable[[Renewal], None],
+        current: Callable[[], Model],
+        publish: Callable[[Model, Calibration], None],
     ) -> None:
-        """`publish`: takes up a renewal that came too late for its lesson."""
-        self._memory, self._workers, self._publish = memory, workers, publish
+        """`current`: what judges now; `publish`: puts thresholds of a model's memory into force."""
+        self._memory, self._workers = memory, workers
+        self._current, self._publish = current, publish
+        self.job: Calibrating | None = None
         self._origin: Calibration | None = None
         self._last: Detector | None = None
         self.latest: Renewal | None = None
@@ -78,6 +98,44 @@ class Following:
         except RuntimeError:  # the server stops: the next start goes on from here
             self._end(renewal, "the server is stopping")
         return renewal
+
+    def calibrate(self, rule: Rule | None, target_fpr: float) -> Calibrating:
+        """Begin to calibrate on the memory's own images; one at a time, or the one that runs."""
+        if self.job is None or self.job.state in ("done", "failed"):
+            self.job = Calibrating(rule, target_fpr)
+            try:
+                self._workers.submit(self._calibrate, self.job)
+            except RuntimeError:
+                self.job.state, self.job.why = "failed", "the server is stopping"
+        return self.job
+
+    def _calibrate(self, job: Calibrating) -> None:
+        def progress(done: int, images: int) -> None:
+            job.done, job.images = done, images
+
+        job.state, model = "running", self._current()
+        try:
+            detector = self._resumed(model.detectors[0])
+            scored = score_own(detector, thorough=True, progress=progress)
+            checkpoint = model.spec.checkpoint.name if model.spec.checkpoint else ""
+            made = calibrate(
+                detector,
+                scored,
+                rule=job.rule,
+                target_fpr=job.target_fpr,
+                source="the memory itself",
+                checkpoint=checkpoint,
+            )
+            made = anchored(made, detector.bank, scored)
+            self._memory.put(CALIBRATION + made.head, made.model_dump_json().encode())
+            self._origin = made
+            self._publish(model, made)
+            job.calibration, job.state = made, "done"
+        except MRADError as error:
+            job.state, job.why = "failed", str(error)
+        except Exception as error:
+            log.exception("calibrating failed", bank=model.name)
+            job.state, job.why = "failed", repr(error)
 
     def _end(self, renewal: Renewal, why: str = "") -> None:
         renewal.why_not = why
@@ -99,16 +157,16 @@ class Following:
             return
         renewal.computed.set()
         try:
-            self._publish(renewal)
+            self._publish(renewal.model, renewal.after)
             self._store(renewal)
         except MRADError as error:
             log.warning("thresholds are not on disk", bank=renewal.model.name, why=str(error))
             renewal.why_not = f"they are in force, but not on disk: {error}"
         renewal.settled.set()
 
-    def _followed(self, renewal: Renewal) -> Calibration | None:
+    def _followed(self, renewal: Renewal) -> Calibration:
         model = renewal.model
-        held, detector = model.calibration, model.detectors[0]
+        held, detector = self._current().calibration, model.detectors[0]
         if held is None:
             raise MRADError(model.why_uncalibrated)
         origin = self._origin_of(held, detector)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import structlog
 
+from mrad.calibration import Calibration
 from mrad.errors import BankError
 from mrad.files import sha256_file
 from mrad.memory.bank import MemoryBank
@@ -197,6 +198,13 @@ class Banks:
             found.settled.wait(WAIT)
         return found
 
+    def following(self, name: str | None = None) -> Following:
+        """What keeps a bank's thresholds up to date. Raises `ReadOnlyError` too."""
+        self.memory(name)
+        found = self.get(name).following
+        assert found is not None
+        return found
+
     def _follow(self, loaded: Loaded, memory: DurableMemory) -> None:
         def changed(bank: MemoryBank) -> None:
             with loaded.lock:
@@ -210,12 +218,14 @@ class Banks:
                         model = replace(model, calibration=renewal.after)
                 loaded.model = model
 
-        def publish(renewal: Renewal) -> None:
+        def publish(model: Model, calibration: Calibration) -> None:
             with loaded.lock:
-                if holds_the_same(loaded.model.bank, renewal.model.bank):
-                    loaded.model = replace(loaded.model, calibration=renewal.after)
+                if calibration != loaded.model.calibration:
+                    changes = {"calibration": calibration, "why_uncalibrated": ""}
+                    loaded.model = replace(loaded.model, **changes)  # type: ignore[arg-type]
 
-        following = loaded.following = Following(memory, self._workers, publish)
+        following = Following(memory, self._workers, lambda: loaded.model, publish)
+        loaded.following = following
         loaded.stop_following = memory.subscribe(changed)
         others = [o for o in self._loaded.values() if o.memory is memory and o is not loaded]
         memory.serves({one.model.detectors[0].head.name for one in (*others, loaded)})

@@ -8,11 +8,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 
+from mrad.calibration import Rule
 from mrad.memory.level import LevelMemory
+from mrad.thresholds.calibrate import TARGET
+from mrad_service.models.following import Calibrating
 from mrad_service.models.loading import Model
 from mrad_service.routes.score import runtime_of
 from mrad_service.runtime import Runtime
-from mrad_service.schemas.score import Bank, BankList, Keys
+from mrad_service.schemas.score import Bank, BankList, CalibrationJob, Keys
 
 
 def banks_router(require: Callable[[str], Callable[..., Any]]) -> APIRouter:
@@ -23,6 +26,8 @@ def banks_router(require: Callable[[str], Callable[..., Any]]) -> APIRouter:
     router.get("/banks", dependencies=read)(list_banks)
     switch = [*admin, Depends(turn_to_switch)]
     router.post("/banks/{name}/activate", dependencies=switch)(activate_bank)
+    router.post("/banks/{name}/calibrate", dependencies=admin, status_code=202)(calibrate_bank)
+    router.get("/banks/{name}/calibrate", dependencies=admin)(calibrating)
     return router
 
 
@@ -52,6 +57,48 @@ def activate_bank(request: Request, name: str) -> Bank:
     """Load, verify, warm, switch. Requests in flight finish on the old bank; a failure leaves it."""
     runtime = runtime_of(request)
     return described(runtime, runtime.activate(name))
+
+
+def calibrate_bank(
+    request: Request,
+    name: str,
+    rule: Annotated[
+        Rule | None,
+        Query(description="`f1`, or `fpr` for a rate of false alarms; by what the memory holds"),
+    ] = None,
+    target_fpr: Annotated[
+        float, Query(gt=0, lt=1, description="share of good images to come that may be flagged")
+    ] = TARGET,
+) -> CalibrationJob:
+    """Choose thresholds anew on the images that the memory holds, each left out. 202 at once.
+
+    Scoring goes on; the thresholds come into force together, and are on disk, when `state` is `done`.
+    """
+    job = runtime_of(request).banks.following(name).calibrate(rule, target_fpr)
+    return job_of(name, job)
+
+
+def calibrating(request: Request, name: str) -> CalibrationJob:
+    """How far the bank's latest calibration has come."""
+    return job_of(name, runtime_of(request).banks.following(name).job)
+
+
+def job_of(name: str, job: Calibrating | None) -> CalibrationJob:
+    """For clients."""
+    if job is None:
+        return CalibrationJob(
+            bank=name, state="none", done=0, images=0, why="", threshold=None, pixel_threshold=None
+        )
+    held = job.calibration
+    return CalibrationJob(
+        bank=name,
+        state=job.state,
+        done=job.done,
+        images=job.images,
+        why=job.why,
+        threshold=None if held is None else held.image_threshold,
+        pixel_threshold=None if held is None or held.pixel is None else held.pixel.value,
+    )
 
 
 def described(runtime: Runtime, model: Model) -> Bank:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Protocol, cast
+from typing import Annotated, Any, Literal, Protocol, cast
 
 from fastapi import APIRouter, Depends, File, Form, Header, Query, Request, Response, UploadFile
 from fastapi.responses import FileResponse
@@ -25,11 +25,24 @@ from mrad.images.guard import refuse_doubtful
 from mrad.images.masks import Mask, Orientation, read_mask
 from mrad.memory.entry import Entry, Key
 from mrad.memory.keys import keys_of, pieces_of
+from mrad.thresholds.follow import Flip, flips
 from mrad.types import ANOMALOUS, NORMAL, Sample
 from mrad_service.errors import BodyTooLargeError
 from mrad_service.memory import DurableMemory, EntryNotFoundError
+from mrad_service.models.following import Renewal
 from mrad_service.scheduler.lane import Work
-from mrad_service.schemas.memory import Label, MemoryAdded, MemoryEntry, MemoryPage
+from mrad_service.schemas.memory import (
+    Flip as FlipShown,
+)
+from mrad_service.schemas.memory import (
+    Label,
+    LessonEffect,
+    MemoryAdded,
+    MemoryEntry,
+    MemoryPage,
+    MemoryRemoved,
+    label_name,
+)
 
 THIN = (
     "the mask covers no patch wholly: the image as a whole is learned, but heat maps learn nothing "
@@ -40,6 +53,8 @@ EMPTY = (
 )
 THUMBNAIL = 192
 """Longest side, pixels."""
+FLIPS = 50
+"""Images of the memory that an answer names at most."""
 Text = Annotated[str, Form(max_length=500)]
 BankName = Annotated[str | None, Query(description="the bank; the active one unless told")]
 
@@ -83,6 +98,8 @@ class Teaching:
     """Dependency of what changes the memory: its turn, its deadline, what it holds."""
     copy: Callable[[Request], Iterator[None]] = no_turn
     """Dependency of what takes a copy."""
+    renewal: Callable[[str | None], Renewal | None] = lambda bank: None
+    """What the latest lesson did to a bank's thresholds; waits for it, within bounds."""
 
 
 def memory_router(
@@ -95,12 +112,13 @@ def memory_router(
     entry = "/entries/{entry_id}"
     teaching = teaching or Teaching()
     limits = [*write, Depends(teach_with(teaching)), Depends(teaching.lesson)]
-    change, copy = [*write, Depends(teaching.lesson)], [*admin, Depends(teaching.copy)]
+    change = [*write, Depends(teach_with(teaching)), Depends(teaching.lesson)]
+    copy = [*admin, Depends(teaching.copy)]
     router.post("/entries", dependencies=limits, status_code=201)(add_entry)
     router.get("/entries", dependencies=read)(list_entries)
     router.get(entry, dependencies=read)(get_entry)
     router.get(f"{entry}/thumbnail", dependencies=read, response_class=Response)(get_thumbnail)
-    router.delete(entry, dependencies=change, status_code=204)(remove_entry)
+    router.delete(entry, dependencies=change)(remove_entry)
     router.get("/export", dependencies=copy, response_class=FileResponse)(export_memory)
     return router
 
@@ -167,6 +185,7 @@ def add_entry(
         entry=_described(request, memory, standing), repeated=repeated, entries=len(memory),
         note=_note(region, keys) if anomalous else None,
         warnings=list(warnings),
+        effect=None if repeated else _effect(request, memory, teaching.renewal(bank)),
     )  # fmt: skip
 
 
@@ -263,9 +282,52 @@ def get_thumbnail(request: Request, entry_id: str, bank: BankName = None) -> Res
     return Response(jpeg, media_type="image/jpeg", headers=headers)
 
 
-def remove_entry(request: Request, entry_id: str, bank: BankName = None) -> None:
-    """Forget an entry. 204 once that is on disk."""
-    runtime_of(request).memory(bank).remove(entry_id)
+def remove_entry(request: Request, entry_id: str, bank: BankName = None) -> MemoryRemoved:
+    """Forget an entry. 200 once that is on disk and scored with."""
+    memory = runtime_of(request).memory(bank)
+    memory.remove(entry_id)
+    teaching: Teaching = request.state.teaching
+    effect = _effect(request, memory, teaching.renewal(bank))
+    return MemoryRemoved(entry_id=entry_id, entries=len(memory), effect=effect)
+
+
+def _effect(
+    request: Request, memory: DurableMemory, renewal: Renewal | None
+) -> LessonEffect | None:
+    """What a lesson changed; None where nothing is known of thresholds here."""
+    if renewal is None:
+        return None
+    before, after = renewal.before, renewal.after if renewal.done else None
+    held = after or before
+    found = flips(before, after) if before is not None and after is not None else []
+    promise = None if after is None else after.expected
+    state: Literal["follow", "stay", "pending"] = "pending"
+    if renewal.done:
+        state = "follow" if after is not None else "stay"
+    return LessonEffect(
+        thresholds=state,
+        why=renewal.why_not,
+        threshold_before=None if before is None else before.image_threshold,
+        threshold=None if held is None else held.image_threshold,
+        pixel_threshold=None if held is None or held.pixel is None else held.pixel.value,
+        false_alarms=None if promise is None else promise.rate,
+        false_alarms_range=None if promise is None else (promise.low, promise.high),
+        judged=len((after.own or {}) if after is not None else ()),
+        flipped=len(found),
+        flips=[_flip(request, memory, one) for one in found[:FLIPS]],
+    )
+
+
+def _flip(request: Request, memory: DurableMemory, flip: Flip) -> FlipShown:
+    entry = memory.get(flip.entry_id)
+    return FlipShown(
+        entry_id=entry.entry_id,
+        label=label_name(entry.label),
+        source=entry.source,
+        before=label_name(flip.before),
+        after=label_name(flip.after),
+        thumbnail=_described(request, memory, entry).thumbnail,
+    )
 
 
 def export_memory(request: Request, bank: BankName = None) -> FileResponse:

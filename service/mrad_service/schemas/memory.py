@@ -45,6 +45,37 @@ class MemoryEntry(BaseModel):
         )
 
 
+class Flip(BaseModel):
+    """An image of the memory that is judged otherwise since the lesson, left out itself."""
+
+    entry_id: str
+    label: Label = Field(description="what it was taught as")
+    source: str
+    before: Label = Field(description="its verdict before the lesson")
+    after: Label = Field(description="its verdict now")
+    thumbnail: str | None = Field(description="where its thumbnail can be had, null without one")
+
+
+class LessonEffect(BaseModel):
+    """What a lesson did to the bank's thresholds, and to verdicts of the memory's own images."""
+
+    thresholds: Literal["follow", "stay", "pending"] = Field(
+        description="`follow`: renewed with the lesson, in force and on disk; `stay`: see `why`; "
+        "`pending`: not done within 10 seconds, they come into force by themselves"
+    )
+    why: str = Field(description="why the thresholds stay as they are; empty where they follow")
+    threshold_before: float | None
+    threshold: float | None = Field(description="of the raw score, now")
+    pixel_threshold: float | None = Field(description="of map values, now")
+    false_alarms: float | None = Field(
+        description="the share of good images to come that are expected at or above the threshold"
+    )
+    false_alarms_range: tuple[float, float] | None = Field(description="its 95 % interval")
+    judged: int = Field(description="images of the memory that were judged anew, each left out")
+    flipped: int = Field(description="how many of those are judged otherwise than before")
+    flips: list[Flip] = Field(description="the first 50 of them")
+
+
 class MemoryAdded(BaseModel):
     """The answer to an addition. It is given once the entry is on disk."""
 
@@ -55,6 +86,17 @@ class MemoryAdded(BaseModel):
     warnings: list[str] = Field(
         default=[], description="`code: text` for what was assumed or is odd about image or mask"
     )
+    effect: LessonEffect | None = Field(
+        description="what it changed; null for a repeat, which changes nothing"
+    )
+
+
+class MemoryRemoved(BaseModel):
+    """The answer once an entry is forgotten, on disk too."""
+
+    entry_id: str
+    entries: int = Field(description="in the memory now")
+    effect: LessonEffect | None = Field(description="what it changed")
 
 
 class MemoryPage(BaseModel):

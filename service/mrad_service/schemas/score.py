@@ -288,6 +288,18 @@ class Bank(BaseModel):
     )
 
 
+class CalibrationJob(BaseModel):
+    """A calibration on the memory's own images, on its way or done."""
+
+    bank: str
+    state: Literal["none", "waiting", "running", "done", "failed"]
+    done: int = Field(description="images judged so far")
+    images: int = Field(description="in all; 0 before that is known")
+    why: str = Field(description="why it failed; nothing was changed then")
+    threshold: float | None
+    pixel_threshold: float | None
+
+
 class BankList(BaseModel):
     """Every bank that can be activated."""
 

@@ -1,0 +1,157 @@
+"""What a lesson does to thresholds: at once, on disk, told in its answer, and as if it had never been
+once it is forgotten."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from mrad_service.memory import DurableMemory
+from mrad_service.models import following
+from PIL import Image
+
+from mrad import Detector, Encoder, MemoryBank, Sample
+from mrad.calibration import Calibration
+from mrad.memory.living import CALIBRATION
+from mrad.thresholds.calibrate import calibrate
+from mrad.thresholds.own import memory_of, score_own
+
+ENTRIES = "/v1/memory/entries"
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def own_path(bank_path: Path, tiny_encoder: Encoder, make_image: Any) -> Path:
+    """A bank of twelve images, calibrated on them as `mrad calibrate` did before lessons were followed."""
+    samples = []
+    for seed in range(200, 212):
+        image, mask = make_image(seed, defect=seed % 3 == 0)
+        samples.append(Sample(image, mask is not None, mask, source=f"{seed}.png"))
+    bank = MemoryBank.from_samples(tiny_encoder, samples)
+    detector = Detector(tiny_encoder, bank, "tf")
+    made = calibrate(detector, score_own(detector, thorough=True), draws=50)
+    made.into(bank).save(bank_path, replace=True)
+    return bank_path
+
+
+def teach(client: TestClient, image: Image.Image, label: str = "normal", **files: Any) -> Any:
+    sent = {"image": ("lesson.png", png(image)), **files}
+    answer = client.post(ENTRIES, data={"label": label}, files=sent)
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+def test_a_lesson_brings_thresholds_up_to_date_and_says_what_it_changed(
+    own_path: Path, connect: Callable[..., TestClient], make_image: Any
+) -> None:
+    client = connect()
+    before = client.get("/v1/bank").json()["threshold"]
+    answer = teach(client, make_image(300)[0])
+    effect = answer["effect"]
+    assert (effect["thresholds"], effect["why"]) == ("follow", "")
+    assert effect["threshold_before"] == pytest.approx(before)
+    assert effect["threshold"] == client.get("/v1/bank").json()["threshold"]
+    assert effect["judged"] == 13
+    assert effect["flipped"] == len(effect["flips"])
+    low, high = effect["false_alarms_range"]
+    assert 0 <= low <= effect["false_alarms"] <= high <= 1
+    memory = client.app.state.runtime.memory()
+    kept = Calibration.model_validate_json(memory.values[CALIBRATION + "tf"])
+    assert kept.image_threshold == effect["threshold"]
+    assert kept.follows == memory_of(memory.bank)
+    assert kept.normal == 9
+    gone = client.delete(f"{ENTRIES}/{answer['entry']['entry_id']}")
+    assert gone.status_code == 200
+    assert gone.json()["effect"]["threshold"] == pytest.approx(before), "no trace is left"
+    assert client.get("/v1/bank").json()["threshold"] == pytest.approx(before)
+
+
+def test_a_repeat_changes_nothing_and_a_bank_without_thresholds_says_so(
+    client: TestClient, make_image: Any
+) -> None:
+    files = {"image": ("a.png", png(make_image(300)[0]))}
+    headers = {"Idempotency-Key": "once"}
+    first = client.post(ENTRIES, data={"label": "normal"}, files=files, headers=headers).json()
+    assert first["effect"]["thresholds"] == "stay"
+    assert "mrad calibrate" in first["effect"]["why"]
+    again = client.post(ENTRIES, data={"label": "normal"}, files=files, headers=headers).json()
+    assert again["repeated"]
+    assert again["effect"] is None
+
+
+def test_thresholds_that_take_too_long_come_by_themselves(
+    own_path: Path,
+    connect: Callable[..., TestClient],
+    make_image: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = connect()
+    teach(client, make_image(301)[0])
+    slow = following.score_own
+
+    def slower(*given: Any, **options: Any) -> Any:
+        time.sleep(0.6)
+        return slow(*given, **options)
+
+    monkeypatch.setattr(following, "score_own", slower)
+    monkeypatch.setattr("mrad_service.models.registry.WAIT", 0.05)
+    effect = teach(client, make_image(302)[0])["effect"]
+    assert effect["thresholds"] == "pending"
+    memory = client.app.state.runtime.memory()
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        kept = Calibration.model_validate_json(memory.values[CALIBRATION + "tf"])
+        if kept.follows == memory_of(memory.bank):
+            break
+        time.sleep(0.05)
+    assert kept.follows == memory_of(memory.bank)
+    assert client.get("/v1/bank").json()["threshold"] == kept.image_threshold
+
+
+def test_a_crash_between_lesson_and_thresholds_is_mended_at_the_next_start(
+    own_path: Path, connect: Callable[..., TestClient], tiny_encoder: Encoder, make_image: Any
+) -> None:
+    client = connect()
+    effect = teach(client, make_image(303)[0])["effect"]
+    threshold = client.app.state.runtime.model().calibration.image_threshold
+    assert threshold == effect["threshold"]
+    client.app.state.runtime.stop()
+    with DurableMemory.open(own_path) as memory:  # as a kill right after the commit leaves it
+        memory.put(CALIBRATION + "tf", None)
+    again = connect()
+    found = again.app.state.runtime.banks.renewal()
+    assert found.done
+    assert found.after.follows == memory_of(again.app.state.runtime.memory().bank)
+    assert again.get("/v1/bank").json()["threshold"] == pytest.approx(threshold)
+
+
+def test_a_running_server_calibrates_what_its_memory_has_become(
+    bank_path: Path, connect: Callable[..., TestClient], make_image: Any
+) -> None:
+    client = connect()
+    assert client.get("/v1/bank").json()["threshold"] is None
+    address = "/v1/banks/tiny/calibrate"
+    assert client.get(address).json()["state"] == "none"
+    begun = client.post(address, params={"rule": "fpr", "target_fpr": 0.3})
+    assert begun.status_code == 202, begun.text
+    until = time.monotonic() + 30
+    while (job := client.get(address).json())["state"] in ("waiting", "running"):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert job["state"] == "done", job
+    assert job["done"] == job["images"] == 6
+    assert client.get("/v1/bank").json()["threshold"] == job["threshold"]
+    effect = teach(client, make_image(304)[0])["effect"]
+    assert effect["thresholds"] == "follow"
+    assert effect["threshold_before"] == job["threshold"]
+    assert client.post("/v1/banks/none/calibrate").status_code == 404
