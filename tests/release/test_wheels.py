@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -215,7 +216,14 @@ def try_out(bin_: Path, folder: Path) -> None:
     here("mrad", "demo", "--out", "demo")
     assert "every digest holds" in here("mrad", "bank", "inspect", "demo/bank")
     image = next((folder / "demo").rglob("*.png"))
-    assert "1 images" in here("mrad", "score", image, "--bank", "demo/bank", "--out", "local")
+    asked = ("score", image, "--bank", "demo/bank", "--format", "jsonl", "--out")
+    assert "1 images" in here("mrad", *asked, "there")
+    run(Path(sys.executable).with_name("mrad"), *asked, "here", cwd=folder)
+    theirs, ours = (
+        json.loads((folder / out / "results.jsonl").read_text())["score"]
+        for out in ("there", "here")
+    )
+    assert theirs == pytest.approx(ours, abs=1e-4)  # whatever the versions of what lies below
     command = [bin_ / "mrad", "serve", "--bank", "demo/bank", "--no-auth", "--port", "0"]
     log = (folder / "log").open("w+")
     with subprocess.Popen(command, cwd=folder, env=environment, stderr=log, stdout=log) as server:
