@@ -13,7 +13,7 @@ from pathlib import PurePath
 SUFFIXES = frozenset(
     """
     .png .apng .jpg .jpeg .jpe .jfif .bmp .dib .tif .tiff .btf .webp .gif .ppm .pgm .pbm
-    .pnm .pfm .jp2 .j2k .jpx .avif .heic .heif .tga .pcx .ico .dcm .dicom
+    .pnm .pfm .pam .jp2 .j2k .jpx .avif .heic .heif .tga .pcx .ico .dcm .dicom
     """.split()  # noqa: SIM905
 )
 """Of the files that a folder is searched for. What a file holds decides how it is read."""
@@ -59,7 +59,7 @@ def kind_of(data: bytes, name: str = "") -> str | None:
         if brands & {b"avif", b"avis"}:
             return "avif"
         return "heic" if brands & set(_HEIC) else None
-    if head[:1] == b"P" and head[1:2] in b"123456fF" and head[2:3].isspace():
+    if head[:1] == b"P" and head[1:2] in b"1234567fF" and head[2:3].isspace():
         return "pnm"
     if len(head) >= 3 and head[0] == 10 and head[1] in (0, 2, 3, 5) and head[2] == 1:
         return "pcx"

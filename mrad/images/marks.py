@@ -15,8 +15,12 @@ from mrad.types import BoolArray
 Values = npt.NDArray[Any]
 Marked = tuple[BoolArray, BoolArray, list[str]]
 """Anomalous, ignored, warnings."""
-IGNORE = 255
+IGNORE = (255, 65535)
 """Beside labels 1, 2, ..: a border that belongs to neither class (VOC, Cityscapes)."""
+FAINT = 16
+"""Largest value of a lossy file below which its rounding moves the edges."""
+TINT = 24
+"""Levels by which a lossy file tints what was grey."""
 VOC_BORDER = (224, 224, 192)
 FEW = 16
 """Values or colours up to which they may be labels."""
@@ -37,8 +41,9 @@ def of(raster: Raster, name: str) -> Marked:
     if raster.stated.inverted:
         values = ~values if values.dtype == np.bool_ else _inverted(values)
     if values.ndim == 3:
-        if (values == values[..., :1]).all():
-            values = values[..., 0]
+        tint = values.max(axis=2).astype(np.int64) - values.min(axis=2)
+        if tint.max() <= (TINT if raster.lossy and values.dtype == np.uint8 else 0):
+            values = values[..., 1]
         else:
             return _by_colour(values, raster.lossy, name)
     return _by_value(values, raster.lossy, name)
@@ -82,7 +87,23 @@ def _by_index(index: Values, colours: Values, name: str) -> Marked:
         return _by_colour(shades, False, name) if not grey else _by_value(
             shades[..., 0], False, name
         )  # fmt: skip
+    border = (shades == VOC_BORDER).all(axis=2) & (index != 0)
+    if border.any() and not border.all():
+        marked, ignore, notes = _by_index(np.where(border, 0, index), np.where(
+            border[..., None], 0, colours
+        ), name)  # fmt: skip
+        return (
+            marked & ~border,
+            ignore | border,
+            [*notes, _ignored("the colour (224, 224, 192)", border)],
+        )
     notes = []
+    black = [bool((shades[index == value] == 0).all()) for value in used]
+    if not grey and any(black[1:]) and not black[0]:
+        notes = [
+            f"mask_palette: number {int(used[0])} of the palette is no black and another is; by its "
+            f"numbers, {int(used[0])} is good and the rest is defective"
+        ]
     if grey and len(used) == 2:
         first, second = (int(shades[..., 0][index == value][0]) for value in used)
         if second < first:
@@ -157,6 +178,16 @@ def _one_hue(values: Values, strength: Values) -> bool:
 
 
 def _by_value(values: Values, lossy: bool, name: str) -> Marked:
+    marked, ignore, notes = _valued(values, lossy, name)
+    if lossy and 0 < float(values.max()) < FAINT and not notes:
+        notes = [
+            f"mask_soft: a lossy file whose largest value is {values.max():g}: its edges are rough; "
+            "save the mask as PNG"
+        ]
+    return marked, ignore, notes
+
+
+def _valued(values: Values, lossy: bool, name: str) -> Marked:
     if values.dtype == np.bool_:
         return _marked(values)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -173,16 +204,16 @@ def _by_value(values: Values, lossy: bool, name: str) -> Marked:
     if len(found) <= 2:
         return _two(values, found)
     whole = values.dtype.kind in "iu" or bool((found == np.round(found)).all())
-    if whole and not lossy and len(found) <= IGNORE + 1 and _are_blobs(values):
+    if whole and not lossy and len(found) <= 256 and _are_blobs(values):
         labels = found[found > 0].astype(np.int64)
-        ringed = labels[-1] == IGNORE and _count_up(labels[:-1]) and len(labels) > 1
+        ringed = labels[-1] in IGNORE and _count_up(labels[:-1]) and len(labels) > 1
         if ringed:
-            ignore = values == IGNORE
+            ignore = values == labels[-1]
             marked = (values > 0) & ~ignore
             return (
                 marked,
                 ignore,
-                [_ignored(f"{IGNORE}, beside the labels {_span(labels)},", ignore)],
+                [_ignored(f"{labels[-1]}, beside the labels {_span(labels)},", ignore)],
             )
         if found[0] == 0 and _count_up(labels):
             return _marked(values > 0)

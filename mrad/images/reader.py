@@ -19,6 +19,7 @@ from mrad.errors import ImageError, ImageTooLargeError
 from mrad.images.decoding.common import ORIENTATION, from_pillow, read_common
 from mrad.images.decoding.depth import Assumed, Stated
 from mrad.images.decoding.raster import Raster, check_size, to_rgb
+from mrad.images.decoding.switch import SWITCH
 from mrad.images.formats import PILLOW, describe, kind_of
 from mrad.images.options import DEFAULT_MAX_PIXELS, ReadOptions
 from mrad.types import ImageInput
@@ -149,6 +150,11 @@ def read_raster(
     source: ImageInput, options: ReadOptions, name: str, *, indices: bool = False
 ) -> Raster:
     """The samples as stored; `indices`: of a palette, its colours beside."""
+    with SWITCH.strict():
+        return _raster(source, options, name, indices)
+
+
+def _raster(source: ImageInput, options: ReadOptions, name: str, indices: bool) -> Raster:
     if isinstance(source, np.ndarray):
         return _array(source, options)
     if isinstance(source, Image.Image):

@@ -30,6 +30,10 @@ def close(image: Image.Image, name: str) -> bool:
         return False
     apart = np.abs(found - wanted)
     lossy = name.endswith((".jpg", ".jpe", ".jfif", ".avif"))
+    if name == "ycbcr_jpeg.tif":  # two of its samples are at half size
+        return bool(apart.mean() < 1)
+    if name == "rgba_premul128.png":  # half of its levels are gone
+        return bool(apart.max() <= 2)
     return bool(apart.max() <= (10 if lossy else 1) and apart.mean() < 0.5)
 
 

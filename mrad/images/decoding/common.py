@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import io
-import re
 import struct
-import threading
 import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image
 
 from mrad.errors import ImageError
 from mrad.images.decoding.depth import Stated, white_of
+from mrad.images.decoding.jp2 import jp2_bits, jp2_damage, read_wide_jp2
+from mrad.images.decoding.jpeg import jpeg_bits, read_jpeg, read_wide_jpeg
+from mrad.images.decoding.netpbm import read_plain
 from mrad.images.decoding.raster import Raster, check_size
+from mrad.images.decoding.runs import LONG_RUN, zero_run, zero_tail
+from mrad.images.decoding.switch import SWITCH
 from mrad.images.formats import PILLOW
 from mrad.images.options import ReadOptions
 
 ORIENTATION = 0x0112
 LOOKED_AT = 64
-TAIL = 0.1
-"""Share of zeros at a file's end from which it is said."""
 """Frames that are looked at for one that is not blank."""
 UNCOMPRESSED = ("bmp", "dib", "pnm", "tga")
-HARMLESS = ("extraneous bytes", "Invalid SOS parameters", "unknown Adobe color transform")
-"""What libjpeg notes and decodes rightly all the same."""
 
 
 def read_common(
@@ -36,19 +35,19 @@ def read_common(
 
     `indices`: a palette's picture as indices, its colours beside.
     """
-    if kind == "jpeg" and (bits := _jpeg_bits(data)) != 8:
-        return _jpeg_wide(data, bits, options, name)
-    if kind == "jp2" and (bits := _jp2_bits(data)) > 8:
-        return _jp2_wide(data, bits, options, name)
-    if kind == "pnm" and (header := _pnm(data)) is not None and header[3] > 255:
-        return _pnm_wide(data, *header, options, name)
-    notes = _png_damage(data, options, name) if kind == "png" else []
+    if kind == "pnm" and (plain := read_plain(data, options, name)) is not None:
+        return plain
+    notes = _damage(kind, data, options, name)
+    if kind == "jp2" and (bits := jp2_bits(data)) != (8, False):
+        return read_wide_jp2(data, bits[0], options, name).with_warnings(*notes)
+    if kind == "jpeg" and (stream := jpeg_bits(data)) != (8, False):
+        return read_wide_jpeg(data, stream[0], options, name)
     opened = Image.open(io.BytesIO(data), formats=PILLOW[kind])
     check_size(opened.size, options, name)
     if kind == "png" and data[24] == 16:
         return _png_wide(data, opened).with_warnings(*notes)
     if kind == "jpeg":
-        return _jpeg(data, opened, options, name)
+        return read_jpeg(data, opened, _orientation(opened), options, name)
     pages, page = 1, 0
     if getattr(opened, "is_animated", False) and opened.format != "MPO":
         page = _first_frame(opened)
@@ -70,8 +69,7 @@ def read_common(
 
 
 def load_all(opened: Image.Image, options: ReadOptions, name: str) -> list[str]:
-    """Decode; with `allow_truncated` what there is. Pillow's switch for that holds for all threads,
-    so it is turned only for as long as one file takes."""
+    """Decode; with `allow_truncated` what there is."""
     try:
         opened.load()
         return []
@@ -79,24 +77,63 @@ def load_all(opened: Image.Image, options: ReadOptions, name: str) -> list[str]:
         if not options.allow_truncated:
             raise
         text = str(error)
-    with _LENIENT:
-        ImageFile.LOAD_TRUNCATED_IMAGES = True
-        try:
-            opened.load()
-        finally:
-            ImageFile.LOAD_TRUNCATED_IMAGES = False
+    with SWITCH.lenient():
+        opened.load()
     return [
         f"truncated: the file ends early or is damaged ({text}); what is missing is black or grey"
     ]
 
 
-_LENIENT = threading.Lock()
+def _orientation(opened: Image.Image) -> int:
+    turned = int(opened.getexif().get(ORIENTATION, 1) or 1)
+    return turned if 1 <= turned <= 8 else 1
+
+
+def _damage(kind: str, data: bytes, options: ReadOptions, name: str) -> list[str]:
+    """What Pillow would not notice."""
+    if kind == "png":
+        return _png_damage(data, options, name)
+    if kind == "jp2":
+        return [*jp2_damage(data, options, name)]
+    if kind == "pcx":
+        return _pcx_damage(data, options, name)
+    if kind == "webp":
+        return [*zero_run(_webp_data(data), "WebP")]
+    return [*zero_run(data, "AVIF", LONG_RUN)] if kind == "avif" else []
+
+
+def _webp_data(data: bytes) -> bytes:
+    """The coded pictures; descriptions beside them may hold zeros."""
+    place, found = 12, []
+    while place + 8 <= len(data):
+        kind, length = (
+            data[place : place + 4],
+            int.from_bytes(data[place + 4 : place + 8], "little"),
+        )
+        if kind in (b"VP8 ", b"VP8L", b"ALPH"):
+            found.append(data[place + 8 : place + 8 + length])
+        place += 8 + length + length % 2
+    return b"".join(found)
+
+
+def _pcx_damage(data: bytes, options: ReadOptions, name: str) -> list[str]:
+    """Of 256 levels: its palette lies at the end, and without it the levels are others."""
+    if (
+        len(data) < 128
+        or data[1] != 5
+        or data[3] != 8
+        or data[65] != 1
+        or data[-769:-768] == b"\x0c"
+    ):
+        return []
+    if not options.allow_truncated:
+        raise ImageError(f"{name}: the file ends early: its palette is missing; copy it again")
+    return ["truncated: the file ends early: its palette is missing"]
 
 
 def from_pillow(image: Image.Image, name: str, *, indices: bool = False) -> Raster:
     """A picture that Pillow has decoded, of any mode."""
-    turned = int(image.getexif().get(ORIENTATION, 1) or 1)
-    turned = turned if 1 <= turned <= 8 else 1
+    turned = _orientation(image)
     mode = image.mode
     if indices and mode == "P":
         colours = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
@@ -152,7 +189,7 @@ def _png_wide(data: bytes, opened: Image.Image) -> Raster:
     import imagecodecs
 
     opened.load()  # finds the orientation behind the pixels
-    turned = int(opened.getexif().get(ORIENTATION, 1) or 1)
+    turned = _orientation(opened)
     values = imagecodecs.png_decode(data)
     chunks = dict(_chunks(data))
     colour, alpha = values, None
@@ -187,9 +224,9 @@ def _png_damage(data: bytes, options: ReadOptions, name: str) -> list[str]:
         end = place + 12 + length
         if end > len(data):
             break
-        if kind[:1].isupper() and zlib.crc32(data[place + 4 : end - 4]) != int.from_bytes(
-            data[end - 4 : end], "big"
-        ):
+        if (kind[:1].isupper() or kind == b"fdAT") and zlib.crc32(
+            data[place + 4 : end - 4]
+        ) != int.from_bytes(data[end - 4 : end], "big"):
             text = (
                 f"the file is damaged: the checksum of its part {kind.decode('latin-1')} is wrong"
             )
@@ -202,17 +239,6 @@ def _png_damage(data: bytes, options: ReadOptions, name: str) -> list[str]:
     return [f"truncated: {text}"]
 
 
-def zero_tail(data: bytes) -> list[str]:
-    """Of formats without compression only the end tells that a copy was cut short."""
-    zeros = len(data) - len(data.rstrip(b"\0"))
-    if zeros < 512 or zeros < TAIL * len(data):
-        return []
-    return [
-        f"zero_tail: the last {zeros / len(data):.0%} of the file are zeros: it is black there, or "
-        "was not copied whole"
-    ]
-
-
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Chunks of a PNG up to its pixels."""
     place = 8
@@ -222,138 +248,3 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
             return
         yield kind, data[place + 8 : place + 8 + length]
         place += 12 + length
-
-
-# JPEG: libjpeg fills what is missing with grey and goes on; here it is noticed.
-
-
-def _jpeg(data: bytes, opened: Image.Image, options: ReadOptions, name: str) -> Raster:
-    import simplejpeg
-
-    turned = int(opened.getexif().get(ORIENTATION, 1) or 1)
-    turned = turned if 1 <= turned <= 8 else 1
-    space = {"L": "GRAY", "RGB": "RGB"}.get(opened.mode, "CMYK")
-    notes: tuple[str, ...] = ()
-    try:
-        values = simplejpeg.decode_jpeg(data, colorspace=space, strict=True)
-    except ValueError as error:
-        notes = (_damage(str(error), options, name),)
-        values = None if space == "CMYK" else simplejpeg.decode_jpeg(data, space, strict=False)
-    if space == "CMYK":
-        opened.load()
-        image = opened.convert("RGB")
-    else:
-        image = Image.fromarray(values[..., 0] if space == "GRAY" else values)
-    notes = tuple(note for note in notes if note)
-    return Raster(image, orientation=turned, lossy=True, warnings=notes)
-
-
-def jpeg_damage(data: bytes, options: ReadOptions, name: str) -> str:
-    """A warning for what is missing of a JPEG stream, empty if nothing. Raises `ImageError`."""
-    import simplejpeg
-
-    try:
-        components = simplejpeg.decode_jpeg_header(data, strict=False)[2]
-        simplejpeg.decode_jpeg(data, "GRAY" if components == "Gray" else "RGB", strict=True)
-    except ValueError as error:
-        if "orrupt" in str(error) or "remature" in str(error):
-            return _damage(str(error), options, name)
-    return ""
-
-
-def _damage(text: str, options: ReadOptions, name: str) -> str:
-    """A warning for what was missing or garbled. Raises `ImageError` where it is not allowed."""
-    if any(known in text for known in HARMLESS):
-        return ""
-    early = "remature end" in text
-    what = "the file ends early" if early else "the file is damaged"
-    if not options.allow_truncated:
-        raise ImageError(
-            f"{name}: {what}: a part of the picture is missing ({text}); copy it again"
-        )
-    return f"truncated: {what}: what is missing shows as grey ({text})"
-
-
-def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Marker and place of a JPEG's headers."""
-    place = 2
-    while place + 4 <= len(data) and data[place] == 0xFF:
-        marker = data[place + 1]
-        if marker == 0xFF:
-            place += 1
-            continue
-        yield marker, place + 4
-        if marker == 0xDA:
-            return
-        place += 2 + struct.unpack_from(">H", data, place + 2)[0]
-
-
-def _jpeg_bits(data: bytes) -> int:
-    frames = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-    for marker, place in _segments(data):
-        if marker in frames and place < len(data):
-            return data[place]
-    return 8
-
-
-def _jpeg_wide(data: bytes, bits: int, options: ReadOptions, name: str) -> Raster:
-    import imagecodecs
-
-    for marker, place in _segments(data):
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack_from(">HH", data, place + 1)
-            check_size((width, height), options, name)
-    if data.rfind(b"\xff\xd9") < len(data) // 2:
-        raise ImageError(f"{name}: the file ends early; copy it again")
-    values = imagecodecs.jpeg_decode(data)
-    return Raster(values, Stated(high=white_of(bits)), lossy=True)
-
-
-# JPEG 2000 and PNM beyond 8 bit.
-
-
-def _jp2_bits(data: bytes) -> int:
-    at = data.find(b"\xff\x51")
-    return (data[at + 40] & 0x7F) + 1 if 0 <= at < len(data) - 41 else 8
-
-
-def _jp2_wide(data: bytes, bits: int, options: ReadOptions, name: str) -> Raster:
-    import imagecodecs
-
-    opened = Image.open(io.BytesIO(data), formats=PILLOW["jp2"])
-    check_size(opened.size, options, name)
-    opened.load()  # refuses what is cut
-    values = imagecodecs.jpeg2k_decode(data)
-    if values.ndim == 3 and values.shape[2] not in (1, 3):
-        return from_pillow(opened, name)
-    if values.ndim == 3 and values.shape[2] == 1:
-        values = values[..., 0]
-    stated = Stated() if bits in (16, 32) else Stated(high=white_of(bits))
-    return Raster(values, stated, lossy=True)
-
-
-_PNM = re.compile(rb"P([56])(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)\s")
-
-
-def _pnm(data: bytes) -> tuple[int, int, int, int, int] | None:
-    """Channels, width, height, white and the header's length of a binary picture."""
-    found = _PNM.match(data[:4096])
-    if found is None:
-        return None
-    kind, width, height, white = (int(part) for part in found.groups())
-    return (3 if kind == 6 else 1), width, height, white, found.end()
-
-
-def _pnm_wide(
-    data: bytes, channels: int, width: int, height: int, white: int, start: int,
-    options: ReadOptions, name: str,
-) -> Raster:  # fmt: skip
-    check_size((width, height), options, name)
-    if white > 65535:
-        raise ImageError(f"{name} names {white} as white; 65535 is the most")
-    if len(data) - start < 2 * channels * width * height:
-        raise ImageError(f"{name}: the file ends early; copy it again")
-    values = np.frombuffer(data, ">u2", channels * width * height, start).astype(np.uint16)
-    values = values.reshape((height, width, 3) if channels == 3 else (height, width))
-    stated = Stated() if white == 65535 else Stated(high=float(white))
-    return Raster(values, stated, warnings=tuple(zero_tail(data)))

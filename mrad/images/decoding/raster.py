@@ -14,6 +14,8 @@ from mrad.images.decoding.depth import Assumed, Stated, scale
 from mrad.images.options import ReadOptions
 
 BYTES = Stated(high=255)
+FAINTEST = 16
+"""Alpha below which colours that it has darkened are too few to be brightened."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,7 @@ def without_alpha(
     """Transparency that varies is laid over white; one that is the same everywhere says nothing."""
     low, high = int(alpha.min()), int(alpha.max())
     if low == high:
-        if high == 255:
-            return image, []
-        return image, [
-            f"alpha_ignored: the alpha channel is {high} everywhere, so it carries no picture; the "
-            "colours are read as they are stored"
-        ]
+        return _without_level(image, high, premultiplied)
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     share = float((alpha < 255).mean())
     mask = Image.fromarray(alpha)
@@ -104,6 +101,26 @@ def without_alpha(
         rgba.putalpha(mask)
         laid = Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgba).convert("RGB")
     return laid, [f"transparency: {share:.1%} of the picture is transparent; it is laid over white"]
+
+
+def _without_level(
+    image: Image.Image, level: int, premultiplied: bool
+) -> tuple[Image.Image, list[str]]:
+    """Alpha that is the same everywhere. Colours that it has darkened never exceed it."""
+    if level == 255:
+        return image, []
+    values = np.asarray(image)
+    if level >= FAINTEST and values.max() <= level:
+        bright = np.round(values * (255 / level)).astype(np.uint8)
+        why = "the file says so" if premultiplied else "no value exceeds it"
+        return Image.fromarray(bright), [
+            f"premultiplied: the alpha channel is {level} everywhere, and the colours are taken as "
+            f"multiplied by it already, for {why}: they are brightened again; save it without alpha"
+        ]
+    return image, [
+        f"alpha_ignored: the alpha channel is {level} everywhere, so it carries no picture; the "
+        "colours are read as they are stored"
+    ]
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:

@@ -11,6 +11,7 @@ from mrad.errors import ImageError
 from mrad.images.decoding.common import from_pillow
 from mrad.images.decoding.depth import Stated, white_of
 from mrad.images.decoding.raster import Raster, check_size
+from mrad.images.decoding.runs import LONG_RUN, zero_run
 from mrad.images.options import ReadOptions
 
 LOOKED_AT = 64
@@ -27,7 +28,8 @@ def read_heic(data: bytes, options: ReadOptions, name: str) -> Raster:
         ) from error
     opened = pillow_heif.open_heif(io.BytesIO(data))
     check_size(opened.size, options, name)
-    return from_pillow(opened.to_pillow(), name)  # upright already
+    notes = zero_run(data, "HEIC", LONG_RUN)
+    return from_pillow(opened.to_pillow(), name).with_warnings(*notes)  # upright already
 
 
 def read_dicom(data: bytes, options: ReadOptions, name: str) -> Raster:

@@ -10,9 +10,11 @@ import numpy as np
 from PIL import Image
 
 from mrad.errors import ImageError
-from mrad.images.decoding.common import jpeg_damage, zero_tail
 from mrad.images.decoding.depth import Stated, white_of
+from mrad.images.decoding.jp2 import jp2_damage
+from mrad.images.decoding.jpeg import jpeg_damage
 from mrad.images.decoding.raster import Raster, check_size, upright
+from mrad.images.decoding.runs import zero_tail
 from mrad.images.options import ReadOptions
 
 MAX_PAGES = 10_000
@@ -23,10 +25,13 @@ COMPRESSIONS = {
 }  # fmt: skip
 """None, CCITT, LZW, JPEG, Deflate, PackBits, JPEG 2000, LERC, LZMA, Zstandard, WebP."""
 LOSSY = {6, 7, 33003, 33005, 34712, 50001}
+CCITT, JPEG, JPEG_2000 = {2, 3, 4}, {6, 7}, {33003, 33005, 34712}
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, CIELAB = 0, 1, 2, 3, 5, 6, 8
 RAW = {32803, 34892}
 """Colour filter arrays."""
-ORIENTATION, MIN, MAX, SMIN, SMAX = 274, 280, 281, 340, 341
+CLEAR = 0.02
+"""Share of its depth that a page's values span at least where more than noise is on it."""
+ORIENTATION, MAX, SUBSAMPLING, SMIN, SMAX = 274, 281, 530, 340, 341
 
 
 def read_tiff(data: bytes, options: ReadOptions, name: str, *, indices: bool = False) -> Raster:
@@ -39,28 +44,40 @@ def read_tiff(data: bytes, options: ReadOptions, name: str, *, indices: bool = F
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters is raised or returned
     with tifffile.TiffFile(io.BytesIO(data)) as tif:
-        pages: list[Any] = []
-        for page in tif.pages:
-            pages.append(page)
-            if len(pages) > MAX_PAGES:
-                raise ImageError(f"{name} has more than {MAX_PAGES} pages: split it")
-        if not pages:
-            raise ImageError(f"{name} is a TIFF without a page: copy it again")
+        pages = _pages(tif, name)
         whole = [n for n, page in enumerate(pages) if not _is_reduced(page)] or [0]
         area = {n: int(pages[n].imagewidth) * int(pages[n].imagelength) for n in whole}
-        largest = [n for n in whole if area[n] == max(area.values())]
-        first: Raster | None = None
-        for number in largest[:LOOKED_AT]:
+        largest = [n for n in whole if area[n] == max(area.values())][:LOOKED_AT]
+
+        def read(number: int) -> Raster:
             page = pages[number]
             check_size((int(page.imagewidth), int(page.imagelength)), options, name)
-            raster = _page(data, page, number, options, name, indices)
-            raster = Raster(**{**vars(raster), "page": number, "pages": len(pages)})
-            if len(largest) == 1 or not _is_blank(raster):
+            raster = _page(data, page, options, name, indices)
+            return Raster(**{**vars(raster), "page": number, "pages": len(pages)})
+
+        spans: list[float] = []
+        for number in largest:
+            raster = read(number)
+            spans.append(_span(raster))
+            if len(largest) == 1 or spans[-1] >= CLEAR:
                 return raster
-            first = first or raster
-        if first is None:
-            raise ImageError(f"{name} is a TIFF without a page: copy it again")
-        return first
+        # All are dark or of few bits: the first on which more than noise is to be seen.
+        best = next(n for n, span in zip(largest, spans) if span >= 0.1 * max(spans))
+        return read(best)
+
+
+def _pages(tif: Any, name: str) -> list[Any]:
+    """All pages, and pictures below them that are larger (a preview comes first, then)."""
+    pages: list[Any] = []
+    for page in tif.pages:
+        pages.append(page)
+        below = page.pages or () if page.subifds else ()
+        pages += [sub for sub in below if int(sub.imagewidth) > int(page.imagewidth)]
+        if len(pages) > MAX_PAGES:
+            raise ImageError(f"{name} has more than {MAX_PAGES} pages: split it")
+    if not pages:
+        raise ImageError(f"{name} is a TIFF without a page: copy it again")
+    return pages
 
 
 def _is_reduced(page: Any) -> bool:
@@ -68,14 +85,17 @@ def _is_reduced(page: Any) -> bool:
     return bool(int(page.subfiletype) & 0b101)
 
 
-def _is_blank(raster: Raster) -> bool:
+def _span(raster: Raster) -> float:
+    """How much of its depth a page's values use, 0 to 1."""
     values = np.asarray(raster.samples)
-    return bool(values.min() == values.max())
+    if values.dtype == np.bool_:
+        return float(values.min() != values.max())
+    low, high = float(values.min()), float(values.max())
+    full = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else max(1.0, abs(high))
+    return (high - low) / float(full)
 
 
-def _page(
-    data: bytes, page: Any, number: int, options: ReadOptions, name: str, indices: bool
-) -> Raster:
+def _page(data: bytes, page: Any, options: ReadOptions, name: str, indices: bool) -> Raster:
     photometric, compression = int(page.photometric), int(page.compression)
     if photometric in RAW:
         raise ImageError(f"{name} is a camera's raw photograph: develop it, and save it as TIFF")
@@ -89,17 +109,26 @@ def _page(
     warnings = _missing(page, len(data), options, name)
     if compression == 1:
         warnings += tuple(zero_tail(data))
-    if compression == 7 and page.jpegtables is None:
-        warnings += _jpeg_damage(data, page, options, name)
+    warnings += _stream_damage(data, page, options, name)
     orientation = _number(page, ORIENTATION, 1)
     lossy = compression in LOSSY
     if photometric in (CMYK, YCBCR, CIELAB, 9) and not (photometric == YCBCR and compression == 7):
-        image = _by_pillow(data, number, orientation)
+        warnings += _compare(page)
+        if photometric == YCBCR and _is_mislabelled(page):
+            return Raster(
+                _samples(page), orientation=orientation, lossy=lossy,
+                warnings=(*warnings, MISLABELLED),
+            )  # fmt: skip
+        image = _by_pillow(data, page, orientation, name)
         return Raster(image, orientation=orientation, lossy=lossy, warnings=warnings)
     array = _samples(page)
+    if compression in CCITT:
+        _agree(array, data, page, orientation, name)
     colour, extra = _split(array, page, name)
-    if photometric == YCBCR:
-        warnings += _mislabelled(colour)
+    if photometric == YCBCR and _is_clipped(colour) and _is_mislabelled(page):
+        warnings += (MISLABELLED,)
+        colour, _ = _split(_as_stored(page), page, name)
+    warnings += _left_out(extra, page)
     if photometric == PALETTE:
         return _palette(colour, page, orientation, warnings, indices)
     stated = _stated(page, colour, photometric == WHITE_IS_ZERO)
@@ -128,13 +157,39 @@ def _missing(page: Any, size: int, options: ReadOptions, name: str) -> tuple[str
     return (f"truncated: {text}",)
 
 
-def _jpeg_damage(data: bytes, page: Any, options: ReadOptions, name: str) -> tuple[str, ...]:
-    notes = [
-        jpeg_damage(data[offset : offset + count], options, name)
-        for offset, count in zip(page.dataoffsets, page.databytecounts)
-        if count and int(page.bitspersample if isinstance(page.bitspersample, int) else 8) == 8
-    ]
+def _stream_damage(data: bytes, page: Any, options: ReadOptions, name: str) -> tuple[str, ...]:
+    """Of strips that are streams of another format, whose decoders would go on in silence."""
+    compression = int(page.compression)
+    bits = page.bitspersample if isinstance(page.bitspersample, int) else max(page.bitspersample)
+    notes: list[str] = []
+    for offset, count in zip(page.dataoffsets, page.databytecounts):
+        part = data[offset : offset + count]
+        if compression == 7 and int(bits) == 8 and count:
+            tables = page.jpegtables
+            whole = part if tables is None else tables[:-2] + part[2:]
+            notes.append(jpeg_damage(whole, options, name))
+        elif compression in JPEG_2000 and count:
+            notes += jp2_damage(part, options, name)
     return tuple(note for note in notes if note)[:1]
+
+
+def _compare(page: Any) -> tuple[str, ...]:
+    """Pillow goes on over damaged strips; tifffile raises."""
+    if int(page.compression) in JPEG or tuple(_all(page, SUBSAMPLING, (1, 1))) != (1, 1):
+        return ()
+    _samples(page)
+    return ()
+
+
+def _agree(array: Any, data: bytes, page: Any, orientation: int, name: str) -> None:
+    """A fax's lines have no checksum: two decoders agree where nothing is garbled."""
+    try:
+        other = np.asarray(_by_pillow(data, page, orientation, name).convert("L")) > 127
+    except ImageError:
+        return
+    mine = array.astype(bool) ^ (int(page.photometric) == WHITE_IS_ZERO)
+    if other.shape == mine.shape and (other != mine).any():
+        raise ImageError(f"{name}: the file is damaged: its lines cannot be decoded; copy it again")
 
 
 def _samples(page: Any) -> Any:
@@ -163,6 +218,24 @@ def _split(array: Any, page: Any, name: str) -> tuple[Any, Any]:
     return np.ascontiguousarray(colour), array[..., count:] if array.shape[2] > count else None
 
 
+def _left_out(extra: Any, page: Any) -> tuple[str, ...]:
+    """Samples beside the colours that hold something and are no transparency."""
+    if extra is None:
+        return ()
+    kinds = [int(kind) for kind in page.extrasamples]
+    held = [
+        n for n in range(extra.shape[2])
+        if not (n < len(kinds) and kinds[n] in (1, 2)) and extra[..., n].min() != extra[..., n].max()
+    ]  # fmt: skip
+    if not held:
+        return ()
+    count = extra.shape[2] + (3 if int(page.photometric) in (RGB, YCBCR) else 1)
+    return (
+        f"samples_ignored: of {count} samples of each pixel {count - len(held)} are read; the file "
+        "does not say what the others are: save it as grey or RGB",
+    )
+
+
 def _alpha(extra: Any, page: Any, colour: Any) -> tuple[Any, bool]:
     """The first extra sample that is named alpha, as 0..255; and whether colours hold it already."""
     kinds = [int(kind) for kind in page.extrasamples]
@@ -188,14 +261,25 @@ def _stated(page: Any, colour: Any, inverted: bool) -> Stated:
         if high is not None and np.isfinite(high) and high > (low or 0):
             return Stated(low, high, inverted)
         return Stated(inverted=inverted)
-    top = _number(page, SMAX if colour.dtype.kind == "i" else MAX, None)
+    top = _number(page, SMAX, None)
+    if top is None and colour.dtype.kind == "u":
+        top = _number(page, MAX, None)
     if colour.dtype.kind == "u":
         full = white_of(bits)
         if top is not None and 0 < top < full and _is_full(top):
             return Stated(high=float(top), inverted=inverted)
-        if bits not in (16, 32):  # 8, and packed 10, 12, 14, 24 bits: the container is the depth
+        if bits not in (
+            16,
+            32,
+            64,
+        ):  # 8, and packed 10, 12, 14, 24 bits: the container is the depth
             return Stated(high=full, inverted=inverted)
     return Stated(inverted=inverted)
+
+
+def _all(page: Any, code: int, default: Any) -> Any:
+    tag = page.tags.get(code)
+    return default if tag is None else tag.value
 
 
 def _is_full(top: float) -> bool:
@@ -215,19 +299,41 @@ def _number(page: Any, code: int, default: Any) -> Any:
         return default
 
 
-def _mislabelled(rgb: Any) -> tuple[str, ...]:
-    """Programs that store RGB and call it YCbCr: then brightness and both colours rise together."""
-    small = Image.fromarray(rgb).resize((64, 64), Image.Resampling.NEAREST).convert("YCbCr")
-    light, blue, red = np.asarray(small, dtype=float).reshape(-1, 3).T
-    if min(light.std(), blue.std(), red.std()) < 8:
-        return ()
-    alike = min(np.corrcoef(light, blue)[0, 1], np.corrcoef(light, red)[0, 1])
-    if alike < 0.9:
-        return ()
-    return (
-        "colours_doubtful: the file says that it holds YCbCr, but its samples look like RGB; it is "
-        "read as it says, so its colours are probably wrong: write it anew as RGB",
-    )
+MISLABELLED = (
+    "colours_doubtful: the file says that it holds YCbCr, but its samples are no colours as such; "
+    "they are read as RGB: write it anew as RGB"
+)
+FAR = 24
+"""Levels beyond black and white that no rounding and no JPEG explains."""
+
+
+def _is_clipped(rgb: Any) -> bool:
+    return bool(((rgb == 0) | (rgb == 255)).any(axis=2).mean() > 0.1)
+
+
+def _is_mislabelled(page: Any) -> bool:
+    """Programs that store RGB and call it YCbCr: as such, many pixels would be beyond white."""
+    try:
+        values = _as_stored(page)
+    except Exception:  # subsampled: those are what they say
+        return False
+    if values.ndim != 3 or values.shape[2] != 3 or values.dtype != np.uint8:
+        return False
+    light, blue, red = np.moveaxis(values[::2, ::2].astype(np.float32), -1, 0)
+    blue, red = blue - 128, red - 128
+    rgb = np.stack([light + 1.402 * red, light - 0.344 * blue - 0.714 * red, light + 1.772 * blue])
+    return bool(((rgb < -FAR) | (rgb > 255 + FAR)).any(axis=0).mean() > 0.2)
+
+
+def _as_stored(page: Any) -> Any:
+    """The samples of a page that says YCbCr, unconverted."""
+    import tifffile
+
+    page.parent.filehandle.seek(0)
+    with tifffile.TiffFile(io.BytesIO(page.parent.filehandle.read())) as tif:
+        same: Any = next(each for each in _pages(tif, "") if each.offset == page.offset)
+        same.photometric, same.is_jfif = RGB, False  # then nothing is converted
+        return _samples(same)
 
 
 def _palette(
@@ -245,9 +351,11 @@ def _palette(
     return Raster(colours, orientation=orientation, warnings=warnings)
 
 
-def _by_pillow(data: bytes, number: int, orientation: int) -> Image.Image:
+def _by_pillow(data: bytes, page: Any, orientation: int, name: str) -> Image.Image:
     """Inks and colour spaces, which Pillow converts; as stored: Pillow has turned it already."""
     opened = Image.open(io.BytesIO(data), formats=("TIFF",))
-    opened.seek(number)
+    if page.index is None or not isinstance(page.index, int):
+        raise ImageError(f"{name} holds its picture below a preview: save it as one page")
+    opened.seek(page.index)
     opened.load()
     return upright(opened.convert("RGB"), {6: 8, 8: 6}.get(orientation, orientation))

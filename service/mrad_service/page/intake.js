@@ -3,7 +3,7 @@
 import { $ } from "./dom.js";
 
 const LOOKS_LIKE =
-  /\.(a?png|jpe?g|jpe|jfif|bmp|dib|webp|tiff?|btf|gif|p[bgpnf]m|jp2|j2k|jpx|avif|hei[cf]|tga|pcx|ico|dcm|dicom)$/i;
+  /\.(a?png|jpe?g|jpe|jfif|bmp|dib|webp|tiff?|btf|gif|p[abgpnf]m|jp2|j2k|jpx|avif|hei[cf]|tga|pcx|ico|dcm|dicom)$/i;
 
 /** Call `take(files)` for whatever is brought, however it is brought. */
 export function listen(take) {

@@ -26,13 +26,13 @@ WARNED = {
     "rgb_trns.png": "transparency",
     "rgba_alpha0.png": "alpha_ignored",
     "rgba_assoc.tif": "alpha_ignored",
-    "rgba_premul128.png": "alpha_ignored",
+    "rgba_premul128.png": "premultiplied",
     "tif12in16.tif": "bit_depth_assumed",
     "ycbcr_jpeg.tif": "colours_doubtful",
 }
 """Of the pictures; everything else says of itself how it is to be read, and is right."""
-NOT_RIGHT = {"ico.ico", "p_trns.png", "rgb_trns.png", "rgba_premul128.png", "ycbcr_jpeg.tif"}
-"""Warned of, and not the picture: smaller, laid over white, half as bright, mislabelled."""
+NOT_RIGHT = {"ico.ico", "p_trns.png", "rgb_trns.png"}
+"""Warned of, and not the picture: smaller, laid over white."""
 
 MASK_WARNED = {
     "_image.png": "mask_mostly",
@@ -40,6 +40,7 @@ MASK_WARNED = {
     "full.png": "mask_full",
     "ignore255.png": "mask_ignored",
     "inverted.png": "mask_mostly",
+    "jpg01.jpg": "mask_soft",
     "prob_map.png": "mask_soft",
     "rgb_bluebg.png": "mask_colours",
 }

@@ -67,3 +67,41 @@ def test_a_mask_on_stored_pixels_is_turned_with_its_image(tmp_path):
     Image.fromarray(stored).save(tmp_path / "mask.png")
     record = Record(tmp_path / "image.png", True, tmp_path / "mask.png")
     np.testing.assert_array_equal(record.read_mask((6, 9)), upright)
+
+
+def test_borders_of_other_tools_belong_to_neither_class():
+    wanted = np.zeros((40, 40), bool)
+    wanted[10:20, 10:20] = True
+    ring = np.zeros_like(wanted)
+    ring[8:22, 8:22] = True
+    ring &= ~wanted
+    voc = Image.fromarray(np.where(wanted, 15, np.where(ring, 255, 0)).astype(np.uint8), "P")
+    voc.putpalette([0, 0, 0, *[0] * 42, 192, 128, 128, *[0] * 717, 224, 224, 192])
+    wide = np.where(wanted, 1, np.where(ring, 65535, 0)).astype(np.uint16)
+    for source in (voc, wide):
+        mask = read_mask(source, (40, 40))
+        np.testing.assert_array_equal(mask.anomalous, wanted)
+        np.testing.assert_array_equal(mask.ignore, ring)
+        assert mask.warnings[-1].startswith("mask_ignored")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "AVIF"])
+def test_lossy_masks_are_cut_and_faint_ones_told(kind):
+    wanted = np.zeros((64, 64), bool)
+    wanted[20:40, 16:48] = True
+    for level, code in ((255, ()), (2, ("mask_soft",))):
+        buffer = io.BytesIO()
+        Image.fromarray((wanted * level).astype(np.uint8)).convert("RGB").save(buffer, kind)
+        mask = read_mask(buffer.getvalue(), (64, 64))
+        assert tuple(text.partition(":")[0] for text in mask.warnings) == code
+        if level == 255:
+            assert (mask.anomalous & wanted).sum() / (mask.anomalous | wanted).sum() > 0.97
+
+
+def test_a_palette_whose_numbers_and_colours_disagree_is_told():
+    index = np.zeros((20, 20), np.uint8)
+    index[:12] = 1
+    picture = Image.fromarray(index, "P")
+    picture.putpalette([255, 0, 0, 0, 0, 0])  # black is not its first colour
+    codes = [text.partition(":")[0] for text in read_mask(picture, (20, 20)).warnings]
+    assert codes == ["mask_palette", "mask_mostly"]

@@ -15,7 +15,7 @@ from mrad_client.errors import InputError
 SUFFIXES = frozenset(
     """
     .png .apng .jpg .jpeg .jpe .jfif .bmp .dib .tif .tiff .btf .webp .gif .ppm .pgm .pbm
-    .pnm .pfm .jp2 .j2k .jpx .avif .heic .heif .tga .pcx .ico .dcm .dicom
+    .pnm .pfm .pam .jp2 .j2k .jpx .avif .heic .heif .tga .pcx .ico .dcm .dicom
     """.split()  # noqa: SIM905
 )
 """What the server reads; it looks at content, this list only says what a folder is searched for."""
