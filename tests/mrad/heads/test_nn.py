@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image, ImageEnhance
 
 from mrad import Detector, Encoder, MemoryBank, Sample
 from mrad.demo import FOLDER
 from mrad.errors import MRADError
 from mrad.heads.choose import default_head
 from mrad.heads.left_out import LeftOutDistances
+from mrad.memory.coreset import bounded
+from mrad.thresholds.doubles import groups_of, sketches
 
 GOOD = sorted((FOLDER / "memory" / "good").glob("*.png"))[:8]
 QUERIES = sorted((FOLDER / "query").glob("*/*.png"))
@@ -93,3 +98,56 @@ def test_one_good_image_and_none(mini_encoder: Encoder) -> None:
     none = MemoryBank.from_samples(mini_encoder, [Sample(bad, anomalous=True)])
     with pytest.raises(MRADError, match="good"):
         Detector(mini_encoder, none)
+
+
+def test_a_burst_is_left_out_together(mini_encoder: Encoder) -> None:
+    """The same board, compressed again and a little brighter."""
+    with Image.open(GOOD[0]) as opened:
+        picture = ImageEnhance.Brightness(opened.convert("RGB")).enhance(1.03)
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=92)
+    samples = [Sample(path, anomalous=False, source=path.name) for path in GOOD]
+    samples.append(Sample(stream.getvalue(), anomalous=False, source="again.jpg"))
+    head = Detector(mini_encoder, MemoryBank.from_samples(mini_encoder, samples)).head
+    assert head.groups[8] == head.groups[0]
+    assert len(set(head.groups.tolist())) == 8
+    seen = sketches(mini_encoder.encode([sample.image for sample in samples]))
+    group = groups_of(list(seen))
+    assert group[8] == group[0]
+    assert len(set(group.tolist())) == 8, "as the whole patches say"
+
+
+def test_combined_is_nn_where_the_memory_holds_one_class(
+    mini_encoder: Encoder, goods: MemoryBank, detector: Detector
+) -> None:
+    both = Detector(mini_encoder, goods, "combined").predict([str(p) for p in QUERIES[:2]])
+    for one, other in zip(both, detector.predict([str(p) for p in QUERIES[:2]])):
+        assert one.score == pytest.approx(other.score, abs=1e-6)
+
+
+def test_the_patches_that_are_kept_are_those_of_whole_images(
+    mini_encoder: Encoder, goods: MemoryBank
+) -> None:
+    cells = mini_encoder.grid**2
+    fewer = bounded(goods, cells, 4 * cells)
+    assert len(fewer.local) == 4 * cells
+    assert len(fewer.image) == len(goods.image)
+    assert np.isfinite(Detector(mini_encoder, fewer).predict([str(QUERIES[0])])[0].score)
+
+
+def test_an_image_left_out_says_nothing_of_what_is_usual(
+    mini_encoder: Encoder, goods: MemoryBank, detector: Detector
+) -> None:
+    """Judged as by a memory that never held it, but for the blend's two numbers."""
+    others = MemoryBank.from_samples(
+        mini_encoder, [Sample(path, anomalous=False, source=path.name) for path in GOOD[1:]]
+    )
+    features = mini_encoder.encode([str(GOOD[0])])
+    cells, parts = detector.head.measure(features, torch.tensor([0]))
+    head = Detector(mini_encoder, others).head
+    # Its distances to the others are the same; theirs among themselves may find it near.
+    usual, rest = head.measure(features, None)
+    np.testing.assert_allclose(parts.numpy(), rest.numpy(), rtol=1e-4)
+    assert np.corrcoef(cells.flatten(), usual.flatten())[0, 1] > 0.98
+    own = detector.head.cell_scale(1 - detector.head.goods.nearest(features.local_query()[0], 0)[0])
+    assert float(cells.max()) > float(own.max()), "its own extremes would have looked usual"
