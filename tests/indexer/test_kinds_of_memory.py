@@ -56,12 +56,13 @@ def with_masks(root: Path, images: Path, _) -> None:
 
 
 def with_another_product(root: Path, images: Path, make_image) -> None:
-    copies(root / "boards" / "good", some(images, "good", GOODS))
+    """Beside the parts a folder of which the bank is built that they are added to."""
+    goods(root, images, make_image)
     for seed in range(8):
         bad = seed % 2 == 1
         picture, mask = make_image(seed, (96, 96), defect=bad)
-        place = root / "caps" / ("defect" if bad else "good") / f"{seed}.png"
-        for path, content in ((place, picture), (root / "caps" / "masks" / place.name, mask)):
+        place = root.parent / "caps" / ("defect" if bad else "good") / f"{seed}.png"
+        for path, content in ((place, picture), (root.parent / "caps/masks" / place.name, mask)):
             if content is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 content.save(path)
@@ -109,7 +110,11 @@ def test_every_kind_of_memory_is_useful_to_the_end(
     data, bank = tmp_path / "parts", tmp_path / "bank"
     kind.fill(data, demo_images, make_image)
 
-    built = mrad("build", data, "--out", bank)
+    other = []
+    if (tmp_path / "caps").exists():
+        assert mrad("build", tmp_path / "caps", "--out", tmp_path / "other").exit_code == 0
+        other = ["--base", tmp_path / "other"]
+    built = mrad("build", data, "--out", bank, *other)
     assert built.exit_code == 0, built.output
     assert f"head {kind.head} is asked unless told" in built.output
     assert "next: mrad " in built.output

@@ -142,10 +142,11 @@ def build_command(
         only,
     )
     say_what_is_missing(dataset)
-    if not dataset.counts["normal"]:
+    if not dataset.counts["normal"] and base is None:
         raise NoGoodPartsError(
             f"{dataset.root} has no good image, and no head can judge by defects alone: add good images "
-            "beside them, in a folder good/; ten are a good beginning"
+            "beside them, in a folder good/, or build on a memory that has some (--base); ten are a good "
+            "beginning"
         )
     load = partial(
         Encoder.load, encoder or "mrad-mini", pretrained,
