@@ -19,6 +19,7 @@ from mrad.errors import MRADError
 from mrad.evidence import Asked, cell_box, nearest_good, nearest_keys
 from mrad.heads import Head, HeadOutput, load_head
 from mrad.heads.choose import AUTO, default_head, problem
+from mrad.heads.levels import PlaceLevels
 from mrad.heads.nn import NNHead
 from mrad.images.guard import refuse_doubtful
 from mrad.images.layout import Layout, Places, Tile
@@ -88,6 +89,7 @@ class Detector:
         _ = bank.layout  # what cannot be read shows now
         self._layout: Layout | None = None
         self._evidence: dict[Level, Retriever] = {}
+        self._usual: PlaceLevels | None = None
 
     def with_bank(self, bank: MemoryBank) -> Detector:
         """The same encoder and head on another memory; this detector goes on as it is."""
@@ -95,6 +97,7 @@ class Detector:
         bank.check(self.encoder)
         other = copy.copy(self)
         other.bank, other.head, other._evidence = bank, copy.copy(self.head), {}
+        other._usual = None
         other.head.attach(bank, self.retrieval)
         return other
 
@@ -262,11 +265,22 @@ class Detector:
         """Judge one batch of tiles, each onto the canvas of its image. `exclude`: as in `judge`."""
         self.encoder.owner.check()
         own = None if exclude is None else torch.tensor(exclude, dtype=torch.int64)
+        places = tuple(canvas.places.place_of(tile.number) for canvas, tile in batch)
+        features = replace(features, places=places)
         output = self.head(features, own)
         patch, image = output.patch.float().cpu(), output.image.tolist()
+        image = [self.tile_level(c.places, tile, v) for (c, tile), v in zip(batch, image)]
         queries = features.class_query(), self._patch_query(features)
         for row, (canvas, tile) in enumerate(batch):
             canvas.add(tile, patch[row], image[row], (queries[0][row], queries[1][row]))
+
+    def tile_level(self, places: Places, tile: Tile, image: float) -> float:
+        """A tile's image probability, less what is usual of good tiles where it lies."""
+        if len(places.tiles) == 1:
+            return image
+        if self._usual is None:  # measured at first use
+            self._usual = PlaceLevels.of(self.bank, self.head)
+        return min(1.0, max(0.0, image - self._usual(places.place_of(tile.number))))
 
     @torch.inference_mode()
     def conclude(

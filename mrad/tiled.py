@@ -167,15 +167,14 @@ class Canvas:
     def parts(self) -> list[PartScore]:
         """Each section's scores, in the layout's order.
 
-        As one image's: the top score is the mean of the largest `top` share of the whole map's pixels;
-        the image level is the mean of the same share of the tiles' probabilities, of one at least:
-        with fewer than 2 / `top` tiles, of the strongest.
+        The top score is the mean of the largest pixels of the whole map, as many as the `top` share of
+        one tile has; the image level is that of the strongest tile. So a picture's score is that of its
+        worst place, however much that is good lies around it, and one tile's is one image's.
         """
         found = []
         for section in self.places.sections:
             top = self._top(section)
-            levels = sorted((self._levels[tile.number] for tile in section.tiles), reverse=True)
-            level = float(np.mean(levels[: max(1, int(len(levels) * self.rules.top))]))
+            level = max(self._levels[tile.number] for tile in section.tiles)
             score = fuse(torch.tensor(top), torch.tensor(level), self.rules.fusion)
             found.append(PartScore(section.name, section.box, float(score), level, top))
         return found
@@ -230,10 +229,10 @@ class Canvas:
         return anomaly_map(cells, self.rules.image_size, self.rules.sigma)[0]
 
     def _top(self, section: Section) -> float:
+        size = working_size(section, self.rules.image_size)
         if len(section.tiles) == 1 and section.tile == section.size:
             values = self._square(section)
         else:
-            size = working_size(section, self.rules.image_size)
             values = blend(section, self._grids, size, self.rules.operator)
         if section.inside is not None:
             shown = torch.from_numpy(at_shape(section.inside, tuple(values.shape)).copy())
@@ -242,7 +241,8 @@ class Canvas:
             return float(top_mean(values.reshape(1, -1), self.rules.top)[0])
         # The same of a large map: `topk` would take four times its memory.
         flat = values.numpy().ravel()
-        count = max(1, int(len(flat) * self.rules.top))
+        share = math.prod(section.tile) / math.prod(section.size)
+        count = min(len(flat), max(1, int(math.prod(size) * share * self.rules.top)))
         flat.partition(len(flat) - count)
         return float(flat[len(flat) - count :].mean(dtype=np.float64))
 

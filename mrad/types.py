@@ -17,6 +17,10 @@ Level = Literal["image", "patch", "local"]
 Box = tuple[int, int, int, int]
 """[x_min, y_min, x_max, y_max), pixels of the upright image, origin top left."""
 
+Place = tuple[float, float, float, float]
+"""A box as shares of the picture's width and height: the same part of a product in any picture of it."""
+WHOLE: Place = (0.0, 0.0, 1.0, 1.0)
+
 NORMAL, ANOMALOUS = 0, 1
 """Labels, everywhere."""
 

@@ -24,7 +24,7 @@ from mrad.encoder.uploads import Uploads, gather
 from mrad.errors import EncoderError, NonFiniteError, UnsupportedEncoderError
 from mrad.images.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess
 from mrad.images.reader import load_image
-from mrad.types import ImageInput
+from mrad.types import ImageInput, Place
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,8 @@ class Features:
     """[B, N, W], averaged over the neighbourhood, not normalised."""
     patch_raw: Tensor | None = None
     """[B, N, W] before the average; None where it was not wanted."""
+    places: tuple[Place | None, ...] | None = None
+    """Where each lies in its picture: tiles of one do; None: each is a whole picture."""
 
     def class_query(self) -> Tensor:
         """[B, E], L2-normalised."""
@@ -63,12 +65,13 @@ class Features:
 
     def __getitem__(self, index: slice) -> Features:
         raw = None if self.patch_raw is None else self.patch_raw[index]
-        return Features(self.class_feature[index], self.patch[index], raw)
+        places = None if self.places is None else self.places[index]
+        return Features(self.class_feature[index], self.patch[index], raw, places)
 
     def to(self, device: torch.device | str) -> Features:
         """The same features on another device."""
         raw = None if self.patch_raw is None else self.patch_raw.to(device)
-        return Features(self.class_feature.to(device), self.patch.to(device), raw)
+        return Features(self.class_feature.to(device), self.patch.to(device), raw, self.places)
 
     @staticmethod
     def cat(parts: Sequence[Features]) -> Features:

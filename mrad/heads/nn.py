@@ -23,10 +23,10 @@ from mrad.heads import HeadOutput
 from mrad.heads.choose import check_good_parts
 from mrad.heads.classes import GoodClasses
 from mrad.heads.left_out import LeftOutDistances, stored_at
-from mrad.heads.standard import Blend, CellScale, CellSums, left_out_cells
+from mrad.heads.standard import Blend, CellScale, CellSums, chosen, left_out_cells
 from mrad.maps import anomaly_map, top_mean
 from mrad.retrieval.goods import GoodPatches, Views
-from mrad.types import NORMAL
+from mrad.types import ANOMALOUS, NORMAL, WHOLE
 
 if TYPE_CHECKING:
     from mrad.encoder.encoder import Encoder
@@ -93,20 +93,26 @@ class NNHead:
             pair: row
             for row, pair in enumerate(zip(bank.image.entry.tolist(), bank.image.tile.tolist()))
         }
+        pairs = list(zip(self.views.rows.tolist(), self.views.tiles.tolist()))
+        self.places = bank.places(pairs)
         found = self.left_out()
         tops = self.tops(found.cells)
-        self.blend = Blend.of(tops, found.parts, found.good, self.distances)
+        labels = bank.image.labels[[self.place_in_image[pair] for pair in pairs]]
+        bad = torch.from_numpy(labels == ANOMALOUS)
+        self.blend = Blend.of(tops, found.parts, found.good, self.distances, bad)
         self._values = self.blend.patch(found.cells[found.good]).flatten()
 
     def left_out(self) -> LeftOut:
         """Measure every image that the memory holds whole, its group left out; sets the scales."""
         distance, near, far = self._distances_left_out()
         good, group = self.views.good, self.groups[self.views.rows]
-        self._sums = CellSums.of(distance[good])
+        places = chosen(self.places, good)
+        self._sums = CellSums.of(distance[good], places)
         self.cell_scale = self._sums.scale()
         self._good_distances, self._good_groups = distance[good], group[good]
-        cells = self.cell_scale(distance)
-        cells[good] = left_out_cells(distance[good], group[good])
+        self._good_places = places
+        cells = self.cell_scale(distance, self.places)
+        cells[good] = left_out_cells(distance[good], group[good], places)
         return LeftOut(cells.nan_to_num(0.0), torch.stack([near, far]), good)
 
     def _distances_left_out(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,8 +159,8 @@ class NNHead:
     def left_out_measures(self) -> tuple[Tensor, Tensor]:
         """As `measure` of the images in `views`, each without its own group."""
         distance, parts = self._own
-        rows = zip(self.views.rows.tolist(), distance)
-        return torch.stack([self._scale_without(row)(one) for row, one in rows]), parts
+        rows = zip(self.views.rows.tolist(), distance.split(1), self.places)
+        return torch.cat([self._scale_without(row)(one, [at]) for row, one, at in rows]), parts
 
     def left_out_output(self, views: Views) -> HeadOutput:
         """As `__call__` judges the images that the memory holds whole, each without its own group."""
@@ -177,18 +183,17 @@ class NNHead:
             distance = torch.stack(
                 [1 - self.goods.nearest(one, row)[0] for one, row in zip(asked, own)]
             )
-        whole = features.class_query().cpu()
-        near, far = [], []
-        for query, row in zip(whole, own):
+        whole, parts = features.class_query().cpu(), torch.empty(2, len(own), dtype=torch.float64)
+        places = (WHOLE,) * len(own) if features.places is None else features.places
+        asked_of, scaled = distance.cpu(), torch.empty(distance.shape)
+        for row in dict.fromkeys(own):  # the tiles of one picture together
+            mine = torch.tensor([one == row for one in own])
             group = -1 if row < 0 else int(self.groups[row])
             left = None if row < 0 else self.classes.group == group
-            near.append(self._safe(self.classes.nearest, query, group, left))
-            far.append(self._safe(self.classes.spread, query, left, left))
-        parts, asked_of = torch.stack([torch.cat(near), torch.cat(far)]), distance.cpu()
-        if exclude is None:
-            return self.cell_scale(asked_of), parts
-        scaled = [self._scale_without(row)(one) for row, one in zip(own, asked_of)]
-        return torch.stack(scaled), parts
+            parts[0, mine] = self._safe(self.classes.nearest, whole[mine], group, left)
+            parts[1, mine] = self._safe(self.classes.spread, whole[mine], left, left)
+            scaled[mine] = self._scale_without(row)(asked_of[mine], chosen(places, mine))
+        return scaled, parts
 
     def _scale_without(self, row: int) -> CellScale:
         """The scale of a patch's distance as images other than an entry's group give it; -1: all.
@@ -199,7 +204,9 @@ class NNHead:
         own = self._good_groups == (self.groups[row] if row >= 0 else -1)
         if not bool(own.any()) or bool(own.all()):
             return self.cell_scale
-        return self._sums.less(CellSums.of(self._good_distances[own])).scale()
+        places = chosen(self._good_places, own)
+        part = CellSums.of(self._good_distances[own], places, self._sums)
+        return self._sums.less(part).scale()
 
     def typical(self) -> tuple[float, float]:
         """Patch values of good images that were left out: the median, and what only the top reaches."""
@@ -215,11 +222,11 @@ class NNHead:
         found = [(c, key) for c, key in zip(cosines[0].tolist(), keys[0].tolist()) if key >= 0]
         return [(cosine, int(self.goods.rows[key])) for cosine, key in found]
 
-    def _safe(self, ask, query: Tensor, argument, left: Tensor | None) -> Tensor:  # type: ignore[no-untyped-def]
+    def _safe(self, ask, queries: Tensor, argument, left: Tensor | None) -> Tensor:  # type: ignore[no-untyped-def]
         """A class statistic; the largest there can be where no good image is left."""
         if left is not None and bool(left.all()):
-            return torch.full((1,), 2.0, dtype=torch.float64)
-        return ask(query[None], argument)  # type: ignore[no-any-return]
+            return torch.full((len(queries),), 2.0, dtype=torch.float64)
+        return ask(queries, argument)  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def __call__(self, features: Features, exclude: Tensor | None = None) -> HeadOutput:
@@ -237,19 +244,27 @@ def groups_of(bank: MemoryBank, views: Views, cells: int) -> Tensor:
     are doubles where their patches, place by place, have a mean cosine of `DOUBLE` or more.
     """
     group = torch.arange(len(bank.entries))
-    first: dict[int, int] = {}
-    for view, row in enumerate(views.rows.tolist()):
+    own: dict[int, dict[int, int]] = {}
+    for view, (row, tile) in enumerate(zip(views.rows.tolist(), views.tiles.tolist())):
         if views.good[view]:
-            first.setdefault(row, view)
-    if len(first) < 2:
+            own.setdefault(row, {})[tile] = view
+    if len(own) < 2:
         return group
     raw = torch.from_numpy(bank.local.keys).view(-1, cells, bank.local.dim)
-    entries = torch.tensor(list(first))
-    sheets = F.normalize(raw[list(first.values())], dim=2).flatten(1)
-    tiles = views.tiles[list(first.values())]
-    for place in range(len(entries)):
+    entries = list(own)
+    first = [next(iter(tiles.values())) for tiles in own.values()]
+    sheets = F.normalize(raw[first], dim=2).flatten(1)
+
+    def alike(one: int, other: int) -> bool:
+        """Every tile, for corners are often empty, and alike in every picture."""
+        if own[one].keys() != own[other].keys():
+            return False
+        pairs = ((raw[view], raw[own[other][tile]]) for tile, view in own[one].items())
+        return all(bool(F.cosine_similarity(a, b, dim=1).mean() >= DOUBLE) for a, b in pairs)
+
+    for place, row in enumerate(entries):
         same = (sheets[place + 1 :] @ sheets[place] >= DOUBLE * cells).nonzero()[:, 0] + place + 1
-        for other in same[tiles[same] == tiles[place]].tolist():
-            known = group[entries[other]]
-            group[group == known] = group[entries[place]].clone()
+        for other in (entries[found] for found in same.tolist()):
+            if group[other] != group[row] and alike(row, other):
+                group[group == group[other]] = group[row].clone()
     return group

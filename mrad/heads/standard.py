@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mrad.types import Place
+
+Places = Sequence[Place | None] | None
+"""Where in their pictures tiles lie; None: images are whole."""
 PRIOR_SPREAD = 0.3
 """Spread over mean that a distance is taken to have before any was seen."""
 PRIOR_WEIGHT = 3
 """So many values that this is worth."""
+TILE_WEIGHT = 10
+"""So many values is worth what is known of the same patch of all tiles."""
 SOFT = 6.0
 """Spreads from a typical good image's top at which a score is 0.85."""
 BALANCED = 0.7
@@ -46,21 +53,28 @@ class Scale:
 
 @dataclass(frozen=True)
 class CellScale:
-    """What is typical of a patch's distance, place by place: some places of a product vary more."""
+    """What is typical of a patch's distance, place by place: some places of a product vary more.
+
+    Where pictures are cut, a patch of one tile is another place than that of the next.
+    """
 
     mean: Tensor
-    """[N]."""
+    """[1 + P, N]: of all tiles alike, which serves a tile where the memory has none; then of each place."""
     spread: Tensor
-    """[N]."""
+    """[1 + P, N]."""
+    rows: dict[Place | None, int]
 
     @classmethod
-    def of(cls, distances: Tensor) -> CellScale:
-        """Of good images' distances [V, N], NaN where unknown."""
-        return CellSums.of(distances).scale()
+    def of(cls, distances: Tensor, places: Places = None) -> CellScale:
+        """Of good images' distances [V, N], NaN where unknown; `places` of the V tiles."""
+        return CellSums.of(distances, places).scale()
 
-    def __call__(self, distances: Tensor) -> Tensor:
-        """[..., N] in spreads above what is typical of each place."""
-        return (distances - self.mean) / self.spread
+    def __call__(self, distances: Tensor, places: Places = None) -> Tensor:
+        """[V, N] in spreads above what is typical of each place."""
+        index = [0] * len(distances)
+        if places is not None and self.rows:
+            index = [self.rows.get(place, -1) + 1 for place in places]
+        return (distances - self.mean[index]) / self.spread[index]
 
 
 @dataclass(frozen=True)
@@ -68,44 +82,87 @@ class CellSums:
     """What the scale of each place follows from: taking images away costs no look at the others."""
 
     count: Tensor
-    """float64 [N], as the others."""
+    """float64 [P, N], as the others; P is 1 where images are whole."""
     total: Tensor
     square: Tensor
+    rows: dict[Place | None, int]
+    """Place -> its row; empty where images are whole. None: somewhere."""
 
     @classmethod
-    def of(cls, distances: Tensor) -> CellSums:
-        """Of distances [V, N], NaN where unknown."""
+    def of(cls, distances: Tensor, places: Places = None, like: CellSums | None = None) -> CellSums:
+        """Of distances [V, N], NaN where unknown; rows as those of sums that hold all these places."""
+        rows: dict[Place | None, int] = {}
+        if like is not None:
+            rows = like.rows
+        elif places is not None and len(set(places)) > 1:
+            rows = {place: row for row, place in enumerate(dict.fromkeys(places))}
+        index = torch.zeros(len(distances), dtype=torch.int64)
+        if rows and places is not None:
+            index = torch.tensor([rows[place] for place in places])
         known, filled = ~distances.isnan(), distances.nan_to_num(0.0).double()
-        return cls(known.sum(dim=0).double(), filled.sum(dim=0), filled.square().sum(dim=0))
+        empty = torch.zeros(max(1, len(rows)), distances.shape[1], dtype=torch.float64)
+        return cls(
+            empty.index_add(0, index, known.double()),
+            empty.index_add(0, index, filled),
+            empty.index_add(0, index, filled.square()),
+            rows,
+        )
 
     def less(self, part: CellSums) -> CellSums:
         """Without some of the images."""
-        return CellSums(self.count - part.count, self.total - part.total, self.square - part.square)
+        return CellSums(
+            self.count - part.count, self.total - part.total, self.square - part.square, self.rows
+        )
 
     def scale(self) -> CellScale:
-        """Places lean on the mean of all.
+        """Patches lean on the mean of all, those of a tile on the same patch of all tiles.
 
-        Every spread has the mean spread added, so that a place that never varied is no alarm.
+        The latter since the encoder sees less of what is around a patch at its input's edge. Every
+        spread has the mean spread added, so that a place that never varied is no alarm.
         """
         share, every = PRIOR_WEIGHT - 1, self.count.sum()
         overall = self.total.sum() / every
-        mean = (self.total + share * overall) / (self.count + share)
-        square = (self.square - 2 * mean * self.total + self.count * mean.square()).clamp_min(0)
+        count, total = self.count.sum(dim=0), self.total.sum(dim=0)
+        mean = (total + share * overall) / (count + share)
+        square = squares(count, total, self.square.sum(dim=0), mean)
         varied = (self.square.sum() - every * overall.square()).clamp_min(0) / (every - 1)
         typical = max(float(varied) if float(every) > 1 else 0.0, float(overall) ** 2 * 1e-4)
-        spread = ((square + share * typical) / (self.count + share)).sqrt()
-        return CellScale(mean.float(), (spread + spread.mean()).float())
+        spread = ((square + share * typical) / (count + share)).sqrt()
+        means, spreads = mean[None], (spread + spread.mean())[None]
+        if self.rows:
+            own = (self.total + TILE_WEIGHT * mean) / (self.count + TILE_WEIGHT)
+            square = squares(self.count, self.total, self.square, own)
+            within = square.sum(dim=0) / count.clamp_min(1)
+            spread = ((square + TILE_WEIGHT * within) / (self.count + TILE_WEIGHT)).sqrt()
+            means, spreads = torch.cat([means, own]), torch.cat([spreads, spread + spread.mean()])
+        if None in self.rows:
+            means[self.rows[None] + 1], spreads[self.rows[None] + 1] = means[0], spreads[0]
+        return CellScale(means.float(), spreads.float(), self.rows)
 
 
-def left_out_cells(distances: Tensor, group: Tensor) -> Tensor:
+def squares(count: Tensor, total: Tensor, square: Tensor, mean: Tensor) -> Tensor:
+    """Sum of squared differences from `mean`."""
+    return (square - 2 * mean * total + count * mean.square()).clamp_min(0)
+
+
+def left_out_cells(distances: Tensor, group: Tensor, places: Places = None) -> Tensor:
     """Good images' distances [V, N] on the scale of the others: a group at a time is left out."""
-    found, every = torch.empty_like(distances), CellSums.of(distances)
+    found, every = torch.empty_like(distances), CellSums.of(distances, places)
     own = torch.unique(group)
     for one in own.tolist():
-        mine = distances[group == one]
-        others = every if len(own) == 1 else every.less(CellSums.of(mine))
-        found[group == one] = others.scale()(mine)
+        mine = group == one
+        here = chosen(places, mine)
+        part = CellSums.of(distances[mine], here, every)
+        others = every if len(own) == 1 else every.less(part)
+        found[mine] = others.scale()(distances[mine], here)
     return found
+
+
+def chosen(places: Places, rows: Tensor) -> Places:
+    """Those of the `places` whose row is true in bool [V]."""
+    if places is None:
+        return None
+    return [place for place, kept in zip(places, rows.tolist()) if kept]
 
 
 @dataclass(frozen=True)
@@ -122,10 +179,13 @@ class Blend:
     """Of the top, then of each part."""
 
     @classmethod
-    def of(cls, top: Tensor, parts: Tensor, good: Tensor, distances: int) -> Blend:
+    def of(
+        cls, top: Tensor, parts: Tensor, good: Tensor, distances: int, bad: Tensor | None = None
+    ) -> Blend:
         """From images that were left out: `top` [V], `parts` [K, V], `good` bool [V].
 
-        The first `distances` of the parts are distances. A part that is not finite, or that is none
+        The first `distances` of the parts are distances. `bad` bool [V]: which show a defect, if not
+        all others: a tile of a defective picture may be neither. A part that is not finite, or that is none
         and was seen of a single good image, is not used.
 
         Weights begin as equal. The defects among them move each towards the mean number of spreads
@@ -140,13 +200,14 @@ class Blend:
         scales = [Scale.of(top[good])]
         scales += [Scale.of(parts[i][good], i < distances) for i in used]
         weights = torch.ones(len(scales), dtype=torch.float64)
-        bad = [
-            scale(values[~good].double())[values[~good].isfinite()]
+        defects = ~good if bad is None else bad
+        far = [
+            scale(values[defects].double())[values[defects].isfinite()]
             for scale, values in zip(scales, (top, *kept))
         ]
-        count = int((~good).sum())
+        count = int(defects.sum())
         told = torch.tensor(
-            [float(z.clamp(-STRONGEST, STRONGEST).mean()) if len(z) else 0.0 for z in bad],
+            [float(z.clamp(-STRONGEST, STRONGEST).mean()) if len(z) else 0.0 for z in far],
             dtype=torch.float64,
         ).clamp_min(0)
         if count and told.sum() > 0:

@@ -12,7 +12,7 @@ import numpy as np
 from mrad.errors import DataError, LayoutError
 from mrad.images.regions import Area
 from mrad.images.tiles import Size, Tiling
-from mrad.types import BoolArray, Box
+from mrad.types import WHOLE, BoolArray, Box, Place
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ class Places:
 
     size: Size
     sections: tuple[Section, ...]
+    shift: tuple[int, int] = (0, 0)
+    """How far regions were moved to where this picture shows them."""
 
     @cached_property
     def tiles(self) -> tuple[Tile, ...]:
@@ -99,6 +101,18 @@ class Places:
             inside = True if section.inside is None else section.inside
             found[top:bottom, left:right] |= inside
         return found
+
+    def place_of(self, number: int) -> Place | None:
+        """Where a tile would lie in a picture whose regions did not move; None for no such tile."""
+        for section in self.sections:
+            if section.first <= number < section.first + len(section.columns) * len(section.rows):
+                box = section.box_of(number)
+                if box == (0, 0, *self.size):
+                    return WHOLE
+                shares = ((e - self.shift[i % 2]) / self.size[i % 2] for i, e in enumerate(box))
+                left, top, right, bottom = (round(share, 4) for share in shares)
+                return left, top, right, bottom
+        return None
 
     def box_of(self, number: int) -> Box | None:
         """The box of a tile by its number; None where it is the picture, or there is no such tile."""
@@ -154,7 +168,7 @@ class Layout:
             )
             sections.append(found)
             first += len(found.columns) * len(found.rows)
-        return Places(size, tuple(sections))
+        return Places(size, tuple(sections), shift)
 
     def to_json(self) -> dict[str, Any]:
         """As a bank's metadata keep it; only what is set."""

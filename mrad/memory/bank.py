@@ -20,12 +20,12 @@ from mrad.errors import (
     UnknownObjectError,
 )
 from mrad.images.guard import InputProfile
-from mrad.images.layout import PLAIN, Layout
+from mrad.images.layout import PLAIN, Layout, Places
 from mrad.images.options import ReadOptions
 from mrad.memory.contents import Contents
 from mrad.memory.entry import REGIONS, Entry, Key, PatchKeys
 from mrad.memory.level import LevelMemory
-from mrad.types import Box, Sample
+from mrad.types import WHOLE, Box, Place, Sample
 
 if TYPE_CHECKING:
     from mrad.encoder.encoder import Encoder
@@ -254,6 +254,23 @@ class MemoryBank(Contents):
             return self.layout.places((entry.width, entry.height)).box_of(tile)
         except LayoutError:  # it came from elsewhere: nobody knows
             return None
+
+    def places(self, pairs: Iterable[tuple[int, int]]) -> tuple[Place | None, ...]:
+        """Where in their pictures tiles lie, each an entry's row and a number; None: nobody knows."""
+        if self.layout.plain:
+            return tuple(WHOLE for _ in pairs)
+        by_size: dict[tuple[int, int], Places | None] = {}
+        found = []
+        for row, tile in pairs:
+            size = self.entries[row].width, self.entries[row].height
+            if size not in by_size:
+                try:
+                    by_size[size] = self.layout.places(size) if all(size) else None
+                except LayoutError:  # it came from elsewhere
+                    by_size[size] = None
+            places = by_size[size]
+            found.append(None if places is None else places.place_of(tile))
+        return tuple(found)
 
     def row_of(self, entry_id: str) -> int:
         """Row of an entry. Raises `BankError` when there is no such entry."""

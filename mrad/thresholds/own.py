@@ -186,7 +186,8 @@ def _score_cut(
         canvas = detector.canvas(places)
         for tile in places.tiles:
             view = held[tile.number]
-            canvas.add(tile, output.patch[view], float(output.image[view]), nothing)
+            level = detector.tile_level(places, tile, float(output.image[view]))
+            canvas.add(tile, output.patch[view], level, nothing)
         shown, counted = canvas.map(MAP_PIXELS), places.counted()
         if counted is not None:
             shown = shown[at_shape(counted, shown.shape)]

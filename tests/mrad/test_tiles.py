@@ -11,6 +11,7 @@ from PIL import Image
 
 from mrad import Detector, MemoryBank, Sample
 from mrad.errors import MRADError
+from mrad.heads.levels import PlaceLevels
 from mrad.images.layout import PLAIN, Layout
 from mrad.images.tiles import Tiling, auto_tiling
 from mrad.maps import map_operator, top_mean
@@ -90,12 +91,16 @@ def test_a_shift_by_half_a_tile_moves_the_map_by_as_much(overlap):
     assert peaks[1][1] - peaks[0][1] == pytest.approx(60, abs=1 if overlap == 0.5 else 8)
 
 
-def test_the_score_is_the_top_share_of_the_whole_map_and_of_the_tiles():
-    canvas = canvas_of((500, 400), Tiling(100, 0.25), lambda x, y: (x > 400) & (y > 300))
+def test_the_score_is_that_of_the_worst_place():
+    canvas = canvas_of((500, 400), Tiling(100, 0.25), lambda x, y: (x > 460) & (y > 360))
     (part,) = canvas.parts()
     section = canvas.places.sections[0]
     whole = blend(section, canvas._grids, (480, 384), RULES.operator)
-    assert part.top_score == pytest.approx(float(top_mean(whole[None])[0]), abs=1e-6)
+    tile = round(96 * 96 * 0.01)  # the top share of one tile's pixels, wherever they lie
+    assert part.top_score == pytest.approx(
+        float(whole.flatten().topk(tile).values.mean()), abs=1e-3
+    )
+    assert part.top_score > float(top_mean(whole[None])[0])
     for number, tile in enumerate(canvas.places.tiles):
         canvas._levels[tile.number] = 0.1 + 0.001 * number
     assert canvas.parts()[0].class_score == pytest.approx(max(canvas._levels.values()))
@@ -248,3 +253,30 @@ def test_a_plain_layout_is_no_layout():
     assert PLAIN.to_json() == {}
     assert Layout.from_json({}) == PLAIN
     assert PLAIN.places((30, 20)).whole
+
+
+def test_a_good_tile_is_no_suspect_for_where_it_lies(tiny_encoder, make_image):
+    """Defects at one place only: what good tiles have there is not held against them."""
+    samples = []
+    for seed in range(16):
+        picture, mask = make_image(seed, (192, 96))[0], Image.new("L", (192, 96))
+        picture.paste(make_image(99, (96, 96))[0], (96, 0))
+        if seed % 2:
+            marked, bad = make_image(99, (96, 96), defect=True)
+            picture.paste(marked, (96, 0))
+            mask.paste(bad, (96, 0))
+        samples.append(Sample(picture, bool(seed % 2), mask if seed % 2 else None, f"{seed}.png"))
+    bank = MemoryBank.from_samples(tiny_encoder, samples, layout=Layout(Tiling(96, 0.0)))
+    detector = Detector(tiny_encoder, bank, "tf")
+    usual = PlaceLevels.of(bank, detector.head)
+    left, right = Layout(Tiling(96, 0.0)).places((192, 96)).tiles
+    places = [bank.places([(0, tile.number)])[0] for tile in (left, right)]
+    assert usual(places[1]) * usual(places[0]) < 0
+    assert usual(None) == 0
+    (found,) = detector.predict([samples[0].image])
+    raw = detector.head(
+        detector.encode([detector.decode(samples[0].image.crop(right.box), layout=PLAIN)])
+    )
+    assert found.tiles[1].class_score == pytest.approx(
+        float(raw.image[0]) - usual(places[1]), abs=1e-6
+    )

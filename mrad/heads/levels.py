@@ -1,0 +1,59 @@
+"""What image probability is usual of a good tile, place by place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mrad.heads import Head
+from mrad.heads.standard import TILE_WEIGHT
+from mrad.heads.tf import TFHead
+from mrad.memory.bank import MemoryBank
+from mrad.retrieval.base import at_reference_shares
+from mrad.types import NORMAL, Place
+
+MOST = 20_000
+"""Image keys that are compared with each other; of more, so many at random are asked."""
+
+
+@dataclass(frozen=True)
+class PlaceLevels:
+    """How far a good tile's probability at a place lies above that of good tiles in general.
+
+    TF's probability follows the share of defective keys among those that a tile resembles, and tiles
+    of one place resemble each other: where defects are often, good tiles have high values too. The
+    strongest tile of a picture would then be the one that lies there, whatever it shows.
+    """
+
+    above: dict[Place | None, float]
+
+    @classmethod
+    @torch.inference_mode()
+    def of(cls, bank: MemoryBank, head: Head) -> PlaceLevels:
+        """From the bank's own good tiles, each without its picture's keys; of `tf`, others need none."""
+        level = bank.image
+        if bank.layout.tiling is None or not isinstance(head, TFHead):
+            return cls({})
+        rows = np.flatnonzero(level.labels == NORMAL)
+        if len(rows) > MOST:
+            rows = np.sort(np.random.default_rng(0).choice(rows, MOST, replace=False))
+        pairs = list(zip(level.entry[rows].tolist(), level.tile[rows].tolist()))
+        places = bank.places(pairs)
+        if len(set(places)) < 2:
+            return cls({})
+        own = torch.from_numpy(level.entry[rows])
+        found = head.image.probability(torch.from_numpy(level.keys[rows]), own)
+        values = at_reference_shares(found, level, own).cpu().double().numpy()
+        overall, by_place = float(values.mean()), dict[Place, list[float]]()
+        for place, value in zip(places, values.tolist()):
+            if place is not None:
+                by_place.setdefault(place, []).append(value - overall)
+        return cls({
+            place: sum(own) / (len(own) + TILE_WEIGHT) for place, own in by_place.items()
+        })  # fmt: skip
+
+    def __call__(self, place: Place | None) -> float:
+        """0 where nothing is known of a place."""
+        return self.above.get(place, 0.0)
