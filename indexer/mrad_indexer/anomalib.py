@@ -26,7 +26,7 @@ from mrad_indexer.datasets.records import (
     relative,
     require,
 )
-from mrad_indexer.evaluation.runner import mask_at
+from mrad_indexer.evaluation.judging import mask_at
 
 Batch = dict[str, Any]
 Folders = str | Path | Sequence[str | Path] | None

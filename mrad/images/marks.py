@@ -204,17 +204,12 @@ def _valued(values: Values, lossy: bool, name: str) -> Marked:
     if len(found) <= 2:
         return _two(values, found)
     whole = values.dtype.kind in "iu" or bool((found == np.round(found)).all())
+    labels = found[found > 0].astype(np.int64) if whole else found[:0]
+    if not lossy and 1 < len(labels) <= FEW and labels[-1] in IGNORE and _count_up(labels[:-1]):
+        ignore = values == labels[-1]  # however narrow: soft edges are other values too
+        note = _ignored(f"{labels[-1]}, beside the labels {_span(labels)},", ignore)
+        return (values > 0) & ~ignore, ignore, [note]
     if whole and not lossy and len(found) <= 256 and _are_blobs(values):
-        labels = found[found > 0].astype(np.int64)
-        ringed = labels[-1] in IGNORE and _count_up(labels[:-1]) and len(labels) > 1
-        if ringed:
-            ignore = values == labels[-1]
-            marked = (values > 0) & ~ignore
-            return (
-                marked,
-                ignore,
-                [_ignored(f"{labels[-1]}, beside the labels {_span(labels)},", ignore)],
-            )
         if found[0] == 0 and _count_up(labels):
             return _marked(values > 0)
         if len(found) <= FEW:

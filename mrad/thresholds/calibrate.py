@@ -6,6 +6,7 @@ threshold catches.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -53,6 +54,8 @@ class Scored:
     """Pixels that one sampled value stands for."""
     skipped: list[str] = field(default_factory=list)
     """Why images were left out: they, or their masks, cannot be read."""
+    warnings: Counter[str] = field(default_factory=Counter)
+    """Code -> images that were read with it, or whose masks were."""
 
     def sample(
         self, image: int, truth: bool, values: Values, rng: np.random.Generator, most: int

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
+from mrad_client._pictures import open_picture
 from mrad_client.errors import InputError, UnreadableFileError
 
 ImageInput = str | Path | bytes | Image.Image | npt.NDArray[np.generic]
@@ -27,7 +29,8 @@ SAME = {"PA": "RGBA", "RGBX": "RGB", "RGBa": "RGBA", "La": "LA"}
 
 
 def upload(image: ImageInput, default_name: str = "image.png") -> Upload:
-    """One input as an upload. Files and bytes travel as they are; the rest lossless, as PNG or TIFF.
+    """One input as an upload. Files and bytes travel as they are, those of a PIL image that was opened
+    from them and not changed too; the rest lossless, as PNG or TIFF.
 
     Raises `InputError`; `UnreadableFileError` for a path.
     """
@@ -43,6 +46,8 @@ def upload(image: ImageInput, default_name: str = "image.png") -> Upload:
     if isinstance(image, np.ndarray):
         image = from_array(image)
     if isinstance(image, Image.Image):
+        if (stored := _file_of(image)) is not None:
+            return default_name, stored, "application/octet-stream"
         if image.mode in TIFF_MODES:
             return default_name, encode_tiff(image), "image/tiff"
         return default_name, encode_png(image), "image/png"
@@ -50,6 +55,29 @@ def upload(image: ImageInput, default_name: str = "image.png") -> Upload:
         f"{type(image).__name__} is not an image: give a path, the bytes of an image file, a PIL "
         "image or a numpy array"
     )
+
+
+def _file_of(image: Image.Image) -> bytes | None:
+    """The file that a PIL image was opened from, if it is still that picture."""
+    if not isinstance(image, ImageFile.ImageFile) or image.tell():
+        return None  # computed, or another page was chosen
+    try:
+        if name := image.filename:
+            data = Path(os.fsdecode(name)).read_bytes()
+        else:
+            source = image.fp
+            if source is None:  # loaded, and closed
+                return None
+            place = source.tell()
+            source.seek(0)
+            data = source.read()
+            source.seek(place)
+        with open_picture(data) as again:
+            same = (again.mode, again.size, again.format) == (image.mode, image.size, image.format)
+            unchanged = same and again.tobytes() == image.tobytes()
+    except (OSError, ValueError, SyntaxError):
+        return None
+    return data if unchanged else None
 
 
 def from_array(array: npt.NDArray[np.generic]) -> Image.Image:

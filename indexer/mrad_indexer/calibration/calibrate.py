@@ -9,6 +9,7 @@ import torch
 
 from mrad.detector import Decoded, Detector
 from mrad.errors import ImageError, MaskError
+from mrad.images.guard import code_of
 from mrad.maps import at_shape
 from mrad.thresholds.calibrate import PIXELS_KEPT, TARGET, Scored, calibrate
 from mrad.thresholds.doubles import sketches
@@ -52,7 +53,10 @@ def _open(detector: Detector, records: Sequence[Record], scored: Scored) -> list
     for record in records:
         try:
             decoded = detector.decode(record.image)
-            opened.append((record, decoded, record.read_mask(decoded.size, decoded.orientation)))
+            truth = record.truth(decoded.size, decoded.orientation)
+            opened.append((record, decoded, None if truth is None else truth.anomalous))
+            said = (*decoded.warnings, *(truth.warnings if truth is not None else ()))
+            scored.warnings.update({code_of(text) for text in said})
         except (ImageError, MaskError) as error:
             scored.skipped.append(f"{record.source}: {error}")
     return opened

@@ -133,6 +133,8 @@ def calibrate_command(
     )
     for reason in scored.skipped:
         say(("skipped", "yellow"), f" {reason}")
+    for code, count in scored.warnings.most_common():
+        note(f"{count} images warned of: {code}; mrad data check names them")
     show(calibration)
     if plot is not None:
         _write_plot(calibration, plot)

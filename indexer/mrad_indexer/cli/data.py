@@ -85,10 +85,10 @@ def check_command(
 def convert_command(
     source: Annotated[
         Path,
-        typer.Argument(help="a folder of labelme's files beside their images, or COCO's .json"),
+        typer.Argument(help="a folder of labelme, VOC or YOLO, or COCO's .json"),
     ],
     out: Annotated[Path, typer.Option(help="folder for masks/ and list.csv")],
-    kind: Annotated[str, typer.Option("--from", metavar="auto|labelme|coco")] = "auto",
+    kind: Annotated[str, typer.Option("--from", metavar="auto|labelme|coco|voc|yolo")] = "auto",
     show: Annotated[int, typer.Option(help="how many files that are left out to list")] = 5,
 ) -> None:
     """Turn annotations into masks and a list: `mrad build OUT/list.csv` reads it.
@@ -101,6 +101,8 @@ def convert_command(
         raise typer.BadParameter(f"choose auto, {', '.join(READERS)}", param_hint="--from")
     made = convert(source, out, kind)
     say(f"{made.list}: {made.good} good and {made.defective} defective images")
+    if made.boxes:
+        say(f"{made.boxes} defects are boxes, which mark more than the defect does", style="yellow")
     if made.left_out:
         say(f"{len(made.left_out)} left out", style="yellow")
     for text in made.left_out[:show]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
+from PIL import Image
 
 from mrad.detector import Decoded, Detector
 from mrad.encoder.stream import encode_tiles
+from mrad.errors import ImageError, MaskError
 from mrad.images.layout import Layout, Places
+from mrad.images.masks import Mask
 from mrad.maps import resize_map
-from mrad.types import Prediction
-from mrad_indexer.datasets import Dataset
+from mrad.types import BoolArray, Prediction
+from mrad_indexer.datasets import Dataset, Record
 from mrad_indexer.known import rows_by_features, rows_by_tiles
 
 Detectors = Mapping[str, Detector]
@@ -36,6 +40,10 @@ class Batch:
     """The tags that turned the images."""
     warnings: Sequence[tuple[str, ...]] = ()
     """Of the images, as they were read."""
+    masks: Sequence[Mask | None] = ()
+    """Brought to the size of the maps; None where unknown."""
+    skipped: Sequence[str] = ()
+    """Images and masks that cannot be read, and why; they are in none of the others."""
 
 
 def by_layout(detectors: Detectors) -> list[dict[str, Detector]]:
@@ -55,31 +63,79 @@ def judged(
 ) -> Iterator[Batch]:
     """Batches of `rows`; the next is decoded in threads while this one is used.
 
-    `resolution`: side of every map; None for each image's own size. Images that are cut come one at a
+    `resolution`: side of every map; None for each image's own size. What cannot be read is left out, as
+    from a build, and named. Images that are cut come one at a
     time, their tiles in batches.
     """
     first = next(iter(detectors.values()))
     together = batch_size if first.layout.plain else 1
     chunks = [rows[start : start + together] for start in range(0, len(rows), together)]
 
-    def decode(chunk: Sequence[int]) -> list[Decoded]:
-        return [first.decode(dataset.records[row].image) for row in chunk]
+    def decode(chunk: Sequence[int]) -> _Opened:
+        found = _Opened()
+        for row in chunk:
+            record = dataset.records[row]
+            try:
+                decoded = first.decode(record.image)
+                mask = mask_at(record, decoded.places.size, resolution, decoded.orientation)
+            except (ImageError, MaskError) as error:
+                found.skipped.append(f"{record.source}: {error}")
+                continue
+            found.rows.append(row)
+            found.decoded.append(decoded)
+            found.masks.append(mask)
+        return found
 
     with ThreadPoolExecutor(max_workers=2) as pool:
         pending = pool.submit(decode, chunks[0])
-        for position, chunk in enumerate(chunks):
-            decoded = pending.result()
+        for position in range(len(chunks)):
+            opened = pending.result()
             if position + 1 < len(chunks):
                 pending = pool.submit(decode, chunks[position + 1])
-            if first.layout.plain:
-                batch = _whole(detectors, chunk, decoded, resolution)
+            decoded = opened.decoded
+            if not decoded:
+                batch = Batch([], [], {n: [] for n in detectors}, {n: [] for n in detectors}, 0, {})
+                batch.finish_seconds.update(dict.fromkeys(detectors, 0.0))
+            elif first.layout.plain:
+                batch = _whole(detectors, opened.rows, decoded, resolution)
             else:
-                batch = _cut(detectors, chunk, decoded, batch_size, resolution)
+                batch = _cut(detectors, opened.rows, decoded, batch_size, resolution)
             yield replace(
                 batch,
                 orientations=[item.orientation for item in decoded],
                 warnings=[item.warnings for item in decoded],
+                masks=opened.masks,
+                skipped=opened.skipped,
             )
+
+
+@dataclass
+class _Opened:
+    """What of a batch could be read."""
+
+    rows: list[int] = field(default_factory=list)
+    decoded: list[Decoded] = field(default_factory=list)
+    masks: list[Mask | None] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+
+def mask_at(
+    record: Record, size: tuple[int, int], resolution: int | None, orientation: int = 1
+) -> Mask | None:
+    """An image's mask, brought to `resolution`; None if unknown. Raises `MaskError`.
+
+    `orientation`: the tag that turned the image.
+    """
+    mask = record.truth(size, orientation)
+    if mask is None or resolution is None:
+        return mask
+    side = (resolution, resolution)
+    return Mask(_resized(mask.anomalous, side), _resized(mask.ignore, side), mask.warnings)
+
+
+def _resized(marked: BoolArray, side: tuple[int, int]) -> BoolArray:
+    grey = Image.fromarray(marked.astype(np.uint8) * 255)
+    return np.asarray(grey.resize(side, Image.Resampling.BILINEAR)) > 127
 
 
 def _whole(

@@ -140,6 +140,11 @@ def percent(value: float | None) -> str:
 def notes(evaluation: Evaluation) -> list[str]:
     """What a reader must know before trusting the figures."""
     found = []
+    if left_out := evaluation.dataset.get("skipped", ()):
+        found.append(
+            f"{len(left_out)} images cannot be read, or their masks cannot, and are left out: "
+            f"{'; '.join(left_out[:3])}{' and others' if len(left_out) > 3 else ''}"
+        )
     for item in evaluation.candidates:
         if item.in_memory:
             found.append(

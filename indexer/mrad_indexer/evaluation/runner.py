@@ -8,16 +8,11 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from mrad.detector import Detector
-from mrad.errors import MRADError
+from mrad.errors import DataError, MRADError
 from mrad.images.guard import codes
-from mrad.images.masks import Mask
 from mrad.maps import at_shape
-from mrad.types import BoolArray
-from mrad_indexer.datasets import Dataset, Record
+from mrad_indexer.datasets import Dataset
 from mrad_indexer.evaluation.judging import Batch, by_layout, judged
 from mrad_indexer.evaluation.metrics import (
     FUSIONS,
@@ -156,7 +151,8 @@ def evaluate(
         progress: called with the number of images done.
 
     Images go by one object at a time, so that memory holds one object's histograms and one batch.
-    Raises `MRADError` when detectors differ in encoder, `ImageError`, `MaskError`.
+    An image that cannot be read, or whose mask cannot, is left out, counted and named, as in a build.
+    Raises `MRADError` when detectors differ in encoder, `DataError` when nothing can be read.
     """
     _check_encoder(detectors)
     groups = by_layout(detectors)
@@ -164,6 +160,7 @@ def evaluate(
     results: dict[str, list[ObjectResult]] = {name: [] for name in detectors}
     encode_seconds, done = 0.0, 0
     warnings: Counter[str] = Counter()
+    skipped: list[str] = []
     first = next(iter(detectors))
     for object_name in dataset.objects:
         rows = [i for i, r in enumerate(dataset.records) if r.object_name == object_name]
@@ -173,14 +170,17 @@ def evaluate(
                 encode_seconds += batch.encode_seconds
                 if group is groups[0]:
                     warnings.update(codes(batch.warnings))
+                    skipped += batch.skipped
                 for name in group:
                     finish[name] += batch.finish_seconds[name]
-                    said = _collect(tallies[name], dataset, batch, name, resolution)
+                    said = _collect(tallies[name], dataset, batch, name)
                     if name == first:
                         warnings.update(codes(said))
-                done += len(batch.rows)
+                done += len(batch.rows) + len(batch.skipped)
                 if progress is not None:
                     progress(done // len(groups))
+        if not tallies[first].scores:
+            raise DataError(f"no image of {object_name} can be read, the first: {skipped[0]}")
         for name, tally in tallies.items():
             results[name].append(_result(object_name, tally))
     return Evaluation(
@@ -190,6 +190,7 @@ def evaluate(
             "counts": dict(dataset.counts),
             "objects": list(dataset.objects),
             "warnings": dict(warnings.most_common()),
+            "skipped": skipped,
         },
         candidates=tuple(
             CandidateResult(name, (configs or {}).get(name, {}), tuple(items), finish[name])
@@ -207,28 +208,7 @@ def _check_encoder(detectors: Mapping[str, Detector]) -> None:
         raise MRADError(f"one comparison needs one encoder, these are {sorted(identities)}")
 
 
-def mask_at(
-    record: Record, size: tuple[int, int], resolution: int | None, orientation: int = 1
-) -> Mask | None:
-    """An image's mask, brought to `resolution`; None if unknown. Raises `MaskError`.
-
-    `orientation`: the tag that turned the image.
-    """
-    mask = record.truth(size, orientation)
-    if mask is None or resolution is None:
-        return mask
-    side = (resolution, resolution)
-    return Mask(_resized(mask.anomalous, side), _resized(mask.ignore, side), mask.warnings)
-
-
-def _resized(marked: BoolArray, side: tuple[int, int]) -> BoolArray:
-    grey = Image.fromarray(marked.astype(np.uint8) * 255)
-    return np.asarray(grey.resize(side, Image.Resampling.BILINEAR)) > 127
-
-
-def _collect(
-    tally: _Tally, dataset: Dataset, batch: Batch, name: str, resolution: int | None
-) -> list[tuple[str, ...]]:
+def _collect(tally: _Tally, dataset: Dataset, batch: Batch, name: str) -> list[tuple[str, ...]]:
     """Keep a batch's scores and pixels; returns the masks' warnings."""
     said = []
     judgements = zip(
@@ -236,11 +216,10 @@ def _collect(
         batch.predictions[name],
         batch.places,
         batch.known[name],
-        batch.orientations,
+        batch.masks,
     )
-    for row, prediction, places, in_memory, turned in judgements:
-        record = dataset.records[row]
-        mask, counted = mask_at(record, places.size, resolution, turned), places.counted()
+    for row, prediction, places, in_memory, mask in judgements:
+        record, counted = dataset.records[row], places.counted()
         if mask is not None:
             said.append(mask.warnings)
         tally.scores.append(

@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from mrad import Detector, Encoder, MemoryBank
 from mrad.calibration import Calibration
-from mrad.errors import MRADError
+from mrad.errors import DataError, MRADError
 
 
 @pytest.fixture(scope="module")
@@ -310,3 +310,26 @@ def test_calibrate_command_writes_into_the_bank_and_nothing_else(
 
 def test_calibrate_command_refuses_an_unknown_rule(command, data, tmp_path):
     assert command("calibrate", tmp_path / "bank", data, "--rule", "luck").exit_code == 2
+
+
+def test_what_cannot_be_read_is_left_out_and_named(detectors, data, tmp_path, evaluation):
+    for file in (path for path in data.rglob("*.png")):
+        there = tmp_path / file.relative_to(data)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.write_bytes(file.read_bytes())
+    (tmp_path / "cap/test/good/0.png").write_bytes(b"no picture")
+    (tmp_path / "cap/ground_truth/blob/1_mask.png").write_bytes(b"no mask")
+    found = evaluate(detectors, read_dataset(tmp_path), batch_size=1)
+    skipped = found.dataset["skipped"]
+    assert {Path(text.partition(": ")[0]).as_posix() for text in skipped} == {
+        "cap/test/good/0.png",
+        "cap/test/blob/1.png",
+    }
+    assert evaluation.dataset["skipped"] == []
+    cap = found.candidates[0].objects[0]
+    assert (cap.images, cap.anomalous) == (6, 3)
+    assert "2 images cannot be read" in notes(found)[0]
+    for file in (tmp_path / "cap/test").rglob("*.png"):
+        file.write_bytes(b"no picture")
+    with pytest.raises(DataError, match="no image of cap can be read"):
+        evaluate(detectors, read_dataset(tmp_path), batch_size=3)
