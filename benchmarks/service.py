@@ -56,10 +56,8 @@ def worker(
     command = [sys.executable, "-m", "benchmarks.service_worker", kind]
     if kind != "bare":
         command += [str(port), str(batch)]
-    # As `mrad serve` sets it; here PyTorch is loaded before the service is. Others are left as they are.
-    environment = {}
-    if kind == "mrad":
-        environment = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
+    # As `mrad` sets it, for all sides alike: left to spin, threads of one take the cores of the other.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -33,6 +34,8 @@ from mrad.retrieval.choose import make_retriever
 from mrad.retrieval.exact import ExactRetriever
 from mrad.tiled import FULL, Canvas, Rules
 from mrad.types import Evidence, ImageInput, Level, Prediction
+
+logger = logging.getLogger(__name__)
 
 
 class Detector:
@@ -76,6 +79,13 @@ class Detector:
             raise MRADError(f"sigma must not be negative, but is {sigma}")
         encoder.owner.check()  # a head may measure the whole memory now
         bank.check(encoder)
+        if bank.precision not in (None, encoder.precision):
+            logger.warning(
+                "the memory's keys were encoded in %s, and queries are in %s: scores are a little off, "
+                "and so are thresholds",
+                bank.precision,
+                encoder.precision,
+            )
         self.encoder, self.bank = encoder, bank
         self.fusion, self.sigma, self.top, self.retrieval = fusion, sigma, top, retrieval
         self._auto = head == AUTO and checkpoint is None

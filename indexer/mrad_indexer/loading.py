@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mrad.detector import Detector
-from mrad.encoder.encoder import Encoder
+from mrad.encoder.encoder import Encoder, precision_for
 from mrad.encoder.named import weights_named
 from mrad.errors import DataError
 from mrad.heads.choose import AUTO, default_head
@@ -41,11 +41,15 @@ def encoder_of(
     *,
     pretrained: str | None = None,
     device: str = "auto",
-    precision: str = "fp32",
+    precision: str = "auto",
 ) -> Encoder:
     """The encoder that built a bank. Raises `WeightsNotFoundError`, `EncoderMismatchError`.
 
-    `pretrained`: tag or file of its weights; None: what the bank's metadata says, else the default.
+    Args:
+        bank: names it.
+        pretrained: tag or file of its weights; None: what the bank's metadata says, else the default.
+        device: where it runs.
+        precision: `fp32`, `bf16`, or `auto`: what the bank was built in, where the device has it.
     """
     identity = bank.identity
     encoder = Encoder.load(
@@ -53,7 +57,7 @@ def encoder_of(
         pretrained or weights_named(identity, bank.metadata.get("pretrained")),
         image_size=identity.image_size,
         device=device,
-        precision=precision,
+        precision=precision_for(precision, bank.precision, device),
     )
     bank.check(encoder)
     return encoder

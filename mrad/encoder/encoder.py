@@ -209,6 +209,11 @@ class Encoder:
         parts = parts_of(visual)
         return cls(parts, clip_model.eval, identity, preprocess, target, dtype, compiled)
 
+    @property
+    def precision(self) -> str:
+        """`fp32` or `bf16`."""
+        return next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
+
     @cached_property
     def clip(self) -> nn.Module:
         """The whole CLIP; loaded by open_clip when asked for, as for its text tower."""
@@ -294,3 +299,16 @@ def resolve_precision(precision: str) -> torch.dtype:
     if precision not in PRECISIONS:
         raise EncoderError(f"precision {precision!r} is unknown; choose fp32 or bf16")
     return PRECISIONS[precision]
+
+
+def precision_for(asked: str, kept: str | None, device: str) -> str:
+    """`auto` -> the precision that a memory's keys were encoded in, where this device has it.
+
+    Args:
+        asked: `auto`, `fp32` or `bf16`.
+        kept: the memory's (`MemoryBank.precision`), None where it does not say.
+        device: as `Encoder.load` takes it.
+    """
+    if asked != "auto":
+        return asked
+    return "bf16" if kept == "bf16" and has_bf16(resolve_device(device)) else "fp32"

@@ -37,6 +37,8 @@ LAYOUT = "layout"
 """In a bank's metadata."""
 INPUT = "input"
 """There too: what its pictures are like."""
+PRECISION, TRIAL = "precision", "precision_trial"
+"""There too: what its keys were encoded in, and what `mrad build --precision auto` measured."""
 
 
 def layout_metadata(layout: Layout) -> dict[str, Any]:
@@ -112,7 +114,12 @@ class MemoryBank(Contents):
             entries,
             keys,
             dims=(encoder.embed_dim, encoder.width),
-            metadata={"patch_keys": patch_keys, INPUT: profile.as_json()} | layout_metadata(layout),
+            metadata={
+                "patch_keys": patch_keys,
+                INPUT: profile.as_json(),
+                PRECISION: encoder.precision,
+            }
+            | layout_metadata(layout),
         )
         from mrad.memory.coreset import bounded
 
@@ -282,6 +289,14 @@ class MemoryBank(Contents):
     def with_calibration(self, calibration: dict[str, Any] | None) -> MemoryBank:
         """The same memory with other thresholds and probabilities."""
         return replace(self, calibration=calibration, digest=None)
+
+    @property
+    def precision(self) -> str | None:
+        """What the keys were encoded in, `fp32` or `bf16`; None where the bank does not say."""
+        build = self.metadata.get("build") or {}
+        named = {"float32": "fp32", "bfloat16": "bf16"}.get(build.get("precision", ""))
+        found = self.metadata.get(PRECISION, named)
+        return found if found in ("fp32", "bf16") else None
 
     def check(self, encoder: Encoder) -> None:
         """Raise the first thing that keeps `encoder` from querying this bank.

@@ -56,7 +56,9 @@ class Settings(BaseSettings):
     device: str = Field(
         "auto", description="A torch device, or several: `cuda:0,cuda:1`. `auto`: a GPU if any."
     )
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Of the encoder. `auto`: what each memory was built in."
+    )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535)

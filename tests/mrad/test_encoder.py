@@ -8,13 +8,15 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+import torch.nn.functional as F
 from mrad_service.settings import Settings
 from open_clip.transformer import QuickGELU
 from torch import nn
 
 from benchmarks.paper_loop import average
 from mrad import Encoder, Features
-from mrad.encoder.encoder import digest_of, resolve_device
+from mrad.encoder import kernels
+from mrad.encoder.encoder import digest_of, precision_for, resolve_device
 from mrad.encoder.kernels import attend, frozen_mlp, has_bf16
 from mrad.encoder.tower import interpolate_positions, neighbourhood_average
 from mrad.errors import EncoderError, NonFiniteError, UnsupportedEncoderError
@@ -205,7 +207,16 @@ def test_bf16_is_close_and_comes_out_as_float32(tiny_clip):
 def test_nothing_takes_bf16_unasked(tiny_clip):
     assert Encoder.from_clip(tiny_clip, device="cpu").dtype == torch.float32
     assert inspect.signature(Encoder.load).parameters["precision"].default == "fp32"
-    assert Settings.model_fields["precision"].default == "fp32"
+    assert Settings.model_fields["precision"].default == "auto"
+    assert precision_for("auto", None, "cpu") == precision_for("auto", "fp32", "cpu") == "fp32"
+
+
+def test_queries_follow_the_memory_where_the_device_can(monkeypatch):
+    for able in (True, False):
+        monkeypatch.setattr("mrad.encoder.encoder.has_bf16", lambda device, able=able: able)
+        assert precision_for("auto", "bf16", "cpu") == ("bf16" if able else "fp32")
+        assert precision_for("fp32", "bf16", "cpu") == "fp32"
+        assert precision_for("bf16", "fp32", "cpu") == "bf16"
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -313,3 +324,20 @@ def test_features_slice_join_and_normalise(tiny_encoder: Encoder):
     assert Features.cat([features, without]).patch_raw is None
     for query in (features.class_query(), features.patch_query()):
         np.testing.assert_allclose(query.norm(dim=-1), 1, rtol=1e-5)
+
+
+def test_attention_of_many_tokens_as_products_is_the_fused_kernels(monkeypatch) -> None:
+    if not kernels.can_pack(torch.zeros(1)):
+        pytest.skip("this PyTorch has no products of oneDNN's")
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(2, 3, 70, 16, generator=generator) for _ in range(3))
+    monkeypatch.setattr(kernels, "ROWS_PER_THREAD", 64 // torch.get_num_threads())
+    taken = []
+    as_products = kernels._attend_cpu
+    monkeypatch.setattr(kernels, "_attend_cpu", lambda *a: taken.append(1) or as_products(*a))
+    with torch.inference_mode():
+        for queries, keys in ((q, k), (v[:, :, 1:], v), (q[:, :, :1], k)):
+            exact = F.scaled_dot_product_attention(queries.double(), keys.double(), v.double())
+            wanted = exact.float().transpose(1, 2).flatten(2)
+            torch.testing.assert_close(attend(queries, keys, v), wanted)
+    assert len(taken) == 2  # a single query is left to the fused kernel

@@ -11,9 +11,9 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -28,12 +28,8 @@ from mrad.encoder.named import name_in_bank
 from mrad.errors import BankCorruptError, BankError, BankNotFoundError, DataError
 from mrad.files import atomic_write_bytes, sha256_file
 from mrad.images.guard import InputProfile
-from mrad.images.layout import PLAIN, Layout
-from mrad.images.options import ReadOptions
-from mrad.images.survey import depth_of, joined
-from mrad.memory.bank import INPUT, MemoryBank, layout_metadata
+from mrad.memory.bank import INPUT, PRECISION, TRIAL, MemoryBank, layout_metadata
 from mrad.memory.coreset import bounded, reduced
-from mrad.memory.entry import REGIONS, PatchKeys
 from mrad.memory.store import MANIFEST
 from mrad.types import ANOMALOUS
 from mrad_indexer.ahead import ahead
@@ -46,36 +42,11 @@ from mrad_indexer.build.encode import (
     from_bytes,
     to_bytes,
 )
-from mrad_indexer.datasets import Dataset, Record
+from mrad_indexer.build.plan import BuildOptions, Plan
+from mrad_indexer.datasets import Dataset
 
 LARGE_AHEAD = 2
 """Pictures decoded ahead where they are cut: they are large, and each fills many batches."""
-SHARD = 64
-"""Images in a shard: what a kill can lose."""
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """What decides the bank's content, beside the data and the encoder."""
-
-    batch_size: int = 8
-    thumbnails: bool = True
-    strict: bool = False
-    """Stop at the first image or mask that cannot be used, instead of skipping it."""
-    pretrained: str | None = None
-    """Tag or file of the encoder's weights, kept in the bank so that it finds them again."""
-    added_by: str = ""
-    origin: dict[str, Any] | None = None
-    """Where the images were read from (path, layout, split, objects), kept for `mrad calibrate`."""
-    shard: int = SHARD
-    patch_keys: PatchKeys = REGIONS
-    """What a region of an image adds to the patch level (`mrad.memory.keys.keys_of`)."""
-    coreset: int | None = None
-    """Keep so many patch keys of all, those that cover the others best."""
-    layout: Layout = PLAIN
-    """Tiles, region of interest and parts of every image."""
-    reading: ReadOptions = field(default_factory=ReadOptions)
-    """How pictures are read; a depth that they do not state is found over all of them."""
 
 
 @dataclass(frozen=True)
@@ -94,93 +65,10 @@ class Built:
     """Whether the bank stood there from the same images and settings: nothing was done."""
 
 
-@dataclass
-class Plan:
-    """A dataset cut into shards, and the identity of the whole."""
-
-    dataset: Dataset
-    asked: dict[str, Any]
-    shards: list[Sequence[Record]] = field(default_factory=list)
-    reading: ReadOptions = field(default_factory=ReadOptions)
-    """The options', with the depths that the images leave open."""
-
-    @classmethod
-    def of(cls, encoder: Encoder, dataset: Dataset, options: BuildOptions) -> Plan:
-        """Look at every file once: size, time of change, and depth, where it does not state that.
-
-        Raises `DataError`.
-        """
-        size = options.shard
-        records = dataset.records
-        asked = {
-            "data": data_fingerprint(records),
-            "images": len(records),
-            "encoder": str(encoder.identity),
-            "encoder_digest": encoder.identity.digest,
-            "precision": str(encoder.dtype).removeprefix("torch."),
-            "batch_size": options.batch_size,
-            "shard": size,
-            "thumbnails": options.thumbnails,
-        }
-        # Told only where they differ from the default, so that older banks keep their fingerprint.
-        if options.patch_keys != REGIONS:
-            asked["patch_keys"] = options.patch_keys
-        if options.coreset is not None:
-            asked["coreset"] = options.coreset
-        if not options.layout.plain:
-            asked["layout"] = options.layout.to_json()
-        reading = survey(records, options.reading)
-        if reading.assume or reading.bit_depth is not None:
-            asked["depths"] = dict(reading.assume) | {"told": reading.bit_depth}
-        if reading.strict:
-            asked["strict_input"] = True
-        if reading.allow_truncated:
-            asked["allow_truncated"] = True
-        shards = [records[start : start + size] for start in range(0, len(records), size)]
-        return cls(dataset, asked, shards, reading)
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of everything that decides the keys."""
-        return hashlib.sha256(json.dumps(self.asked, sort_keys=True).encode()).hexdigest()
-
-
 JOURNAL = "journal.jsonl"
 Progress = Callable[[int, int, bool], None]
 Engine = Callable[[Encoder, Plan, BuildOptions, Path, Journal, set[int], Progress], int]
 """See `encode_missing`."""
-
-
-def survey(records: Sequence[Record], reading: ReadOptions) -> ReadOptions:
-    """With the depths that the records' images leave open, found over all of them."""
-    if reading.bit_depth is not None:
-        return reading
-    looks = ahead(partial(depth_of, options=reading), (r.image for r in records), depth=32)
-    return dataclasses.replace(reading, assume={**joined(looks), **reading.assume})
-
-
-def data_fingerprint(records: Sequence[Record]) -> str:
-    """SHA-256 of what is said of the images and of each file's size and time of change.
-
-    Raises `DataError` when one has gone.
-    """
-    digest = hashlib.sha256()
-    for record in records:
-        facts = asdict(record) | {"image": _stamp(record.image), "mask": _stamp(record.mask)}
-        if record.mask_orientation == "auto":  # as before it could be said
-            del facts["mask_orientation"]
-        digest.update(json.dumps(facts, default=str).encode())
-    return digest.hexdigest()
-
-
-def _stamp(path: Path | None) -> list[int] | None:
-    if path is None:
-        return None
-    try:
-        facts = path.stat()
-    except OSError as error:
-        raise DataError(f"{path} has gone: {error.strerror}") from error
-    return [facts.st_size, facts.st_mtime_ns]
 
 
 def work_folder(out: Path) -> Path:
@@ -380,6 +268,9 @@ def finish(
     bank.metadata["patch_keys"] = options.patch_keys
     bank.metadata.update(layout_metadata(options.layout))
     bank.metadata[INPUT] = profile.as_json()
+    bank.metadata[PRECISION] = encoder.precision
+    if options.trial is not None:
+        bank.metadata[TRIAL] = options.trial
     bank.metadata["build"] = {
         "fingerprint": plan.fingerprint,
         "data": plan.dataset.root.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -87,7 +88,14 @@ def build_command(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
-    precision: options.Precision = "fp32",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="fp32|bf16|auto",
+            help="of the encoder; auto: bf16 where a sample of these images shows that it is faster "
+            "here and keeps their maps and scores. Queries follow the memory  [fp32, or the base's]",
+        ),
+    ] = None,
     bit_depth: options.BitDepth = None,
     strict_input: options.StrictInput = False,
     allow_truncated: options.Truncated = False,
@@ -119,13 +127,15 @@ def build_command(
     the memory: numbers between, as --patch-keys 16, are often enough. --coreset compares every key
     with each that is kept, so it suits up to some thousands kept of some hundred thousand.
     """
-    from mrad.encoder.encoder import Encoder
+    from mrad.encoder.encoder import Encoder, precision_for
     from mrad.memory.bank import MemoryBank
     from mrad.memory.entry import REGIONS
     from mrad.memory.keys import parse_patch_keys
     from mrad_indexer.banks.base import build_on
     from mrad_indexer.banks.merge import Part
-    from mrad_indexer.build.build import SHARD, BuildOptions, Plan, build
+    from mrad_indexer.build.build import BuildOptions, build
+    from mrad_indexer.build.plan import SHARD, Plan
+    from mrad_indexer.build.precision import AUTO, choose_precision
     from mrad_indexer.cli.bank.change import say_merged, show_shares
     from mrad_indexer.cli.tiles import say_layout, shard_size
     from mrad_indexer.cutting import layout_of
@@ -148,19 +158,17 @@ def build_command(
             "beside them, in a folder good/, or build on a memory that has some (--base); ten are a good "
             "beginning"
         )
-    load = partial(
-        Encoder.load, encoder or "mrad-mini", pretrained,
-        image_size=image_size, device=device, precision=precision,
-    )  # fmt: skip
+    load: Callable[..., Encoder] = partial(
+        Encoder.load, encoder or "mrad-mini", pretrained, image_size=image_size, device=device
+    )
     below = None
     if base is not None:
         below = Part(str(base), MemoryBank.load(base))
+        precision = precision_for(precision or AUTO, below.bank.precision, device)
         if encoder is None:
-            load = partial(
-                encoder_of, below.bank, pretrained=pretrained, device=device, precision=precision
-            )
+            load = partial(encoder_of, below.bank, pretrained=pretrained, device=device)
         kept = below.bank.patch_keys if patch_keys == REGIONS else kept
-    loaded = load()
+    loaded = load(precision="fp32" if precision in (None, AUTO) else precision)
     say(f"{len(dataset)} images, {loaded.identity} on {loaded.device}", style="dim", to=errors)
     looked_at, extent = layout_of(
         dataset, loaded, tile=tile, overlap=tile_overlap, roi=roi, parts=parts
@@ -168,6 +176,14 @@ def build_command(
     if below is not None and tile is None and roi is None and parts is None:
         looked_at = below.bank.layout
     say_layout(looked_at, extent, loaded, tile)
+    reading = options.reading(bit_depth, strict_input, allow_truncated, max_pixels)
+    trial = None
+    if precision == AUTO:
+        loaded, trial = choose_precision(
+            lambda kind: loaded if kind == "fp32" else load(precision=kind),
+            dataset, out, layout=looked_at, reading=reading, batch_size=batch_size,
+        )  # fmt: skip
+        say(f"precision {trial.chosen}: {trial.why}", to=errors)
     chosen = BuildOptions(
         batch_size,
         thumbnails,
@@ -184,7 +200,8 @@ def build_command(
         patch_keys=kept,
         coreset=coreset,
         layout=looked_at,
-        reading=options.reading(bit_depth, strict_input, allow_truncated, max_pixels),
+        reading=reading,
+        trial=None if trial is None else asdict(trial),
         shard=SHARD if looked_at.plain else shard_size(looked_at, extent),
     )
     with progress() as bar:
@@ -207,7 +224,7 @@ def build_command(
             options=chosen,
             restart=restart,
             progress=report,
-            engine=engine_of(engine, load, workers),
+            engine=engine_of(engine, partial(load, precision=loaded.precision), workers),
         )
         merged = None
         if below is None:

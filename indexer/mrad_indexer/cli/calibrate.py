@@ -70,7 +70,7 @@ def calibrate_command(
     pretrained: options.Pretrained = None,
     batch_size: options.BatchSize = 8,
     device: options.Device = "auto",
-    precision: options.Precision = "fp32",
+    precision: options.Precision = "auto",
 ) -> None:
     """Choose thresholds and fit probabilities. An image of the bank never retrieves itself.
 

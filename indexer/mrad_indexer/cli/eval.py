@@ -57,7 +57,7 @@ def eval_command(
     pretrained: options.Pretrained = None,
     batch_size: options.BatchSize = 8,
     device: options.Device = "auto",
-    precision: options.Precision = "fp32",
+    precision: options.Precision = "auto",
 ) -> None:
     """Evaluate on labelled images: image and pixel AUROC, AP, F1-max, AUPRO."""
     from mrad.memory.bank import MemoryBank

@@ -67,7 +67,8 @@ Pretrained = Annotated[str | None, typer.Option(help="tag or file of the encoder
 BatchSize = Annotated[int, typer.Option(help="images encoded at once", min=1)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")]
 Precision = Annotated[
-    str, typer.Option(help="fp32, or bf16: faster, not measured with large towers")
+    str,
+    typer.Option(help="auto: what the memory was built in; fp32, bf16", metavar="auto|fp32|bf16"),
 ]
 
 

@@ -53,7 +53,7 @@ def reproduce_command(
     fusion: options.Fusion = 0.7,
     batch_size: options.BatchSize = 8,
     device: options.Device = "auto",
-    precision: options.Precision = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, or bf16")] = "fp32",
 ) -> None:
     """The paper's experiment: VisA's memory judges all sets, MVTec's judges VisA.
 

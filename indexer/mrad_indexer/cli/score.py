@@ -74,7 +74,7 @@ def score_command(
     pretrained: options.Pretrained = None,
     batch_size: options.BatchSize = 8,
     device: options.Device = "auto",
-    precision: options.Precision = "fp32",
+    precision: options.Precision = "auto",
 ) -> None:
     """Score images without a server; stop it at any time and run it again: it goes on.
 

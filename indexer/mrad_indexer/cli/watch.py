@@ -46,7 +46,7 @@ def watch_command(
     pretrained: options.Pretrained = None,
     batch_size: options.BatchSize = 8,
     device: options.Device = "auto",
-    precision: options.Precision = "fp32",
+    precision: options.Precision = "auto",
 ) -> None:
     """Judge images as they arrive, until Ctrl-C or SIGTERM; what lies there already comes first.
 

@@ -11,7 +11,8 @@ from mrad.detector import Detector
 from mrad.encoder.encoder import Encoder
 from mrad.files import sha256_file
 from mrad.memory.bank import MemoryBank
-from mrad_indexer.build.build import BuildOptions, Plan, build, data_fingerprint
+from mrad_indexer.build.build import BuildOptions, Plan, build
+from mrad_indexer.build.plan import data_fingerprint
 from mrad_indexer.evaluation.runner import METRICS, evaluate
 from mrad_indexer.reproduction.sets import Found, PaperSet
 from mrad_indexer.reproduction.steps import Step, Steps

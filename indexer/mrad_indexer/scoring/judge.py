@@ -54,7 +54,7 @@ class Judge:
         target_fpr: float | None = None,
         pretrained: str | None = None,
         device: str = "auto",
-        precision: str = "fp32",
+        precision: str = "auto",
         roi: Area | None = None,
         reading: ReadOptions | None = None,
     ) -> Judge:

@@ -37,7 +37,7 @@ def serve(
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(help="fp32, or bf16: faster, not measured with large towers  [fp32]"),
+        typer.Option(help="auto: what each memory was built in; fp32, bf16  [auto]"),
     ] = None,
     host: Annotated[str | None, typer.Option(help="address to listen on  [127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="[8000]; 0 takes a free one")] = None,

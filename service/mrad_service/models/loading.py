@@ -14,7 +14,7 @@ from PIL import Image
 from mrad.calibration import Calibration
 from mrad.detector import Decoded, Detector
 from mrad.encoder.cuda import buckets
-from mrad.encoder.encoder import Encoder
+from mrad.encoder.encoder import Encoder, precision_for
 from mrad.encoder.identity import EncoderIdentity
 from mrad.encoder.named import weights_named
 from mrad.errors import CalibrationError
@@ -51,15 +51,15 @@ class Model:
 
 
 class Encoders:
-    """Encoders by identity and device: banks of the same encoder share it."""
+    """Encoders by identity, device and precision: banks of the same encoder share it."""
 
     def __init__(self, settings: Settings, encoder_of: EncoderOf | None = None) -> None:
         self._settings, self._encoder_of = settings, encoder_of or self._load
-        self._held: dict[tuple[EncoderIdentity, str], Encoder] = {}
+        self._held: dict[tuple[EncoderIdentity, str, str], Encoder] = {}
 
     def get(self, bank: MemoryBank, device: str) -> Encoder:
         """Raises `WeightsNotFoundError`, `EncoderMismatchError`, `EncoderError`."""
-        place = (bank.identity, device)
+        place = (bank.identity, device, self._precision(bank, device))
         if place not in self._held:
             encoder = self._encoder_of(bank, device)
             bank.check(encoder)
@@ -77,8 +77,11 @@ class Encoders:
             or weights_named(bank.identity, bank.metadata.get("pretrained")),
             image_size=bank.identity.image_size,
             device=device,
-            precision=self._settings.precision,
+            precision=self._precision(bank, device),
         )
+
+    def _precision(self, bank: MemoryBank, device: str) -> str:
+        return precision_for(self._settings.precision, bank.precision, device)
 
 
 def build_model(

@@ -54,6 +54,8 @@ def describe(bank: MemoryBank, path: Path) -> dict[str, Any]:
         "digest": bank.digest,
         "encoder": manifest["encoder"],
         "pretrained": bank.metadata.get("pretrained"),
+        "precision": bank.precision,
+        "precision_trial": bank.metadata.get("precision_trial"),
         "entries": len(bank.entries),
         "composition": bank.composition,
         "changes": None
@@ -143,7 +145,10 @@ def show(facts: dict[str, Any], every: bool) -> None:
         f"encoder {encoder['architecture']} at {encoder['image_size']} px, "
         f"weights {encoder['digest'][:12]}"
         + (f" ({facts['pretrained']})" if facts["pretrained"] else "")
+        + (f", {facts['precision']}" if facts["precision"] else "")
     )
+    if facts["precision_trial"]:
+        say(f"  measured when it was built: {facts['precision_trial']['why']}", style="dim")
     counts = Table("level", box=box.SIMPLE_HEAD)
     for heading in ("keys", "normal", "anomalous", "wide", "MB"):
         counts.add_column(heading, justify="right")
