@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -26,6 +27,9 @@ PATCHES = 0.95
 """Cosine that every patch must have then: measured with `mrad-mini`, a picture recompressed or resized
 has 0.98 or more, and one that differs by a small defect 0.4 or less where that is."""
 BLOCK = 1_024
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,12 @@ def _cells(bank: MemoryBank) -> int:
 def _metadata(parts: Sequence[Part]) -> dict[str, Any]:
     """Of the first, with the build of each."""
     kept = dict(parts[0].bank.metadata)
+    if len(precisions := {part.bank.precision for part in parts} - {None}) > 1:
+        logger.warning(
+            "the memories were encoded in %s: keys of one compare a little differently with images than "
+            "those of the other",
+            " and ".join(sorted(map(str, precisions))),
+        )
     profile: InputProfile | None = None
     builds = []
     for part in parts:
