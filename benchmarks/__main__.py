@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import json
 import logging
 import pkgutil
@@ -71,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="tiny sizes: checks the scripts only")
     parser.add_argument("--list", action="store_true", help="name the benchmarks and stop")
     parser.add_argument("--out", type=Path, default=OUT, help=f"folder for the files ({OUT})")
+    parser.add_argument("--data", type=Path, help="folder of sets, for those that read some")
     options = parser.parse_args(arguments)
     known = available(options.names)
     if options.list:
@@ -84,28 +86,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(available())}")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     print(f"{hardware()}{' -- QUICK: figures mean nothing' if options.quick else ''}\n", flush=True)
-    failed = [
-        name
-        for name in options.names or known
-        if not _one(name, known[name], options.out, options.quick)
-    ]
+    failed = [name for name in options.names or known if not _one(name, known[name], options)]
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))
 
 
-def _one(name: str, module: ModuleType | Exception, out: Path, quick: bool) -> bool:
+def _one(name: str, module: ModuleType | Exception, options: argparse.Namespace) -> bool:
     print(f"{name} ...", file=sys.stderr, flush=True)
     try:
         if isinstance(module, Exception):
             raise module
-        tables = module.run(quick)
+        reads = "data" in inspect.signature(module.run).parameters
+        given = {"data": options.data} if options.data and reads else {}
+        tables = module.run(options.quick, **given)
     except (Exception, SystemExit):
         traceback.print_exc()
         return False
     for table in tables:
         print(table.markdown(), flush=True)
-    write(name, tables, out, quick)
+    write(name, tables, options.out, options.quick)
     return True
 
 

@@ -87,7 +87,7 @@ def encode_set(encoder: Encoder, root: Path, limit: int | None) -> tuple[Encoded
         patches.append(features.patch[0])
         statistics.append(local_statistics(pixels.mean(dim=0).numpy(), encoder.grid))
         regions.append(region_grid(mask, record.anomalous, encoder.image_size, encoder.grid))
-        masks.append(_resized(mask, encoder.image_size))
+        masks.append(resized(mask, encoder.image_size))
         cover.append(_area(mask, encoder.grid).flatten())
     encoded = Encoded(
         torch.stack(images), torch.stack(patches), np.stack(statistics),
@@ -104,7 +104,7 @@ def _area(mask: np.ndarray, side: int) -> np.ndarray:
     return F.interpolate(cover, size=(side, side), mode="area")[0, 0].numpy()
 
 
-def _resized(mask: np.ndarray, side: int) -> np.ndarray:
+def resized(mask: np.ndarray, side: int) -> np.ndarray:
     """Half covered is anomalous; a defect too thin for that keeps the pixels it covers most."""
     cover = _area(mask, side)
     return np.asarray(cover >= min(0.5, float(cover.max()) / 2) if mask.any() else cover > 1)

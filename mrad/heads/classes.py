@@ -16,10 +16,22 @@ class GoodClasses:
 
     def __init__(self, keys: Tensor, group: Tensor) -> None:
         self.keys, self.group = keys.double(), group
+        self.enough = len(torch.unique(group)) > 2
+        """Whether they still show how they vary when one group is left out."""
 
-    def nearest(self, queries: Tensor, exclude: int = -1) -> Tensor:
-        """1 - cosine to the nearest good image, float64 [M]; `exclude`: a group, -1 for none."""
-        keys = self.keys if exclude < 0 else self.keys[self.group != exclude]
+    def distance(self, queries: Tensor, exclude: Tensor | None = None) -> Tensor:
+        """How far queries [M, E] are from the good images, float64 [M].
+
+        Mahalanobis distance, or 1 - cosine to the nearest where there are too few. `exclude` bool [n]:
+        good images left out; 2 where none is left.
+        """
+        if exclude is not None and bool(exclude.all()):
+            return torch.full((len(queries),), 2.0, dtype=torch.float64)
+        return self.spread(queries, exclude) if self.enough else self.nearest(queries, exclude)
+
+    def nearest(self, queries: Tensor, exclude: Tensor | None = None) -> Tensor:
+        """1 - cosine to the nearest good image, float64 [M]; `exclude` bool [n]: left out."""
+        keys = self.keys if exclude is None else self.keys[~exclude]
         return 1 - (queries.double() @ keys.T).amax(dim=1)
 
     def spread(self, queries: Tensor, exclude: Tensor | None = None) -> Tensor:
@@ -46,22 +58,15 @@ class GoodClasses:
         root: Tensor = square.clamp_min(0).sqrt()
         return root
 
-    def left_out(self, queries: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
-        """`nearest` and `spread` of queries [M, E], none of which is compared with its own group [M].
+    def left_out(self, queries: Tensor, group: Tensor) -> Tensor:
+        """`distance` of queries [M, E], none of which is compared with its own group [M].
 
-        Two float64 [M]; not finite where nothing is left to compare with.
+        NaN where nothing is left to compare with.
         """
-        near = torch.full((len(queries),), torch.nan, dtype=torch.float64)
-        far = near.clone()
+        found = torch.full((len(queries),), torch.nan, dtype=torch.float64)
         own = torch.unique(group)
         for part in torch.tensor_split(own, min(FOLDS, max(1, len(own)))):
-            asked = torch.isin(group, part)
-            left = torch.isin(self.group, part)
-            kept = self.group[~left]
-            if len(torch.unique(kept)) >= 2:
-                far[asked] = self.spread(queries[asked], left)
-        for one in own.tolist():
-            asked = group == one
-            if bool((self.group != one).any()):
-                near[asked] = self.nearest(queries[asked], one)
-        return near, far
+            asked, left = torch.isin(group, part), torch.isin(self.group, part)
+            if not bool(left.all()):
+                found[asked] = self.distance(queries[asked], left)
+        return found

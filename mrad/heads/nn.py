@@ -62,7 +62,7 @@ class NNHead:
 
     name = "nn"
     Config: type[BaseModel] = NNConfig
-    distances = 2
+    distances = 1
     """How many of the statistics of a whole image are distances."""
     local = True
     """Its evidence are single patches of good images."""
@@ -85,7 +85,8 @@ class NNHead:
         self.bank, cells = bank, self.encoder.grid**2
         self.views = Views.of(bank.local, cells)
         self.groups = groups_of(bank, self.views, cells)
-        self.goods = GoodPatches(bank.local, self.views, self.groups, self.encoder.device)
+        before, device = getattr(self, "goods", None), self.encoder.device
+        self.goods = GoodPatches(bank.local, self.views, self.groups, device, before)
         normal = torch.from_numpy(bank.image.labels == NORMAL)
         entry = torch.from_numpy(bank.image.entry)[normal]
         self.classes = GoodClasses(torch.from_numpy(bank.image.keys)[normal], self.groups[entry])
@@ -104,7 +105,7 @@ class NNHead:
 
     def left_out(self) -> LeftOut:
         """Measure every image that the memory holds whole, its group left out; sets the scales."""
-        distance, near, far = self._distances_left_out()
+        distance, whole = self._distances_left_out()
         good, group = self.views.good, self.groups[self.views.rows]
         places = chosen(self.places, good)
         self._sums = CellSums.of(distance[good], places)
@@ -113,10 +114,10 @@ class NNHead:
         self._good_places = places
         cells = self.cell_scale(distance, self.places)
         cells[good] = left_out_cells(distance[good], group[good], places)
-        return LeftOut(cells.nan_to_num(0.0), torch.stack([near, far]), good)
+        return LeftOut(cells.nan_to_num(0.0), whole[None], good)
 
-    def _distances_left_out(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of every view: patch distances [V, N], NaN outside what is of interest; class distances."""
+    def _distances_left_out(self) -> tuple[Tensor, Tensor]:
+        """Of every view: patch distances [V, N], NaN outside what is of interest; class distance [V]."""
         cells, width = self.encoder.grid**2, self.bank.local.dim
         raw = torch.from_numpy(self.bank.local.keys).view(-1, cells, width)
 
@@ -137,11 +138,11 @@ class NNHead:
         pairs = zip(self.views.rows.tolist(), self.views.tiles.tolist())
         classes = keys[torch.tensor([self.place_in_image[pair] for pair in pairs])]
         group = self.groups[self.views.rows]
-        near, far = self.classes.left_out(classes, group)
+        whole = self.classes.left_out(classes, group)
         found = 1 - measured.cosine
-        self._own = found.clone(), torch.stack([near, far]).nan_to_num(2.0)
+        self._own = found.clone(), whole[None].nan_to_num(2.0)
         found[self.views.good[:, None] & ~self.views.normal] = torch.nan
-        return found, near, far
+        return found, whole
 
     def stored(self, batch: int = BATCH) -> Iterator[Features]:
         """The images that the memory holds whole, as the encoder gave them, in the order of `views`."""
@@ -172,27 +173,27 @@ class NNHead:
         side = self.encoder.image_size
         return torch.cat([top_mean(anomaly_map(part, side)) for part in cells.split(BATCH)])
 
+    def patch_distances(self, features: Features, exclude: Tensor | None) -> Tensor:
+        """1 - cosine of each patch to the nearest good one, [B, N], on the CPU."""
+        asked = features.local_query()
+        if exclude is None:
+            return (1 - self.goods.nearest(asked.flatten(0, 1))[0]).view(asked.shape[:2]).cpu()
+        found = [self.goods.nearest(one, row)[0] for one, row in zip(asked, exclude.tolist())]
+        return (1 - torch.stack(found)).cpu()
+
     def measure(self, features: Features, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
         """Patch values [B, N] in spreads, and the statistics [K, B] of the whole images."""
-        own = [-1] * len(features) if exclude is None else exclude.tolist()
-        asked, cells = features.local_query(), self.encoder.grid**2
+        distance, whole = self.patch_distances(features, exclude), features.class_query().cpu()
+        places = (WHOLE,) * len(whole) if features.places is None else features.places
         if exclude is None:
-            cosine, _ = self.goods.nearest(asked.reshape(-1, asked.shape[2]))
-            distance = (1 - cosine).view(-1, cells)
-        else:
-            distance = torch.stack(
-                [1 - self.goods.nearest(one, row)[0] for one, row in zip(asked, own)]
-            )
-        whole, parts = features.class_query().cpu(), torch.empty(2, len(own), dtype=torch.float64)
-        places = (WHOLE,) * len(own) if features.places is None else features.places
-        asked_of, scaled = distance.cpu(), torch.empty(distance.shape)
+            return self.cell_scale(distance, places), self.classes.distance(whole)[None]
+        own, parts = exclude.tolist(), torch.empty(1, len(whole), dtype=torch.float64)
+        scaled = torch.empty(distance.shape)
         for row in dict.fromkeys(own):  # the tiles of one picture together
             mine = torch.tensor([one == row for one in own])
-            group = -1 if row < 0 else int(self.groups[row])
-            left = None if row < 0 else self.classes.group == group
-            parts[0, mine] = self._safe(self.classes.nearest, whole[mine], group, left)
-            parts[1, mine] = self._safe(self.classes.spread, whole[mine], left, left)
-            scaled[mine] = self._scale_without(row)(asked_of[mine], chosen(places, mine))
+            left = None if row < 0 else self.classes.group == self.groups[row]
+            parts[0, mine] = self.classes.distance(whole[mine], left)
+            scaled[mine] = self._scale_without(row)(distance[mine], chosen(places, mine))
         return scaled, parts
 
     def _scale_without(self, row: int) -> CellScale:
@@ -221,12 +222,6 @@ class NNHead:
         cosines, keys = self.goods.several(query[None].to(self.goods.keys.device), k, exclude)
         found = [(c, key) for c, key in zip(cosines[0].tolist(), keys[0].tolist()) if key >= 0]
         return [(cosine, int(self.goods.rows[key])) for cosine, key in found]
-
-    def _safe(self, ask, queries: Tensor, argument, left: Tensor | None) -> Tensor:  # type: ignore[no-untyped-def]
-        """A class statistic; the largest there can be where no good image is left."""
-        if left is not None and bool(left.all()):
-            return torch.full((len(queries),), 2.0, dtype=torch.float64)
-        return ask(queries, argument)  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def __call__(self, features: Features, exclude: Tensor | None = None) -> HeadOutput:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mrad.memory.level import LevelMemory
+from mrad.retrieval.good_cells import MANY, GoodCells
+from mrad.retrieval.nearest import nearest
 from mrad.types import NORMAL
 
 BLOCK = 8_192
@@ -53,9 +56,21 @@ class GoodPatches:
     """The normal patches of good images, L2-normalised, on the encoder's device."""
 
     def __init__(
-        self, local: LevelMemory, views: Views, groups: Tensor, device: torch.device | str
+        self,
+        local: LevelMemory,
+        views: Views,
+        groups: Tensor,
+        device: torch.device | str,
+        before: GoodPatches | None = None,
     ) -> None:
-        """`groups` int64 [entries]: images of one group are left out together."""
+        """
+        Args:
+            local: single patches of whole images.
+            views: those images.
+            groups: int64 [entries]: images of one group are left out together.
+            device: where the keys lie and are asked.
+            before: of an earlier state of the memory; its cells are used again.
+        """
         kept = (views.normal & views.good[:, None]).flatten()
         self.rows = kept.nonzero()[:, 0]
         """Row of each key in the local level."""
@@ -64,6 +79,10 @@ class GoodPatches:
         self.entry = torch.from_numpy(local.entry)[self.rows].to(device)
         self.groups = groups.to(device)
         self.group = self.groups[self.entry]
+        self._patches, self._lock = views.normal.shape[1], threading.Lock()
+        self._before = None if before is None else before._cells
+        self._cells: GoodCells | None = None
+        self._exact = self.keys.is_cuda or len(self) < MANY or len(torch.unique(self.group)) < 2
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -79,8 +98,30 @@ class GoodPatches:
             exclude: entry row whose group is not asked, -1 for none.
             keys: bool [n], those that are asked; None: all.
 
-        Where no key is left, the cosine is -1 and the key -1.
+        Where no key is left, the cosine is -1 and the key -1. Many keys on the CPU are asked by cells
+        (`mrad.retrieval.good_cells`), unless some are left out; all else is exact.
         """
+        if exclude < 0 and keys is None:
+            if (cells := self.cells()) is not None:
+                return cells.nearest(queries, self._patches)
+            if self.keys.is_cuda:
+                cosine, found = nearest(queries, self.keys, 1)
+                return cosine[:, 0], found[:, 0]
+        return self.by_blocks(queries, exclude, keys)
+
+    def cells(self) -> GoodCells | None:
+        """The cells by which the keys are asked, made when first needed; None where search is exact."""
+        with self._lock:
+            if self._cells is None and not self._exact:
+                self._cells = GoodCells.build(self.keys, self.group, self._before)
+                self._exact = self._cells is None
+        return self._cells
+
+    @torch.inference_mode()
+    def by_blocks(
+        self, queries: Tensor, exclude: int = -1, keys: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As `nearest`, exactly."""
         best = torch.full((len(queries),), -1.0, device=self.keys.device)
         found = torch.full((len(queries),), -1, dtype=torch.int64, device=self.keys.device)
         banned = None if exclude < 0 else self.group == self.groups[exclude]

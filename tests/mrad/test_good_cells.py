@@ -1,0 +1,95 @@
+"""Nearest good patches by cells: what they find, when they are used, and how they follow lessons."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mrad.memory.level import LevelMemory
+from mrad.retrieval import goods
+from mrad.retrieval.good_cells import DECISIVE, PROBES, GoodCells
+from mrad.retrieval.goods import GoodPatches, Views
+
+PARTS, CELLS, WIDTH = 20, 100, 24
+
+
+def patches(parts: int, seed: int) -> Tensor:
+    """Of parts that resemble each other: [parts * CELLS, WIDTH], L2-normalised."""
+    plan = torch.randn(CELLS, WIDTH, generator=torch.Generator().manual_seed(0))
+    noise = torch.Generator().manual_seed(seed)
+    return F.normalize(
+        (plan + 0.3 * torch.randn(parts, CELLS, WIDTH, generator=noise)).flatten(0, 1), dim=1
+    )
+
+
+def memory(keys: Tensor, before: GoodPatches | None = None) -> GoodPatches:
+    count = len(keys)
+    local = LevelMemory(
+        keys.numpy(),
+        np.zeros(count, np.uint8),
+        np.repeat(np.arange(count // CELLS), CELLS),
+        np.full(count, "normal"),
+        np.ones(count, np.int32),
+    )
+    groups = torch.arange(count // CELLS)
+    return GoodPatches(local, Views.of(local, CELLS), groups, "cpu", before)
+
+
+@pytest.fixture
+def many(monkeypatch: pytest.MonkeyPatch) -> GoodPatches:
+    monkeypatch.setattr(goods, "MANY", 1_000)
+    return memory(patches(PARTS, 1))
+
+
+def test_cells_find_what_recall_promises_and_the_farthest_patches_exactly(many) -> None:
+    asked = patches(3, 2)
+    asked[7] = F.normalize(-asked[7], dim=0)  # a defect
+    cosine, key = many.nearest(asked)
+    exact, _ = many.by_blocks(asked)
+    cells = many.cells()
+    assert isinstance(cells, GoodCells)
+    assert cells.probes in PROBES
+    assert cells.probes < cells.index.nlist, "else nothing is saved"
+    assert (cosine <= exact + 1e-5).all(), "what is missed seems farther, never nearer"
+    assert ((cosine - exact).abs() < 1e-5).double().mean() >= cells.recall - 0.05
+    torch.testing.assert_close((asked * many.keys[key]).sum(dim=1), cosine)
+    far = exact.view(3, CELLS).topk(round(DECISIVE * CELLS / 2), largest=False).indices
+    for image, rows in enumerate(far):
+        found = cosine.view(3, CELLS)[image, rows]
+        torch.testing.assert_close(found, exact.view(3, CELLS)[image, rows])
+
+
+def test_what_is_left_out_is_searched_exactly(many) -> None:
+    own = many.keys[:CELLS]
+    assert (many.nearest(own)[0] > 0.9999).all()
+    cosine, key = many.nearest(own, exclude=0)
+    other = many.keys[CELLS:]
+    torch.testing.assert_close(cosine, (own @ other.T).amax(dim=1))
+    assert (key >= CELLS).all()
+
+
+def test_cells_are_kept_while_the_memory_learns_and_made_anew_when_it_has_doubled(many) -> None:
+    first = many.cells()
+    learned = memory(torch.cat([many.keys, patches(2, 3)]), many)
+    followed = learned.cells()
+    assert followed.trained == first.trained
+    assert followed.index.ntotal == len(learned)
+    assert first.index.ntotal == len(many), "whoever still asks the old memory is not disturbed"
+    new = learned.keys[-CELLS:]
+    assert (learned.nearest(new)[1] >= len(many)).all(), "new patches are found"
+    grown = memory(patches(3 * PARTS, 1), learned)
+    assert grown.cells().trained == len(grown)
+
+
+def test_few_keys_and_keys_that_no_cells_suit_are_searched_exactly(monkeypatch) -> None:
+    few = memory(patches(4, 1))
+    assert few.cells() is None
+    monkeypatch.setattr(goods, "MANY", 1_000)
+    monkeypatch.setattr("mrad.retrieval.good_cells.WANTED", 1.1)
+    hard = memory(patches(PARTS, 1))
+    assert hard.cells() is None
+    asked = patches(1, 2)
+    torch.testing.assert_close(hard.nearest(asked)[0], (asked @ hard.keys.T).amax(dim=1))
