@@ -24,6 +24,7 @@ from benchmarks.good_sets import SETS, Pictures
 from benchmarks.tables import Cell, Table, main
 from mrad.encoder.encoder import Encoder
 from mrad.heads import Head, HeadOutput, load_head
+from mrad.heads.choose import problem
 from mrad.heads.ft import FTConfig, FTHead
 from mrad.heads.nn import NNHead
 from mrad.maps import anomaly_map, fuse, top_mean
@@ -131,7 +132,7 @@ def outcomes(
                     known = Known(nn, judged)
                 for head in ("nn", "combined"):
                     heads[head] = known.lend(load_head(head, encoder))  # type: ignore[arg-type]
-                if masks:
+                if masks and problem(bank, "tf") is None:  # small defects may fill no cell
                     heads["tf"] = load_head("tf", encoder)
                     if defects == max(kinds) and good in counts[-2:]:
                         heads["ft"] = trained(pictures, rows, bank, seed)

@@ -70,7 +70,8 @@ class GoodCells:
         count = 2 ** round(math.log2(2 * len(vectors) ** 0.5))
         quantizer = faiss.IndexFlatIP(vectors.shape[1])
         index = faiss.IndexIVFFlat(quantizer, vectors.shape[1], count, faiss.METRIC_INNER_PRODUCT)
-        index.cp.niter, index.cp.max_points_per_centroid, index.cp.seed = ITERATIONS, POINTS, 0
+        index.cp.niter, index.cp.seed = ITERATIONS, 0
+        index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, POINTS
         index.train(vectors)
         index.add(vectors)
         asked = _sample(group)
