@@ -61,7 +61,8 @@ def default_head(bank: MemoryBank, checkpoint: str | Path | None = None) -> Choi
 
     Its calibration's, where it was calibrated for one head alone; the paper's `tf` where both levels
     hold both classes; `combined` where only whole images are known to be defective, so that `tf` has no
-    map; `nn` where it holds good ones alone. A checkpoint is asked itself. Raises what keeps every head
+    map, and where every defect is another product's, so that `tf` knows nothing of this one; `nn` where
+    the memory holds good ones alone. A checkpoint is asked itself. Raises what keeps every head
     from it.
     """
     if checkpoint is not None:
@@ -79,9 +80,21 @@ def default_head(bank: MemoryBank, checkpoint: str | Path | None = None) -> Choi
     if not len(bank.image):
         raise EmptyLevelError("the memory holds no image; add good ones, ten are a good beginning")
     if problem(bank, "tf") is None:
+        if problem(bank, "nn") is None and (alone := _without_defects(bank)):
+            return Choice("combined", f"of {alone} the memory knows no defect: only good ones")
         return Choice("tf", "both levels of the memory hold both classes")
     if problem(bank, "nn") is None:
         if all(bank.image.counts):
             return Choice("combined", "the memory holds good images, and defects without masks")
         return Choice("nn", "the memory holds good images alone")
     raise problem(bank, "nn") or MRADError("no head can serve this memory")
+
+
+def _without_defects(bank: MemoryBank) -> str:
+    """A product of which the memory holds good images alone, beside others; empty for none.
+
+    Images that name no product may be of any.
+    """
+    bad = {entry.object_name for entry in bank.entries if entry.label != NORMAL}
+    good = dict.fromkeys(e.object_name for e in bank.entries if e.label == NORMAL)
+    return next((name for name in good if name and name not in bad), "")

@@ -107,8 +107,10 @@ def test_what_cannot_be_joined_says_why_and_what_to_do(boards, caps, both) -> No
 
 
 def test_a_product_is_judged_by_its_own_images(mini_encoder, boards, caps, both) -> None:
+    assert Detector(mini_encoder, both).head.name == "combined", "of boards no defect is known"
+    both = both.with_calibration({"tf": {"settings": {}}})
     whole = Detector(mini_encoder, both)
-    assert whole.head.name == "tf"
+    assert whole.head.name == "tf", "calibrated for it"
     own = whole.of_object("boards")
     assert own.head.name == "nn", "the head that can serve these images"
     alone = Detector(mini_encoder, boards)
@@ -171,7 +173,7 @@ def test_from_folders_to_verdicts_of_each_product(tmp_path, monkeypatch) -> None
     np.testing.assert_allclose(based.image.keys, joined.image.keys, atol=1e-6)
     assert len(MemoryBank.load("b/boards").entries) == 6, "the base stays as it was"
     run("calibrate", "b/both")
-    assert MemoryBank.load("b/both").calibration["tf"]["normal"] == 11
+    assert MemoryBank.load("b/both").calibration["combined"]["normal"] == 11
     run("bank", "split", "b/both", "--object", "boards", "--out", "b/again")
     run("bank", "remove", "b/both", "--object", "boards", "--out", "b/rest")
     assert MemoryBank.load("b/again").objects == ("boards",)

@@ -75,7 +75,7 @@ def one_good(root: Path, images: Path, _) -> None:
 KINDS = [
     Kind("goods", goods, "nn", "fpr", ("tf", "ft", "clip")),
     Kind("without masks", without_masks, "combined", "f1", ("tf", "ft", "clip")),
-    Kind("another product", with_another_product, "tf", "f1"),
+    Kind("another product", with_another_product, "combined", "f1"),
     Kind("one good", one_good, "nn", None, ("tf", "ft", "clip")),
     Kind("with masks", with_masks, "tf", "f1"),
 ]
