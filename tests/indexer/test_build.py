@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import signal
@@ -13,7 +14,13 @@ import numpy as np
 import pytest
 from mrad_client.batch.journal import Journal, JournalError
 from mrad_indexer.build.build import BuildOptions, Plan, build, work_folder
-from mrad_indexer.build.encode import decode_record, encode_shard, from_bytes, to_bytes
+from mrad_indexer.build.encode import (
+    decode_record,
+    encode_shard,
+    from_bytes,
+    thumbnail_of,
+    to_bytes,
+)
 from mrad_indexer.datasets import read_dataset
 from PIL import Image
 
@@ -302,3 +309,12 @@ def test_defects_too_small_to_give_a_key_are_told_once_by_name(
     assert "defect/hair.png" in again.stderr
     facts = json.loads(mrad("bank", "inspect", tmp_path / "b", "--json").stdout)
     assert facts["build"]["too_small"] == ["defect/hair.png", "defect/pixel.png"]
+
+
+@pytest.mark.parametrize(
+    ("size", "small"), [((640, 480), (160, 120)), ((100, 30), (100, 30)), ((4000, 3), (160, 1))]
+)
+def test_a_thumbnail_keeps_the_shape_and_never_grows(size, small) -> None:
+    thumbnail = Image.open(io.BytesIO(thumbnail_of(Image.new("RGB", size, (200, 30, 90)))))
+    assert thumbnail.size == small
+    assert np.abs(np.asarray(thumbnail).astype(int) - (200, 30, 90)).max() < 6
