@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mrad.heads.nn import NNHead
 from mrad.memory.bank import MemoryBank
+from mrad.memory.entry import Entry
 from mrad.retrieval.base import Retriever
 from mrad.types import Box, Evidence, Level
 
@@ -37,6 +38,11 @@ def cell_box(cell: tuple[int, int], grid: int, tile: Box) -> Box:
         left + math.ceil((column + 1) * width / grid),
         top + math.ceil((row + 1) * height / grid),
     )
+
+
+def size_of(entry: Entry) -> tuple[int, int] | None:
+    """Width, height of an entry's image; None where nobody knows."""
+    return (entry.width, entry.height) if entry.width and entry.height else None
 
 
 def nearest_keys(
@@ -70,6 +76,7 @@ def nearest_keys(
                     query_cell=one.cell,
                     query_box=one.box,
                     tile=bank.tile_box(entry, int(memory.tile[key])),
+                    size=size_of(entry),
                 )
             )
         found.append(evidence)
@@ -109,6 +116,7 @@ def nearest_good(
                     query_box=one.box,
                     tile=tile,
                     box=cell_box(cell, grid, tile or whole) if entry.width else None,
+                    size=size_of(entry),
                 )
             )
         found.append(evidence)

@@ -64,6 +64,8 @@ class Evidence:
     """Where in the source image the key's tile lies, pixels; None where it is the whole image."""
     box: Box | None = None
     """Where in the source image the patch lies, pixels; None where the key is no single patch."""
+    size: tuple[int, int] | None = None
+    """Width, height of the source image; None where nobody knows."""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ STATUS: dict[str, int] = {
     "invalid_mask": 422,
     "calibration_error": 422,
     "invalid_request": 422,
+    "unknown_object": 422,
     "unsupported_media_type": 415,
     "body_too_large": 413,
     "too_many_images": 413,

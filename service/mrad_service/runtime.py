@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import structlog
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from mrad.detector import Decoded, Detector
@@ -24,6 +25,7 @@ from mrad_service.errors import (
 )
 from mrad_service.memory import DurableMemory
 from mrad_service.models.loading import EncoderOf, Encoders, Model, devices_of
+from mrad_service.models.objects import Objects
 from mrad_service.models.registry import Banks
 from mrad_service.scheduler.batch import Limits
 from mrad_service.scheduler.batcher import Batcher
@@ -75,6 +77,7 @@ class Runtime:
             self,
         )
         self.room = Room(settings.max_inflight_bytes, "bodies and answers")
+        self.objects = Objects()
         self._draining = threading.Event()
         self._teaching = threading.Lock()
         self._files: list[File] = []
@@ -134,6 +137,13 @@ class Runtime:
         """What judges now. Raises `UnknownBankError`, `BankNotLoadedError`."""
         return self.banks.get(bank).model
 
+    async def model_of(self, bank: str | None, name: str | None) -> Model:
+        """What judges one product's images, or all where none is named; see `Objects.get`."""
+        model = self.model(bank)
+        if name is None:
+            return model
+        return await run_in_threadpool(self.objects.get, model, name)
+
     def memory(self, bank: str | None = None) -> DurableMemory:
         """The living memory of a bank. Raises `ReadOnlyError` too."""
         return self.banks.memory(bank)
@@ -182,7 +192,8 @@ class Runtime:
         """An image was judged: for metrics and drift."""
         self.metrics.scored(model.name, prediction.score)
         self.metrics.warned(prediction.warnings)
-        self.drift.note(model, prediction)
+        if not model.part:  # its scores have a scale of their own
+            self.drift.note(model, prediction)
 
     def stage(self, name: str, seconds: float, items: Sequence[Item]) -> None:
         """See `mrad_service.scheduler.batch.Observer`."""

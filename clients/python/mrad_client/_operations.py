@@ -43,6 +43,8 @@ class ScoreOptions(TypedDict, total=False):
     """Ask for these parts of a result only; warnings come in any case."""
     roi: Mapping[str, Any] | None
     """Region of interest: `size` [width, height] and `box` or `polygons` (and `holes`)."""
+    object: str | None
+    """Product: judged by what the memory holds of it alone; by all of it unless told."""
     full_map: bool
     """Maps of images above 32 megapixels at full size, instead of scaled down to that."""
     bit_depth: int | None
@@ -122,9 +124,14 @@ def only(scores: Scores) -> Result:
     return scores[0].raise_for_error()
 
 
-def bank() -> Call[Bank]:
+def bank(product: str | None = None) -> Call[Bank]:
     """`GET /v1/bank`."""
-    return Call("GET", "/v1/bank", lambda response: Bank.model_validate(response.json()))
+    return Call(
+        "GET",
+        "/v1/bank",
+        lambda response: Bank.model_validate(response.json()),
+        params={} if product is None else {"object": product},
+    )
 
 
 def activate_bank(name: str) -> Call[Bank]:

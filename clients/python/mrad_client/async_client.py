@@ -60,9 +60,9 @@ class AsyncClient:
         """Judge one image; raises what is wrong with it. Options as for `score`."""
         return operations.only(await self.score([image], **options))
 
-    async def bank(self) -> Bank:
-        """The memory in use."""
-        return await self._send(operations.bank())
+    async def bank(self, object: str | None = None) -> Bank:
+        """The memory in use; `object`: what it holds of one product, and its thresholds."""
+        return await self._send(operations.bank(object))
 
     async def activate_bank(self, name: str) -> Bank:
         """Switch to another bank of the server; requests in flight finish on the old one."""

@@ -50,6 +50,10 @@ def score(
     target_fpr: Annotated[
         float | None, typer.Option(help="Instead: share of good parts that may be stopped.")
     ] = None,
+    product: Annotated[
+        str | None,
+        typer.Option("--object", help="Product: judged by what the memory holds of it alone."),
+    ] = None,
     server: Annotated[str | None, typer.Option(help="Address; default MRAD_URL.")] = None,
     per_request: Annotated[int, typer.Option(min=1, help="Images in one request.")] = 4,
     most_requests: Annotated[int, typer.Option(min=1, help="Requests at once, at most.")] = 64,
@@ -70,6 +74,7 @@ def score(
         asked={
             "threshold": threshold,
             "target_fpr": target_fpr,
+            **({} if product is None else {"object": product}),
             "maps": maps is not None,
             "overlays": overlays is not None,
         },
@@ -82,11 +87,14 @@ def score(
     @asynccontextmanager
     async def opened() -> AsyncIterator[HTTPTransport]:
         async with AsyncClient(server, retry=Retry(attempts=1)) as client:
-            bank = await client.bank()  # wrong address, key or version: before the first image
+            bank = await client.bank(
+                product
+            )  # wrong address, key or version: before the first image
             yield HTTPTransport(
                 client,
                 threshold,
                 target_fpr,
+                product,
                 pictures=places.wanted,
                 colours=bank.map_range,
                 limit=Pace(most=most_requests),

@@ -57,9 +57,9 @@ class Client:
         """Judge one image; raises what is wrong with it. Options as for `score`."""
         return operations.only(self.score([image], **options))
 
-    def bank(self) -> Bank:
-        """The memory in use."""
-        return self._send(operations.bank())
+    def bank(self, object: str | None = None) -> Bank:
+        """The memory in use; `object`: what it holds of one product, and its thresholds."""
+        return self._send(operations.bank(object))
 
     def activate_bank(self, name: str) -> Bank:
         """Switch to another bank of the server; requests in flight finish on the old one."""

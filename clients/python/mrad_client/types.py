@@ -55,6 +55,10 @@ class Evidence(Model):
     """What of the image asked; pixels."""
     tile: tuple[int, int, int, int] | None = None
     """Where in the source image the remembered tile lies, pixels; None where it is all of it."""
+    box: tuple[int, int, int, int] | None = None
+    """Where in the source image the remembered patch lies, pixels; None where it is no single patch."""
+    size: tuple[int, int] | None = None
+    """Width, height of the source image, which `tile` and `box` refer to."""
     thumbnail: str | None = None
     """JPEG, base64."""
 
@@ -281,6 +285,8 @@ class Bank(Model):
 
     name: str = ""
     digest: str | None = None
+    objects: list[str] = []
+    """Products, by name; what a request may name as `object`."""
     threshold: float | None = None
     """Raw score from which an image is anomalous; None without a calibration."""
     pixel_threshold: float | None = None

@@ -47,6 +47,8 @@ export interface ScoreOptions {
   /** Only these parts of a result. */
   fields?: string[];
   bank?: string;
+  /** Product: judged by what the memory holds of it alone. */
+  object?: string;
   /** Region of interest: outside nothing is judged. `size` is that of the image it was drawn on. */
   roi?: { size: [number, number]; box?: number[]; polygons?: number[][][]; holes?: number[][][] };
   /** Maps of images above 32 megapixels at full size. */
@@ -105,9 +107,10 @@ export class MradClient {
     throw problemOf(result.problem?.status ?? 0, result.problem ?? {});
   }
 
-  /** The memory in use. */
-  bank(): Promise<Bank> {
-    return this.#json("GET", "/v1/bank");
+  /** The memory in use; `object`: what it holds of one product, and its thresholds. */
+  bank(options: { object?: string } = {}): Promise<Bank> {
+    const query = options.object === undefined ? "" : `?${new URLSearchParams({ object: options.object })}`;
+    return this.#json("GET", `/v1/bank${query}`);
   }
 
   banks(): Promise<BankList> {

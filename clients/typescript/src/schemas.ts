@@ -14,6 +14,8 @@ export interface components {
                 [key: string]: unknown;
             };
             entries: number;
+            /** @description products, by name; what a request may name as `object` */
+            objects: string[];
             image: components["schemas"]["Keys"];
             patch: components["schemas"]["Keys"];
             writable: boolean;
@@ -105,6 +107,18 @@ export interface components {
             tile?: [
                 number,
                 number,
+                number,
+                number
+            ] | null;
+            /** @description where in the source image the remembered patch lies, pixels; null where the key is no single patch */
+            box?: [
+                number,
+                number,
+                number,
+                number
+            ] | null;
+            /** @description width, height of the source image, which `tile` and `box` refer to */
+            size?: [
                 number,
                 number
             ] | null;

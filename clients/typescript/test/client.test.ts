@@ -20,6 +20,10 @@ test("images are judged in order, each with its own status", async () => {
   assert.equal(scores.results[1]!.problem!.code, "invalid_image");
   assert.ok(scores.results[0]!.score! > 0 && scores.results[0]!.score! < 1);
   assert.equal(scores.results[2]!.evidence!.length, 2);
+  const { calibrated_score, p_value, warnings } = scores.results[0]!;
+  const seen: [number | null | undefined, number | null | undefined, string[] | null | undefined] =
+    [calibrated_score, p_value, warnings];
+  assert.equal(seen.length, 3);
 });
 
 test("a map arrives with its values", async () => {
@@ -42,13 +46,16 @@ test("an image that is none is an error with a stable code", async () => {
 });
 
 test("what is taught is listed, once for a key, and forgotten", async () => {
-  const before = (await client.bank()).entries;
+  const { entries: before, objects } = await client.bank();
+  assert.deepEqual(objects, []);
+  await assert.rejects(client.scoreImage(good, { object: "screw" }), { code: "unknown_object", status: 422 });
   const options = { mask, defect: "blob", tags: ["a,b", "ü"], idempotencyKey: "once" };
   const entry = await client.addEntry(bad, "anomalous", options);
   const again = await client.addEntry(bad, "anomalous", options);
   assert.equal(again.entry_id, entry.entry_id);
   assert.deepEqual(entry.tags, ["a,b", "ü"]);
   assert.equal(entry.note, null);
+  assert.ok(Array.isArray(entry.warnings));
   const ids = [];
   for await (const one of client.entries()) ids.push(one.entry_id);
   assert.equal(ids.length, before + 1);

@@ -16,6 +16,13 @@ Bank = Annotated[Path, typer.Option(help="the memory's folder")]
 Head = Annotated[
     str, typer.Option(help="auto: what suits the memory; nn, combined, tf, or NAME:CHECKPOINT")
 ]
+Product = Annotated[
+    str | None,
+    typer.Option(
+        "--object",
+        help="product: judge by what the memory holds of it alone, by its own threshold  [all]",
+    ),
+]
 Threshold = Annotated[
     float | None, typer.Option(help="score from which an image is anomalous  [calibrated]")
 ]

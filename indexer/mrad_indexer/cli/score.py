@@ -55,6 +55,7 @@ def score_command(
     checkpoint: Annotated[
         Path | None, typer.Option(help="the head's .safetensors, instead of :CHECKPOINT")
     ] = None,
+    product: options.Product = None,
     threshold: options.Threshold = None,
     target_fpr: options.TargetFPR = None,
     formats: Annotated[
@@ -99,6 +100,7 @@ def score_command(
         bank,
         head=choice.name,
         checkpoint=checkpoint or choice.checkpoint,
+        product=product,
         threshold=threshold,
         target_fpr=target_fpr,
         pretrained=pretrained,

@@ -26,6 +26,7 @@ def watch_command(
     bank: options.Bank,
     out: Annotated[Path, typer.Option(help="folder for verdicts.jsonl and overlays/")],
     head: options.Head = "auto",
+    product: options.Product = None,
     threshold: options.Threshold = None,
     target_fpr: options.TargetFPR = None,
     move_to: Annotated[
@@ -63,6 +64,7 @@ def watch_command(
         bank,
         head=choice.name,
         checkpoint=choice.checkpoint,
+        product=product,
         threshold=threshold,
         target_fpr=target_fpr,
         pretrained=pretrained,

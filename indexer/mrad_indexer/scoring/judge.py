@@ -14,11 +14,12 @@ from mrad.detector import Detector
 from mrad.encoder.encoder import Encoder, Features
 from mrad.errors import CalibrationError
 from mrad.files import sha256_file
-from mrad.heads.choose import AUTO
+from mrad.heads.choose import AUTO, default_head, problem
 from mrad.heads.nn import NNHead
 from mrad.images.options import ReadOptions
 from mrad.images.regions import Area
 from mrad.memory.bank import MemoryBank
+from mrad.thresholds.objects import calibration_of_object
 from mrad.types import ANOMALOUS, Prediction
 from mrad_indexer.loading import HeadChoice, detector_of, encoder_of
 
@@ -42,6 +43,8 @@ class Judge:
     checkpoint: Path | None
     note: str | None = None
     """What was asked for and cannot be had, with a code."""
+    product: str | None = None
+    """Of whose images alone the memory was asked."""
 
     @classmethod
     def load(
@@ -57,10 +60,12 @@ class Judge:
         precision: str = "auto",
         roi: Area | None = None,
         reading: ReadOptions | None = None,
+        product: str | None = None,
     ) -> Judge:
         """From a bank's folder, on the encoder that it names; see `of`.
 
-        `roi`: instead of the bank's own region of interest or parts.
+        `roi`: instead of the bank's own region of interest or parts. `product`: judged by what the bank
+        holds of it alone, with thresholds of its own images. Raises `UnknownObjectError` too.
         """
         bank = MemoryBank.load(bank_path)
         encoder = encoder_of(bank, pretrained=pretrained, device=device, precision=precision)
@@ -72,6 +77,7 @@ class Judge:
             threshold=threshold,
             target_fpr=target_fpr,
             reading=reading,
+            product=product,
         )
         if roi is None:
             return judge
@@ -89,6 +95,7 @@ class Judge:
         threshold: float | None = None,
         target_fpr: float | None = None,
         reading: ReadOptions | None = None,
+        product: str | None = None,
     ) -> Judge:
         """From what is loaded already.
 
@@ -97,25 +104,37 @@ class Judge:
         no verdict. Raises `CalibrationError` when `target_fpr` cannot be had, or when the head's
         checkpoint is not the one calibrated.
         """
-        head = HeadChoice(head, checkpoint).of(bank).name
-        calibration = _calibration(bank, head, checkpoint)
+        chosen = HeadChoice(head, checkpoint).of(bank).name
+        calibration = _calibration(bank, chosen, checkpoint)
         settings = calibration.settings if calibration else {}
         names = ("fusion", "sigma", "top", "retrieval")
         options = {name: settings[name] for name in names if name in settings}
+        if product is not None:
+            part = replace(bank.of_object(product), digest=bank.digest)
+            if head == AUTO and problem(part, chosen) is not None:
+                chosen = default_head(part).head
+            bank = part
         detector = detector_of(
-            encoder, bank, HeadChoice(head, checkpoint), reading=reading, **options
+            encoder, bank, HeadChoice(chosen, checkpoint), reading=reading, **options
         )
         if calibration is None and target_fpr is not None:
             raise CalibrationError(
-                f"--target-fpr needs a calibration, and the bank has none for head {head!r}: run "
+                f"--target-fpr needs a calibration, and the bank has none for head {chosen!r}: run "
                 "mrad calibrate first"
             )
+        missing = None
+        if product is not None and calibration is not None:
+            try:
+                calibration = calibration_of_object(detector, calibration)
+            except CalibrationError as error:
+                calibration, target_fpr = None, None
+                missing = f"no_threshold: there is none for {product!r} alone: {error}"
         image, pixel = thresholds(calibration, threshold, target_fpr)
         low, high = colour_scale(detector, calibration, pixel)
-        note = None
+        note = missing
         if calibration is not None and target_fpr is not None and threshold is None:
             note = calibration.shortfall(target_fpr)
-        return cls(detector, image, pixel, low, high, calibration, checkpoint, note)
+        return cls(detector, image, pixel, low, high, calibration, checkpoint, note, product)
 
     def verdict(self, score: float) -> str | None:
         """`anomalous` or `normal`; None without a threshold."""
@@ -156,6 +175,7 @@ class Judge:
             "threshold": self.threshold,
             "pixel_threshold": self.pixel_threshold,
             "layout": detector.layout.to_json(),
+            **({} if self.product is None else {"object": self.product}),
         }
 
 

@@ -37,6 +37,8 @@ class Model:
     calibration: Calibration | None
     why_uncalibrated: str
     """Why there is none."""
+    part: str = ""
+    """The product whose images alone it asks; empty for all."""
 
     @property
     def bank(self) -> MemoryBank:

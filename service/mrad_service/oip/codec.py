@@ -26,7 +26,14 @@ Array = npt.NDArray[Any]
 HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_VALUES = 1 << 20
 """JSON values of a request: the pixels of some 590 x 590; more of them travel as binary data."""
-PARAMETERS = ("threshold", "target_fpr", "bit_depth", "strict_input", "binary_data_output")
+PARAMETERS = (
+    "threshold",
+    "target_fpr",
+    "object",
+    "bit_depth",
+    "strict_input",
+    "binary_data_output",
+)
 VERSION = "1"
 """Of every model."""
 IMAGES, PIXELS = "images", "pixels"

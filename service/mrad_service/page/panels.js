@@ -163,16 +163,30 @@ export function showEvidence(item, bitmap) {
 
 function remembered(one) {
   const name = one.defect || one.source || "without a name";
-  const of = { normal: "its good part", anomalous: "its defect" }[one.region];
+  let of = { normal: "its good part", anomalous: "its defect" }[one.region];
   const label = LABELS[one.label] ?? one.label;
   const picture = one.thumbnail
-    ? el("img", { src: `data:image/jpeg;base64,${one.thumbnail}`, alt: `Memory image ${name}` })
+    ? framed(one, el("img", { src: `data:image/jpeg;base64,${one.thumbnail}`, alt: `Memory image ${name}` }))
     : el("span", { className: "missing" }, "no picture");
   const match = `${(100 * one.similarity).toFixed(1)} %`;
   const badge = el("b", { className: `badge ${one.label}` }, label);
+  if (one.box && one.size) of = "the framed spot of it";
   const place = of ? el("span", { className: "faint" }, of) : null;
   const title = el("span", { className: "name", title: one.source }, name);
   return el("li", {}, picture, badge, el("span", {}, `${match} alike`), title, place);
+}
+
+/** The whole remembered picture with its nearest patch framed, where the key is a single patch. */
+function framed(one, picture) {
+  if (!one.box || !one.size) return picture;
+  const longer = Math.max(...one.size);
+  const share = (at, axis) => (100 * ((longer - one.size[axis]) / 2 + at)) / longer;
+  const spot = el("span", { className: "spot", "aria-hidden": "true" });
+  spot.style.left = `${share(one.box[0], 0)}%`;
+  spot.style.top = `${share(one.box[1], 1)}%`;
+  spot.style.width = `${(100 * (one.box[2] - one.box[0])) / longer}%`;
+  spot.style.height = `${(100 * (one.box[3] - one.box[1])) / longer}%`;
+  return el("span", { className: "framed" }, picture, spot);
 }
 
 /** A square of the image: all of it, or the surroundings of the box (in full pixels). */

@@ -41,10 +41,15 @@ def turn_to_switch(request: Request) -> Iterator[None]:
 def get_bank(
     request: Request,
     bank: Annotated[str | None, Query(description="a loaded bank; the active one")] = None,
+    product: Annotated[
+        str | None,
+        Query(alias="object", max_length=200, description="product: what is held of it alone"),
+    ] = None,
 ) -> Bank:
     """The memory in use: encoder, counts, thresholds."""
     runtime = runtime_of(request)
-    return described(runtime, runtime.model(bank))
+    model = runtime.model(bank)
+    return described(runtime, model if product is None else runtime.objects.get(model, product))
 
 
 def list_banks(request: Request) -> BankList:
@@ -118,6 +123,7 @@ def described(runtime: Runtime, model: Model) -> Bank:
         digest=bank.digest,
         encoder=asdict(bank.identity),
         entries=len(bank.entries),
+        objects=list(bank.objects),
         image=_keys(bank.image),
         patch=_keys(bank.patch),
         writable=runtime.settings.writable,
@@ -126,7 +132,7 @@ def described(runtime: Runtime, model: Model) -> Bank:
         calibration=found,
         score_range=span,
         map_range=held.map_range() if held is not None else None,
-        drift=runtime.drift.report(model),
+        drift=None if model.part else runtime.drift.report(model),
     )
 
 

@@ -111,7 +111,7 @@ async def model_metadata(request: Request, name: str, version: str = VERSION) ->
 async def infer(request: Request, name: str, version: str = VERSION) -> Response:
     """Judge images: `images`, encoded files, or `pixels`, uint8 [n, height, width, 3].
 
-    Parameters: `threshold` or `target_fpr`, `bit_depth`, `strict_input`. Warnings stand in the
+    Parameters: `threshold` or `target_fpr`, `object`, `bit_depth`, `strict_input`. Warnings stand in the
     answer's parameters too, whatever outputs were asked for. Without a threshold the verdict is empty; `p_value`
     needs a calibration, `probability` one with defects. One image that cannot be read fails the request: the protocol has no place
     for the problem of a single element.
@@ -129,6 +129,7 @@ async def infer(request: Request, name: str, version: str = VERSION) -> Response
     limits = FileLimits(settings.max_images, settings.max_file_bytes)
     question = await run_in_threadpool(partial(read, body, limits))
     inference = question.inference
+    model = await runtime.model_of(name, _object(inference.parameters))
     verdict = _verdict(model, inference.parameters)
     notes = [verdict.note] if verdict.note else []
     outputs = {output.name for output in inference.wanted}
@@ -179,6 +180,13 @@ async def infer(request: Request, name: str, version: str = VERSION) -> Response
         headers["Content-Encoding"] = coding
     kind = "application/json" if header is None else "application/octet-stream"
     return Response(text, media_type=kind, headers=headers)
+
+
+def _object(parameters: dict[str, Any]) -> str | None:
+    name = parameters.get("object")
+    if name is not None and not isinstance(name, str):
+        raise InvalidRequestError("the parameter object is a text: a product's name")
+    return name
 
 
 def _reading(model: Model, parameters: dict[str, Any]) -> ReadOptions:

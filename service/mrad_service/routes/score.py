@@ -55,7 +55,7 @@ async def score(request: Request) -> Response:
     deadline = runtime.deadline(request)
     settings = runtime.settings
     sent = await read_submission(request, FileLimits(settings.max_images, settings.max_file_bytes))
-    model = runtime.model(sent.options.bank)
+    model = await runtime.model_of(sent.options.bank, sent.options.object)
     judge = Judge(model, sent.options, settings.max_response_bytes)
 
     def finish(index: int, prediction: Prediction, image: Image.Image) -> dict[str, Any]:

@@ -66,6 +66,11 @@ class ScoreOptions(BaseModel):
         description=f"Only these parts of a result: {', '.join(FIELDS)}. In a form: comma-separated.",
     )
     bank: str | None = Field(None, description="A loaded bank; the active one unless told.")
+    object: str | None = Field(
+        None,
+        max_length=200,
+        description="Product: judged by what the memory holds of it alone; by all of it unless told.",
+    )
     roi: AreaBody | None = Field(
         None,
         description="Region of interest: outside nothing is judged. Instead of the bank's own region "
@@ -129,6 +134,14 @@ class Evidence(BaseModel):
     tile: tuple[int, int, int, int] | None = Field(
         None,
         description="where in the source image the remembered tile lies; null: it is all of it",
+    )
+    box: tuple[int, int, int, int] | None = Field(
+        None,
+        description="where in the source image the remembered patch lies, pixels; null where the key is "
+        "no single patch",
+    )
+    size: tuple[int, int] | None = Field(
+        None, description="width, height of the source image, which `tile` and `box` refer to"
     )
     thumbnail: str | None = Field(None, description="JPEG, base64")
 
@@ -271,6 +284,7 @@ class Bank(BaseModel):
     digest: str | None = Field(description="SHA-256 of bank.json; null once it has learnt")
     encoder: dict[str, Any]
     entries: int
+    objects: list[str] = Field(description="products, by name; what a request may name as `object`")
     image: Keys
     patch: Keys
     writable: bool

@@ -123,6 +123,8 @@ class Judge:
             self._budget.spend(sum(len(found["thumbnail"] or "") for found in made["evidence"]))
         kept = {name: value for name, value in made.items() if name in self.fields}
         said = [*prediction.warnings, *([self.verdict.note] if self.verdict.note else [])]
+        if self.model.part and self.verdict.threshold is None:
+            said.append(f"no_threshold: {self.model.why_uncalibrated}")
         if said:  # never left out: a verdict on a misread image is worth nothing
             kept["warnings"] = said
         return kept
@@ -153,6 +155,8 @@ class Judge:
                 "defect": found.defect,
                 "query_box": found.query_box,
                 "tile": found.tile,
+                "box": found.box,
+                "size": found.size,
                 "thumbnail": self._thumbnail(found.entry_id),
             }
             for found in chosen

@@ -29,6 +29,8 @@ class HTTPTransport:
     """One that does not retry by itself: the run does."""
     threshold: float | None = None
     target_fpr: float | None = None
+    product: str | None = None
+    """Judged by what the memory holds of it alone."""
     pictures: bool = False
     colours: tuple[float, float] | None = None
     """Map values of the coldest and the hottest colour; None: each map's own."""
@@ -41,6 +43,7 @@ class HTTPTransport:
         options: ScoreOptions = {
             "threshold": self.threshold,
             "target_fpr": self.target_fpr,
+            "object": self.product,
             "map": "png16" if self.pictures else "none",
         }
         results = iter(await self.client.score(files, **options) if files else ())
