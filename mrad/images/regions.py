@@ -144,7 +144,15 @@ def read_parts(path: Path, size: Size | None = None) -> tuple[Area, ...]:
     A part is `box` [x_min, y_min, x_max, y_max) or `polygons`; `size` as for `read_roi`. Raises
     `DataError`.
     """
-    facts = _json(path)
+    return _parts(_json(path), size, path)
+
+
+def parse_parts(facts: Any, size: Size | None = None) -> tuple[Area, ...]:
+    """Named parts as a request gives them, in the form of `parts.json`. Raises `DataError`."""
+    return _parts(_object(facts, Path("the parts")), size, Path("the parts"))
+
+
+def _parts(facts: dict[str, Any], size: Size | None, path: Path) -> tuple[Area, ...]:
     parts = facts.get("parts")
     if not isinstance(parts, dict) or not parts:
         raise DataError(

@@ -187,3 +187,28 @@ def test_data_check_says_how_much_is_squeezed_away(tmp_path, make_image):
     make_image(0, (50, 125))[0].save(tmp_path / "good" / "a.png")
     make_image(1, (100, 100), defect=True)[0].save(tmp_path / "defect" / "b.png")
     assert "50 x 125 loses 60 % of its height" in run("data", "check", tmp_path)
+
+
+def test_each_part_has_its_own_figures(dataset, tiny_encoder, tmp_path):
+    """Truth of a part is what is marked inside it; metrics at the picture's own size."""
+    from mrad_indexer.evaluation.report import table
+
+    areas = tuple(
+        Area.of_box((x, 0, x + 120, 96), (240, 96), name)
+        for name, x in (("left", 0), ("right", 120))
+    )
+    options = BuildOptions(layout=Layout(None, None, areas))
+    bank = build(tiny_encoder, dataset, tmp_path / "bank", options).bank
+    result = evaluate({"parts": Detector(tiny_encoder, bank)}, dataset)
+    (item,) = result.candidates[0].objects
+    marked = [record.read_mask((240, 96)) for record in dataset.records]
+    for part, half in zip(item.parts, (slice(0, 120), slice(120, 240))):
+        assert part.images == 8
+        assert part.anomalous == sum(bool(mask[:, half].any()) for mask in marked)
+        assert part.image.auroc is not None
+        assert part.pixel.aupro is not None
+    assert [part.name for part in item.parts] == ["left", "right"]
+    assert [row.name for row in table(result)][-2:] == [
+        f"{item.name or 'images'}: part {name}" for name in ("left", "right")
+    ]
+    assert result.to_json()["candidates"][0]["objects"][0]["parts"][1]["name"] == "right"

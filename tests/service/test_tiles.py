@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from dataclasses import replace
@@ -13,7 +14,7 @@ from PIL import Image
 
 from mrad import Detector, MemoryBank
 from mrad.images.layout import Layout
-from mrad.images.regions import Area
+from mrad.images.regions import Area, parse_parts
 from mrad.images.tiles import Tiling
 
 LAYOUT = Layout(Tiling(96, 0.25))
@@ -177,3 +178,37 @@ def test_the_open_inference_protocol_judges_tiles(
     assert answer.status_code == 200, answer.text
     (wanted,) = Detector(tiny_encoder, tiled).predict([Image.fromarray(image)])
     assert answer.json()["outputs"][0]["data"][0] == pytest.approx(wanted.score, abs=1e-6)
+
+
+def test_parts_of_one_request_have_their_own_scores_and_verdicts(client, tiny_detector, png):
+    parts = {
+        "size": [200, 100],
+        "parts": {
+            "left": {"box": [0, 0, 100, 100]},
+            "right": {"polygons": [[[110, 0], [200, 0], [200, 100]]]},
+        },
+    }
+    (result,) = score(client, png(5, (200, 100), True), parts=json.dumps(parts), threshold=0.5)
+    layout = Layout(None, None, parse_parts(parts))
+    image = Image.open(io.BytesIO(png(5, (200, 100), True)))
+    (wanted,) = tiny_detector.predict([image], layout=layout)
+    found = {part["name"]: part for part in result["parts"]}
+    for part in wanted.parts:
+        assert found[part.name]["score"] == pytest.approx(part.score, abs=1e-6)
+        assert found[part.name]["verdict"] == ("anomalous" if part.score >= 0.5 else "normal")
+    assert result["score"] == pytest.approx(max(part.score for part in wanted.parts), abs=1e-6)
+    body = {
+        "images": [base64.b64encode(png(5, (200, 100), True)).decode()],
+        "parts": parts, "roi": {"size": [200, 100], "box": [0, 0, 150, 100]},
+    }  # fmt: skip
+    answer = client.post("/v1/score", json=body)
+    assert answer.status_code == 200, answer.text
+    assert [part["name"] for part in answer.json()["results"][0]["parts"]] == ["left", "right"]
+
+
+@pytest.mark.parametrize(
+    "parts", ["{}", '{"size": [9, 9], "parts": {}}', '{"size": [9, 9], "parts": {"a": {}}}', "x"]
+)
+def test_parts_that_are_none_are_refused(client, png, parts):
+    answer = client.post("/v1/score", files=[("images", ("a.png", png()))], data={"parts": parts})
+    assert answer.status_code == 422, answer.text

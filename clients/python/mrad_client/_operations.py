@@ -45,6 +45,9 @@ class ScoreOptions(TypedDict, total=False):
     """Region of interest: `size` [width, height] and `box` or `polygons` (and `holes`)."""
     object: str | None
     """Product: judged by what the memory holds of it alone; by all of it unless told."""
+    parts: Mapping[str, Any] | None
+    """Named parts, each with a score and verdict of its own: `size` and `parts`, name -> `box` or
+    `polygons`, as in `parts.json`."""
     full_map: bool
     """Maps of images above 32 megapixels at full size, instead of scaled down to that."""
     bit_depth: int | None
@@ -98,11 +101,12 @@ def score(images: Iterable[ImageInput], options: ScoreOptions) -> Call[Scores]:
         return judged.model_copy(update={"results": results})
 
     fields = options.get("fields")
-    roi = options.get("roi")
+    roi, parts = options.get("roi"), options.get("parts")
     given = {
         **options,
         "fields": ",".join(fields) if fields else None,
         "roi": json.dumps(roi) if roi else None,
+        "parts": json.dumps(parts) if parts else None,
     }
     return Call(
         "POST",

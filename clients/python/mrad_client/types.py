@@ -74,6 +74,8 @@ class Part(Model):
     box: tuple[int, int, int, int]
     score: float
     class_score: float
+    calibrated_score: float | None = None
+    """0 to 100, the threshold in force at 50."""
     verdict: str | None = None
     probability: float | None = None
 
@@ -138,7 +140,7 @@ class Result(Model):
     peak_box: tuple[int, int, int, int] | None = None
     """The patch that is most anomalous; pixels of the input image."""
     parts: list[Part] | None = None
-    """Where the bank's layout has named parts."""
+    """Where the request or the bank names parts."""
     tiles: list[Tile] | None = None
     """Of an image that was cut, where `fields` asks for them."""
     warnings: list[str] = []

@@ -38,6 +38,16 @@ def test_maps_are_decoded_on_first_use_and_once() -> None:
     assert result.anomaly_map is result.anomaly_map
 
 
+def test_regions_and_parts_are_sent_as_json() -> None:
+    server = Script(ok_results)
+    parts = {"size": [20, 10], "parts": {"lid": {"box": [0, 0, 5, 5]}}}
+    roi = {"size": [20, 10], "box": [0, 0, 10, 10]}
+    server.client().score([b"x"], roi=roi, parts=parts)
+    (sent,), (region,) = (field(server.requests[0], name) for name in ("parts", "roi"))
+    assert json.loads(sent) == parts
+    assert json.loads(region) == roi
+
+
 def test_npy_maps_never_unpickle() -> None:
     buffer = io.BytesIO()
     np.save(buffer, np.array([{}], dtype=object), allow_pickle=True)

@@ -51,6 +51,11 @@ export interface ScoreOptions {
   object?: string;
   /** Region of interest: outside nothing is judged. `size` is that of the image it was drawn on. */
   roi?: { size: [number, number]; box?: number[]; polygons?: number[][][]; holes?: number[][][] };
+  /** Named parts, each with a score and a verdict of its own; `size` as for `roi`. */
+  parts?: {
+    size: [number, number];
+    parts: Record<string, { box?: number[]; polygons?: number[][][]; holes?: number[][][] }>;
+  };
   /** Maps of images above 32 megapixels at full size. */
   full_map?: boolean;
 }
@@ -91,7 +96,7 @@ export class MradClient {
     }
     for (const [name, value] of Object.entries(options)) {
       if (value === undefined) continue;
-      form.append(name, name === "roi" ? JSON.stringify(value) : String(value));
+      form.append(name, name === "roi" || name === "parts" ? JSON.stringify(value) : String(value));
     }
     const scores = await this.#json<Scores>("POST", "/v1/score", { body: form });
     if (scores.results?.length !== images.length) {

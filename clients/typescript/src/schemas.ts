@@ -242,7 +242,7 @@ export interface components {
             /** @description what it changed */
             effect: components["schemas"]["LessonEffect"] | null;
         };
-        /** @description A named part of the image, as the bank's layout has it, with a judgement of its own. */
+        /** @description A named part of the image, of the request's or the bank's, with a judgement of its own. */
         Part: {
             name: string;
             box: [
@@ -253,6 +253,7 @@ export interface components {
             ];
             score: number;
             class_score: number;
+            calibrated_score?: number | null;
             verdict?: ("normal" | "anomalous") | null;
             probability?: number | null;
         };
@@ -324,7 +325,7 @@ export interface components {
                 number,
                 number
             ] | null;
-            /** @description where the bank's layout has named parts */
+            /** @description where the request or the bank names parts */
             parts?: components["schemas"]["Part"][] | null;
             /** @description of an image that was cut, where `fields` asks for them */
             tiles?: components["schemas"]["Tile"][] | null;

@@ -80,12 +80,7 @@ def build_command(
         float, typer.Option(help="share of a tile that its neighbour shows too", min=0, max=0.9)
     ] = 0.25,
     roi: options.ROI = None,
-    parts: Annotated[
-        Path | None,
-        typer.Option(
-            help="parts.json: named boxes or polygons, each judged by itself in every picture"
-        ),
-    ] = None,
+    parts: options.Parts = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
     precision: Annotated[

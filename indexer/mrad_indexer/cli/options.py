@@ -39,6 +39,13 @@ ROI = Annotated[
     ),
 ]
 
+Parts = Annotated[
+    Path | None,
+    typer.Option(
+        help="parts.json: named boxes or polygons, each judged by itself in every picture"
+    ),
+]
+
 BitDepth = Annotated[
     int | None,
     typer.Option(

@@ -65,6 +65,7 @@ def score_command(
     maps: Annotated[Maps, typer.Option(help="raw maps as files")] = Maps.none,
     overlays: options.Overlays = True,
     roi: options.ROI = None,
+    parts: options.Parts = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="score all again, whatever was done before")
     ] = False,
@@ -88,7 +89,7 @@ def score_command(
     from mrad_client.batch.screen import closing, say_not_taken
     from mrad_client.batch.sources import find_items
 
-    from mrad.images.regions import read_roi
+    from mrad.images.regions import read_parts, read_roi
     from mrad_indexer.cutting import size_of
     from mrad_indexer.loading import HeadChoice
     from mrad_indexer.scoring.judge import Judge
@@ -108,6 +109,7 @@ def score_command(
         precision=precision,
         reading=options.reading(bit_depth, strict_input, allow_truncated, max_pixels),
         roi=None if roi is None else read_roi(roi, size_of(items[0].path)),
+        parts=() if parts is None else read_parts(parts, size_of(items[0].path)),
     )
     say(f"memory {bank.name}: {judge.detector.bank.composition}", style="dim", to=errors)
     wanted = [Format.csv] if formats is None else formats

@@ -40,6 +40,7 @@ def watch_command(
     ] = 0.5,
     overlays: options.Overlays = True,
     roi: options.ROI = None,
+    parts: options.Parts = None,
     bit_depth: options.BitDepth = None,
     strict_input: options.StrictInput = False,
     allow_truncated: options.Truncated = False,
@@ -54,7 +55,7 @@ def watch_command(
     A line for each image is added to OUT/verdicts.jsonl and synced to disk. Stop it, kill it, start
     it again: no image is judged twice, none is left out.
     """
-    from mrad.images.regions import read_roi
+    from mrad.images.regions import read_parts, read_roi
     from mrad_indexer.loading import HeadChoice
     from mrad_indexer.scoring.judge import Judge
     from mrad_indexer.watch import WatchOptions, watch_folder
@@ -72,6 +73,7 @@ def watch_command(
         precision=precision,
         reading=options.reading(bit_depth, strict_input, allow_truncated, max_pixels),
         roi=None if roi is None else read_roi(roi),
+        parts=() if parts is None else read_parts(parts),
     )
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

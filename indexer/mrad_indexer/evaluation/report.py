@@ -15,7 +15,13 @@ from markupsafe import Markup
 from mrad.detector import Detector
 from mrad_indexer.datasets import Dataset
 from mrad_indexer.evaluation.figures import curves_figure, histograms_figure
-from mrad_indexer.evaluation.runner import METRICS, CandidateResult, Evaluation
+from mrad_indexer.evaluation.runner import (
+    METRICS,
+    CandidateResult,
+    Evaluation,
+    ObjectResult,
+    PartResult,
+)
 from mrad_indexer.evaluation.sheets import Sheet, sheets_of
 
 HEADINGS = {
@@ -109,14 +115,26 @@ def table(evaluation: Evaluation) -> list[Row]:
             ]
         )
     for place, name in enumerate(evaluation.dataset["objects"]):
-        block = []
-        for item in evaluation.candidates:
-            result = item.objects[place]
-            values = [getattr(getattr(result, level), metric) for level, metric in METRICS]
-            images = f"{result.images - result.anomalous} + {result.anomalous}"
-            block.append((name, item.name, images, values, False))
-        blocks.append(block)
+        results = [(item.name, item.objects[place]) for item in evaluation.candidates]
+        blocks.append([_figures(name, candidate, result) for candidate, result in results])
+        parts = dict.fromkeys(part.name for _, result in results for part in result.parts)
+        for part in parts:
+            called = f"{name or 'images'}: part {part}"
+            blocks.append([
+                _figures(called, candidate, own)
+                for candidate, result in results
+                for own in result.parts
+                if own.name == part
+            ])  # fmt: skip
     return [row for block in blocks for row in _rows(block)]
+
+
+def _figures(
+    name: str, candidate: str, result: ObjectResult | PartResult
+) -> tuple[str, str, str, list[float | None], bool]:
+    values = [getattr(getattr(result, level), metric) for level, metric in METRICS]
+    images = f"{result.images - result.anomalous} + {result.anomalous}"
+    return name, candidate, images, values, False
 
 
 def _rows(block: Sequence[tuple[str, str, str, list[float | None], bool]]) -> list[Row]:

@@ -8,10 +8,14 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from mrad.detector import Detector
 from mrad.errors import DataError, MRADError
 from mrad.images.guard import codes
+from mrad.images.layout import Places
 from mrad.maps import at_shape
+from mrad.types import BoolArray, Prediction
 from mrad_indexer.datasets import Dataset
 from mrad_indexer.evaluation.judging import Batch, by_layout, judged
 from mrad_indexer.evaluation.metrics import (
@@ -52,6 +56,17 @@ class ImageScore:
 
 
 @dataclass(frozen=True)
+class PartResult:
+    """One named part of an object's images: its own figures, truth being what is marked inside it."""
+
+    name: str
+    images: int
+    anomalous: int
+    image: ImageMetrics
+    pixel: PixelMetrics
+
+
+@dataclass(frozen=True)
 class ObjectResult:
     """One object under one candidate."""
 
@@ -69,6 +84,8 @@ class ObjectResult:
     high: float
     """Map values at which colours start and end: 1 % of all pixels below, 0.1 % above."""
     scores: tuple[ImageScore, ...]
+    parts: tuple[PartResult, ...] = ()
+    """Of a memory whose layout names parts."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +146,16 @@ class _Tally:
     pixels: PixelScores = field(default_factory=PixelScores)
     scores: list[ImageScore] = field(default_factory=list)
     masked: int = 0
+    parts: dict[str, _Part] = field(default_factory=dict)
+
+
+@dataclass
+class _Part:
+    """The same of one named part; images of which nobody knows where the defect is are left out."""
+
+    pixels: PixelScores = field(default_factory=PixelScores)
+    scores: list[float] = field(default_factory=list)
+    labels: list[bool] = field(default_factory=list)
 
 
 def evaluate(
@@ -241,9 +268,37 @@ def _collect(tally: _Tally, dataset: Dataset, batch: Batch, name: str) -> list[t
             if mask.ignore.any():
                 clear = ~at_shape(mask.ignore, values.shape)
                 within = clear if within is None else within & clear
-            tally.pixels.add(values, at_shape(mask.anomalous, values.shape), within)
+            anomalous = at_shape(mask.anomalous, values.shape)
+            tally.pixels.add(values, anomalous, within)
             tally.masked += record.anomalous
+            _collect_parts(tally, prediction, places, anomalous, within)
     return said
+
+
+def _collect_parts(
+    tally: _Tally,
+    prediction: Prediction,
+    places: Places,
+    anomalous: BoolArray,
+    within: BoolArray | None,
+) -> None:
+    """Each part's score against what is marked inside it, and its pixels; masks at the map's size."""
+    values = prediction.anomaly_map
+    if not prediction.parts or values is None:
+        return
+    scale = values.shape[1] / places.size[0], values.shape[0] / places.size[1]
+    for part, section in zip(prediction.parts, places.sections):
+        left, top, right, bottom = (round(e * scale[i % 2]) for i, e in enumerate(section.box))
+        cut = slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))
+        inside = np.ones(values[cut].shape, dtype=bool)
+        if section.inside is not None:
+            inside = at_shape(section.inside, inside.shape)
+        if within is not None:
+            inside = inside & within[cut]
+        own = tally.parts.setdefault(part.name, _Part())
+        own.scores.append(part.score)
+        own.labels.append(bool((anomalous[cut] & inside).any()))
+        own.pixels.add(values[cut], anomalous[cut], inside)
 
 
 def _result(name: str, tally: _Tally) -> ObjectResult:
@@ -265,4 +320,14 @@ def _result(name: str, tally: _Tally) -> ObjectResult:
         low=tally.pixels.quantile(0.01) if seen else 0.0,
         high=tally.pixels.quantile(0.999) if seen else 1.0,
         scores=tuple(tally.scores),
+        parts=tuple(
+            PartResult(
+                part,
+                len(own.labels),
+                sum(own.labels),
+                image_metrics(own.scores, own.labels),
+                own.pixels.metrics(),
+            )
+            for part, own in tally.parts.items()
+        ),
     )

@@ -59,13 +59,13 @@ class Judge:
         device: str = "auto",
         precision: str = "auto",
         roi: Area | None = None,
+        parts: tuple[Area, ...] = (),
         reading: ReadOptions | None = None,
         product: str | None = None,
     ) -> Judge:
         """From a bank's folder, on the encoder that it names; see `of`.
 
-        `roi`: instead of the bank's own region of interest or parts. `product`: judged by what the bank
-        holds of it alone, with thresholds of its own images. Raises `UnknownObjectError` too.
+        `roi`, `parts`: instead of the bank's own. `product`: judged by what the bank holds of it alone, with thresholds of its own images. Raises `UnknownObjectError` too.
         """
         bank = MemoryBank.load(bank_path)
         encoder = encoder_of(bank, pretrained=pretrained, device=device, precision=precision)
@@ -79,9 +79,9 @@ class Judge:
             reading=reading,
             product=product,
         )
-        if roi is None:
+        if roi is None and not parts:
             return judge
-        layout = replace(bank.layout, roi=roi, parts=())
+        layout = replace(bank.layout, roi=roi, parts=parts)
         return replace(judge, detector=judge.detector.with_layout(layout))
 
     @classmethod

@@ -17,7 +17,14 @@ from mrad.types import Prediction
 from mrad_service.models.loading import Model
 from mrad_service.runtime import Runtime
 from mrad_service.scheduler.queue import Job
-from mrad_service.schemas.score import AreaBody, EncodedImage, ScoreBody, ScoreOptions, Scores
+from mrad_service.schemas.score import (
+    AreaBody,
+    EncodedImage,
+    PartsBody,
+    ScoreBody,
+    ScoreOptions,
+    Scores,
+)
 from mrad_service.scoring.results import Judge, result_of, whole_failure
 from mrad_service.scoring.uploads import FileLimits, read_submission
 
@@ -118,6 +125,11 @@ def _options_as_text() -> dict[str, Any]:
     form["properties"]["roi"] = {
         "type": "string", "description": about, "examples": [json.dumps(region)]
     }  # fmt: skip
+    named = {"size": [3840, 3200], "parts": {"lid": {"box": [0, 0, 1920, 3200]}}}
+    about = form["properties"]["parts"]["description"]
+    form["properties"]["parts"] = {
+        "type": "string", "description": about, "examples": [json.dumps(named)]
+    }  # fmt: skip
     return form
 
 
@@ -145,6 +157,9 @@ def _request_body() -> dict[str, Any]:
     body = ScoreBody.model_json_schema()
     del body["$defs"]
     body["properties"]["roi"]["anyOf"][0] = AreaBody.model_json_schema()
+    parts = PartsBody.model_json_schema()
+    parts["properties"]["parts"]["additionalProperties"] = parts.pop("$defs")["ShapeBody"]
+    body["properties"]["parts"]["anyOf"][0] = parts
     body["properties"]["images"]["items"]["anyOf"][0] = EncodedImage.model_json_schema()
     pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
     return {

@@ -25,6 +25,7 @@ FIELDS = (
     "tiles",
 )
 MAX_EVIDENCE = 50
+MAX_PARTS = 100
 
 MapFormat = Literal["none", "png16", "npy", "overlay", "rle", "polygons"]
 
@@ -40,6 +41,29 @@ class AreaBody(BaseModel):
     )
     polygons: list[list[tuple[float, float]]] | None = Field(None, description="points x, y")
     holes: list[list[tuple[float, float]]] = Field(default_factory=list)
+
+
+class ShapeBody(BaseModel):
+    """A named part of an image: a box, or polygons less holes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    box: tuple[float, float, float, float] | None = Field(
+        None, description="[x_min, y_min, x_max, y_max)"
+    )
+    polygons: list[list[tuple[float, float]]] | None = Field(None, description="points x, y")
+    holes: list[list[tuple[float, float]]] = Field(default_factory=list)
+
+
+class PartsBody(BaseModel):
+    """Named parts of an image, as in `parts.json`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    size: tuple[int, int] = Field(
+        description="width, height of the image they were drawn on, pixels"
+    )
+    parts: dict[str, ShapeBody] = Field(min_length=1, max_length=MAX_PARTS)
 
 
 class ScoreOptions(BaseModel):
@@ -75,6 +99,11 @@ class ScoreOptions(BaseModel):
         None,
         description="Region of interest: outside nothing is judged. Instead of the bank's own region "
         "or parts. In a form: JSON.",
+    )
+    parts: PartsBody | None = Field(
+        None,
+        description="Named parts, each with a score and a verdict of its own; the image's score is that "
+        "of the worst. Instead of the bank's own parts. In a form: JSON.",
     )
     full_map: bool = Field(
         False,
@@ -157,12 +186,13 @@ class Map(BaseModel):
 
 
 class Part(BaseModel):
-    """A named part of the image, as the bank's layout has it, with a judgement of its own."""
+    """A named part of the image, of the request's or the bank's, with a judgement of its own."""
 
     name: str
     box: tuple[int, int, int, int]
     score: float
     class_score: float
+    calibrated_score: float | None = None
     verdict: Literal["normal", "anomalous"] | None = None
     probability: float | None = None
 
@@ -203,7 +233,7 @@ class Result(BaseModel):
     peak_box: tuple[int, int, int, int] | None = Field(
         None, description="the patch that is most anomalous; pixels of the input image"
     )
-    parts: list[Part] | None = Field(None, description="where the bank's layout has named parts")
+    parts: list[Part] | None = Field(None, description="where the request or the bank names parts")
     tiles: list[Tile] | None = Field(
         None, description="of an image that was cut, where `fields` asks for them"
     )

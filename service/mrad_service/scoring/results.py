@@ -12,7 +12,7 @@ from PIL import Image
 
 from mrad.errors import DataError, MRADError
 from mrad.images.layout import Layout
-from mrad.images.regions import parse_area
+from mrad.images.regions import parse_area, parse_parts
 from mrad.maps import regions
 from mrad.types import Evidence, PartScore, Prediction
 from mrad_service.errors import InvalidRequestError, ResponseTooLargeError
@@ -72,12 +72,14 @@ class Judge:
         self._full_map = options.full_map
         self.layout: Layout | None = None
         """How these images are looked at, where not as the bank says."""
-        if options.roi is not None:
+        if options.roi is not None or options.parts is not None:
             try:
-                area = parse_area(options.roi.model_dump(exclude_none=True))
+                area = options.roi and parse_area(options.roi.model_dump(exclude_none=True))
+                given = options.parts and options.parts.model_dump(exclude_none=True)
+                parts = parse_parts(given) if given else ()
+                self.layout = replace(model.detectors[0].layout, roi=area, parts=parts)
             except DataError as error:
                 raise InvalidRequestError(str(error)) from error
-            self.layout = replace(model.detectors[0].layout, roi=area, parts=())
         self._regions = "regions" in self.fields and self._cut is not None
         self._evidence = options.evidence if "evidence" in self.fields else 0
 
@@ -135,6 +137,7 @@ class Judge:
             "box": part.box,
             "score": part.score,
             "class_score": part.class_score,
+            "calibrated_score": self.verdict.calibrated(part.score),
             "verdict": self.verdict.says(part.score),
             "probability": self.verdict.probability(part.score),
         }

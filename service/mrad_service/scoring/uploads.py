@@ -33,6 +33,8 @@ from mrad_service.scoring.json_body import JsonBody
 MAX_FIELD_BYTES = 4096
 MAX_AREA_BYTES = 1 << 16
 """Of a region of interest: some thousand points."""
+AREAS = {"roi", "parts"}
+"""Fields that hold JSON."""
 MAX_VALUES = 1 << 14
 """JSON values of a request: some for each image, and the points of a region."""
 MAX_HEADER_BYTES = 4096
@@ -215,7 +217,7 @@ class FormReader:
         if self._field == "images":
             if len(self._data) > self._limits.file_bytes:
                 self._too_large, self._data = True, bytearray()
-        elif len(self._data) > (MAX_AREA_BYTES if self._field == "roi" else MAX_FIELD_BYTES):
+        elif len(self._data) > (MAX_AREA_BYTES if self._field in AREAS else MAX_FIELD_BYTES):
             raise InvalidRequestError(f"form field {self._field!r} is too long")
 
     def _end(self) -> None:
@@ -286,10 +288,10 @@ def _options(fields: dict[str, str]) -> ScoreOptions:
     given: dict[str, Any] = {name: value for name, value in fields.items() if value != ""}
     if "fields" in given:
         given["fields"] = [part.strip() for part in given["fields"].split(",") if part.strip()]
-    if "roi" in given:
-        area = JsonBody(MAX_VALUES, "field roi")
-        area.feed(given["roi"].encode())
-        given["roi"] = area.value()
+    for name in AREAS & given.keys():
+        area = JsonBody(MAX_VALUES, f"field {name}")
+        area.feed(given[name].encode())
+        given[name] = area.value()
     try:
         return ScoreOptions.model_validate(given)
     except ValidationError as error:
