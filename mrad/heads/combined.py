@@ -77,7 +77,8 @@ class CombinedHead(NNHead):
         if self.patch_level:
             known = self.views.normal & found.good[:, None]
             odds = log_odds(output.patch)
-            self.patch_scale = Scale.of(odds[known], distance=False)
+            usual = odds[known & self.settled[:, None]]
+            self.patch_scale = Scale.of(usual, distance=False)
             cells = cells + self.patch_scale(odds).where(~(found.good[:, None] & ~known), 0.0)
         return LeftOut(cells, torch.cat([parts, log_odds(output.image)[None].double()]), found.good)
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 DOUBLE = 0.998
 """Measured with `mrad-mini`: the same picture recompressed or brightened has 0.998 or more."""
+FEW = 10
+"""Good images that say what is usual; with fewer, those that were taught since have a say too."""
 BATCH = 16
 """Stored images looked at together."""
 
@@ -100,13 +102,18 @@ class NNHead:
         tops = self.tops(found.cells)
         labels = bank.image.labels[[self.place_in_image[pair] for pair in pairs]]
         bad = torch.from_numpy(labels == ANOMALOUS)
-        self.blend = Blend.of(tops, found.parts, found.good, self.distances, bad)
+        # What is usual is said by the images that the bank was built of: a lesson moves no scale.
+        kept = self.settled
+        self.blend = Blend.of(
+            tops[kept], found.parts[:, kept], found.good[kept], self.distances, bad[kept]
+        )
         self._values = self.blend.patch(found.cells[found.good]).flatten()
 
     def left_out(self) -> LeftOut:
         """Measure every image that the memory holds whole, its group left out; sets the scales."""
         distance, whole = self._distances_left_out()
-        good, group = self.views.good, self.groups[self.views.rows]
+        self.settled = settled_views(self.bank, self.views)
+        good, group = self.views.good & self.settled, self.groups[self.views.rows]
         places = chosen(self.places, good)
         self._sums = CellSums.of(distance[good], places)
         self.cell_scale = self._sums.scale()
@@ -114,7 +121,7 @@ class NNHead:
         self._good_places = places
         cells = self.cell_scale(distance, self.places)
         cells[good] = left_out_cells(distance[good], group[good], places)
-        return LeftOut(cells.nan_to_num(0.0), whole[None], good)
+        return LeftOut(cells.nan_to_num(0.0), whole[None], self.views.good)
 
     def _distances_left_out(self) -> tuple[Tensor, Tensor]:
         """Of every view: patch distances [V, N], NaN outside what is of interest; class distance [V]."""
@@ -229,6 +236,13 @@ class NNHead:
         cells, parts = self.measure(features, exclude)
         device = features.class_feature.device
         return HeadOutput(self.blend.patch(cells).to(device), self.blend.image(parts).to(device))
+
+
+def settled_views(bank: MemoryBank, views: Views) -> Tensor:
+    """bool [V]: of entries that say what is usual; all while fewer than `FEW` good ones of them do."""
+    found = views.rows < bank.settled
+    enough = len(torch.unique(views.rows[found & views.good])) >= FEW
+    return found if enough else torch.ones_like(found)
 
 
 @torch.inference_mode()

@@ -22,7 +22,7 @@ from mrad.errors import (
 from mrad.images.guard import InputProfile
 from mrad.images.layout import PLAIN, Layout, Places
 from mrad.images.options import ReadOptions
-from mrad.memory.contents import Contents
+from mrad.memory.contents import SETTLED, Contents
 from mrad.memory.entry import REGIONS, Entry, Key, PatchKeys
 from mrad.memory.level import LevelMemory
 from mrad.types import WHOLE, Box, Place, Sample
@@ -174,6 +174,7 @@ class MemoryBank(Contents):
             patch=self.patch.join(patch),
             local=self.local.join(local),
             thumbnails=thumbnails,
+            metadata={**self.metadata, SETTLED: self.settled},
             digest=None,
             changes=None,
         )
@@ -188,6 +189,7 @@ class MemoryBank(Contents):
             patch=self.patch.without_row(row),
             local=self.local.without_row(row),
             thumbnails={key: jpeg for key, jpeg in self.thumbnails.items() if key != entry_id},
+            metadata={**self.metadata, SETTLED: self.settled - (row < self.settled)},
             digest=None,
             changes=None,
         )
@@ -226,6 +228,14 @@ class MemoryBank(Contents):
                 "shows. Build it with a folder, or a column `object`, for each"
             )
         return self.select(np.array([entry.object_name == name for entry in self.entries]))
+
+    @property
+    def settled(self) -> int:
+        """How many of the first entries heads take what is usual from: those it was built of.
+
+        So a lesson adds a neighbour, and moves no scale that every image is judged on.
+        """
+        return min(int(self.metadata.get(SETTLED, len(self.entries))), len(self.entries))
 
     @property
     def composition(self) -> str:

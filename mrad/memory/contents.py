@@ -10,6 +10,9 @@ from mrad.encoder.identity import EncoderIdentity
 from mrad.memory.entry import Entry
 from mrad.memory.level import LevelMemory, empty_level
 
+SETTLED = "settled"
+"""In a bank's metadata: how many of the first entries heads take what is usual from; all where it is
+missing. The others were taught later: they are neighbours, and move no scale."""
 LOCAL_KEYS = 131_072
 """Single patches that a memory holds at most."""
 

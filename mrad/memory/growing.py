@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mrad.memory.contents import Changes, Contents
+from mrad.memory.contents import SETTLED, Changes, Contents
 from mrad.memory.entry import Entry, Key
 from mrad.memory.level import LevelMemory
 from mrad.types import Level
@@ -96,6 +96,7 @@ class GrowingBank(Generic[C]):
         self.folder = Path()
         """Where what was learned lies."""
         self._built, self._removed = len(bank.entries), 0
+        self._settled = min(int(bank.metadata.get(SETTLED, self._built)), self._built)
         self._image, self._patch = GrowingLevel(bank.image), GrowingLevel(bank.patch)
         self._local = GrowingLevel(bank.local)
         self._keeps_local = bank.keeps_local
@@ -143,7 +144,7 @@ class GrowingBank(Generic[C]):
             patch=self._patch.view(),
             local=self._local.view(),
             thumbnails=self.thumbnails,
-            metadata=self.metadata,
+            metadata=self.metadata | ({SETTLED: self._settled} if self.sequence else {}),
             calibration=self.calibration,
             changes=self._changes(),
             digest=None,
@@ -171,6 +172,7 @@ class GrowingBank(Generic[C]):
         self._image.keep(kept)
         self._patch.keep(kept)
         self._built = int(kept[: self._built].sum())
+        self._settled = int(kept[: self._settled].sum())
         self._local.keep(kept)
         self._entries = [entry for entry, keep in zip(self._entries, kept) if keep]
         self.rows = {entry.entry_id: row for row, entry in enumerate(self._entries)}

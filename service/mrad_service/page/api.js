@@ -49,13 +49,19 @@ export function teach(file, label, { mask = null, defect = "", attempt }) {
   return json("POST", "v1/memory/entries", form, { "Idempotency-Key": attempt });
 }
 
-/** Forget an entry; one that is gone already counts as forgotten. */
+/** Forget an entry; one that is gone already counts as forgotten. @returns what that changed, or null */
 export async function forget(entryId) {
   try {
-    await call("DELETE", `v1/memory/entries/${encodeURIComponent(entryId)}`);
+    return (await json("DELETE", `v1/memory/entries/${encodeURIComponent(entryId)}`)).effect;
   } catch (problem) {
     if (problem.code !== "entry_not_found") throw problem;
+    return null;
   }
+}
+
+/** A picture of the server, as an address that this tab may show. */
+export async function picture(address) {
+  return URL.createObjectURL(await (await call("GET", address)).blob());
 }
 
 /** Whether anything answers at the server's address. */

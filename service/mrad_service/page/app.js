@@ -103,7 +103,8 @@ async function open(item) {
   show($("judgement"), true);
   if (before) showRow(before, false, open);
   showRow(item, true, open);
-  if (item.state === "done" && !item.png) queue.again([item]); // its map was let go
+  // Its map was let go, or the memory has learnt since: what is shown is never an old verdict.
+  if (item.state === "done" && (!item.png || item.stale)) queue.again([item]);
   await refresh(item);
 }
 

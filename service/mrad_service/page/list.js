@@ -34,7 +34,7 @@ function told(item) {
   const again = item.stale ? " · before the last lesson" : "";
   const doubt = item.result.warnings?.length ? " · doubtful picture" : "";
   const words = `${verdict ? `${verdict} · ` : ""}${readable(item.result)}${doubt}${again}`;
-  return { words, kind: verdict ?? "done" };
+  return { words, kind: item.stale ? "stale" : (verdict ?? "done") };
 }
 
 function makeRow(item, open) {

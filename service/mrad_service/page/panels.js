@@ -1,5 +1,6 @@
 /** What stands beside the picture: verdict, evidence, lessons, and what a lesson changed. */
 
+import { picture } from "./api.js";
 import { $, digits, el, readable } from "./dom.js";
 
 const VERDICTS = { normal: "Normal", anomalous: "Anomalous" };
@@ -17,9 +18,11 @@ export function showVerdict(item, bank, items) {
     return;
   }
   const verdict = result.verdict ?? "none";
-  card.dataset.verdict = verdict;
+  card.dataset.verdict = item.stale ? "none" : verdict;
+  const words = VERDICTS[verdict] ?? "No verdict";
+  const headline = item.stale ? [sign("none"), `Was: ${words}`] : [sign(verdict), words];
   const parts = [
-    el("h3", { className: "headline" }, sign(verdict), VERDICTS[verdict] ?? "No verdict"),
+    el("h3", { className: "headline" }, ...headline),
     ...doubts(result),
     ...leading(result, bank, items),
     details(result),
@@ -28,7 +31,7 @@ export function showVerdict(item, bank, items) {
     parts.push(el("p", { className: "hint" }, whyNone(bank)));
   }
   if (item.stale) {
-    parts.push(el("p", { className: "hint" }, "Judged before the last lesson."));
+    parts.push(el("p", { className: "hint" }, "Judged before the last lesson; being judged again."));
   }
   card.replaceChildren(...parts);
 }
@@ -233,7 +236,7 @@ export function showLessons(lessons, undo) {
 }
 
 /** Before and after, side by side, in the same colours. */
-export function showChange({ title, before, after, pictures }) {
+export function showChange({ title, before, after, pictures, effect }) {
   const box = $("changed");
   box.hidden = false;
   const onScale = [before, after].every((result) => result.calibrated_score != null);
@@ -257,7 +260,54 @@ export function showChange({ title, before, after, pictures }) {
   });
   const by = way === "unchanged" ? "" : ` by ${Math.abs(difference).toFixed(places)}`;
   const line = el("p", {}, `The score is ${way}${by}.`);
-  box.replaceChildren(el("h3", {}, title), el("div", { className: "pair" }, ...sides), line, close);
+  box.replaceChildren(el("h3", {}, title), el("div", { className: "pair" }, ...sides), line, ...effects(effect), close);
+}
+
+/** What a lesson did beyond the image that was taught. */
+function effects(effect) {
+  if (!effect) return [];
+  const hint = (text) => el("p", { className: "hint" }, text);
+  if (effect.thresholds === "pending") {
+    return [hint("The limits are still being brought up to date: verdicts may change once more.")];
+  }
+  if (effect.thresholds === "stay") return [hint(`The limits stay as they were: ${effect.why}.`)];
+  const found = [];
+  if (effect.false_alarms != null) {
+    found.push(hint(`False alarms to expect now: ${(100 * effect.false_alarms).toFixed(1)} % of good parts.`));
+  }
+  if (!effect.flipped) {
+    const judged = effect.judged === 1 ? "1 image" : `${effect.judged} images`;
+    return [...found, hint(`No other verdict changed: ${judged} of the memory judged anew.`)];
+  }
+  const verdicts = effect.flipped === 1 ? "1 other verdict" : `${effect.flipped} other verdicts`;
+  const list = el("ul", { className: "flips" }, ...effect.flips.map(flipped));
+  const more = effect.flipped - effect.flips.length;
+  if (more > 0) list.append(el("li", {}, `and ${more} more`));
+  const box = el("details", { className: "flipped" }, el("summary", {}, `This changed ${verdicts}: look`), list);
+  box.addEventListener("toggle", () => loadPictures(box, effect.flips));
+  return [...found, box];
+}
+
+function flipped(flip) {
+  const name = flip.source || "without a name";
+  const words = `${VERDICTS[flip.before]} → ${VERDICTS[flip.after]}`;
+  const taught = el("span", { className: "faint" }, `taught as ${LABELS[flip.label].toLowerCase()}`);
+  const shown = flip.thumbnail ? el("a", { target: "_blank" }, el("img", { alt: `Memory image ${name}` })) : null;
+  const title = el("span", { className: "name", title: flip.source }, name);
+  return el("li", {}, shown, title, el("b", { className: `badge ${flip.after}` }, words), taught);
+}
+
+/** Once the list is looked at: the pictures need the key, which an address alone does not carry. */
+async function loadPictures(box, flips) {
+  const links = [...box.querySelectorAll("a:not([href])")];
+  const addresses = flips.filter((flip) => flip.thumbnail).map((flip) => flip.thumbnail);
+  for (const [i, link] of links.entries()) {
+    try {
+      link.href = link.firstElementChild.src = await picture(addresses[i]);
+    } catch {
+      link.replaceChildren("no picture");
+    }
+  }
 }
 
 function verdictWord(result) {

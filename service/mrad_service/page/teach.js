@@ -98,11 +98,11 @@ export class Teacher {
     try {
       const mask = label === "anomalous" ? await this.#mask(item) : null;
       const options = { mask, defect, attempt: this.#attempt };
-      const { entry, note, warnings = [] } = await teach(item.file, label, options);
+      const { entry, note, warnings = [], effect } = await teach(item.file, label, options);
       this.#lessons.unshift({ item, label, defect, entryId: entry.entry_id, busy: false });
       this.cancel();
       const learnt = label === "normal" ? "Learnt as fine" : "Learnt as a defect";
-      await this.#compare(item, learnt);
+      await this.#compare(item, learnt, effect);
       const doubts = warnings.map((text) => text.replace(/^[a-z_]+: /, ""));
       if (note) doubts.unshift(note);
       if (doubts.length) this.#say(`${learnt}, but ${doubts.join("; ")}.`);
@@ -123,9 +123,9 @@ export class Teacher {
     lesson.busy = true;
     this.#list();
     try {
-      await forget(lesson.entryId);
+      const effect = await forget(lesson.entryId);
       this.#lessons = this.#lessons.filter((other) => other !== lesson);
-      await this.#compare(lesson.item, "Forgotten");
+      await this.#compare(lesson.item, "Forgotten", effect);
     } catch (problem) {
       this.#failed(problem);
     }
@@ -134,7 +134,7 @@ export class Teacher {
   }
 
   /** Judge again, and show before beside after if the image is still looked at. */
-  async #compare(item, title) {
+  async #compare(item, title, effect) {
     const { view, queue, current, refresh, learnt } = this.#page;
     const before = item.result;
     const fieldBefore = await item.field();
@@ -147,7 +147,7 @@ export class Teacher {
     const pictures = fields.map(
       (field) => field && small(view.bitmap, field, view.range, view.opacity),
     );
-    showChange({ title, before, after: item.result, pictures });
+    showChange({ title, before, after: item.result, pictures, effect });
     this.#say(title + ".");
   }
 

@@ -143,6 +143,9 @@ def calibrated(
         truth = np.zeros((128, 160), bool) if mask is None else np.asarray(mask) > 0
         scored.score.append(found.score)
         scored.anomalous.append(mask is not None)
+        scored.own_row.append(-1)
+        scored.peak.append(float(found.anomaly_map.max()))
+        scored.sketch.append(None)
         scored.similarity_image.append(0.9)
         scored.similarity_patch.append(0.9)
         for part in {True, False} & set(truth.ravel().tolist()):

@@ -11,6 +11,8 @@ from PIL import Image
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
+from mrad.thresholds.follow import Flip
+
 
 def entries(url: str) -> list[dict]:
     with urllib.request.urlopen(f"{url}/v1/memory/entries") as answer:
@@ -102,6 +104,7 @@ def test_a_painted_defect_is_learnt_and_undone(page, images):
     newest = entries(page.url)[0]
     assert (newest["label"], newest["defect"]) == ("anomalous", "stain")
     assert page.all("#queue li")[1].text.endswith("before the last lesson")
+    assert page.all("#queue li")[1].get_attribute("data-kind") == "stale", "no verdict's colour"
     page["score-again"].click()
     page.settled()
     assert "before the last lesson" not in page["queue"].text
@@ -160,3 +163,32 @@ def test_the_mask_is_sent_at_the_images_own_size(page, tmp_path, make_image):
     page.sees("changed", "Learnt as a defect")
     newest = entries(page.url)[0]
     assert (newest["width"], newest["height"]) == (500, 1900)
+
+
+def test_a_lesson_says_which_other_verdicts_it_changed(page, images, monkeypatch):
+    def first_image(before, after):
+        (entry_id, own), *_ = after.own.items()
+        return [Flip(entry_id, own.label, before=0, after=1)]
+
+    monkeypatch.setattr("mrad_service.routes.memory.flips", first_image)
+    page.give(*images(1))
+    page["fine"].click()
+    page.sees("changed", "This changed 1 other verdict: look")
+    assert "False alarms to expect now" in page["changed"].text
+    page.all("#changed summary")[0].click()
+    page.sees("changed", "Normal → Anomalous")
+    link = "document.querySelector('#changed .flips a').href"
+    page.until(lambda: page.run(f"return {link}").startswith("blob:"), "its picture is shown")
+    assert page.errors() == []
+
+
+def test_an_old_verdict_is_never_shown_as_one_of_now(page, images):
+    page.give(*images(2))
+    page["fine"].click()
+    page.sees("changed", "No other verdict changed")
+    other = page.all("#queue li")[1]
+    assert other.get_attribute("data-kind") == "stale"
+    other.find_element("tag name", "button").click()
+    page.settled()
+    assert page.all("#queue li")[1].get_attribute("data-kind") in ("normal", "anomalous")
+    assert "before the last lesson" not in page["verdict"].text
