@@ -191,7 +191,7 @@ class Tower(nn.Module):
     def embed(self, pixels: Tensor) -> Tensor:
         """Patches, class token and positions: [B, 1 + N, W]."""
         tokens = self.patches(pixels.float()) + self.positions
-        start = self.class_start.expand(len(tokens), 1, -1)
+        start = self.class_start.expand(tokens.shape[0], 1, -1)
         embedded: Tensor = self.norm_pre(torch.cat([start, tokens], dim=1))
         return embedded
 
