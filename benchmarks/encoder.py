@@ -102,7 +102,7 @@ LEFT = (
     "of them would be computed in blocks, and oneDNN's products of blocks of 343 rows took 7 % longer "
     "than whole ones: about what the half saves. The last block already has one query, the class "
     "token's. PyTorch's fused kernel, used before, took 43 ms for a block's 16 heads, products with a "
-    "softmax between them 26 ms; below 256 queries a thread it is still used."
+    "softmax between them 26 ms; below 200 queries a thread it is still used."
 )
 
 

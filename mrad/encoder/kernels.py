@@ -186,7 +186,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-ROWS_PER_THREAD = 256
+ROWS_PER_THREAD = 200
 """Queries for each thread from which oneDNN's products beat the fused kernel; measured on two threads."""
 LONGEST = 4096
 """Tokens beyond which a whole matrix of scores is too much."""
