@@ -77,7 +77,7 @@ def server(bank: Path) -> Iterator[Server]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [MRAD, "serve", "--bank", str(bank), "--no-auth"]
-    command += ["--port", str(port), "--read-only", "--log-level", "error"]
+    command += ["--port", str(port), "--log-level", "error"]
     process = subprocess.Popen(
         command, env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
@@ -195,11 +195,29 @@ def unread(port: int, own: Server) -> str:
     return f"ended {ended:.0f} s after SIGTERM"
 
 
+def lesson(port: int, _: Server) -> str:
+    """A lesson of 25 million pixels in a few KiB, with a mask of the same size."""
+    files = []
+    for level in (0, 255):
+        buffer = io.BytesIO()
+        picture = Image.new("L", (5000, 5000))
+        picture.paste(level or 90, (100, 100, 900, 900))
+        picture.save(buffer, "PNG")
+        files.append(buffer.getvalue())
+    form = b'--x\r\nContent-Disposition: form-data; name="label"\r\n\r\nanomalous\r\n'
+    for name, data in zip((b"image", b"mask"), files):
+        form += b'--x\r\nContent-Disposition: form-data; name="%s"; filename="a"\r\n\r\n' % name
+        form += data + b"\r\n"
+    kind = "multipart/form-data; boundary=x"
+    return post(port, "/v1/memory/entries", form + b"--x--\r\n", kind)
+
+
 ATTACKS: dict[str, Attack] = {
     '1 MiB of JSON, `{"images":[[],…]}`': json_lists,
     "1 MiB of JSON, `/v2` inputs": json_inputs,
     "one header of 64 MiB": headers,
     "a PNG of 49 megapixels with overlay": overlay,
+    "a lesson of 25 megapixels with its mask": lesson,
     "300 silent sockets": lingering(b"", 300),
     "300 half-sent headers": lingering(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX", 300),
     "3 clients that do not read 36 MB each": unread,

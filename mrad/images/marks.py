@@ -41,7 +41,8 @@ def of(raster: Raster, name: str) -> Marked:
     if raster.stated.inverted:
         values = ~values if values.dtype == np.bool_ else _inverted(values)
     if values.ndim == 3:
-        tint = values.max(axis=2).astype(np.int64) - values.min(axis=2)
+        wide = values.astype(np.int64) if values.dtype.kind in "bi" else values
+        tint = wide.max(axis=2) - wide.min(axis=2)
         if tint.max() <= (TINT if raster.lossy and values.dtype == np.uint8 else 0):
             values = values[..., 1]
         else:
@@ -64,14 +65,14 @@ def _by_alpha(values: Values, alpha: Values, name: str) -> Marked:
     pixels = values.reshape(*values.shape[:2], -1)
     painted = pixels[alpha >= 128]
     if len(painted) and (painted == painted[0]).all():
-        return _cut(alpha.astype(np.float64), name)
+        return _cut(alpha, name)
     found = np.unique(painted, axis=0) if len(painted) < 4_000_000 else painted[: FEW + 1]
     if len(found) > FEW or (pixels == pixels[..., :1]).all():
         raise ImageError(
             f"{name}: both colours and transparency differ from pixel to pixel, so it cannot be "
             "told which of them marks the defects: save the mask without transparency, 0 and 255"
         )
-    marked, ignore, notes = _cut(alpha.astype(np.float64), name)
+    marked, ignore, notes = _cut(alpha, name)
     note = f"mask_values: {len(found)} colours on a transparent ground; all are taken as defective"
     return marked, ignore, [*notes, note]
 
@@ -122,7 +123,10 @@ def _by_colour(values: Values, lossy: bool, name: str) -> Marked:
         top = float(values.max()) or 1.0
         values = np.round(values.astype(np.float64) / top * 255).astype(np.uint8)
     strength = values.max(axis=2)
-    codes = values.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
+    codes = values[..., 0].astype(np.uint32)
+    for channel in (1, 2):  # in place: masks may be large
+        codes <<= np.uint32(8)
+        codes |= values[..., channel]
     found, counts = np.unique(codes, return_counts=True)
     if len(found) > FEW:
         if (strength <= DARK).mean() < 0.02 or not (lossy or _one_hue(values, strength)):
@@ -131,7 +135,7 @@ def _by_colour(values: Values, lossy: bool, name: str) -> Marked:
                 f"{'' if (strength <= DARK).any() else ', none of them black'}. Save the mask "
                 "alone: 0 where good, 255 where defective"
             )
-        return _cut(strength.astype(np.float64), name)
+        return _cut(strength, name)
     told = [((c >> 16) & 255, (c >> 8) & 255, c & 255) for c in found.tolist()]
     if 0 not in found:
         return _no_black(codes, found, counts, told, name)
@@ -217,7 +221,7 @@ def _valued(values: Values, lossy: bool, name: str) -> Marked:
                 f"the values {', '.join(f'{v:g}' for v in found)}, which are no count of instances"
             )
             return _marked(values > found[0], _many(text))
-    return _cut(values.astype(np.float64), name)
+    return _cut(values, name)
 
 
 def _two(values: Values, found: Values) -> Marked:

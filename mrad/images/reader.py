@@ -259,10 +259,12 @@ def _picture(raster: Raster, options: ReadOptions, name: str) -> Picture:
 def _flat(picture: Picture) -> list[str]:
     if picture.contrast >= 2 * FLAT:
         return []
-    values: Any = np.asarray(picture.image.convert("L"))
-    if values.std() >= FLAT:
+    counts = np.array(picture.image.convert("L").histogram(), dtype=float)  # no copy as floats
+    levels = np.arange(len(counts))
+    mean = (counts * levels).sum() / counts.sum()
+    if (counts * (levels - mean) ** 2).sum() / counts.sum() >= FLAT**2:
         return []
     return [
-        f"uniform: the picture is of one level, {values.mean():.0f} of 255, or nearly so: there is "
+        f"uniform: the picture is of one level, {mean:.0f} of 255, or nearly so: there is "
         "nothing to judge; look at the camera, the file and its bit depth"
     ]
