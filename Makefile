@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt clients/python/pyproject.toml
 demo: setup  ## build a memory from bundled images, score others, write heat maps; offline
 	$(BIN)/mrad demo --out demo-output
 
-test: setup  ## the whole suite, in under 15 minutes on 2 cores
+test: setup  ## the whole suite, in under 10 minutes on 2 cores
 	$(PYTEST) -n 2 -m "not nightly"
 
 nightly: setup  ## what takes longer: 200 kills, 100,000 mutated images, the images' install steps, Ray Serve, the lowest versions
