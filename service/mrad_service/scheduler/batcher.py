@@ -9,11 +9,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import structlog
-
 from mrad.encoder.encoder import Features
 from mrad.errors import MRADError
-from mrad.types import Prediction
 from mrad_service.errors import DeviceLostError, DrainingError
 from mrad_service.scheduler.admission import Admission
 from mrad_service.scheduler.batch import (
@@ -26,24 +23,14 @@ from mrad_service.scheduler.batch import (
     split,
 )
 from mrad_service.scheduler.cores import usable_cores
-from mrad_service.scheduler.finishing import conclude, draw_tiles, finish_images
+from mrad_service.scheduler.finishing import conclude, draw_tiles, finish_images, outcome_of
 from mrad_service.scheduler.health import Health
-from mrad_service.scheduler.queue import (
-    BLANK,
-    BatchWait,
-    FairQueue,
-    Item,
-    Job,
-    Outcome,
-    Rate,
-    Source,
-)
+from mrad_service.scheduler.queue import BatchWait, FairQueue, Item, Job, Outcome, Rate, Source
 from mrad_service.scheduler.retry import in_halves, once_more
 from mrad_service.scheduler.room import Room
 from mrad_service.scheduler.threads import start_worker
 from mrad_service.scheduler.tiles import OPEN, Cut, TileItem, is_cut
 
-log = structlog.get_logger(__name__)
 AHEAD = 2
 """Decoded images kept ready, and encoded batches kept waiting, for each device: in batches."""
 
@@ -55,7 +42,12 @@ class Batcher:
         """No thread yet: a process may still fork (gunicorn's --preload) before `start`."""
         self.limits, self._observer, self._devices = limits, observer, devices
         self.health = Health(devices)
-        self._changed = threading.Condition()
+        # One lock, and a condition for each kind of thread: one for all would wake them all at every
+        # step of every image, to look and sleep again.
+        self._lock = threading.RLock()
+        self._to_decode, self._to_encode, self._to_finish, self._left = (
+            threading.Condition(self._lock) for _ in range(4)
+        )
         self._queue = FairQueue()
         self._admission = Admission(limits)
         self._jobs: set[Job] = set()
@@ -97,7 +89,7 @@ class Batcher:
 
         Raises `QueueFullError` (with when to come back), `DrainingError`, `DeviceLostError`.
         """
-        with self._changed:
+        with self._lock:
             if self._draining:
                 raise DrainingError("the server is stopping; ask another one")
             if not self.health.usable:
@@ -111,7 +103,7 @@ class Batcher:
             self._count(job.waiting)
             self._jobs.add(job)
             self._queue.push(job)
-            self._changed.notify_all()
+            self._to_decode.notify(job.waiting)
         job.future.add_done_callback(lambda _: self._forget(job))
 
     def _forget(self, job: Job) -> None:
@@ -120,9 +112,9 @@ class Batcher:
 
     def drop(self, job: Job, error: MRADError) -> None:
         """Nobody waits for it any more."""
-        with self._changed:
+        with self._lock:
             self._count(-job.drop(error))
-            self._changed.notify_all()
+            self._tell_all()
 
     @property
     def inside(self) -> int:
@@ -137,22 +129,27 @@ class Batcher:
     def drain(self, seconds: float) -> bool:
         """Take nothing new, finish what is inside; whether all of it was done in time."""
         end = time.monotonic() + seconds
-        with self._changed:
+        with self._lock:
             self._draining = True
             while self._inside and time.monotonic() < end:
-                self._changed.wait(min(0.2, end - time.monotonic()))
+                self._left.wait(min(0.2, end - time.monotonic()))
             return not self._inside
 
     def close(self) -> None:
         """Stop every thread; whoever still waits is told."""
-        with self._changed:
+        with self._lock:
             self._draining = self._closed = True
             error = DrainingError("the server stopped before this was done")
             for job in list(self._jobs):
                 job.drop(error)
-            self._changed.notify_all()
+            self._tell_all()
         for thread in self._threads:
             thread.join(timeout=10)
+
+    def _tell_all(self) -> None:
+        """Something changed that any thread may wait for. Called with the lock."""
+        for condition in (self._to_decode, self._to_encode, self._to_finish, self._left):
+            condition.notify_all()
 
     def _count(self, change: int) -> None:
         self._inside += change
@@ -162,7 +159,7 @@ class Batcher:
         whole = item.whole
         item.decoded = whole.decoded = None
         self._hold(whole, 0)
-        with self._changed:
+        with self._lock:
             if whole.settled:
                 return
             whole.settled = True
@@ -170,7 +167,10 @@ class Batcher:
                 self._rate.done(time.monotonic())
             self._open.discard(whole)
             self._count(-1)
-            self._changed.notify_all()
+            if self._queue:  # there is room for pixels
+                self._to_decode.notify_all()
+            if not self._inside:
+                self._left.notify_all()
         whole.job.settle(whole.index, outcome)
 
     def _hold(self, item: Item, count: int) -> None:
@@ -184,7 +184,7 @@ class Batcher:
         if error is None:
             return not item.whole.settled
         self._settle(item, error)
-        with self._changed:
+        with self._lock:
             self._count(-item.job.drop(error))
         return False
 
@@ -194,13 +194,15 @@ class Batcher:
         while (item := self._next_to_decode()) is not None:
             if self._alive(item):
                 self._decode(item)
-            with self._changed:
+            with self._lock:
                 self._decoding[item.device] -= 1
-                self._changed.notify_all()
+                self._to_encode.notify_all()
+                if self._queue:
+                    self._to_decode.notify()
 
     def _next_to_decode(self) -> Item | None:
         room = AHEAD * self.limits.max_batch * self._devices
-        with self._changed:
+        with self._lock:
             while not self._closed:
                 if len(self._ready) + sum(self._decoding) < room:
                     item = self._queue.pop(self._has_no_room)
@@ -211,7 +213,7 @@ class Batcher:
                         item.device = self._least_laden()
                         self._decoding[item.device] += 1
                         return item
-                self._changed.wait(0.2 if self._queue else None)  # lessons hold pixels too
+                self._to_decode.wait(0.2 if self._queue else None)  # lessons hold pixels too
         return None
 
     def _has_no_room(self, source: Source) -> bool:
@@ -240,13 +242,13 @@ class Batcher:
         if item.whole is item:
             self._hold(item, min(item.held, item.kept))
             self._observer.stage("decode", time.perf_counter() - began, [item])
-        with self._changed:
+        with self._lock:
             if item.whole is item and not decoded.places.whole:
                 self._open.add(item)
                 self._queue.push(Cut(item, detector.canvas(decoded.places)))
+                self._to_decode.notify_all()
             else:
-                self._ready.append(item)
-            self._changed.notify_all()
+                self._ready.append(item)  # the device is told when this thread is done with it
 
     # -- the device ---------------------------------------------------------------------------
 
@@ -260,13 +262,13 @@ class Batcher:
             self._busy[device] = False
 
     def _next_batch(self, device: int) -> list[Item] | None:
-        with self._changed:
+        with self._lock:
             while not self._closed:
                 if self._ready and len(self._encoded) < AHEAD * self._devices:
                     batch = self._gather(device)
                     if batch:
                         return batch
-                self._changed.wait()
+                self._to_encode.wait()
         return None
 
     def _gather(self, device: int) -> list[Item]:
@@ -288,19 +290,24 @@ class Batcher:
             left = ends - time.monotonic()
             if left <= 0:
                 break
-            self._changed.wait(left)
+            self._to_encode.wait(left)
         if hoped:
             wait.learn(widest)
         chosen = set(map(id, batch))
         self._ready = deque(item for item in self._ready if id(item) not in chosen)
         self._busy[device] = bool(batch)
-        self._changed.notify_all()
+        if self._queue:  # there is room for decoded images
+            self._to_decode.notify_all()
+        if self._devices > 1:  # another one may take what waits for this one
+            self._to_encode.notify_all()
         return batch
 
     def _lost(self, device: int, result: object) -> None:
         """Take note where a device failed for good."""
         if isinstance(result, DeviceLostError):
             self.health.lose(device, str(result))
+            with self._lock:
+                self._tell_all()
 
     def _encode(self, device: int, batch: list[Item]) -> None:
         began = time.perf_counter()
@@ -320,9 +327,9 @@ class Batcher:
                     self._settle(item, result)
                 continue
             groups = [Group(device, *part) for part in split(items, result)]
-            with self._changed:
+            with self._lock:
                 self._encoded.extend(groups)
-                self._changed.notify_all()
+                self._to_finish.notify(len(groups))
         self._sizes[device].recover()
         self._observer.stage("encode", time.perf_counter() - began, batch)
 
@@ -333,12 +340,12 @@ class Batcher:
             self._finish(group)
 
     def _next_to_finish(self) -> Group | None:
-        with self._changed:
+        with self._lock:
             while not self._closed:
                 if self._encoded:
-                    self._changed.notify_all()
+                    self._to_encode.notify_all()
                     return self._encoded.popleft()
-                self._changed.wait()
+                self._to_finish.wait()
         return None
 
     def _finish(self, group: Group) -> None:
@@ -367,7 +374,7 @@ class Batcher:
                 if error is not None:
                     self._settle(item, error)
                     continue
-                with self._changed:
+                with self._lock:
                     self._rate.done(time.monotonic())
                     last = item.canvas.count()
                 if last:
@@ -387,15 +394,6 @@ class Batcher:
         if not self._alive(item):
             return
         began = time.perf_counter()
-        try:
-            image = item.decoded.image if item.decoded else BLANK
-            if item.decoded and isinstance(prediction, Prediction):
-                prediction = prediction.warned(item.decoded.warnings)
-            outcome = item.job.finish(item.index, prediction, image)  # type: ignore[arg-type]
-        except MRADError as error:
-            outcome = error
-        except Exception as error:
-            log.exception("a result could not be written")
-            outcome = MRADError(f"the result could not be written: {error!r}")
+        outcome = outcome_of(item, prediction)
         self._observer.stage("render", time.perf_counter() - began, [item])
         self._settle(item, outcome)

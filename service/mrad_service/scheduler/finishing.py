@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import structlog
+
 from mrad.encoder.encoder import Features
 from mrad.errors import MRADError
 from mrad.tiled import FULL
 from mrad.types import Prediction
 from mrad_service.scheduler.batch import Group
-from mrad_service.scheduler.queue import Item
+from mrad_service.scheduler.queue import BLANK, Item, Outcome
 from mrad_service.scheduler.retry import in_halves
 from mrad_service.scheduler.tiles import TileItem
+
+log = structlog.get_logger(__name__)
 
 
 def finish_images(
@@ -62,6 +66,20 @@ def conclude(item: TileItem, device: int, evidence: int) -> Prediction | MRADErr
 
     ((_, result),) = in_halves([item], run, detector.encoder.device)
     return result
+
+
+def outcome_of(item: Item, prediction: object) -> Outcome:
+    """What the job makes of an image's prediction; whatever fails there is an outcome too."""
+    try:
+        image = item.decoded.image if item.decoded else BLANK
+        if item.decoded and isinstance(prediction, Prediction):
+            prediction = prediction.warned(item.decoded.warnings)
+        return item.job.finish(item.index, prediction, image)  # type: ignore[arg-type]
+    except MRADError as error:
+        return error
+    except Exception as error:
+        log.exception("a result could not be written")
+        return MRADError(f"the result could not be written: {error!r}")
 
 
 def _chosen(group: Group, rows: Sequence[int]) -> Features:
