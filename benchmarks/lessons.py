@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from mrad_service.memory import DurableMemory
 
+from benchmarks import taught
 from benchmarks.tables import Cell, Table, hardware, main
 from mrad.encoder.identity import EncoderIdentity
 from mrad.memory.bank import MemoryBank
@@ -101,7 +102,9 @@ def run(quick: bool) -> list[Table]:
                 "alone` writes the same bytes to a file, one sync a lesson, in the same minute: what the "
                 "disk allows a single writer. Several writers share a sync.",
             ],
-        )
+        ),
+        taught.verdicts(quick),
+        taught.seconds(quick),
     ]
 
 

@@ -4,6 +4,7 @@ once it is forgotten."""
 from __future__ import annotations
 
 import io
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from mrad_service.app import create_app
 from mrad_service.memory import DurableMemory
 from mrad_service.models import following
+from mrad_service.settings import Settings
 from PIL import Image
 
 from mrad import Detector, Encoder, MemoryBank, Sample
@@ -133,6 +136,94 @@ def test_a_crash_between_lesson_and_thresholds_is_mended_at_the_next_start(
     assert found.done
     assert found.after.follows == memory_of(again.app.state.runtime.memory().bank)
     assert again.get("/v1/bank").json()["threshold"] == pytest.approx(threshold)
+
+
+def test_whatever_moment_a_server_is_killed_in_its_thresholds_match_its_memory(
+    own_path: Path,
+    connect: Callable[..., TestClient],
+    make_image: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The files as they are before each write of thresholds: the lesson is there, they are not."""
+    killed: list[Path] = []
+    put = DurableMemory.put
+
+    def copied(memory: DurableMemory, name: str, value: bytes | None) -> None:
+        target = tmp_path / f"killed-{len(killed)}"
+        for path in (memory.folder.bank, memory.folder.live):
+            shutil.copytree(path, target / path.name)
+        killed.append(target)
+        put(memory, name, value)
+
+    client = connect()
+    client.app.state.runtime.banks.renewal()
+    monkeypatch.setattr(DurableMemory, "put", copied)
+    first = teach(client, make_image(310)[0])
+    client.delete(f"{ENTRIES}/{client.get(ENTRIES).json()['entries'][-1]['entry_id']}")
+    last = client.get("/v1/bank").json()["threshold"]
+    monkeypatch.undo()
+    assert len(killed) == 3, "where it came from, and after each lesson what came of it"
+    for place, folder in enumerate(killed):
+        again = connect(bank=folder / own_path.name)
+        found = again.app.state.runtime.banks.renewal()
+        assert found.done
+        memory = again.app.state.runtime.memory()
+        kept = Calibration.model_validate_json(memory.values[CALIBRATION + "tf"])
+        assert kept.follows == memory_of(memory.bank)
+        expected = last if place == 2 else first["effect"]["threshold"]
+        assert kept.image_threshold == pytest.approx(expected)
+        assert again.get("/v1/bank").json()["threshold"] == kept.image_threshold
+
+
+def test_the_drift_baseline_follows_too(
+    own_path: Path, connect: Callable[..., TestClient], make_image: Any
+) -> None:
+    client = connect()
+    before = client.app.state.runtime.banks.renewal().after
+    teach(client, make_image(311)[0])
+    now = client.app.state.runtime.model().calibration
+    assert now.scores_normal.count == before.scores_normal.count + 1
+    assert now.similarity_image.count == before.similarity_image.count + 1
+    assert now.normal_scores.total == before.normal_scores.total + 1
+
+
+def test_readmes_lesson_leaves_the_other_boards_of_the_demo_as_they_were(
+    tmp_path: Path, mini_encoder: Encoder, demo_images: Path
+) -> None:
+    memory = demo_images / "memory"
+    samples = [
+        Sample(path, anomalous=False, source=path.name)
+        for path in sorted((memory / "good").glob("*.png"))[:14]
+    ]
+    samples += [
+        Sample(path, anomalous=True, mask=memory / "masks" / path.name, source=path.name)
+        for path in sorted((memory / "defect").glob("*.png"))[:14]
+    ]
+    bank = MemoryBank.from_samples(mini_encoder, samples)
+    detector = Detector(mini_encoder, bank, "tf")
+    made = calibrate(detector, score_own(detector, thorough=True))
+    made.into(bank).save(tmp_path / "demo")
+    app = create_app(
+        Settings(bank=tmp_path / "demo", auth="off"), encoder_of=lambda bank, device: mini_encoder
+    )
+    boards = sorted((demo_images / "query").glob("[gd]*/*.png"))
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+
+        def verdicts() -> list[str]:
+            sent = [("images", (path.name, path.read_bytes())) for path in boards]
+            results = client.post("/v1/score", files=sent).json()["results"]
+            return [result["verdict"] for result in results]
+
+        before = verdicts()
+        assert set(before) == {"normal", "anomalous"}
+        for board in boards[:2]:
+            sent = {"image": (board.name, board.read_bytes())}
+            answer = client.post(ENTRIES, data={"label": "normal"}, files=sent)
+            assert answer.json()["effect"]["thresholds"] == "follow"
+            after = verdicts()
+            others = [place for place, path in enumerate(boards) if path != board]
+            assert [after[place] for place in others] == [before[place] for place in others]
 
 
 def test_a_running_server_calibrates_what_its_memory_has_become(
