@@ -106,7 +106,7 @@ class LivingFolder:
         except OSError as error:
             raise BankError(
                 f"{self.live} cannot be made ({error}): a memory that learns needs a writable "
-                "place beside its bank"
+                "place beside its bank; `mrad serve --read-only` serves it as it is"
             ) from error
 
     def base_digest(self) -> str:

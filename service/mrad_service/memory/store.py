@@ -62,18 +62,24 @@ class DurableMemory:
             encoder: refuse a bank of another one.
             live: where what is learned lies; `<path>.live` unless told.
 
-        Raises `BankLockedError`, `LogCorruptError`, `BaseChangedError` and what
-        `MemoryBank.load` and `MemoryBank.check` raise.
+        Raises `BankLockedError`, `LogCorruptError`, `BaseChangedError`, `LogWriteError` where nothing
+        can be written, and what `MemoryBank.load` and `MemoryBank.check` raise.
         """
         folder = LivingFolder(Path(path), live)
         folder.base_digest()  # a bank must be there before anything is made beside it
-        folder.create()
-        lock = WriterLock(folder.lock)
         try:
-            return cls(folder, lock, encoder)
-        except BaseException:
-            lock.release()
-            raise
+            folder.create()
+            lock = WriterLock(folder.lock)
+            try:
+                return cls(folder, lock, encoder)
+            except BaseException:
+                lock.release()
+                raise
+        except OSError as error:
+            raise LogWriteError(
+                f"{error.filename or folder.live}: {error.strerror or error}, so nothing can be learned: "
+                "make room or let it be written; `mrad serve --read-only` serves it as it is"
+            ) from error
 
     @property
     def bank(self) -> MemoryBank:

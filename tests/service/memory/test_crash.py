@@ -156,6 +156,50 @@ def test_a_disk_that_is_really_full(tmp_path: Path, phase: str) -> None:
     assert ("full" in said or "No space" in said) or phase == "checkpoint", said
 
 
+NOWHERE = """
+import subprocess, sys
+from pathlib import Path
+from mrad_service.memory import DurableMemory
+from mrad.errors import MRADError
+from mrad.memory.bank import MemoryBank
+
+disk, how, bank = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+import shutil
+shutil.copytree(bank, disk / "bank")
+if how == "full":
+    with (disk / "filler").open("wb", buffering=0) as filler:
+        try:
+            while filler.write(bytes(512)):
+                pass
+        except OSError:
+            pass
+else:
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+try:
+    DurableMemory.open(disk / "bank")
+except MRADError as error:
+    print(error)
+assert len(MemoryBank.load(disk / "bank").entries)  # it can be read all the same
+"""
+
+
+@pytest.mark.parametrize(("how", "said"), [("full", "No space"), ("read-only", "Read-only file")])
+def test_a_disk_that_takes_nothing_is_one_line(base: Path, tmp_path: Path, how, said) -> None:
+    script = tmp_path / "nowhere.py"
+    script.write_text(NOWHERE)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    run = f"mount -t tmpfs -o size=1m none {disk} && exec {sys.executable} {script} {disk} {how} {base}"
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespaces here")
+    done = subprocess.run(["unshare", "-m", "sh", "-c", run], capture_output=True, text=True)
+    if "mount" in done.stderr and "denied" in done.stderr:
+        pytest.skip("no mount here")
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+    assert "mrad serve --read-only" in done.stdout
+
+
 @pytest.mark.parametrize("step", ["replace", "fsync_folder", "write"])
 def test_a_crash_while_the_first_database_is_made(
     base: Path, lesson, monkeypatch, step: str

@@ -6,9 +6,11 @@ import threading
 import time
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import uvicorn
 from mrad_service.middleware.auth import KeyFile
+from PIL import Image
 
 
 @pytest.fixture
@@ -119,3 +121,12 @@ def test_it_fits_a_phone(page, images):
         assert width <= inner, "nothing has to be scrolled sideways"
     finally:
         page.driver.set_window_size(1440, 1100)
+
+
+def test_a_doubtful_picture_is_said_beside_its_verdict_and_in_the_list(page, tmp_path):
+    dim = (np.random.default_rng(0).integers(0, 4096, (128, 160))).astype(np.uint16)
+    Image.fromarray(dim).save(tmp_path / "twelve.png")  # 12 bits in 16: the file does not say it
+    page.give(tmp_path / "twelve.png")
+    page.sees("verdict", "Look before you trust this")
+    page.sees("verdict", "the file does not say its depth; 12 bits assumed")
+    page.sees("queue", "doubtful picture")
