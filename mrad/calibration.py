@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mrad.conformal import Promise, rank_of
 from mrad.errors import CalibrationError
+from mrad.separation import Separation
 
 if TYPE_CHECKING:
     from mrad.memory.bank import MemoryBank
@@ -218,6 +219,8 @@ class Calibration(_Part):
     """Cosine of each image to its nearest image key."""
     similarity_patch: Summary
     """Cosine of each image's most anomalous patch to its nearest patch key."""
+    separation: Separation | None = None
+    """None where there were no defects."""
     own: dict[str, OwnScore] | None = None
     """By entry: the memory's own images as they are judged now, each left out. What thresholds follow
     lessons by (`mrad.thresholds.follow`); None where nobody measured it."""
@@ -281,6 +284,18 @@ class Calibration(_Part):
         if tail is None:
             raise CalibrationError("the calibration holds no maps of good images: calibrate anew")
         return tail
+
+    @property
+    def weakness(self) -> str:
+        """Why verdicts deserve no trust; empty where nothing says so."""
+        found = self.separation
+        if found is None or found.tells:
+            return ""
+        return (
+            "this memory cannot tell its defective images from its good ones: area under the ROC curve "
+            f"{found.auroc:.2f} (95 %: {found.low:.2f} to {found.high:.2f}; chance 0.50)"
+            + (f"; {found.hint}" if found.hint else "")
+        )
 
     def p_value(self, score: float) -> float:
         """Share of good parts that look as unusual, or more: small says anomalous. No probability of

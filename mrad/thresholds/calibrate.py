@@ -21,6 +21,7 @@ from mrad.detector import Detector
 from mrad.errors import CalibrationError
 from mrad.fitting import FITS, Points, Values, best_f1, by_false_alarms, reliability_of
 from mrad.heads.nn import NNHead
+from mrad.separation import Separation
 from mrad.thresholds.doubles import groups_of
 from mrad.types import BoolArray
 
@@ -42,6 +43,10 @@ class Scored:
     """Row of the image's own entry, excluded while it was scored; -1 for none."""
     peak: list[float | None] = field(default_factory=list)
     """The largest map value within what is looked at."""
+    whole: list[float] = field(default_factory=list)
+    """What the image level alone says; empty where it was not kept."""
+    top: list[float] = field(default_factory=list)
+    """What the map alone says."""
     sketch: list[torch.Tensor | None] = field(default_factory=list)
     """What tells near-duplicates; None for images that are cut."""
     similarity_image: list[float] = field(default_factory=list)
@@ -108,7 +113,9 @@ def calibrate(
     if method not in FITS:
         raise CalibrationError(f"method {method!r} is unknown; choose {' or '.join(FITS)}")
     cuts = thresholds_of(detector, scored, rule, target_fpr, draws, seed)
-    defects, own = int(truth.sum()) >= FEWEST, np.array(scored.own_row) >= 0
+    told = separation_of(scored)
+    defects = int(truth.sum()) >= FEWEST and score[truth].mean() > score[~truth].mean()
+    own = np.array(scored.own_row) >= 0
     pixels = _pixel_points(scored)
     return Calibration(
         head=detector.head.name,
@@ -126,6 +133,7 @@ def calibrate(
         model=FITS[method](score, truth) if defects else None,
         prevalence=float(truth.mean()) if defects else None,
         reliability=reliability_of(score, truth, method, seed) if defects else None,
+        separation=told,
         scores_normal=Summary.of(score[~truth]),
         scores_anomalous=Summary.of(score[truth]) if truth.any() else None,
         similarity_image=Summary.of(np.array(scored.similarity_image)),
@@ -160,7 +168,10 @@ def thresholds_of(
     alone = independent(score[good], group)
     defects = int(truth.sum()) >= FEWEST
     _check(score, truth, len(alone), rule)
-    rule = rule or ("f1" if defects else "fpr")
+    by_f1 = rule != "fpr" and defects
+    if rule is None:  # where scores tell nothing, the best F1 flags nearly every good part
+        told = separation_of(scored)
+        rule = "f1" if defects and told is not None and told.tells else "fpr"
     bad = score[truth] if defects else None
     peaks, pixels = _peaks(scored, good, group), _pixel_points(scored)
     if rule == "f1":
@@ -169,7 +180,7 @@ def thresholds_of(
     else:
         image = by_false_alarms(alone, target_fpr, bad)
     pixel: Threshold | None
-    if rule == "f1" and pixels is not None and bool(pixels.truth.any()):
+    if by_f1 and pixels is not None and bool(pixels.truth.any()):
         pixel = best_f1(pixels, truth, min(draws, 200), seed)
     else:
         pixel = None if peaks is None else by_false_alarms(peaks, target_fpr)
@@ -189,11 +200,34 @@ def _check(score: Values, truth: BoolArray, independent_goods: int, rule: Rule |
             f"--rule f1 needs at least two defective images, there are {bads}; good images alone give a "
             "threshold by false alarms: --rule fpr"
         )
-    if bads >= FEWEST and score[truth].mean() <= score[~truth].mean():
+    if rule == "f1" and score[truth].mean() <= score[~truth].mean():
         raise CalibrationError(
-            "defective images do not score higher than good ones here, so no probability can be "
-            "fitted; look at the memory (other products? too few images?) or train a head"
+            "defective images do not score higher than good ones here, so no threshold is the best for "
+            "them; good images alone give one by false alarms: --rule fpr. Look at the memory (other "
+            "products? too few images?) or train a head"
         )
+
+
+def separation_of(scored: Scored) -> Separation | None:
+    """How well the scores tell the classes apart; None with fewer than two images of one."""
+    truth = np.array(scored.anomalous, dtype=bool)
+    if min(truth.sum(), (~truth).sum()) < FEWEST:
+        return None
+
+    def told(values: list[float]) -> Separation:
+        score = np.array(values)
+        return Separation.of(score[truth], score[~truth])
+
+    found = told(scored.score)
+    if found.tells or len(scored.whole) != len(truth):
+        return found
+    for values, hint in ((scored.whole, "1"), (scored.top, "0")):
+        other = told(values)
+        if other.tells:
+            level = "image level" if hint == "1" else "map"
+            text = f"the {level} alone can ({other.auroc:.2f}): calibrate and serve with --fusion {hint}"
+            return found.model_copy(update={"hint": text})
+    return found
 
 
 def _known(detector: Detector, scored: Scored, good: npt.NDArray[np.int64]) -> list[int] | None:

@@ -20,7 +20,7 @@ from mrad.conformal import Promise
 from mrad.detector import Detector
 from mrad.errors import CalibrationError
 from mrad.fitting import Values
-from mrad.thresholds.calibrate import TARGET, Cuts, Scored, thresholds_of
+from mrad.thresholds.calibrate import TARGET, Cuts, Scored, separation_of, thresholds_of
 from mrad.thresholds.own import memory_of, own_scores
 from mrad.types import ANOMALOUS, NORMAL
 
@@ -81,6 +81,7 @@ def followed(origin: Calibration, detector: Detector, scored: Scored) -> Calibra
         update={
             **_moved(origin, value - origin.image.value, shift),
             "image": _at(value, cuts, score, truth),
+            "separation": separation_of(scored),
             "normal": int((~truth).sum()),
             "anomalous": int(truth.sum()),
             "normal_scores": Tail.of(cuts.good),

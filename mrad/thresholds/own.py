@@ -150,6 +150,8 @@ def _score_whole(
         maps = anomaly_map(output.patch[part], side, detector.sigma)
         scores = fuse(top_mean(maps, detector.top), output.image[part], detector.fusion)
         scored.score += scores.tolist()
+        scored.whole += output.image[part].tolist()
+        scored.top += top_mean(maps, detector.top).tolist()
         scored.peak += maps.flatten(1).amax(dim=1).tolist()
         scored.own_row += views.rows[part].tolist()
         scored.anomalous += (~views.good[part]).tolist()

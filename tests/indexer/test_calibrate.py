@@ -220,9 +220,28 @@ def test_refusals(tiny_detector):
     with pytest.raises(CalibrationError, match="at least two good images, there are 1"):
         calibrate(tiny_detector, fake_scores(1, 10))
     with pytest.raises(CalibrationError, match="do not score higher"):
-        calibrate(tiny_detector, fake_scores(50, 50, gap=-0.01))
+        calibrate(tiny_detector, fake_scores(50, 50, gap=-0.01), rule="f1")
     with pytest.raises(CalibrationError, match="unknown"):
         calibrate(tiny_detector, fake_scores(10, 10), method="magic")
+
+
+def test_scores_that_say_nothing_are_said_and_what_can_be_stored_is(tiny_detector):
+    weak = calibrate(tiny_detector, fake_scores(50, 50, gap=-0.01), draws=5)
+    assert weak.image.rule == "fpr", "the best F1 would flag nearly every good part"
+    assert weak.image.fpr <= 0.06
+    assert weak.model is None
+    assert weak.probability(0.4) is None
+    found = weak.separation
+    assert found.low <= found.auroc <= found.high
+    assert not found.tells
+    assert "cannot tell" in weak.weakness
+    assert f"{found.low:.2f} to {found.high:.2f}" in weak.weakness
+    assert "--fusion" not in weak.weakness
+    scored = fake_scores(50, 50, gap=-0.01)
+    scored.whole = list(scored.score)
+    scored.top = [float(bad) + score for bad, score in zip(scored.anomalous, scored.score)]
+    assert "--fusion 0" in calibrate(tiny_detector, scored, draws=5).weakness
+    assert calibrate(tiny_detector, fake_scores(50, 50), draws=5).weakness == ""
 
 
 def test_nothing_raw_changes(tiny_encoder, tiny_bank, make_image):

@@ -21,6 +21,7 @@ from PIL import Image
 from mrad import Detector, Encoder, MemoryBank, Sample
 from mrad.calibration import Calibration
 from mrad.memory.living import CALIBRATION
+from mrad.separation import Separation
 from mrad.thresholds.calibrate import calibrate
 from mrad.thresholds.own import memory_of, score_own
 
@@ -224,6 +225,17 @@ def test_readmes_lesson_leaves_the_other_boards_of_the_demo_as_they_were(
             after = verdicts()
             others = [place for place, path in enumerate(boards) if path != board]
             assert [after[place] for place in others] == [before[place] for place in others]
+
+
+def test_a_memory_that_cannot_tell_its_images_apart_says_so(
+    own_path: Path, connect: Callable[..., TestClient]
+) -> None:
+    bank = MemoryBank.load(own_path)
+    weak = Separation(auroc=0.52, low=0.4, high=0.64)
+    held = Calibration.of(bank, "tf").model_copy(update={"separation": weak})
+    held.into(bank).save(own_path, replace=True)
+    told = connect().get("/v1/bank").json()["weakness"]
+    assert "0.40 to 0.64" in told
 
 
 def test_a_running_server_calibrates_what_its_memory_has_become(

@@ -23,6 +23,11 @@ export interface components {
             pixel_threshold: number | null;
             /** @description how scores were calibrated, or why there is none */
             calibration: string;
+            /**
+             * @description why verdicts deserve no trust, with the interval; empty where nothing says so
+             * @default
+             */
+            weakness: string;
             /** @description map values of the coldest and the hottest colour, for every image alike */
             map_range?: [
                 number,

@@ -104,6 +104,8 @@ def _keep(
 ) -> None:
     image = len(scored.score)
     scored.score.append(prediction.score)
+    scored.whole.append(prediction.class_score)
+    scored.top.append(prediction.top_score)
     scored.anomalous.append(record.anomalous)
     scored.own_row.append(row)
     for evidence in prediction.evidence:

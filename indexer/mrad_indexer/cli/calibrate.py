@@ -179,11 +179,10 @@ def show(calibration: Calibration) -> None:
         )
     if calibration.pixel is None:
         note("no maps of good images, so no pixel threshold")
-    if calibration.image.fpr > 0.5:
+    if calibration.weakness:
         note(
-            "most good images lie at or above the image threshold: these scores "
-            "hardly tell good from defective. More images, masks, a stronger encoder or a trained head "
-            "may (docs/your-product.md)"
+            f"{calibration.weakness}. More images, masks, a stronger encoder or a trained head may help "
+            "(docs/your-product.md)"
         )
     _say_promise(calibration)
 

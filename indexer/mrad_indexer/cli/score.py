@@ -112,6 +112,8 @@ def score_command(
         parts=() if parts is None else read_parts(parts, size_of(items[0].path)),
     )
     say(f"memory {bank.name}: {judge.detector.bank.composition}", style="dim", to=errors)
+    if judge.calibration is not None and judge.calibration.weakness:
+        say(f"do not trust the verdicts: {judge.calibration.weakness}", style="yellow", to=errors)
     wanted = [Format.csv] if formats is None else formats
     places = Places(
         maps=None if maps is Maps.none else out / "maps",

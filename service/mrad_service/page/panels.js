@@ -30,6 +30,10 @@ export function showVerdict(item, bank, items) {
   if (verdict === "none") {
     parts.push(el("p", { className: "hint" }, whyNone(bank)));
   }
+  if (bank?.weakness) {
+    const text = `Do not trust this verdict: ${bank.weakness}.`;
+    parts.splice(1, 0, el("div", { className: "doubts", role: "note" }, text));
+  }
   if (item.stale) {
     parts.push(el("p", { className: "hint" }, "Judged before the last lesson; being judged again."));
   }

@@ -130,6 +130,7 @@ def described(runtime: Runtime, model: Model) -> Bank:
         threshold=held.image_threshold if held is not None else None,
         pixel_threshold=pixel,
         calibration=found,
+        weakness=held.weakness if held is not None else "",
         score_range=span,
         map_range=held.map_range() if held is not None else None,
         drift=None if model.part else runtime.drift.report(model),

@@ -321,6 +321,10 @@ class Bank(BaseModel):
     threshold: float | None
     pixel_threshold: float | None
     calibration: str = Field(description="how scores were calibrated, or why there is none")
+    weakness: str = Field(
+        "",
+        description="why verdicts deserve no trust, with the interval; empty where nothing says so",
+    )
     map_range: tuple[float, float] | None = Field(
         None, description="map values of the coldest and the hottest colour, for every image alike"
     )
