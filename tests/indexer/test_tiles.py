@@ -212,3 +212,14 @@ def test_each_part_has_its_own_figures(dataset, tiny_encoder, tmp_path):
         f"{item.name or 'images'}: part {name}" for name in ("left", "right")
     ]
     assert result.to_json()["candidates"][0]["objects"][0]["parts"][1]["name"] == "right"
+
+
+def test_a_head_is_not_trained_on_a_memory_of_tiles(bank, dataset, tiny_encoder, tmp_path):
+    from mrad_indexer.training.run import train
+
+    from mrad.errors import HeadError
+
+    checkpoint = tmp_path / "ft.safetensors"
+    with pytest.raises(HeadError, match="in tiles"):
+        train("ft", tiny_encoder, dataset.records, checkpoint, tmp_path / "cache", bank=bank)
+    assert not checkpoint.exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mrad.encoder.encoder import Encoder
-from mrad.errors import CheckpointError
+from mrad.errors import CheckpointError, HeadError
 from mrad.heads.checkpoint import fill, load_checkpoint, save_checkpoint
 from mrad.heads.clip import CLIPConfig
 from mrad.heads.ft import FTWeights
@@ -75,9 +75,16 @@ def train(
         aside: share of each class that is not trained on; heads are compared on it (`compare`).
             The memory that is kept holds these images, too.
 
-    Raises `CheckpointError` when `start_from` is another encoder's, `NonFiniteError`, `DataError`.
+    Raises `CheckpointError` when `start_from` is another encoder's, `HeadError` for a `bank` of tiles,
+    `NonFiniteError`, `DataError`.
     """
     ft, clip = ft or ft_recipe("paper", head), clip or CLIPRecipe()
+    if bank is not None and not bank.layout.plain:
+        raise HeadError(
+            "this memory looks at pictures in tiles, regions or parts, and heads are trained on whole "
+            "ones: train on pictures of single tiles with a memory of their own, or judge with tf, nn or "
+            "combined, which need no training"
+        )
     frozen = None if start_from is None else load_ft(start_from, encoder)
     trained_on, kept = keep_aside(records, aside)
     data = training_set(

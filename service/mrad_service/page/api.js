@@ -22,13 +22,14 @@ export const key = {
 /** @returns {Promise<object>} the memory in use */
 export const bank = () => json("GET", "v1/bank");
 
-/** Judge one file. @returns {Promise<object>} its result; raises the image's own problem */
-export async function score(file) {
+/** Judge one file, or a region of it ({size, polygons}). @returns {Promise<object>} its result; raises the image's own problem */
+export async function score(file, region = null) {
   const form = new FormData();
   form.append("images", file, file.name);
   form.append("map", "png16");
   form.append("evidence", "3");
-  form.append("fields", "score,calibrated_score,class_score,verdict,threshold,probability,p_value,map,evidence");
+  form.append("fields", "score,calibrated_score,class_score,verdict,threshold,probability,p_value,map,evidence,parts,tiles");
+  if (region) form.append("roi", JSON.stringify(region));
   const result = (await json("POST", "v1/score", form)).results[0];
   if (result.status === "ok") return result;
   const { status = 422, code = "unknown", detail, title } = result.problem ?? {};

@@ -4,6 +4,7 @@ import { alive, bank as askBank, key } from "./api.js";
 import { $, announce, count, digits, show } from "./dom.js";
 import { rangeOf } from "./heat.js";
 import { listen } from "./intake.js";
+import { Look } from "./look.js";
 import { showRow } from "./list.js";
 import { showEvidence, showVerdict } from "./panels.js";
 import { Queue, sharedRange } from "./queue.js";
@@ -18,6 +19,7 @@ let opened = null; // the item whose picture is in the view
 let thresholdTouched = false;
 let returning = 0; // the timer that looks whether the server is back
 
+const look = new Look(view, () => view.repaint(), judgeRegion);
 const teacher = new Teacher({
   view,
   queue,
@@ -117,14 +119,40 @@ async function refresh(item) {
     const shown = await view.open(item.file, field);
     if (item !== current) return;
     opened = item;
+    view.region = item.region?.polygons[0] ?? null;
+    look.open(view.region);
     show($("unseen-format"), !shown && item.state !== "failed");
   } else view.setField(field);
   $("stage-title").textContent = item.name;
   setRange(item);
+  setBoxes(item);
   view.draw(item.name);
   showVerdict(item, bank, queue.items);
   showEvidence(item, view.bitmap);
   teacher.open(item);
+}
+
+/** Tiles, parts and region over the picture. */
+function setBoxes(item) {
+  const tiles = item.result?.tiles ?? [];
+  show($("tiles-box"), tiles.length > 0);
+  view.tiles = $("tiles").checked ? tiles.map((tile) => tile.box) : [];
+  view.parts = item.result?.parts ?? [];
+  view.region = item.region?.polygons[0] ?? null;
+}
+
+/** Judge the current image anew, of a region alone or of all of it. */
+function judgeRegion(corners) {
+  const { field } = view;
+  if (!current || (corners && !field)) return;
+  const drawn = view.drawnPerPixel;
+  current.region = corners && {
+    size: field.full,
+    polygons: [corners.map(([x, y]) => [x / drawn, y / drawn])],
+  };
+  view.region = current.region?.polygons[0] ?? null;
+  show($("region-off"), view.region !== null);
+  queue.again([current]);
 }
 
 /** Colours and the threshold slider span what was seen: raw values lie close together. */
@@ -198,6 +226,7 @@ function listenToControls() {
     view.outlines = event.target.checked;
     if (current) view.draw(current.name);
   });
+  $("tiles").addEventListener("change", () => current && refresh(current));
   $("shared").addEventListener("change", () => current && refresh(current));
   $("score-again").addEventListener("click", () => {
     queue.again(queue.items.filter((item) => item.stale));

@@ -22,6 +22,8 @@ export class Item {
     this.problem = null;
     this.png = null;
     this.range = null;
+    /** What alone is judged: {size, polygons}; null for all of it. */
+    this.region = null;
     /** Whether the memory has changed since it was judged. */
     this.stale = false;
   }
@@ -95,7 +97,7 @@ export class Queue extends EventTarget {
   async #judge(item) {
     this.#set(item, "running");
     try {
-      const result = await score(item.file);
+      const result = await score(item.file, item.region);
       item.png = fromBase64(result.map.data);
       item.range = rangeOf(await item.field());
       delete result.map;

@@ -73,6 +73,8 @@ export class Teacher {
   #mark() {
     show($("teach-mark"), true);
     show($("teach-ask"), false);
+    this.#page.view.fit(); // strokes lie on all of the picture
+    this.#page.view.repaint();
     this.#brush.open(this.#page.view.size);
     announce("Mark the defect");
   }

@@ -19,22 +19,69 @@ export class View {
   bitmap = null;
   field = null;
   regions = [];
+  /** What part of the picture is seen: drawn pixels times `scale`, then moved. */
+  zoom = { scale: 1, left: 0, top: 0 };
+  /** Boxes of tiles and of named parts, and corners of the region judged; pixels of the image. */
+  tiles = [];
+  parts = [];
+  region = null;
+  /** Corners of a region that is being drawn, drawn pixels. */
+  drawing = null;
   #heat = null;
   #heatOf = "";
+  #outline = null;
+  #outlineOf = "";
+  #waiting = 0;
 
   /** Show another image. `field` may be null: then the image alone is drawn. */
   async open(file, field) {
     const bitmap = await bitmapOf(file);
     this.bitmap?.close();
     this.bitmap = bitmap;
-    this.field = field;
-    this.#heatOf = "";
+    this.setField(field);
     return bitmap !== null;
   }
 
   setField(field) {
     this.field = field;
-    this.#heatOf = "";
+    this.#heatOf = this.#outlineOf = "";
+  }
+
+  /** See all of it. */
+  fit() {
+    this.zoom = { scale: 1, left: 0, top: 0 };
+  }
+
+  /** Look at another part; the picture always fills the frame. */
+  moveTo({ scale, left, top }) {
+    const [width, height] = this.size;
+    const within = (value, length) => Math.min(0, Math.max(length * (1 - scale), value));
+    this.zoom = { scale, left: within(left, width), top: within(top, height) };
+  }
+
+  /** Paint again what has moved, once a frame; nothing is measured anew. */
+  repaint() {
+    this.#waiting ||= requestAnimationFrame(() => {
+      this.#waiting = 0;
+      const [width, height] = this.size;
+      paint($("picture").getContext("2d"), this, width, height);
+    });
+  }
+
+  /** The outline, traced only when map or threshold have changed. */
+  outline() {
+    const now = `${this.threshold}`;
+    if (this.#outlineOf !== now) {
+      this.#outline = pathOf(outlineOf(this.field, this.threshold));
+      this.#outlineOf = now;
+    }
+    return this.#outline;
+  }
+
+  /** Drawn pixels for one of the image. */
+  get drawnPerPixel() {
+    const full = this.field?.full ?? (this.bitmap ? [this.bitmap.width] : this.size);
+    return this.size[0] / full[0];
   }
 
   /** Width, height as drawn. */
@@ -79,27 +126,63 @@ export class View {
 }
 
 function paint(context, view, width, height) {
+  const { scale, left, top } = view.zoom;
+  context.setTransform(1, 0, 0, 1, 0, 0);
   context.globalAlpha = 1;
   context.fillStyle = "#15161c";
   context.fillRect(0, 0, width, height);
+  context.setTransform(scale, 0, 0, scale, left, top);
   if (view.bitmap) context.drawImage(view.bitmap, 0, 0, width, height);
-  if (!view.field) return;
-  context.globalAlpha = view.opacity;
-  context.drawImage(view.heat(), 0, 0);
-  context.globalAlpha = 1;
-  if (view.outlines) strokeOutline(context, outlineOf(view.field, view.threshold), width);
+  const thin = Math.max(1, width / 420) / scale;
+  if (view.field) {
+    context.globalAlpha = view.opacity;
+    context.drawImage(view.heat(), 0, 0);
+    context.globalAlpha = 1;
+    if (view.outlines) stroke(context, view.outline(), thin, "#5ff2ff");
+  }
+  strokeBoxes(context, view, thin);
 }
 
-function strokeOutline(context, segments, width) {
+/** Tiles, named parts, and the region that is judged or being drawn. */
+function strokeBoxes(context, view, thin) {
+  const drawn = view.drawnPerPixel;
+  const boxes = new Path2D();
+  for (const [x0, y0, x1, y1] of view.tiles) {
+    boxes.rect(x0 * drawn, y0 * drawn, (x1 - x0) * drawn, (y1 - y0) * drawn);
+  }
+  context.setLineDash([4 * thin, 3 * thin]);
+  if (view.tiles.length) stroke(context, boxes, thin * 0.6, "rgb(255 255 255 / .75)");
+  context.setLineDash([]);
+  for (const { box: [x0, y0, x1, y1], name } of view.parts) {
+    const path = new Path2D();
+    path.rect(x0 * drawn, y0 * drawn, (x1 - x0) * drawn, (y1 - y0) * drawn);
+    stroke(context, path, thin, "#8dff7a");
+    context.font = `${14 * thin}px system-ui`;
+    context.fillStyle = "#8dff7a";
+    context.fillText(name, x0 * drawn + 4 * thin, y0 * drawn + 16 * thin);
+  }
+  const corners = view.drawing ?? view.region?.map(([x, y]) => [x * drawn, y * drawn]);
+  if (!corners?.length) return;
+  const path = new Path2D();
+  corners.forEach(([x, y]) => path.lineTo(x, y));
+  if (!view.drawing) path.closePath();
+  for (const [x, y] of view.drawing ?? []) path.rect(x - 2 * thin, y - 2 * thin, 4 * thin, 4 * thin);
+  stroke(context, path, thin, "#ffd23f");
+}
+
+function pathOf(segments) {
   const path = new Path2D();
   for (let i = 0; i < segments.length; i += 4) {
     path.moveTo(segments[i], segments[i + 1]);
     path.lineTo(segments[i + 2], segments[i + 3]);
   }
-  const thin = Math.max(1, width / 420);
+  return path;
+}
+
+function stroke(context, path, thin, colour) {
   context.lineCap = "round";
-  for (const [colour, thickness] of [["rgb(0 0 0 / .65)", 2.6], ["#5ff2ff", 1.2]]) {
-    context.strokeStyle = colour;
+  for (const [ink, thickness] of [["rgb(0 0 0 / .65)", 2.6], [colour, 1.2]]) {
+    context.strokeStyle = ink;
     context.lineWidth = thin * thickness;
     context.stroke(path);
   }
