@@ -164,7 +164,7 @@ def main() -> None:
     encoder = Encoder.load(device="cpu")
     memory = read_dataset(demo.FOLDER / "memory")
     with tempfile.TemporaryDirectory() as folder:
-        found = run_demo(encoder, Path(folder), say=print)
+        found = [pair.both for pair in run_demo(encoder, Path(folder), say=print)]
         bank = MemoryBank.load(Path(folder) / "bank")
     judge = Judge.of(encoder, bank)
     item = shown_best(found)

@@ -1,4 +1,7 @@
-"""The whole line on bundled images: build, calibrate, score, heat maps, a contact sheet."""
+"""The whole line on bundled images: build, calibrate, score, heat maps, a contact sheet.
+
+Twice: with a memory of good boards alone, as most begin, and of good and defective ones.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,12 @@ from mrad.detector import Detector
 from mrad.encoder.encoder import Encoder
 from mrad.errors import CalibrationError
 from mrad.images.reader import load_image
+from mrad.memory.bank import MemoryBank
 from mrad.memory.store import save_calibration
-from mrad.types import Prediction
+from mrad.thresholds.calibrate import calibrate
+from mrad.thresholds.own import score_own
+from mrad.types import NORMAL, Prediction
 from mrad_indexer.build.build import BuildOptions, build
-from mrad_indexer.calibration.calibrate import calibrate, score_without_self
 from mrad_indexer.datasets import Dataset, Record, read_dataset
 from mrad_indexer.scoring.judge import Judge
 from mrad_indexer.scoring.pictures import draw
@@ -27,16 +32,32 @@ from mrad_indexer.scoring.pictures import draw
 SIDE = 300
 GAP = 12
 LINE = 24
+GOODS, BOTH = "good-bank", "bank"
+"""Folders of the two memories."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One query with its judgement."""
+    """One query with its judgement by one memory."""
 
     record: Record
     prediction: Prediction
     verdict: str | None
     overlay: Path
+    threshold: float | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One query, judged by good boards alone, and by good and defective ones."""
+
+    goods: Shown
+    both: Shown
+
+    @property
+    def record(self) -> Record:
+        """The query."""
+        return self.both.record
 
 
 def run(
@@ -45,11 +66,13 @@ def run(
     *,
     say: Callable[[str], None],
     progress: Callable[[int, int], None] = lambda done, of: None,
-) -> list[Shown]:
-    """Everything below `out`: bank/, overlays/, contact-sheet.png. Raises what building raises."""
+) -> list[Pair]:
+    """Everything below `out`: good-bank/, bank/, overlays/, contact-sheet.png.
+
+    Raises what building raises.
+    """
     memory, queries = (read_dataset(demo.FOLDER / part) for part in ("memory", "query"))
-    total = 2 * len(memory) + len(queries)
-    done = 0
+    total, done = len(memory) + 2 * len(queries), 0
 
     def advance(count: int) -> None:
         nonlocal done
@@ -57,53 +80,61 @@ def run(
         progress(done, total)
 
     say(f"building a memory of {len(memory)} boards")
-    options = BuildOptions(added_by="mrad demo")
     built = build(
         encoder,
         memory,
-        out / "bank",
-        options,
+        out / BOTH,
+        BuildOptions(added_by="mrad demo"),
         replace=True,
         progress=lambda count, skipped, old: advance(count),
     )
+    good = np.array([entry.label == NORMAL for entry in built.bank.entries])
+    say(f"the {good.sum()} good ones among them are a memory of their own")
     say("choosing thresholds: every board is judged by the others")
-    detector = Detector(encoder, built.bank)
-    seen = 0
+    part = built.bank.select(good).save(out / GOODS, replace=True)
+    banks = {
+        GOODS: calibrated(encoder, part, out / GOODS, say),
+        BOTH: calibrated(encoder, built.bank, out / BOTH, say),
+    }
+    say(f"judging {len(queries)} boards that no memory holds")
+    found = {
+        name: judge_all(Judge.of(encoder, bank), queries, out / "overlays" / name, advance)
+        for name, bank in banks.items()
+    }
+    pairs = [Pair(*two) for two in zip(found[GOODS], found[BOTH])]
+    write_atomic(out / "contact-sheet.png", png(contact_sheet(pairs)))
+    return pairs
 
-    def scored_so_far(count: int) -> None:
-        nonlocal seen
-        advance(count - seen)
-        seen = count
 
-    scored = score_without_self(detector, memory, progress=scored_so_far)
-    bank = built.bank
+def calibrated(
+    encoder: Encoder, bank: MemoryBank, path: Path, say: Callable[[str], None]
+) -> MemoryBank:
+    """The bank with thresholds from its own boards, each left out."""
+    detector = Detector(encoder, bank)
     try:
+        scored = score_own(detector, thorough=True)
         calibration = calibrate(detector, scored, source="mrad demo", draws=200)
-        bank = save_calibration(calibration.into(bank), out / "bank")
     except CalibrationError as error:  # scores and maps are still worth a look
         say(f"no thresholds: {error}")
-    say(f"judging {len(queries)} boards that the memory does not hold")
-    judge = Judge.of(encoder, bank)
-    shown = judge_all(judge, queries, out, lambda: advance(1))
-    sheet = contact_sheet(shown, judge)
-    write_atomic(out / "contact-sheet.png", png(sheet))
-    return shown
+        return bank
+    return save_calibration(calibration.into(bank), path)
 
 
 def judge_all(
-    judge: Judge, queries: Dataset, out: Path, advance: Callable[[], None]
+    judge: Judge, queries: Dataset, folder: Path, advance: Callable[[int], None]
 ) -> list[Shown]:
     """Judge the queries and write their overlays."""
     shown = []
     for record in queries.records:
         image = load_image(record.image)
         prediction = judge.detector.predict([image])[0]
-        advance()
+        advance(1)
         if prediction.anomaly_map is None:
             raise AssertionError("predict gives maps unless told otherwise")
-        path = out / "overlays" / f"{record.image.stem}.jpg"
+        path = folder / f"{record.image.stem}.jpg"
         write_atomic(path, jpeg(draw(image, prediction.anomaly_map, judge)))
-        shown.append(Shown(record, prediction, judge.verdict(prediction.score), path))
+        verdict = judge.verdict(prediction.score)
+        shown.append(Shown(record, prediction, verdict, path, judge.threshold))
     return shown
 
 
@@ -114,26 +145,34 @@ def png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def contact_sheet(shown: Sequence[Shown], judge: Judge) -> Image.Image:
-    """A row for each query: the image, its mask, the heat map; most anomalous first."""
-    width = 3 * SIDE + 4 * GAP
+def contact_sheet(pairs: Sequence[Pair]) -> Image.Image:
+    """A row for each query: the image, its mask, both heat maps; most anomalous first."""
+    columns = ("image", "mask", "from good boards alone", "from good and defective boards")
+    width = len(columns) * (SIDE + GAP) + GAP
     step = SIDE + LINE + GAP
-    sheet = Image.new("RGB", (width, step * len(shown) + LINE + 2 * GAP), "white")
+    sheet = Image.new("RGB", (width, step * len(pairs) + LINE + 2 * GAP), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
-    for place, title in enumerate(("image", "mask", "heat map")):
+    for place, title in enumerate(columns):
         pen.text((GAP + place * (SIDE + GAP), GAP), title, "black", font)
-    ranked = sorted(shown, key=lambda item: -item.prediction.score)
-    for row, item in enumerate(ranked):
-        top = 2 * GAP + LINE + row * step
-        image = load_image(item.record.image)
-        mask = item.record.read_mask(image.size)
+    ranked = sorted(pairs, key=lambda pair: -pair.both.prediction.score)
+    for row, pair in enumerate(ranked):
+        top, record = 2 * GAP + LINE + row * step, pair.record
+        image = load_image(record.image)
+        mask = record.read_mask(image.size)
         truth = Image.fromarray(np.zeros(image.size[::-1], bool) if mask is None else mask)
-        for place, picture in enumerate((image, truth, load_image(item.overlay))):
+        label = "defective" if record.anomalous else "good"
+        captions = [record.image.name, label, _said(pair.goods), _said(pair.both)]
+        pictures = (image, truth, load_image(pair.goods.overlay), load_image(pair.both.overlay))
+        for place, (picture, caption) in enumerate(zip(pictures, captions)):
+            left = GAP + place * (SIDE + GAP)
             small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-            sheet.paste(small, (GAP + place * (SIDE + GAP), top))
-        label = "defective" if item.record.anomalous else "good"
-        text = f"{item.record.image.name}: {label}, score {item.prediction.score:.4f}"
-        if item.verdict:
-            text += f" ({item.verdict}, threshold {judge.threshold:.4f})"
-        pen.text((GAP, top + SIDE + 2), text, "black", font)
+            sheet.paste(small, (left, top))
+            pen.text((left, top + SIDE + 2), caption, "black", font)
     return sheet
+
+
+def _said(shown: Shown) -> str:
+    text = f"score {shown.prediction.score:.3f}"
+    if shown.verdict is None or shown.threshold is None:
+        return text
+    return f"{text}: {shown.verdict} (limit {shown.threshold:.3f})"

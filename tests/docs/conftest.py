@@ -22,7 +22,7 @@ BOARDS = ROOT / "mrad" / "demo" / "deep_pcb"
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Path:
-    """`parts/` (good, defect, masks), `photos/`, and single images, all circuit boards."""
+    """`parts/` (good, defect, masks), `good-parts/`, `photos/`, and single images, all circuit boards."""
     return furnish(tmp_path)
 
 
@@ -30,6 +30,8 @@ def furnish(folder: Path) -> Path:
     """Copy the bundled boards to where the pages have them."""
     for source in sorted((BOARDS / "memory").glob("*/*.*")):
         copy(source, folder / "parts" / source.parent.name / f"{source.stem}.png")
+    for source in sorted((BOARDS / "memory" / "good").iterdir())[:12]:
+        copy(source, folder / "good-parts" / f"{source.stem}.png")
     good = sorted((BOARDS / "query" / "good").iterdir())
     bad = sorted((BOARDS / "query" / "defect").iterdir())
     singles = {"good.png": good[0], "bad.png": bad[0], "board.jpg": bad[1], "other.jpg": good[1]}

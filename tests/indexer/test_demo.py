@@ -26,22 +26,28 @@ def test_demo(tmp_path, mrad, mini_encoder):
     assert done.exit_code == 0, done.output
     bank = MemoryBank.load(tmp_path / "demo/bank", encoder=mini_encoder)
     assert len(bank.entries) == 81
-    assert len(list((tmp_path / "demo/overlays").iterdir())) == 6
+    goods = MemoryBank.load(tmp_path / "demo/good-bank", encoder=mini_encoder)
+    assert {entry.label for entry in goods.entries} == {0}
+    assert list(goods.calibration) == ["nn"]
+    for name in ("bank", "good-bank"):
+        assert len(list((tmp_path / "demo/overlays" / name).iterdir())) == 6
     with Image.open(tmp_path / "demo/contact-sheet.png") as sheet:
-        assert sheet.width == 948
+        assert sheet.width == 1260
         assert np.asarray(sheet.convert("L")).std() > 20
     assert str(tmp_path / "demo/contact-sheet.png") in done.stdout
-    for name in (p.stem for p in (tmp_path / "demo/overlays").iterdir()):
+    for name in (p.stem for p in (tmp_path / "demo/overlays/bank").iterdir()):
         assert name in done.stdout
     # What the shipped encoder is for: defects stand out from the boards around them.
-    judge = Judge.of(mini_encoder, bank)
     records = read_dataset(demo.FOLDER / "query").records
-    found = judge.detector.predict([record.image for record in records])
-    inside = []
-    for record, prediction in zip(records, found):
-        mask = record.read_mask(prediction.size)
-        if record.anomalous:
-            values = prediction.anomaly_map
-            inside.append(float(values[mask].mean() > values[~mask].mean()))
-    assert np.mean(inside) > 0.5
-    assert contact_sheet([], judge).width == 948
+    for held in (bank, goods):
+        found = Judge.of(mini_encoder, held).detector.predict([r.image for r in records])
+        inside, scores = [], {True: [], False: []}
+        for record, prediction in zip(records, found):
+            scores[record.anomalous].append(prediction.score)
+            mask = record.read_mask(prediction.size)
+            if record.anomalous:
+                values = prediction.anomaly_map
+                inside.append(float(values[mask].mean() > values[~mask].mean()))
+        assert np.mean(inside) > 0.5
+        assert np.mean(scores[True]) > np.mean(scores[False])
+    assert contact_sheet([]).width == 1260

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -266,3 +267,38 @@ def test_restart_leaves_a_run_that_is_under_way_alone(tmp_path, mrad, photos, bo
     assert refused.exit_code == 2
     assert "in use" in refused.stderr
     assert (out / "results.journal").read_bytes() == before
+
+
+def test_without_a_memory_nothing_is_pretended(tmp_path, monkeypatch, mrad, mini_encoder):
+    """What is said is true: the figure is the committed one, and the two commands work as they stand."""
+    from mrad_indexer.cli import advice
+    from mrad_indexer.datasets import read_dataset
+
+    from mrad import demo
+
+    monkeypatch.chdir(tmp_path)
+    told = mrad("score", "photo.jpg")
+    assert told.exit_code == 2
+    assert told.stdout == ""
+    text = " ".join(told.stderr.split())
+    assert "Nothing was judged" in text
+    assert "0.61, and a coin has 0.50" in text
+    assert not Path("scores").exists()
+    results = Path(__file__).parents[2] / "benchmarks" / "results" / "mini.md"
+    row = next(line for line in results.read_text().splitlines()
+               if line.split("|")[1:4] == [" TF                ", " deep_pcb      ", " magnetic_tile "])  # fmt: skip
+    assert float(row.split("|")[4].split()[0]) == advice.ELSEWHERE
+    assert len(read_dataset(demo.FOLDER / "memory")) == advice.BUNDLED
+    goods = sorted((demo.FOLDER / "memory" / "good").glob("*.png"))
+    Path("good-parts").mkdir()
+    for path in goods[:10]:
+        (Path("good-parts") / path.name).symlink_to(path)
+    Path("photo.jpg").write_bytes(goods[10].read_bytes())
+    commands = [line.split() for line in told.stderr.splitlines() if line.startswith("  mrad ")]
+    assert [command[1] for command in commands] == ["build", "score"]
+    for command in commands:
+        done = mrad(*command[1:])
+        assert done.exit_code == 0, done.output
+    again = mrad("score", "photo.jpg")
+    assert again.exit_code == 2
+    assert "mrad score photo.jpg --bank banks/parts" in again.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,12 @@ if TYPE_CHECKING:
 HEADS = ("nn", "combined", "tf", "ft", "clip")
 FEW = 10
 """Good images: a good beginning."""
+ELSEWHERE = 0.612
+"""Image AUROC of a memory of the bundled boards on another product, magnetic tiles: `python -m benchmarks
+mini`. A coin has 0.5."""
+BUNDLED = 81
+"""Boards that come with mrad."""
+SHOWN = 3
 
 
 def heads_of(bank: MemoryBank) -> dict[str, Any]:
@@ -53,3 +61,31 @@ def next_step(bank: MemoryBank, path: Path) -> str:
         return f"mrad score PHOTOS --bank {path}"
     needs = "" if any(e.label == ANOMALOUS for e in bank.entries) else " (no defect is needed)"
     return f"mrad calibrate {path}, for a threshold{needs}; then mrad score PHOTOS --bank {path}"
+
+
+def without_memory(sources: Sequence[str]) -> list[str]:
+    """What to say to who scores without a memory: what comes with mrad, its worth, and what to do."""
+    photo = sources[0] if sources else "photo.jpg"
+    photo = shlex.quote(photo)
+    if found := banks_below(Path.cwd()):
+        told = [f"  mrad score {photo} --bank {shlex.quote(str(path))}" for path in found[:SHOWN]]
+        return ["Nothing was judged: say which memory to ask. Here are some:", *told]
+    return [
+        "Nothing was judged: there is no memory to compare with, and none comes with mrad.",
+        f"What comes with it are {BUNDLED} pictures of circuit boards, of which `mrad demo` makes a memory to "
+        "look at. It is worth nearly nothing on another product: it tells good from defective magnetic tiles "
+        f"with an AUROC of {ELSEWHERE:.2f}, and a coin has 0.50.",
+        "Ten photographs of good parts of yours change everything; no defect, no mask, no training. Put them "
+        "into a folder, then:",
+        "  mrad build good-parts --out banks/parts",
+        f"  mrad score {photo} --bank banks/parts",
+        "That gives scores and heat maps; `mrad calibrate banks/parts` between the two gives verdicts.",
+    ]
+
+
+def banks_below(folder: Path) -> list[Path]:
+    """Banks that lie in a folder, or one or two below it, as `banks/parts`."""
+    from mrad.memory.store import MANIFEST
+
+    found = [path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{MANIFEST}")]
+    return sorted(path.relative_to(folder) for path in found if not path.name.startswith("."))

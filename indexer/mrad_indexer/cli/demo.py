@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -11,6 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mrad_indexer.cli.console import console, errors, progress, say
+
+if TYPE_CHECKING:
+    from mrad_indexer.demo import Shown
 
 
 def register(main: typer.Typer) -> None:
@@ -26,8 +29,8 @@ def demo_command(
 ) -> None:
     """See it work, offline: bundled circuit boards, the small encoder that is shipped inside.
 
-    Builds a memory of labelled boards, chooses thresholds, judges boards that it has not seen, and
-    writes heat maps.
+    Builds a memory of good boards alone, and one of good and defective ones, chooses thresholds, judges
+    boards that neither has seen, and writes heat maps.
     """
     from mrad.encoder.encoder import Encoder
     from mrad_indexer.demo import run
@@ -41,14 +44,20 @@ def demo_command(
             say=lambda text: say(text, to=errors),
             progress=lambda done, of: bar.update(task, completed=done, total=of),
         )
-    table = Table("board", "is", "score", "verdict", box=box.SIMPLE_HEAD)
-    for item in sorted(shown, key=lambda item: -item.prediction.score):
-        truth = "defective" if item.record.anomalous else "good"
-        verdict = Text("–")
-        if item.verdict is not None:
-            right = (item.verdict == "anomalous") == item.record.anomalous
-            verdict = Text(item.verdict, "green" if right else "red")
-        table.add_row(item.record.image.name, truth, f"{item.prediction.score:.4f}", verdict)
+    table = Table("board", "is", "by good boards alone", "by both kinds", box=box.SIMPLE_HEAD)
+    for pair in sorted(shown, key=lambda pair: -pair.both.prediction.score):
+        truth = "defective" if pair.record.anomalous else "good"
+        cells = [verdict_of(pair.goods), verdict_of(pair.both)]
+        table.add_row(pair.record.image.name, truth, *cells)
     console.print(table)
-    say(f"image, mask and heat map of each: {out / 'contact-sheet.png'}")
-    say(f"the memory: mrad serve --bank {out / 'bank'}")
+    say(f"image, mask and both heat maps of each: {out / 'contact-sheet.png'}")
+    say(f"the memories: mrad serve --bank {out / 'good-bank'}, or {out / 'bank'}")
+
+
+def verdict_of(shown: Shown) -> Text:
+    """Score and verdict, green where it is right."""
+    text = f"{shown.prediction.score:.4f}"
+    if shown.verdict is None:
+        return Text(text)
+    right = (shown.verdict == "anomalous") == shown.record.anomalous
+    return Text.assemble(f"{text} ", (shown.verdict, "green" if right else "red"))

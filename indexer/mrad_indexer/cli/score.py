@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mrad_indexer.cli import options
+from mrad_indexer.cli.advice import without_memory
 from mrad_indexer.cli.console import Part, console, errors, listing, say
 from mrad_indexer.cli.tiles import describe
 
@@ -47,7 +48,9 @@ def score_command(
     sources: Annotated[
         list[str], typer.Argument(help="images, folders, quoted patterns, manifests")
     ],
-    bank: options.Bank,
+    bank: Annotated[
+        Path | None, typer.Option(help="the memory's folder; without one, what there is to do")
+    ] = None,
     out: Annotated[Path, typer.Option(help="folder for results, overlays, maps, the page")] = Path(
         "scores"
     ),
@@ -84,6 +87,10 @@ def score_command(
     be scored get a row with their error. Colours mean the same in every overlay; a green line marks
     the calibrated pixel threshold. Exit status 1 when no file could be scored.
     """
+    if bank is None:
+        for line in without_memory(sources):
+            say(line, to=errors)
+        raise typer.Exit(2)
     from mrad_client.batch.job import Job
     from mrad_client.batch.pictures import Places
     from mrad_client.batch.screen import closing, say_not_taken
