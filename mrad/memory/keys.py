@@ -170,8 +170,8 @@ def _local_keys(
     names[cells[0].numpy()], names[cells[1].numpy()] = "normal", "anomalous"
     vectors = features.patch_raw[index].float().cpu().numpy()
     return [
-        Key("local", entry.label, entry.entry_id, str(name), 1, vector, piece.tile)
-        for name, vector in zip(names, vectors)
+        Key("local", entry.label, entry.entry_id, name, 1, vector, piece.tile)
+        for name, vector in zip(names.tolist(), vectors)
     ]
 
 

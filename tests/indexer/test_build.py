@@ -94,13 +94,15 @@ def test_shards_do_not_depend_on_each_other(boards, tiny_encoder):
     copy = from_bytes(to_bytes(shard))
     assert copy.entries == shard.entries
     assert copy.thumbnails == shard.thumbnails
-    assert len(copy.keys) == len(shard.keys)
-    by_level = sorted(shard.keys, key=lambda key: key.level)
-    for one, two in zip(sorted(copy.keys, key=lambda key: key.level), by_level):
-        assert (one.label, one.entry_id, one.region, one.size) == (
-            two.label, two.entry_id, two.region, two.size,
-        )  # fmt: skip
-        assert one.vector.tobytes() == two.vector.tobytes()
+    assert sum(map(len, copy.levels.values())) == len(shard.keys)
+    for level, found in copy.levels.items():
+        own = [key for key in shard.keys if key.level == level]
+        assert found.keys.tobytes() == b"".join(key.vector.tobytes() for key in own)
+        names = [shard.entries[row].entry_id for row in found.entry]
+        facts = zip(found.labels, names, found.region, found.size, found.tile)
+        wanted = [(key.label, key.entry_id, key.region, key.size, key.tile) for key in own]
+        assert list(facts) == wanted
+    assert to_bytes(copy) == to_bytes(shard)
     with pytest.raises(BankCorruptError):
         from_bytes(to_bytes(shard)[:100])
 

@@ -78,6 +78,8 @@ class Shard:
     doubtful: list[Skipped] = field(default_factory=list)
     """A row for each warning."""
     profile: InputProfile = field(default_factory=InputProfile)
+    levels: dict[Level, LevelMemory] = field(default_factory=dict)
+    """Instead of `keys`, as a file holds them; their entries are rows of `entries`."""
 
 
 def decode_record(
@@ -176,10 +178,10 @@ def bank_of(
     thumbnails: dict[str, bytes] = {}
     parts: tuple[list[LevelMemory], ...] = ([], [], [])
     for shard in shards:
-        rows = {entry.entry_id: len(entries) + row for row, entry in enumerate(shard.entries)}
         for level, dim, found in zip(LEVELS, (*dims, dims[1]), parts):
-            keys = [key for key in shard.keys if key.level == level]
-            found.append(LevelMemory.of(keys, rows, dim))
+            own = _level(shard, level)
+            keys = own.keys if len(own) else np.empty((0, dim), np.float32)
+            found.append(replace(own, keys=keys, entry=own.entry + len(entries)))
         entries.extend(shard.entries)
         thumbnails.update(shard.thumbnails)
     image, patch, local = (_joined(found) for found in parts)
@@ -192,18 +194,25 @@ def _joined(parts: list[LevelMemory]) -> LevelMemory:
     return LevelMemory(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})
 
 
+def _level(shard: Shard, level: Level) -> LevelMemory:
+    """The keys of one level as arrays."""
+    if level in shard.levels:
+        return shard.levels[level]
+    rows = {entry.entry_id: row for row, entry in enumerate(shard.entries)}
+    return LevelMemory.of([key for key in shard.keys if key.level == level], rows, 0)
+
+
 def to_bytes(shard: Shard) -> bytes:
     """A shard as one safetensors file."""
-    rows = {entry.entry_id: row for row, entry in enumerate(shard.entries)}
     tensors: dict[str, np.ndarray] = {}
     for level in LEVELS:
-        keys = [key for key in shard.keys if key.level == level]
-        vectors = np.stack([key.vector for key in keys]) if keys else np.empty((0, 0), np.float32)
-        tensors[f"{level}.keys"] = vectors
-        tensors[f"{level}.facts"] = np.array(
-            [[rows[k.entry_id], k.label, PARTS.index(k.region), k.size, k.tile] for k in keys],
-            np.int64,
-        ).reshape(-1, 5)
+        own = _level(shard, level)
+        names, which = np.unique(own.region, return_inverse=True)
+        places = np.array([PARTS.index(name) for name in names.tolist()], np.int64)
+        regions = places[which] if len(own) else which
+        facts = (own.entry, own.labels, regions, own.size, own.tile)
+        tensors[f"{level}.keys"] = own.keys
+        tensors[f"{level}.facts"] = np.stack(facts, axis=1).astype(np.int64)
     jpegs = [shard.thumbnails.get(entry.entry_id, b"") for entry in shard.entries]
     tensors["thumbnails"] = np.frombuffer(b"".join(jpegs), np.uint8)
     about = {
@@ -218,7 +227,7 @@ def to_bytes(shard: Shard) -> bytes:
 
 
 def from_bytes(data: bytes, name: str = "the shard") -> Shard:
-    """Inverse of `to_bytes`. Raises `BankCorruptError`."""
+    """Inverse of `to_bytes`, but that keys are arrays: `Shard.levels`. Raises `BankCorruptError`."""
     try:
         header = int.from_bytes(data[:8], "little")
         about = json.loads(json.loads(data[8 : 8 + header])["__metadata__"]["shard"])
@@ -233,10 +242,18 @@ def from_bytes(data: bytes, name: str = "the shard") -> Shard:
         for level in LEVELS:
             if f"{level}.keys" not in tensors:  # written before there was a local level
                 continue
-            for vector, facts in zip(tensors[f"{level}.keys"], tensors[f"{level}.facts"].tolist()):
-                row, label, region, size, tile = facts if len(facts) == 5 else (*facts, 0)
-                entry_id = entries[row].entry_id
-                shard.keys.append(Key(level, label, entry_id, PARTS[region], size, vector, tile))
+            vectors, facts = tensors[f"{level}.keys"], tensors[f"{level}.facts"]
+            row, label, region, size, *tile = facts.T
+            if len(vectors) != len(facts) or not ((row >= 0) & (row < len(entries))).all():
+                raise ValueError(f"its keys of level {level} belong to no entry")
+            shard.levels[level] = LevelMemory(
+                vectors,
+                label.astype(np.uint8),
+                row,
+                np.array(PARTS, dtype="U9")[region],
+                size.astype(np.int32),
+                tile=tile[0].astype(np.int32) if tile else None,  # type: ignore[arg-type]
+            )
         ends = np.cumsum([0, *about["thumbnail_bytes"]]).tolist()
         jpegs = tensors["thumbnails"].tobytes()
         for entry, start, end in zip(entries, ends, ends[1:]):
