@@ -213,7 +213,8 @@ def _attend_cpu(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     for image in range(batch):
         for head in range(heads):
             scores = _product(q[image, head], k[image, head])
-            torch.softmax(scores, dim=-1, out=scores)  # a second matrix would be new memory each time
+            # In place: a second matrix would be new memory each time.
+            torch.softmax(scores, dim=-1, out=scores)
             out[image, :, head] = _product(scores, columns[image, head])
     return out
 
