@@ -213,7 +213,8 @@ class Detector:
         if options.strict:
             refuse_doubtful(warnings, name_of(image, options))
         pixels = self.encoder.prepare(picture.image) if places.whole else None
-        return Decoded(pixels, shown, places, warnings, picture.orientation)
+        levels = picture.brightness, picture.contrast
+        return Decoded(pixels, shown, places, warnings, picture.orientation, levels)
 
     def judge(
         self,

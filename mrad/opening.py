@@ -29,6 +29,8 @@ class Decoded:
     """What was assumed or is odd about it."""
     orientation: int = 1
     """The tag that turned it, as EXIF numbers it: a mask may lie on the pixels as stored."""
+    levels: tuple[float, float] | None = None
+    """Mean and deviation of its levels, by which the memory knows what its images are like."""
 
     @property
     def size(self) -> tuple[int, int]:

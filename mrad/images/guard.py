@@ -51,6 +51,16 @@ class InputProfile:
             depths=depths,
         )
 
+    def widened(self, levels: tuple[float, float]) -> InputProfile:
+        """The profile with the mean and the deviation of one more picture's levels.
+
+        Unchanged where it knows no picture at all: one alone would set all others apart.
+        """
+        if not self.images:
+            return self
+        brightness = _wider(self.brightness, levels[0])
+        return replace(self, brightness=brightness, contrast=_wider(self.contrast, levels[1]))
+
     def joined(self, other: InputProfile) -> InputProfile:
         """The profile of both memories' pictures."""
         depths = dict(self.depths)

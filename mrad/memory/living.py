@@ -38,6 +38,8 @@ from mrad.memory.store import save_calibration as save_built_calibration
 C = TypeVar("C", bound=Contents)
 CALIBRATION = "calibration/"
 """Names of values: a head's calibration, made on the memory as it has become."""
+PROFILE = "input"
+"""Name of the value, as in a bank's metadata: what the images are like, lessons among them."""
 TRIES = 5
 """Readings of a memory that another process writes meanwhile."""
 
@@ -247,7 +249,14 @@ def grown(bank: C, saved: Saved, folder: Path) -> GrowingBank[C]:
         growing.add(lesson.entry, lesson.keys, lesson.thumbnail)
     growing.sequence, growing.folder = saved.sequence, folder
     growing.calibration = calibration_of(bank.calibration, saved.values)
+    growing.metadata = metadata_of(bank.metadata, saved.values)
     return growing
+
+
+def metadata_of(built: dict[str, Any], values: dict[str, bytes]) -> dict[str, Any]:
+    """A bank's metadata, with what its images are like since it learned more of them."""
+    seen = values.get(PROFILE)
+    return built if seen is None else built | {PROFILE: json.loads(seen)}
 
 
 def calibration_of(built: dict[str, Any] | None, values: dict[str, bytes]) -> dict[str, Any] | None:

@@ -8,21 +8,31 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from mrad_service.middleware.auth import KeyFile
+from PIL import Image
 
 GENERATOR = "openapi-python-client==0.29.1"
 """Run apart from this environment, whose typer it would hold back."""
+
+BINARY = "application/octet-stream"
+CONFIG = f"""
+post_hooks: []
+content_type_overrides:  # the generator knows no other binary answer
+  image/jpeg: {BINARY}
+  application/x-tar: {BINARY}
+"""
 
 
 @pytest.fixture
 def generated(make_app, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of the package that was written, which can be imported."""
     (tmp_path / "openapi.json").write_text(json.dumps(make_app().openapi()))
-    (tmp_path / "config.yml").write_text("post_hooks: []\n")
+    (tmp_path / "config.yml").write_text(CONFIG)
     done = subprocess.run(
         [
             shutil.which("uvx", path=str(Path(sys.executable).parent)) or "uvx",
@@ -65,6 +75,14 @@ def test_it_uploads_teaches_and_scores(generated, make_app, serve, png, tmp_path
         assert (again.status_code, again.parsed.repeated) == (200, True)
         found = part("api.memory.list_entries").sync(client=client)
         assert found.entries[0].entry_id == first.parsed.entry.entry_id
+        taught = first.parsed.entry.entry_id
+        small = part("api.memory.get_thumbnail").sync_detailed(taught, client=client)
+        with Image.open(io.BytesIO(small.content)) as picture:
+            assert picture.format == "JPEG"
+        assert small.parsed.payload.read() == small.content  # a file, not text
+        copy = part("api.memory.export_memory").sync_detailed(client=client)
+        with tarfile.open(fileobj=copy.parsed.payload) as archive:
+            assert any(name.endswith("bank.json") for name in archive.getnames())
         stranger = part("client").Client(base_url=url)
         refused = part("api.banks.get_bank").sync_detailed(client=stranger)
         assert (refused.status_code, refused.parsed.code) == (401, "unauthenticated")

@@ -20,7 +20,7 @@ from mrad.heads.choose import GOOD_PARTS_ALONE
 from mrad.memory.bank import MemoryBank
 from mrad.memory.database import REMEMBERED
 from mrad.memory.entry import Entry
-from mrad.memory.living import calibration_of, grown
+from mrad.memory.living import calibration_of, grown, metadata_of
 from mrad.memory.operations import Add, Operation, Put, Remove, Request, Saved
 from mrad.types import NORMAL, Level
 from mrad_service.memory.errors import (
@@ -84,6 +84,7 @@ class MemoryState:
             else:
                 self.values[operation.name] = operation.value
             self.bank.calibration = calibration_of(self.built.calibration, self.values)
+            self.bank.metadata = metadata_of(self.built.metadata, self.values)
         elif isinstance(operation, Remove):
             self.bank.remove(operation.entry_id)
             place = self._place.pop(operation.entry_id)
@@ -103,7 +104,7 @@ class MemoryState:
     def renew(self, built: MemoryBank) -> None:
         """Take up other thresholds of the same bank."""
         self.built = replace(self.built, calibration=built.calibration, metadata=built.metadata)
-        self.bank.metadata = built.metadata
+        self.bank.metadata = metadata_of(built.metadata, self.values)
         self.bank.calibration = calibration_of(built.calibration, self.values)
 
     def view(self) -> MemoryBank:

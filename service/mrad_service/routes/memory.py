@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import shutil
 import tarfile
 import tempfile
@@ -25,6 +26,7 @@ from mrad.images.guard import refuse_doubtful
 from mrad.images.masks import Mask, Orientation, read_mask
 from mrad.memory.entry import Entry, Key
 from mrad.memory.keys import keys_of, pieces_of
+from mrad.memory.living import PROFILE
 from mrad.thresholds.follow import Flip, flips
 from mrad.types import ANOMALOUS, NORMAL, Sample
 from mrad_service.errors import BodyTooLargeError
@@ -179,6 +181,8 @@ def add_entry(
     work.check()
     standing = memory.add(entry, keys, thumbnail, idempotency_key, content)
     repeated = standing.entry_id != entry.entry_id
+    if not repeated:
+        _widen(memory, decoded)
     request.state.audit = {"entry_id": standing.entry_id, "label": label, "repeated": repeated}
     response.status_code = 200 if repeated else 201
     return MemoryAdded(
@@ -187,6 +191,16 @@ def add_entry(
         warnings=list(warnings),
         effect=None if repeated else _effect(request, memory, teaching.renewal(bank)),
     )  # fmt: skip
+
+
+def _widen(memory: DurableMemory, decoded: Decoded) -> None:
+    """A picture like this one is nothing unusual from now on."""
+    if decoded.levels is None:
+        return
+    known = memory.bank.profile
+    wider = known.widened(decoded.levels).as_json()
+    if wider != known.as_json():
+        memory.put(PROFILE, json.dumps(wider).encode())
 
 
 def _region(
