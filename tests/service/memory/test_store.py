@@ -242,7 +242,7 @@ def test_export_is_an_ordinary_bank(base: Path, lesson, tmp_path: Path) -> None:
         copy = MemoryBank.load(tmp_path / "copy")
         assert copy.entries == memory.bank.entries
         assert copy.thumbnails[copy.entries[-1].entry_id] == b"jpeg"
-        assert copy.metadata == {"line": 1}
+        assert copy.metadata == {"line": 1, "settled": 4}
     with DurableMemory.open(tmp_path / "copy") as again:
         assert len(again) == 5
 
