@@ -37,7 +37,7 @@ export function showVerdict(item, bank, items) {
   if (item.stale) {
     parts.push(el("p", { className: "hint" }, "Judged before the last lesson; being judged again."));
   }
-  card.replaceChildren(...parts);
+  card.replaceChildren(...parts.filter(Boolean)); // without a calibration there are no details
 }
 
 /** What was assumed or is odd about the picture: it may not have been read as it is meant. */
