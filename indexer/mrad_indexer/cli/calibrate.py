@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -79,8 +80,10 @@ def calibrate_command(
     Raw scores stay as they are; the calibration is stored in the bank for this head, or, where a
     server taught the bank since, with what it learned (stop the server first).
     """
+    from mrad.errors import CalibrationError
     from mrad.memory.bank import MemoryBank
     from mrad.memory.living import save_calibration
+    from mrad.thresholds.own import anchored, score_own
     from mrad_indexer.calibration.calibrate import TARGET, calibrate, score_without_self
     from mrad_indexer.datasets import read_dataset
     from mrad_indexer.loading import HeadChoice, choose, detector_of, encoder_of, own_images
@@ -131,6 +134,8 @@ def calibrate_command(
         source=dataset.root.name,
         checkpoint=choice.checkpoint.name if choice.checkpoint else "",
     )
+    with contextlib.suppress(CalibrationError):  # a memory without patches has nothing to follow by
+        calibration = anchored(calibration, memory, score_own(detector))
     for reason in scored.skipped:
         say(("skipped", "yellow"), f" {reason}")
     for code, count in scored.warnings.most_common():

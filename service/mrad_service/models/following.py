@@ -186,7 +186,8 @@ class Following:
             origin = found if _same(found, held) else held
         if origin.own is None:
             built, base = self._memory.built, detector
-            if memory_of(built) != memory_of(detector.bank):
+            of_built = CALIBRATION + held.head not in self._memory.values
+            if of_built and memory_of(built) != memory_of(detector.bank):
                 base = detector.with_bank(built)
             origin = anchored(origin, base.bank, score_own(self._resumed(base)))
         self._origin = origin
