@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
+from mrad_client import Client
 from mrad_indexer.datasets import read_dataset
 from mrad_service.app import create_app
 from mrad_service.settings import Settings
@@ -136,9 +138,10 @@ def test_every_kind_of_memory_is_useful_to_the_end(
         assert calibrated.exit_code == 0, calibrated.output
         held = MemoryBank.load(bank).calibration
         assert list(held) == [kind.head]
-        assert held[kind.head]["image"]["rule"] == kind.rule
+        # With so few defects the scores may not be known to tell anything: then by false alarms.
+        assert held[kind.head]["image"]["rule"] in {kind.rule, "fpr"}
         assert held[kind.head]["pixel"]["value"] > 0
-        assert (held[kind.head]["model"] is None) == (kind.rule == "fpr")
+        assert (held[kind.head]["scores_anomalous"] is None) == (kind.rule == "fpr")
 
     query = demo_images / "query"
     scored = mrad("score", query / "good", query / "defect", "--bank", bank, "--out",
@@ -165,16 +168,16 @@ def test_every_kind_of_memory_is_useful_to_the_end(
     client = ask(bank)
     assert client.get("/v1/bank").json()["head"] == kind.head
     path = sorted((query / "defect").glob("*.png"))[0]
-    answer = client.post("/v1/score", files={"images": (path.name, path.read_bytes())}).json()
-    (result,) = answer["results"]
+    with Client("http://127.0.0.1", transport=through(client)) as sdk:
+        result = sdk.score_image(path)
     row = rows[path.name]
-    assert result["score"] == pytest.approx(row["score"], abs=1e-5)
+    assert result.score == pytest.approx(row["score"], abs=1e-5)
     for name in ("verdict", "p_value", "probability", "calibrated_score"):
         expected = row.get(name)
-        assert result[name] == (
+        assert getattr(result, name) == (
             pytest.approx(expected, abs=1e-2) if isinstance(expected, float) else expected
         )
-    assert (result["verdict"] is None) == (kind.rule is None)
+    assert (result.verdict is None) == (kind.rule is None)
 
 
 def test_defects_alone_are_refused_with_what_to_do(
@@ -193,6 +196,19 @@ def test_defects_alone_are_refused_with_what_to_do(
     assert "ten are a good beginning" in shown
     with pytest.raises(NoGoodPartsError, match="ten are a good beginning"):
         Detector(mini_encoder, MemoryBank.load(tmp_path / "bank"))
+
+
+def through(client: TestClient) -> httpx.MockTransport:
+    """The SDK's requests, answered by an application without a socket."""
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        kept = {"content-type": request.headers["content-type"]}
+        answer = client.request(
+            request.method, str(request.url), content=request.read(), headers=kept
+        )
+        return httpx.Response(answer.status_code, content=answer.content)
+
+    return httpx.MockTransport(handle)
 
 
 def _mean(rows: list[dict]) -> float:
