@@ -1,7 +1,8 @@
 """Everything that a memory knows: how far good parts are (`nn`), and which class is nearer (`tf`, `ft`
 or `clip`), each in spreads of the memory's own good images, left out.
 
-Where a level holds good keys alone, `nn` judges it alone, so this serves any memory that `nn` serves.
+Where a level holds good keys alone, `nn` judges it alone, so this serves any memory that `nn` serves. With
+few labelled defects the other head counts for little, the more the more there are (`mrad.heads.standard.trust`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from mrad.encoder.encoder import Features
 from mrad.heads import Head, HeadOutput, head_class
 from mrad.heads.choose import check_good_parts
 from mrad.heads.nn import LeftOut, NNHead
-from mrad.heads.standard import Scale
+from mrad.heads.standard import Scale, trust
 from mrad.heads.tf import TFHead
 
 if TYPE_CHECKING:
@@ -79,7 +80,11 @@ class CombinedHead(NNHead):
             odds = log_odds(output.patch)
             usual = odds[known & self.settled[:, None]]
             self.patch_scale = Scale.of(usual, distance=False)
-            cells = cells + self.patch_scale(odds).where(~(found.good[:, None] & ~known), 0.0)
+            marked = self.views.rows[self.views.anomalous.any(dim=1) & self.settled].unique()
+            fine = self.views.rows[found.good & self.settled].unique()
+            self.patch_share = trust(len(fine), len(marked))
+            extra = self.patch_share * self.patch_scale(odds)
+            cells = cells + extra.where(~(found.good[:, None] & ~known), 0.0)
         return LeftOut(cells, torch.cat([parts, log_odds(output.image)[None].double()]), found.good)
 
     def _base_left_out(self) -> HeadOutput:
@@ -110,7 +115,7 @@ class CombinedHead(NNHead):
     def _joined(self, cells: Tensor, parts: Tensor, output: HeadOutput) -> tuple[Tensor, Tensor]:
         """What `nn` measured with what the other head says."""
         if self.patch_level:
-            cells = cells + self.patch_scale(log_odds(output.patch.cpu()))
+            cells = cells + self.patch_share * self.patch_scale(log_odds(output.patch.cpu()))
         return cells, torch.cat([parts, log_odds(output.image.cpu())[None].double()])
 
 

@@ -22,8 +22,10 @@ SOFT = 6.0
 """Spreads from a typical good image's top at which a score is 0.85."""
 BALANCED = 0.7
 """Weight of the image level (`Detector`, `fusion`) at which all statistics count alike."""
-PRIOR_DEFECTS = 10
-"""So many labelled defects that equal weights are worth."""
+PRIOR_PAIRS = 3
+"""So much (`trust`) must have been seen of both classes until what they tell counts for a half."""
+LEAST_TOLD = 0.3
+"""Spreads; distances that tell defects by less than this are taken to tell them by as much."""
 STRONGEST = 6.0
 """No defect counts for more than this many spreads when weights are chosen."""
 
@@ -37,13 +39,19 @@ class Scale:
 
     @classmethod
     def of(cls, values: Tensor, distance: bool = True) -> Scale:
-        """Of finite `values` [n]; few distances are helped by `PRIOR_SPREAD`, other values by none."""
-        values = values.double()
+        """Of finite `values` [n], more than three unless they are distances.
+
+        Few distances are helped by `PRIOR_SPREAD`. Of other values nothing is known beforehand: their
+        spread is that of the next one, whose distribution is Student's.
+        """
+        values, count = values.double(), len(values)
         mean = float(values.mean())
         squares = float((values - mean).square().sum())
         weight = PRIOR_WEIGHT if distance else 0
         prior = weight * (PRIOR_SPREAD * mean) ** 2
-        spread = ((squares + prior) / max(len(values) - 1 + weight, 1)) ** 0.5
+        spread = ((squares + prior) / max(count - 1 + weight, 1)) ** 0.5
+        if not distance:
+            spread *= ((count - 1) / max(count - 3, 1e-3) * (1 + 1 / count)) ** 0.5
         return cls(mean, max(spread, 1e-9))
 
     def __call__(self, values: Tensor) -> Tensor:
@@ -186,32 +194,33 @@ class Blend:
 
         The first `distances` of the parts are distances. `bad` bool [V]: which show a defect, if not
         all others: a tile of a defective picture may be neither. A part that is not finite, or that is none
-        and was seen of a single good image, is not used.
+        and was seen of three good images or fewer, is not used.
 
-        Weights begin as equal. The defects among them move each towards the mean number of spreads
-        by which it tells them from good images, the further the more there are.
+        Without defects, distances count alike and the others not at all. The weights that defects ask for
+        are the mean numbers of spreads by which each tells them from good images; they are followed as
+        far as `trust` says.
         """
         used = [
             i
             for i, part in enumerate(parts)
-            if bool(part[good].isfinite().all()) and (i < distances or int(good.sum()) > 1)
+            if bool(part[good].isfinite().all()) and (i < distances or int(good.sum()) > 3)
         ]
         kept = [parts[i] for i in used]
         scales = [Scale.of(top[good])]
         scales += [Scale.of(parts[i][good], i < distances) for i in used]
-        weights = torch.ones(len(scales), dtype=torch.float64)
+        begin = torch.tensor([1.0] + [float(i < distances) for i in used], dtype=torch.float64)
         defects = ~good if bad is None else bad
         far = [
             scale(values[defects].double())[values[defects].isfinite()]
             for scale, values in zip(scales, (top, *kept))
         ]
-        count = int(defects.sum())
         told = torch.tensor(
             [float(z.clamp(-STRONGEST, STRONGEST).mean()) if len(z) else 0.0 for z in far],
             dtype=torch.float64,
         ).clamp_min(0)
-        if count and told.sum() > 0:
-            weights = (PRIOR_DEFECTS + count * told / told.mean()) / (PRIOR_DEFECTS + count)
+        share = trust(int(good.sum()), int(defects.sum()))
+        base = told[begin > 0].mean().clamp_min(LEAST_TOLD)
+        weights = (1 - share) * begin + share * told / base
         every = [Scale(0.0, 1.0)] * len(parts)
         shares = [0.0] * len(parts)
         for scale, weight, i in zip(scales[1:], weights[1:].tolist(), used):
@@ -229,6 +238,14 @@ class Blend:
             if weight:
                 total = total + weight / self.weights[0] * scale(values.double())
         return soft((1 - BALANCED) / BALANCED * total).float()
+
+
+def trust(good: int, defects: int) -> float:
+    """How far what so many good images and defects tell of the two classes is believed, 0 to 1."""
+    if not good or not defects:
+        return 0.0
+    pairs = good * defects / (good + defects)
+    return pairs / (pairs + PRIOR_PAIRS)
 
 
 def soft(z: Tensor) -> Tensor:
