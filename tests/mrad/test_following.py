@@ -135,7 +135,7 @@ def test_near_a_lesson_scores_move_towards_it_and_back_when_it_is_forgotten(
     was, _ = above(before, origin, features)
     is_, _ = above(after, held, features)
     if bad and head != "tf":  # they compare with good parts: a defect teaches them next to nothing
-        assert is_ == pytest.approx(was, abs=0.01)
+        assert is_ == pytest.approx(was, abs=0.02)
     else:
         assert (is_ > was) == bad, (was, is_)
     back = after.with_bank(before.bank)
