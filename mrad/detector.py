@@ -17,10 +17,10 @@ from torch import Tensor
 from mrad.encoder.encoder import Encoder, Features
 from mrad.encoder.stream import encode_tiles
 from mrad.errors import MRADError
-from mrad.evidence import Asked, cell_box, nearest_good, nearest_keys
+from mrad.evidence import Asked, cell_box, hottest, nearest_good, nearest_keys
 from mrad.heads import Head, HeadOutput, load_head
 from mrad.heads.choose import AUTO, default_head, problem
-from mrad.heads.levels import PlaceLevels
+from mrad.heads.goods.levels import PlaceLevels
 from mrad.heads.nn import NNHead
 from mrad.images.guard import refuse_doubtful
 from mrad.images.layout import Layout, Places, Tile
@@ -41,9 +41,8 @@ logger = logging.getLogger(__name__)
 class Detector:
     """Judges images by what they retrieve.
 
-    `predict` does everything, cutting images as the bank's layout says. `decode`, then `encode` and
-    `finish` are its stages for images that are looked at whole, for a server that runs them in
-    different threads; for tiles they are `decode`, `canvas`, `encode_tiles`, `draw` and `conclude`.
+    `predict` does everything, cutting images as the bank's layout says. `decode`, `encode` and `finish`
+    are its stages for a server's threads; for tiles `decode`, `canvas`, `encode_tiles`, `draw`, `conclude`.
     """
 
     def __init__(
@@ -81,8 +80,7 @@ class Detector:
         bank.check(encoder)
         if bank.precision not in (None, encoder.precision):
             logger.warning(
-                "the memory's keys were encoded in %s, and queries are in %s: scores are a little off, "
-                "and so are thresholds",
+                "the memory's keys are in %s, queries in %s: scores and thresholds are a little off",
                 bank.precision,
                 encoder.precision,
             )
@@ -120,8 +118,8 @@ class Detector:
     def of_object(self, name: str) -> Detector:
         """The same on what the memory holds of one product: its good parts, its defects, their scale.
 
-        Where the head was chosen by the memory (`auto`) and cannot serve this part of it, the head that
-        can is taken. Raises `UnknownObjectError`, and what `with_bank` raises.
+        A head chosen by `auto` that cannot serve this part gives way to one that can. Raises
+        `UnknownObjectError`, and what `with_bank` raises.
         """
         bank = self.bank.of_object(name)
         if not self._auto or problem(bank, self.head.name) is None:
@@ -161,8 +159,7 @@ class Detector:
             map_pixels: pixels above which a map is scaled down to so many; None: never.
             layout: instead of the bank's, as with a region of interest of this request alone.
 
-        Raises `ImageError` for an image that cannot be read, or that a region of the layout does not
-        fit.
+        Raises `ImageError` where an image cannot be read, or a region does not fit it.
         """
         return list(
             self.predict_stream(
@@ -374,17 +371,11 @@ class Detector:
         """Nearest keys of the whole image, then of its most anomalous patch."""
         if k < 1:
             return [()] * len(features)
-        cells, grid = output.patch.argmax(dim=1), self.encoder.grid
-        patch = self._patch_query(features)[torch.arange(len(cells)), cells]
         whole = [Asked(query) for query in features.class_query()]
-        local = []
-        for query, number, size in zip(patch, cells.tolist(), sizes):
-            cell = divmod(number, grid)
-            local.append(Asked(query, cell_box(cell, grid, (0, 0, *size)), cell))
+        local = hottest(self._patch_query(features), output.patch, sizes, self.encoder.grid)
         image = self._nearest("image", whole, k, exclude)
-        return [
-            (*one, *part) for one, part in zip(image, self._nearest("patch", local, k, exclude))
-        ]
+        parts = self._nearest("patch", local, k, exclude)
+        return [(*one, *part) for one, part in zip(image, parts)]
 
     def _nearest(
         self, level: Level, asked: Sequence[Asked], k: int, exclude: Tensor | None
@@ -395,8 +386,7 @@ class Detector:
 
     def _patch_query(self, features: Features) -> Tensor:
         """What of a patch is asked for as evidence [B, N, W]: what the head compares."""
-        local = isinstance(self.head, NNHead)
-        return features.local_query() if local else features.patch_query()
+        return features.local_query() if isinstance(self.head, NNHead) else features.patch_query()
 
     def retriever(self, level: Level) -> Retriever:
         """Evidence is cosine similarity on the bank's own keys, whatever the head projects."""
@@ -405,7 +395,6 @@ class Detector:
             return own
         if level not in self._evidence:
             memory = self.bank.image if level == "image" else self.bank.patch
-            self._evidence[level] = make_retriever(
-                memory, mode=self.retrieval, device=self.encoder.device
-            )
+            device = self.encoder.device
+            self._evidence[level] = make_retriever(memory, mode=self.retrieval, device=device)
         return self._evidence[level]

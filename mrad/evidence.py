@@ -40,6 +40,24 @@ def cell_box(cell: tuple[int, int], grid: int, tile: Box) -> Box:
     )
 
 
+def hottest(
+    queries: Tensor, patch: Tensor, sizes: Sequence[tuple[int, int]], grid: int
+) -> list[Asked]:
+    """The most anomalous patch of each image of a batch.
+
+    Args:
+        queries: [B, N, d], L2-normalised features of the patches.
+        patch: [B, N], their probabilities.
+        sizes: width, height of each image.
+        grid: patches a side.
+    """
+    asked = []
+    for row, (number, size) in enumerate(zip(patch.argmax(dim=1).tolist(), sizes)):
+        cell = divmod(number, grid)
+        asked.append(Asked(queries[row, number], cell_box(cell, grid, (0, 0, *size)), cell))
+    return asked
+
+
 def size_of(entry: Entry) -> tuple[int, int] | None:
     """Width, height of an entry's image; None where nobody knows."""
     return (entry.width, entry.height) if entry.width and entry.height else None

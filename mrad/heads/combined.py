@@ -2,7 +2,7 @@
 or `clip`), each in spreads of the memory's own good images, left out.
 
 Where a level holds good keys alone, `nn` judges it alone, so this serves any memory that `nn` serves. With
-few labelled defects the other head counts for little, the more the more there are (`mrad.heads.standard.trust`).
+few labelled defects the other head counts for little, the more the more there are (`mrad.heads.goods.standard.trust`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 from mrad.encoder.encoder import Features
 from mrad.heads import Head, HeadOutput, head_class
 from mrad.heads.choose import check_good_parts
+from mrad.heads.goods.standard import Scale, trust
 from mrad.heads.nn import LeftOut, NNHead
-from mrad.heads.standard import Scale, trust
 from mrad.heads.tf import TFHead
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Nearest good part: how far is the nearest patch, and the nearest image, of the memory's good ones.
 
 Needs good images alone and no training. Every distance is told in spreads of the same distance among
-the good images themselves, each left out (`mrad.heads.standard`), so scores compare between products.
+the good images themselves, each left out (`mrad.heads.goods.standard`), so scores compare between products.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from mrad.encoder.tower import neighbourhood_average
 from mrad.errors import HeadError
 from mrad.heads import HeadOutput
 from mrad.heads.choose import check_good_parts
-from mrad.heads.classes import GoodClasses
-from mrad.heads.left_out import LeftOutDistances, stored_at
-from mrad.heads.standard import Blend, CellScale, CellSums, chosen, left_out_cells
+from mrad.heads.goods.classes import GoodClasses
+from mrad.heads.goods.left_out import LeftOutDistances, stored_at
+from mrad.heads.goods.standard import Blend, CellScale, CellSums, chosen, left_out_cells
 from mrad.maps import anomaly_map, top_mean
 from mrad.retrieval.goods import GoodPatches, Views
 from mrad.types import ANOMALOUS, NORMAL, WHOLE

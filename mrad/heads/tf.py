@@ -11,7 +11,7 @@ from torch import Tensor
 from mrad.errors import HeadError
 from mrad.heads import HeadOutput
 from mrad.heads.choose import check_two_classes
-from mrad.heads.sums import LeftOutSums, stored_query
+from mrad.heads.goods.sums import LeftOutSums, stored_query
 from mrad.retrieval.base import Retriever, at_reference_shares
 from mrad.retrieval.choose import make_retriever
 from mrad.retrieval.goods import Views

@@ -17,8 +17,8 @@ from mrad.detector import Detector
 from mrad.encoder.encoder import Features
 from mrad.errors import CalibrationError, LayoutError
 from mrad.heads import HeadOutput
+from mrad.heads.goods.sums import stored_query
 from mrad.heads.nn import NNHead
-from mrad.heads.sums import stored_query
 from mrad.heads.tf import TFHead
 from mrad.maps import anomaly_map, at_shape, fuse, top_mean
 from mrad.memory.bank import MemoryBank

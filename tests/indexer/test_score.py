@@ -271,7 +271,7 @@ def test_restart_leaves_a_run_that_is_under_way_alone(tmp_path, mrad, photos, bo
 
 def test_without_a_memory_nothing_is_pretended(tmp_path, monkeypatch, mrad, mini_encoder):
     """What is said is true: the figure is the committed one, and the two commands work as they stand."""
-    from mrad_indexer.cli import advice
+    from mrad_indexer.cli.common import advice
     from mrad_indexer.datasets import read_dataset
 
     from mrad import demo

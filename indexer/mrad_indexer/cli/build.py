@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mrad.errors import MRADError, NoGoodPartsError
-from mrad_indexer.cli import options
-from mrad_indexer.cli.advice import heads_of, next_step, worth
-from mrad_indexer.cli.console import errors, progress, say, warn
+from mrad_indexer.cli.common import options
+from mrad_indexer.cli.common.advice import heads_of, next_step, worth
+from mrad_indexer.cli.common.console import errors, progress, say, warn
 
 if TYPE_CHECKING:
     from mrad.encoder.encoder import Encoder
@@ -132,7 +132,7 @@ def build_command(
     from mrad_indexer.build.plan import SHARD, Plan
     from mrad_indexer.build.precision import AUTO, choose_precision
     from mrad_indexer.cli.bank.change import say_merged, show_shares
-    from mrad_indexer.cli.tiles import say_layout, shard_size
+    from mrad_indexer.cli.common.tiles import say_layout, shard_size
     from mrad_indexer.cutting import layout_of
     from mrad_indexer.datasets import read_dataset
     from mrad_indexer.loading import choose, encoder_of

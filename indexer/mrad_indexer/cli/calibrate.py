@@ -11,8 +11,8 @@ import typer
 from rich import box
 from rich.table import Table
 
-from mrad_indexer.cli import options
-from mrad_indexer.cli.console import console, note, progress, say
+from mrad_indexer.cli.common import options
+from mrad_indexer.cli.common.console import console, note, progress, say
 
 if TYPE_CHECKING:
     from mrad.calibration import Calibration, Rule, Threshold

@@ -10,8 +10,8 @@ import typer
 from rich import box
 from rich.table import Table
 
-from mrad_indexer.cli import options
-from mrad_indexer.cli.console import MRADGroup, console, say
+from mrad_indexer.cli.common import options
+from mrad_indexer.cli.common.console import MRADGroup, console, say
 
 app = typer.Typer(cls=MRADGroup, help="Datasets: recognise, count, check.", no_args_is_help=True)
 

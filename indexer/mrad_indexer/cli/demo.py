@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from mrad_indexer.cli.console import console, errors, progress, say
+from mrad_indexer.cli.common.console import console, errors, progress, say
 
 if TYPE_CHECKING:
     from mrad_indexer.demo import Shown

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeRemainingColumn
 
-from mrad_indexer.cli import options
-from mrad_indexer.cli.console import console, errors, note, say
+from mrad_indexer.cli.common import options
+from mrad_indexer.cli.common.console import console, errors, note, say
 
 FIGURE = 7
 """Characters of a column of figures."""

@@ -7,7 +7,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from mrad_indexer.cli.console import MRADGroup, console
+from mrad_indexer.cli.common.console import MRADGroup, console
 
 app = typer.Typer(
     cls=MRADGroup, help="Heads: which are installed, and where from.", no_args_is_help=True

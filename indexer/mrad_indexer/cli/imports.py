@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mrad_indexer.cli.console import MRADGroup
+from mrad_indexer.cli.common.console import MRADGroup
 
 app = typer.Typer(
     cls=MRADGroup, help="Bring the paper's checkpoints and memories.", no_args_is_help=True

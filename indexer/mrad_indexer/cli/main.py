@@ -16,7 +16,7 @@ import typer.main
 from typer.core import TyperCommand
 
 from mrad.errors import MRADError
-from mrad_indexer.cli.console import MRADGroup
+from mrad_indexer.cli.common.console import MRADGroup
 
 # Read when torch is loaded. Threads that wait for each other by spinning take the cores from whatever
 # else runs: beside another process, images took twice as long. Without any spinning, an image alone

@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from mrad.errors import MRADError
-from mrad_indexer.cli import options
-from mrad_indexer.cli.console import console, errors, note, say
+from mrad_indexer.cli.common import options
+from mrad_indexer.cli.common.console import console, errors, note, say
 
 if TYPE_CHECKING:
     from rich.progress import TaskID

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mrad_indexer.cli import options
-from mrad_indexer.cli.advice import without_memory
-from mrad_indexer.cli.console import Part, console, errors, listing, say
-from mrad_indexer.cli.tiles import describe
+from mrad_indexer.cli.common import options
+from mrad_indexer.cli.common.advice import without_memory
+from mrad_indexer.cli.common.console import Part, console, errors, listing, say
+from mrad_indexer.cli.common.tiles import describe
 
 if TYPE_CHECKING:
     from mrad_client.batch.summary import Summary

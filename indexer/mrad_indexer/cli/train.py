@@ -13,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mrad.errors import HeadError
-from mrad_indexer.cli import options
-from mrad_indexer.cli.console import MRADGroup, errors, listing, say, warn
+from mrad_indexer.cli.common import options
+from mrad_indexer.cli.common.console import MRADGroup, errors, listing, say, warn
 
 if TYPE_CHECKING:
     from mrad_indexer.training.compare import Comparison

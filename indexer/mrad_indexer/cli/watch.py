@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mrad_indexer.cli import options
-from mrad_indexer.cli.console import errors, say
+from mrad_indexer.cli.common import options
+from mrad_indexer.cli.common.console import errors, say
 
 if TYPE_CHECKING:
     from mrad_client.batch.journal import Row

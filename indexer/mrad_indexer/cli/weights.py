@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mrad_indexer.cli.console import MRADGroup, errors, listing, say
+from mrad_indexer.cli.common.console import MRADGroup, errors, listing, say
 
 app = typer.Typer(cls=MRADGroup, help="Encoders' weights: list, fetch, verify.")
 Name = Annotated[str, typer.Argument(help="an open_clip model, as ViT-L-14-336")]

@@ -14,7 +14,7 @@ import typer
 from mrad_indexer import loading
 from mrad_indexer.cli import calibrate as cli_calibrate
 from mrad_indexer.cli import eval as cli_eval
-from mrad_indexer.cli.console import MRADGroup
+from mrad_indexer.cli.common.console import MRADGroup
 from mrad_indexer.datasets import read_dataset
 from mrad_indexer.evaluation.names import candidate_names, shortest
 from mrad_indexer.evaluation.report import notes, render, table

@@ -9,7 +9,7 @@ import torch
 from mrad import Detector, Encoder, MemoryBank, Sample
 from mrad.demo import FOLDER
 from mrad.encoder.encoder import Features
-from mrad.heads.sums import stored_query
+from mrad.heads.goods.sums import stored_query
 from mrad.memory.keys import encode_samples
 from mrad.retrieval.goods import Views
 

@@ -14,7 +14,7 @@ from mrad import Detector, Encoder, MemoryBank, Sample
 from mrad.demo import FOLDER
 from mrad.errors import MRADError
 from mrad.heads.choose import default_head
-from mrad.heads.left_out import LeftOutDistances
+from mrad.heads.goods.left_out import LeftOutDistances
 from mrad.memory.coreset import bounded
 from mrad.thresholds.doubles import groups_of, sketches
 

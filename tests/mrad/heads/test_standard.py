@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mrad.heads.standard import CellScale, CellSums, left_out_cells
+from mrad.heads.goods.standard import CellScale, CellSums, left_out_cells
 
 
 def test_images_taken_away_say_nothing_and_the_others_are_not_looked_at_again():

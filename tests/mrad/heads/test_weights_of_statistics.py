@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mrad.heads.classes import GoodClasses
-from mrad.heads.standard import Blend, Scale, trust
+from mrad.heads.goods.classes import GoodClasses
+from mrad.heads.goods.standard import Blend, Scale, trust
 
 
 def statistics(

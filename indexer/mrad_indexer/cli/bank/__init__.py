@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from mrad_indexer.cli.bank import change, inspect
-from mrad_indexer.cli.console import MRADGroup
+from mrad_indexer.cli.common.console import MRADGroup
 
 app = typer.Typer(cls=MRADGroup, no_args_is_help=True)
 

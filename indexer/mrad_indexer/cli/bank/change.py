@@ -10,8 +10,8 @@ from rich import box
 from rich.table import Table
 
 from mrad.errors import DataError
-from mrad_indexer.cli.advice import heads_of, next_step
-from mrad_indexer.cli.console import console, say, warn
+from mrad_indexer.cli.common.advice import heads_of, next_step
+from mrad_indexer.cli.common.console import console, say, warn
 
 if TYPE_CHECKING:
     from mrad.memory.bank import MemoryBank

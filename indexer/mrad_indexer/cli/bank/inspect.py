@@ -11,9 +11,9 @@ import typer
 from rich import box
 from rich.table import Table
 
-from mrad_indexer.cli.advice import heads_of
-from mrad_indexer.cli.console import console, say
-from mrad_indexer.cli.tiles import describe as describe_layout
+from mrad_indexer.cli.common.advice import heads_of
+from mrad_indexer.cli.common.console import console, say
+from mrad_indexer.cli.common.tiles import describe as describe_layout
 
 if TYPE_CHECKING:
     from mrad.memory.bank import MemoryBank

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mrad_indexer.cli.console import say, warn
+from mrad_indexer.cli.common.console import say, warn
 
 if TYPE_CHECKING:
     from mrad.encoder.encoder import Encoder
