@@ -194,6 +194,8 @@ LONGEST = 4096
 
 
 def _products_pay(q: Tensor, k: Tensor) -> bool:
+    if torch.compiler.is_compiling():  # which follows no question about threads
+        return False
     rows = q.shape[2]
     return (
         rows >= ROWS_PER_THREAD * torch.get_num_threads()

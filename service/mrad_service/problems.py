@@ -34,7 +34,6 @@ STATUS: dict[str, int] = {
     "invalid_mask": 422,
     "calibration_error": 422,
     "invalid_request": 422,
-    "unknown_object": 422,
     "unsupported_media_type": 415,
     "body_too_large": 413,
     "too_many_images": 413,
@@ -47,6 +46,7 @@ STATUS: dict[str, int] = {
     # names
     "entry_not_found": 404,
     "unknown_bank": 404,
+    "unknown_object": 404,
     # the state of things
     "entry_exists": 409,
     "idempotency_conflict": 409,

@@ -51,7 +51,7 @@ def test_warming_up_goes_through_every_stage_and_on_a_card_every_batch_size(
 ) -> None:
     """FAISS and CUDA graphs are asked before the first customer is; the card is only pretended."""
     tiny_detector = Detector(tiny_encoder, tiny_bank, head)
-    tiny_detector._retriever("image")  # made before the card is pretended
+    tiny_detector.retriever("image")  # made before the card is pretended
     seen, asked, searched, named = [], [], [], []
     if head == "nn":
         goods = tiny_detector.head.goods

@@ -125,7 +125,7 @@ def test_one_product_s_images_judge_alone(
     assert not own.warnings
     with pytest.raises(APIError, match="boards, caps, nut") as refused:
         client.score_image(image, object="screws")
-    assert (refused.value.status, refused.value.code) == (422, "unknown_object")
+    assert (refused.value.status, refused.value.code) == (404, "unknown_object")
 
 
 def test_a_product_too_small_for_a_threshold_says_so(client: Client) -> None:

@@ -48,7 +48,7 @@ test("an image that is none is an error with a stable code", async () => {
 test("what is taught is listed, once for a key, and forgotten", async () => {
   const { entries: before, objects } = await client.bank();
   assert.deepEqual(objects, []);
-  await assert.rejects(client.scoreImage(good, { object: "screw" }), { code: "unknown_object", status: 422 });
+  await assert.rejects(client.scoreImage(good, { object: "screw" }), { code: "unknown_object", status: 404 });
   const options = { mask, defect: "blob", tags: ["a,b", "ü"], idempotencyKey: "once" };
   const entry = await client.addEntry(bad, "anomalous", options);
   const again = await client.addEntry(bad, "anomalous", options);

@@ -9,6 +9,7 @@ from typing import Any
 
 from mrad.detector import Detector
 from mrad.encoder.encoder import Encoder
+from mrad.errors import DataError
 from mrad.files import sha256_file
 from mrad.memory.bank import MemoryBank
 from mrad_indexer.build.build import BuildOptions, Plan, build
@@ -209,6 +210,8 @@ def _judge(encoder: Encoder, item: Found, memory: Memory, steps: Steps, settings
             resolution=encoder.image_size,
             progress=steps.watcher.advance,
         )
+        if skipped := evaluation.dataset["skipped"]:  # figures of fewer images are not the paper's
+            raise DataError(f"{len(skipped)} images cannot be read, the first: {skipped[0]}")
         return {
             "normal": dataset.counts["normal"],
             "anomalous": dataset.counts["anomalous"],
