@@ -122,7 +122,7 @@ def far_from(course: Course, lessons: Sequence[Seen]) -> np.ndarray:
 
 
 @dataclass
-class Told:
+class Tally:
     """Of one row, summed over its runs."""
 
     flipped: int = 0
@@ -131,7 +131,7 @@ class Told:
     near: int = 0
     as_taught: int = 0
     wrong: int = 0
-    mended: int = 0
+    corrected: int = 0
     runs: int = 0
 
 
@@ -153,7 +153,7 @@ def measure(course: Course, encoder: Encoder, head: str, quick: bool) -> Iterato
             runs = [[one] for one in lessons[:SINGLE]] if count == 1 else [lessons[:count]]
             if count > len(lessons):
                 continue
-            told, found = Told(), before
+            tally, found = Tally(), before
             for run in runs:
                 now = bank
                 for one in run:
@@ -165,24 +165,24 @@ def measure(course: Course, encoder: Encoder, head: str, quick: bool) -> Iterato
                 doubles = Features.cat([one.doubles for one in run if one.doubles is not None])
                 right = judged(after, doubles, held.image_threshold) == label
                 missed = judged(detector, doubles, origin.image_threshold) != label
-                told.runs += 1
-                told.flipped += int((found != before).sum())
-                told.far += int(far.sum())
-                told.far_flipped += int((found != before)[far].sum())
-                told.near += len(right)
-                told.as_taught += int(right.sum())
-                told.wrong += int(missed.sum())
-                told.mended += int((right & missed).sum())
+                tally.runs += 1
+                tally.flipped += int((found != before).sum())
+                tally.far += int(far.sum())
+                tally.far_flipped += int((found != before)[far].sum())
+                tally.near += len(right)
+                tally.as_taught += int(right.sum())
+                tally.wrong += int(missed.sum())
+                tally.corrected += int((right & missed).sum())
             yield [
                 course.name,
                 head,
                 f"{before[~bad].sum()}/{(~bad).sum()}, {before[bad].sum()}/{bad.sum()}",
                 f"{count} {'defect' if label else 'good'}{'s' if count > 1 and label else ''}",
                 f"{found[~bad].sum()}, {found[bad].sum()}",
-                f"{told.flipped}/{told.runs * len(bad)}",
-                f"{told.far_flipped}/{told.far}",
-                f"{told.as_taught}/{told.near}",
-                f"{told.mended}/{told.wrong}",
+                f"{tally.flipped}/{tally.runs * len(bad)}",
+                f"{tally.far_flipped}/{tally.far}",
+                f"{tally.as_taught}/{tally.near}",
+                f"{tally.corrected}/{tally.wrong}",
             ]
 
 
@@ -198,14 +198,14 @@ def verdicts(quick: bool) -> Table:
             print(*rows[-8:], sep="\n", flush=True)
     columns = [
         "set", "head", "flagged before (good, bad)", "lessons", "flagged after", "flipped",
-        "flipped far", "doubles as taught", "mended",
+        "flipped far", "doubles as taught", "corrected",
     ]  # fmt: skip
     notes = [
         f"Up to {MEMORY} images of each class in the memory, as many asked, none of them taught; encoder "
         "mrad-mini; thresholds of the memory's own images, followed. One lesson: the sum over "
         f"{SINGLE} lessons, each taught alone.",
         "`far`: asked images that are less like any lesson than like the memory. `doubles`: the taught "
-        "image recompressed, brightened by 3 %, moved by two pixels. `mended`: doubles that were judged "
+        "image recompressed, brightened by 3 %, moved by two pixels. `corrected`: doubles that were judged "
         "wrongly before the lesson, and are judged as taught after it.",
         "A head is missing where a set's memory cannot serve it (no masks: no tf), or says nothing.",
     ]

@@ -113,7 +113,7 @@ class Settings(BaseSettings):
     )
 
     max_lessons: int = Field(
-        8, ge=0, description="Lessons that wait while one is learnt, above which 429 is said."
+        8, ge=0, description="Lessons that wait while one is learned, above which 429 is said."
     )
     max_images: int = Field(256, ge=1, description="Images in one request.")
     max_file_bytes: int = Field(32 * MIB, ge=1, description="Bytes of one image file.")

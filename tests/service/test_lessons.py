@@ -122,7 +122,7 @@ def test_thresholds_that_take_too_long_come_by_themselves(
     assert client.get("/v1/bank").json()["threshold"] == kept.image_threshold
 
 
-def test_a_crash_between_lesson_and_thresholds_is_mended_at_the_next_start(
+def test_a_crash_between_lesson_and_thresholds_is_repaired_at_the_next_start(
     own_path: Path, connect: Callable[..., TestClient], tiny_encoder: Encoder, make_image: Any
 ) -> None:
     client = connect()

@@ -8,7 +8,7 @@ export interface components {
             name: string;
             active: boolean;
             head: string;
-            /** @description SHA-256 of bank.json; null once it has learnt */
+            /** @description SHA-256 of bank.json; null once it has learned */
             digest: string | null;
             encoder: {
                 [key: string]: unknown;

@@ -25,7 +25,7 @@ const teacher = new Teacher({
   queue,
   current: () => current,
   refresh: (item) => refresh(item),
-  learnt: () => learnt(),
+  learned: () => learned(),
 });
 
 async function connect() {
@@ -105,7 +105,7 @@ async function open(item) {
   show($("judgement"), true);
   if (before) showRow(before, false, open);
   showRow(item, true, open);
-  // Its map was let go, or the memory has learnt since: what is shown is never an old verdict.
+  // Its map was let go, or the memory has learned since: what is shown is never an old verdict.
   if (item.state === "done" && (!item.png || item.stale)) queue.again([item]);
   await refresh(item);
 }
@@ -180,7 +180,7 @@ function sayThreshold() {
 }
 
 /** The memory has changed: what was judged before may be judged otherwise now. */
-async function learnt() {
+async function learned() {
   for (const item of queue.items) {
     if (item.state !== "done" || item === current) continue;
     item.stale = true;

@@ -65,7 +65,7 @@ export class Queue extends EventTarget {
     await this.#judge(item);
   }
 
-  /** Go on after what blocked it is mended. */
+  /** Go on after what blocked it is gone. */
   resume() {
     this.#blocked = false;
     this.#waitUntil = 0;

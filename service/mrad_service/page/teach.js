@@ -14,13 +14,13 @@ const WORDS = {
   away: "The server cannot be reached. Nothing was taught; try again.",
 };
 
-/** The teaching card. `page` gives view, queue, current(), refresh(item), learnt(). */
+/** The teaching card. `page` gives view, queue, current(), refresh(item), learned(). */
 export class Teacher {
   #lessons = [];
   #page;
   #brush;
   #writable = true;
-  #attempt = null; // kept over retries of one lesson, so that it is learnt once
+  #attempt = null; // kept over retries of one lesson, so that it is learned once
 
   constructor(page) {
     this.#page = page;
@@ -83,8 +83,8 @@ export class Teacher {
   #hint() {
     this.#attempt = null;
     $("mark-hint").textContent = this.#brush.empty
-      ? "Nothing is marked yet. Taught so, only the image as a whole is learnt, not the place."
-      : "Marked places are learnt as a defect, the rest of the image as good.";
+      ? "Nothing is marked yet. Taught so, only the image as a whole is learned, not the place."
+      : "Marked places are learned as a defect, the rest of the image as good.";
   }
 
   #say(text) {
@@ -103,11 +103,11 @@ export class Teacher {
       const { entry, note, warnings = [], effect } = await teach(item.file, label, options);
       this.#lessons.unshift({ item, label, defect, entryId: entry.entry_id, busy: false });
       this.cancel();
-      const learnt = label === "normal" ? "Learnt as fine" : "Learnt as a defect";
-      await this.#compare(item, learnt, effect);
+      const learned = label === "normal" ? "Learned as fine" : "Learned as a defect";
+      await this.#compare(item, learned, effect);
       const doubts = warnings.map((text) => text.replace(/^[a-z_]+: /, ""));
       if (note) doubts.unshift(note);
-      if (doubts.length) this.#say(`${learnt}, but ${doubts.join("; ")}.`);
+      if (doubts.length) this.#say(`${learned}, but ${doubts.join("; ")}.`);
     } catch (problem) {
       this.#failed(problem);
     } finally {
@@ -137,12 +137,12 @@ export class Teacher {
 
   /** Judge again, and show before beside after if the image is still looked at. */
   async #compare(item, title, effect) {
-    const { view, queue, current, refresh, learnt } = this.#page;
+    const { view, queue, current, refresh, learned } = this.#page;
     const before = item.result;
     const fieldBefore = await item.field();
     this.#list();
     await queue.now(item);
-    await learnt();
+    await learned();
     if (item !== current() || item.state !== "done") return;
     await refresh(item);
     const fields = [fieldBefore, view.field];

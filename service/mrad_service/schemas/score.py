@@ -311,7 +311,7 @@ class Bank(BaseModel):
     name: str
     active: bool
     head: str
-    digest: str | None = Field(description="SHA-256 of bank.json; null once it has learnt")
+    digest: str | None = Field(description="SHA-256 of bank.json; null once it has learned")
     encoder: dict[str, Any]
     entries: int
     objects: list[str] = Field(description="products, by name; what a request may name as `object`")

@@ -87,7 +87,7 @@ def test_100000_mutated_images(client, mutant):
 
 
 def teach_many(client, mutant, png, cases: int) -> None:
-    """Mutants as lessons and as masks: refused cleanly, or learnt."""
+    """Mutants as lessons and as masks: refused cleanly, or learned."""
     rng = np.random.default_rng(7)
     for case in range(cases):
         files = {"image": mutant(rng)}

@@ -92,10 +92,10 @@ def test_a_painted_defect_is_learnt_and_undone(page, images):
     ActionChains(page.driver).move_to_element(brush).click_and_hold().move_by_offset(
         60, 20
     ).release().perform()
-    page.sees("mark-hint", "Marked places are learnt")
+    page.sees("mark-hint", "Marked places are learned")
     page["kind"].send_keys("stain")
     page.all("#teach-mark [type=submit]")[0].click()
-    page.sees("changed", "Learnt as a defect")
+    page.sees("changed", "Learned as a defect")
     assert "higher" in page["changed"].text
     assert len(page.all("#changed canvas")) == 2
     page.sees("bank", "7 images in the memory")
@@ -118,7 +118,7 @@ def test_a_painted_defect_is_learnt_and_undone(page, images):
 def test_this_is_fine_lowers_the_score(page, images):
     page.give(*images(1))
     page["fine"].click()
-    page.sees("changed", "Learnt as fine")
+    page.sees("changed", "Learned as fine")
     assert "lower" in page["changed"].text
     assert entries(page.url)[0]["label"] == "normal"
     page.sees("lessons", "Good")
@@ -136,7 +136,7 @@ def test_everything_works_from_the_keyboard(page, images):
     assert page.driver.switch_to.active_element == page["brush"], "focus goes to the brush"
     page["brush"].send_keys(Keys.ARROW_LEFT, Keys.SPACE, *[Keys.ARROW_RIGHT] * 4, Keys.SPACE)
     page.sees("announce", "Not painting")
-    page.sees("mark-hint", "Marked places are learnt")
+    page.sees("mark-hint", "Marked places are learned")
     painted = page.run(
         "const c = document.getElementById('brush'); const d = c.getContext('2d')"
         ".getImageData(0, 0, c.width, c.height).data; return d.filter((v, i) => i % 4 == 3 && v).length"
@@ -160,7 +160,7 @@ def test_the_mask_is_sent_at_the_images_own_size(page, tmp_path, make_image):
     page["defect"].click()
     ActionChains(page.driver).click(page["brush"]).perform()
     page.all("#teach-mark [type=submit]")[0].click()
-    page.sees("changed", "Learnt as a defect")
+    page.sees("changed", "Learned as a defect")
     newest = entries(page.url)[0]
     assert (newest["width"], newest["height"]) == (500, 1900)
 

@@ -32,7 +32,7 @@ def test_the_page_fits_its_window_after_teaching(kind, page, images, tmp_path, r
     shutil.copy(plain, file)
     page.give(file)
     page["fine"].click()
-    page.sees("teach-note", "Learnt as fine")
+    page.sees("teach-note", "Learned as fine")
     page.until(lambda: page["changed"].is_displayed(), "the comparison is shown")
     page["defect"].click()
     page["kind"].send_keys("scratch" * 25)
