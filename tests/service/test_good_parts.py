@@ -150,6 +150,8 @@ def test_a_lesson_of_one_product_is_known_at_once(mini_encoder: Encoder, tmp_pat
         client.remove_entry(entry.entry_id)
         again = client.score_image(image, object="caps")
         assert again.score == pytest.approx(before.score, abs=1e-5)
+        defect = client.add_entry(QUERIES["defect"][0], "anomalous", object_name="caps")
+        assert "compares with good images alone" in defect.note
 
 
 def test_the_inference_protocol_knows_both(url: str, client: Client) -> None:

@@ -53,6 +53,10 @@ THIN = (
 EMPTY = (
     "the mask is empty: the image is learned as defective as a whole, and nothing of it as a defect"
 )
+GOOD_ONLY = (
+    "head nn compares with good images alone, so this defect is kept and moves no score; head "
+    "combined uses it: mrad calibrate BANK --head combined, and serve it anew"
+)
 THUMBNAIL = 192
 """Longest side, pixels."""
 FLIPS = 50
@@ -187,7 +191,7 @@ def add_entry(
     response.status_code = 200 if repeated else 201
     return MemoryAdded(
         entry=_described(request, memory, standing), repeated=repeated, entries=len(memory),
-        note=_note(region, keys) if anomalous else None,
+        note=_note(region, keys, detector.head.name) if anomalous else None,
         warnings=list(warnings),
         effect=None if repeated else _effect(request, memory, teaching.renewal(bank)),
     )  # fmt: skip
@@ -229,7 +233,9 @@ def _region(
     return region, warnings
 
 
-def _note(region: Mask | None, keys: list[Key]) -> str | None:
+def _note(region: Mask | None, keys: list[Key], head: str) -> str | None:
+    if head == "nn":
+        return GOOD_ONLY
     if region is None or teaches_patches(keys):
         return None
     return THIN if region.anomalous.any() else EMPTY
