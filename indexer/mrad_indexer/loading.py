@@ -75,7 +75,7 @@ def own_images(bank: MemoryBank) -> Dataset:
             f"the images that the bank was built of cannot be read any more ({error}); give their "
             "folder"
         ) from error
-    if not (origin.get("held") or "merged" in origin):
+    if not (origin.get("held") or "merged" in origin or bank.changes is not None):
         return found
     held = {(entry.object_name, entry.source) for entry in bank.entries}
     kept = tuple(r for r in found.records if (r.object_name, r.source) in held)

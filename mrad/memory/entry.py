@@ -7,10 +7,11 @@ import time
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final, Literal
 
 from mrad.files import utf8
-from mrad.types import ANOMALOUS, NORMAL, FloatArray, Level, Sample
+from mrad.types import ANOMALOUS, NORMAL, FloatArray, ImageInput, Level, Sample
 
 REGIONS: Final = "regions"
 PatchKeys = Literal["regions", "all"] | int
@@ -48,7 +49,7 @@ class Entry:
         return cls(
             entry_id=new_entry_id(),
             label=ANOMALOUS if sample.anomalous else NORMAL,
-            source=utf8(sample.source),
+            source=utf8(sample.source or _file_of(sample.image)),
             object_name=utf8(sample.object_name),
             defect=utf8(sample.defect),
             tags=sample.tags,
@@ -57,6 +58,10 @@ class Entry:
             added_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
             added_by=added_by,
         )
+
+
+def _file_of(image: ImageInput) -> str:
+    return Path(image).name if isinstance(image, str | Path) else ""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -60,6 +61,8 @@ class Merged:
     doubles: tuple[Double, ...]
     repeated: int
     """Entries that two memories shared, and that stand once."""
+    shared: tuple[str, ...]
+    """Products that more than one of the memories names: they are one from now on."""
     without_patches: tuple[str, ...]
     """Good images of these memories are not compared with by `nn`: they kept no patches."""
 
@@ -90,7 +93,9 @@ def merge(parts: Sequence[Part]) -> Merged:
     if len(bank.local):
         bank = bounded(bank, _cells(bank))
     bank = replace(bank, metadata=_metadata(parts), calibration=None, digest=None, changes=None)
-    return Merged(bank, tuple(doubles_of(bank, names)), repeated, tuple(lacking))
+    named = Counter(name for part in parts for name in part.bank.objects)
+    shared = tuple(name for name, count in named.items() if count > 1)
+    return Merged(bank, tuple(doubles_of(bank, names)), repeated, shared, tuple(lacking))
 
 
 def _check(one: Part, other: Part) -> None:

@@ -96,6 +96,12 @@ def calibrate_command(
     say(f"memory {bank.name}: {memory.composition}")
     if data is None:
         dataset = choose(own_images(memory), split, only)
+        if memory.changes is not None and memory.changes.added:
+            say(
+                f"{memory.changes.added} images that it learned since are in the memory and not among those "
+                "judged here, for their files are not kept: a running server judges them too "
+                "(POST /v1/banks/NAME/calibrate)"
+            )
     else:
         dataset = choose(
             read_dataset(

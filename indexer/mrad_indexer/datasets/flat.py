@@ -12,6 +12,7 @@ from mrad.errors import DataError
 from mrad_indexer.datasets.folder import BAD_NAMES
 from mrad_indexer.datasets.pairing import apart
 from mrad_indexer.datasets.records import (
+    GOOD_NAMES,
     Dataset,
     Record,
     folders_in,
@@ -42,8 +43,10 @@ def detect(root: Path) -> bool:
 
 
 def read(root: Path) -> Dataset:
-    """Every picture, as a good part."""
-    found = [Record(p, False, None, p.name, root.name) for p in images_in(root)]
+    """Every picture, as a good part of the product that the folder, or the one around `good/`, names."""
+    whole = root.resolve()
+    product = whole.parent.name if whole.name.lower() in GOOD_NAMES else whole.name
+    found = [Record(p, False, None, p.name, product) for p in images_in(root)]
     return require(NAME, root, found)
 
 

@@ -50,13 +50,11 @@ THIN = (
     "the mask covers no patch wholly: the image as a whole is learned, but heat maps learn nothing "
     "of this defect; paint more generously, or cut the image closer"
 )
-EMPTY = (
-    "the mask is empty: the image is learned as defective as a whole, and nothing of it as a defect"
-)
-GOOD_ONLY = (
-    "head nn compares with good images alone, so this defect is kept and moves no score; head "
-    "combined uses it: mrad calibrate BANK --head combined, and serve it anew"
-)
+EMPTY = "the mask is empty: the image is learned as defective as a whole, and no part of it"
+GOOD_ONLY = """head nn compares with good images alone, so this defect is kept and moves no score; \
+head combined uses it: mrad calibrate BANK --head combined, and serve it anew"""
+UNNAMED = """the memory holds several products, and this lesson names none (object_name): requests \
+that name a product do not know it"""
 THUMBNAIL = 192
 """Longest side, pixels."""
 FLIPS = 50
@@ -174,6 +172,10 @@ def add_entry(
     work.reserve(pixels, painted)
     decoded = detector.decode(pixels, replace(detector.reading, name=image.filename or ""))
     anomalous = label == "anomalous"
+    products = memory.bank.objects
+    if not object_name and len(products) == 1 and all(e.object_name for e in memory.bank.entries):
+        object_name = products[0]
+    unnamed = UNNAMED if len(products) > 1 and not object_name else None
     region, warnings = _region(painted, decoded, anomalous, mask_orientation, detector)
     sample = Sample(
         decoded.image, anomalous, None, source or image.filename or "", object_name, defect,
@@ -191,7 +193,7 @@ def add_entry(
     response.status_code = 200 if repeated else 201
     return MemoryAdded(
         entry=_described(request, memory, standing), repeated=repeated, entries=len(memory),
-        note=_note(region, keys, detector.head.name) if anomalous else None,
+        note=_note(region, keys, detector.head.name) if anomalous else unnamed,
         warnings=list(warnings),
         effect=None if repeated else _effect(request, memory, teaching.renewal(bank)),
     )  # fmt: skip

@@ -119,6 +119,11 @@ def say_merged(merged: Merged) -> None:
     """What people would not expect."""
     if merged.repeated:
         say(f"{merged.repeated} images stood in more than one of them: each is kept once")
+    if merged.shared:
+        warn(
+            f"more than one of them holds images of {', '.join(merged.shared)}: they are one product from "
+            "now on. Where they are not, build each from a folder of another name"
+        )
     if merged.without_patches:
         warn(
             f"{', '.join(merged.without_patches)} kept no patches of good images (built before 0.2.0, or "
