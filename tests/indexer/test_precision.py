@@ -116,9 +116,9 @@ def test_a_memory_keeps_what_was_measured_and_its_queries_follow(
 
     image = next((FOLDER / "query" / "good").iterdir())
     run("score", image, "--bank", out, "--out", tmp_path / "one")
-    assert "encoded in bf16" not in caplog.text
+    assert "keys are in bf16" not in caplog.text
     run("score", image, "--bank", out, "--out", tmp_path / "two", "--precision", "fp32")
-    assert "encoded in bf16, and queries are in fp32" in caplog.text
+    assert "keys are in bf16, queries in fp32" in caplog.text
 
 
 def test_a_server_encodes_as_the_memory_was_built(parts: Path, tmp_path: Path, fast: None) -> None:
