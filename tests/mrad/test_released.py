@@ -14,9 +14,9 @@ from mrad.errors import BankError, CheckpointError, DimensionError, NonFiniteErr
 from mrad.heads import load_head
 from mrad.heads.checkpoint import load_checkpoint
 from mrad.heads.clip import CLIPWeights
-from mrad.heads.released import convert_checkpoint
 from mrad.heads.text import text_part
-from mrad.memory.released import convert_memory
+from mrad.released.checkpoint import convert_checkpoint
+from mrad.released.memory import convert_memory
 
 PARTS = ("image_proj", "patch_proj", "prompt_proj", "prompt_learner")
 LINEAR_768 = {"weight": (768, 768), "bias": (768,)}

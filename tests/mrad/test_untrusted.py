@@ -24,8 +24,8 @@ from mrad.encoder.weights import load_clip, read_state, verify
 from mrad.errors import BankCorruptError, EncoderError, MRADError, WeightsNotFoundError
 from mrad.heads import load_head
 from mrad.memory.living import writing
-from mrad.memory.released import convert_memory
 from mrad.memory.store import save_calibration, sealed
+from mrad.released.memory import convert_memory
 
 
 class Evil:

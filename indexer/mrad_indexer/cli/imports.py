@@ -31,7 +31,7 @@ def checkpoint_command(
 ) -> None:
     """image_proj, patch_proj (+ prompt_proj, prompt_learner) -> OUT.safetensors."""
     from mrad.encoder.encoder import Encoder
-    from mrad.heads.released import convert_checkpoint
+    from mrad.released.checkpoint import convert_checkpoint
 
     loaded = Encoder.load(encoder, pretrained, image_size=image_size)
     done = convert_checkpoint(source, out, loaded, head)
@@ -56,7 +56,7 @@ def memory_command(
     """The two memory caches, each keys and values -> a bank's folder."""
     from mrad.encoder.encoder import Encoder
     from mrad.encoder.named import name_in_bank
-    from mrad.memory.released import convert_memory
+    from mrad.released.memory import convert_memory
 
     loaded = Encoder.load(encoder, pretrained, image_size=image_size)
     bank = convert_memory(image, patch, loaded)
