@@ -26,7 +26,7 @@ from mrad.thresholds.doubles import groups_of
 from mrad.types import BoolArray
 
 TARGET = 0.05
-"""False-alarm rate unless told."""
+"""False-alarm rate that is asked for where nobody says one."""
 FEWEST = 2
 """Independent images of a class for it to say anything: one cannot be judged without itself."""
 PIXELS_KEPT = 1_000
@@ -113,7 +113,7 @@ def calibrate(
     if method not in FITS:
         raise CalibrationError(f"method {method!r} is unknown; choose {' or '.join(FITS)}")
     cuts = thresholds_of(detector, scored, rule, target_fpr, draws, seed)
-    told = separation_of(scored)
+    separation = separation_of(scored)
     defects = int(truth.sum()) >= FEWEST and score[truth].mean() > score[~truth].mean()
     own = np.array(scored.own_row) >= 0
     pixels = _pixel_points(scored)
@@ -133,7 +133,7 @@ def calibrate(
         model=FITS[method](score, truth) if defects else None,
         prevalence=float(truth.mean()) if defects else None,
         reliability=reliability_of(score, truth, method, seed) if defects else None,
-        separation=told,
+        separation=separation,
         scores_normal=Summary.of(score[~truth]),
         scores_anomalous=Summary.of(score[truth]) if truth.any() else None,
         similarity_image=Summary.of(np.array(scored.similarity_image)),
@@ -170,8 +170,8 @@ def thresholds_of(
     _check(score, truth, len(alone), rule)
     by_f1 = rule != "fpr" and defects
     if rule is None:  # where scores tell nothing, the best F1 flags nearly every good part
-        told = separation_of(scored)
-        rule = "f1" if defects and told is not None and told.tells else "fpr"
+        separation = separation_of(scored)
+        rule = "f1" if defects and separation is not None and separation.tells else "fpr"
     bad = score[truth] if defects else None
     peaks, pixels = _peaks(scored, good, group), _pixel_points(scored)
     if rule == "f1":
@@ -214,15 +214,15 @@ def separation_of(scored: Scored) -> Separation | None:
     if min(truth.sum(), (~truth).sum()) < FEWEST:
         return None
 
-    def told(values: list[float]) -> Separation:
+    def separation(values: list[float]) -> Separation:
         score = np.array(values)
         return Separation.of(score[truth], score[~truth])
 
-    found = told(scored.score)
+    found = separation(scored.score)
     if found.tells or len(scored.whole) != len(truth):
         return found
     for values, hint in ((scored.whole, "1"), (scored.top, "0")):
-        other = told(values)
+        other = separation(values)
         if other.tells:
             level = "image level" if hint == "1" else "map"
             text = f"the {level} alone can ({other.auroc:.2f}): calibrate and serve with --fusion {hint}"

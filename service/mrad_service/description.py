@@ -73,9 +73,9 @@ def _completed(found: dict[str, Any]) -> dict[str, Any]:
         for operation in operations.values():
             # Without keys (--no-auth) none is needed, so none is an alternative.
             operation["security"] = [] if is_open(path) else [{"key": []}, {}]
-            well = operation["responses"].get("200")
-            if well is not None and not well.get("content"):
-                well["content"] = CONTENT.get(path, ANY)
+            success = operation["responses"].get("200")
+            if success is not None and not success.get("content"):
+                success["content"] = CONTENT.get(path, ANY)
     added = found["paths"].get("/v1/memory/entries", {}).get("post", {}).get("responses", {})
     if "201" in added:
         added["201"]["description"] = "added, on disk, and scored with"

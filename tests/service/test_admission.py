@@ -71,21 +71,21 @@ def test_who_obeys_gets_in_where_others_do_not_come_back() -> None:
 
 
 def test_room_is_kept_only_so_long_for_who_does_not_come() -> None:
-    house = Simulation(12)
-    assert house.ask("a", 8) == 0
-    assert house.ask("gone", 12) > 0
-    house.now = 0.7  # one image is left: 8 would fit, had nobody been promised anything
-    wait = house.ask("b", 8)
+    simulation = Simulation(12)
+    assert simulation.ask("a", 8) == 0
+    assert simulation.ask("gone", 12) > 0
+    simulation.now = 0.7  # one image is left: 8 would fit, had nobody been promised anything
+    wait = simulation.ask("b", 8)
     assert wait > 0
-    house.now += wait + 5
-    assert house.ask("c", 8) == 0, "the promise is over"
+    simulation.now += wait + 5
+    assert simulation.ask("c", 8) == 0, "the promise is over"
 
 
 def test_promises_are_bounded() -> None:
-    house = Simulation(12)
-    assert house.ask("a", 8) == 0
+    simulation = Simulation(12)
+    assert simulation.ask("a", 8) == 0
     for number in range(5000):
-        assert house.ask(f"flood-{number}", 8) <= 60
-    assert len(house.admission._promises) <= 256
-    house.now = 100
-    assert house.ask("late", 8) == 0
+        assert simulation.ask(f"flood-{number}", 8) <= 60
+    assert len(simulation.admission._promises) <= 256
+    simulation.now = 100
+    assert simulation.ask("late", 8) == 0

@@ -98,7 +98,7 @@ class Pretender:
 
 
 @pytest.fixture
-def house() -> Iterator[Callable[..., tuple[Batcher, Pretender, Watch]]]:
+def start() -> Iterator[Callable[..., tuple[Batcher, Pretender, Watch]]]:
     made: list[tuple[Batcher, Pretender]] = []
 
     def make(running: bool = True, memory: int = 1000, broken: int | None = None, **limits: Any):
@@ -130,8 +130,8 @@ def until(condition: Callable[[], Any]) -> None:
         time.sleep(0.002)
 
 
-def test_outcomes_in_order_and_batches_filled(house) -> None:
-    batcher, detector, watch = house(running=False, max_batch=4)
+def test_outcomes_in_order_and_batches_filled(start) -> None:
+    batcher, detector, watch = start(running=False, max_batch=4)
     first = job_of(detector, 0)
     batcher.submit(first)
     until(lambda: watch.batches)
@@ -145,8 +145,8 @@ def test_outcomes_in_order_and_batches_filled(house) -> None:
     until(lambda: watch.inside == 0)
 
 
-def test_small_requests_do_not_wait_for_a_huge_one(house) -> None:
-    batcher, detector, watch = house(running=False, max_batch=2)
+def test_small_requests_do_not_wait_for_a_huge_one(start) -> None:
+    batcher, detector, watch = start(running=False, max_batch=2)
     huge = job_of(detector, *range(100))
     batcher.submit(huge)
     until(lambda: watch.batches)
@@ -161,8 +161,8 @@ def test_small_requests_do_not_wait_for_a_huge_one(house) -> None:
     assert max(order.index(200 + i) for i in range(3)) < 20, "each comes within a few turns"
 
 
-def test_an_unreadable_image_is_its_own_outcome(house) -> None:
-    batcher, detector, _ = house()
+def test_an_unreadable_image_is_its_own_outcome(start) -> None:
+    batcher, detector, _ = start()
     job = job_of(detector, 1, b"bad", 3)
     batcher.submit(job)
     outcomes = job.future.result(20)
@@ -173,8 +173,8 @@ def test_an_unreadable_image_is_its_own_outcome(house) -> None:
     assert isinstance(given.future.result(1)[0], ImageError)
 
 
-def test_out_of_memory_halves_and_remembers(house) -> None:
-    batcher, detector, watch = house(running=False, max_batch=8, memory=3)
+def test_out_of_memory_halves_and_remembers(start) -> None:
+    batcher, detector, watch = start(running=False, max_batch=8, memory=3)
     job = job_of(detector, *range(17))
     batcher.submit(job)
     detector.go.set()
@@ -187,8 +187,8 @@ def test_out_of_memory_halves_and_remembers(house) -> None:
     assert max(map(len, detector.seen)) <= 3, "what did not fit is not tried at once again"
 
 
-def test_a_device_without_memory_for_one_image_fails_it_and_lives_on(house) -> None:
-    batcher, detector, _ = house(memory=0)
+def test_a_device_without_memory_for_one_image_fails_it_and_lives_on(start) -> None:
+    batcher, detector, _ = start(memory=0)
     job = job_of(detector, 1, 2)
     batcher.submit(job)
     assert all(isinstance(o, DeviceMemoryError) for o in job.future.result(20))
@@ -198,8 +198,8 @@ def test_a_device_without_memory_for_one_image_fails_it_and_lives_on(house) -> N
     assert after.future.result(20) == [0.003]
 
 
-def test_what_breaks_the_device_breaks_alone(house) -> None:
-    batcher, detector, _ = house(broken=5)
+def test_what_breaks_the_device_breaks_alone(start) -> None:
+    batcher, detector, _ = start(broken=5)
     job = job_of(detector, *range(8))
     batcher.submit(job)
     outcomes = job.future.result(20)
@@ -207,8 +207,8 @@ def test_what_breaks_the_device_breaks_alone(house) -> None:
     assert sum(isinstance(outcome, MRADError) for outcome in outcomes) == 1
 
 
-def test_memory_short_while_decoding_is_tried_once_more_and_told_as_what_it_is(house) -> None:
-    batcher, detector, _ = house(decode_threads=1)
+def test_memory_short_while_decoding_is_tried_once_more_and_told_as_what_it_is(start) -> None:
+    batcher, detector, _ = start(decode_threads=1)
     for short, kind in ((1, float), (2, DeviceMemoryError)):
         detector.short = short
         job = job_of(detector, 1)
@@ -216,8 +216,8 @@ def test_memory_short_while_decoding_is_tried_once_more_and_told_as_what_it_is(h
         assert isinstance(job.future.result(20)[0], kind)
 
 
-def test_a_thread_that_ends_is_told(house) -> None:
-    batcher, detector, watch = house()
+def test_a_thread_that_ends_is_told(start) -> None:
+    batcher, detector, watch = start()
     watch.batch = lambda size: 1 / 0  # type: ignore[method-assign]
     batcher.submit(job_of(detector, 1))
     until(lambda: batcher.health.why)
@@ -226,8 +226,8 @@ def test_a_thread_that_ends_is_told(house) -> None:
         batcher.submit(job_of(detector, 2))
 
 
-def test_a_full_house_says_when_there_is_room(house) -> None:
-    batcher, detector, watch = house(running=False, queue_images=10, max_batch=2)
+def test_a_full_house_says_when_there_is_room(start) -> None:
+    batcher, detector, watch = start(running=False, queue_images=10, max_batch=2)
     batcher.submit(job_of(detector, *range(10)))
     with pytest.raises(QueueFullError) as refused:
         batcher.submit(job_of(detector, 1))
@@ -235,11 +235,11 @@ def test_a_full_house_says_when_there_is_room(house) -> None:
     detector.go.set()
     until(lambda: watch.inside == 0)
     assert batcher.rate
-    batcher.submit(job_of(detector, *range(30)))  # an empty house takes any request
+    batcher.submit(job_of(detector, *range(30)))  # an empty start takes any request
 
 
-def test_the_expected_wait_is_bounded_too(house) -> None:
-    batcher, detector, _ = house(running=False, queue_images=1000, queue_seconds=1, max_batch=1)
+def test_the_expected_wait_is_bounded_too(start) -> None:
+    batcher, detector, _ = start(running=False, queue_images=1000, queue_seconds=1, max_batch=1)
     batcher._rate._count, batcher._rate._busy = 20.0, 10.0  # two images a second
     batcher.submit(job_of(detector, *range(100)))
     batcher.submit(job_of(detector, 1))  # one turn away, however much is waiting
@@ -248,8 +248,8 @@ def test_the_expected_wait_is_bounded_too(house) -> None:
     assert refused.value.retry_after > 20
 
 
-def test_a_client_that_leaves_frees_its_place(house) -> None:
-    batcher, detector, watch = house(running=False, max_batch=2, queue_images=60)
+def test_a_client_that_leaves_frees_its_place(start) -> None:
+    batcher, detector, watch = start(running=False, max_batch=2, queue_images=60)
     job = job_of(detector, *range(50))
     batcher.submit(job)
     until(lambda: watch.batches)
@@ -262,8 +262,8 @@ def test_a_client_that_leaves_frees_its_place(house) -> None:
         job.future.result(1)
 
 
-def test_what_is_late_is_dropped(house) -> None:
-    batcher, detector, watch = house(running=False, max_batch=1)
+def test_what_is_late_is_dropped(start) -> None:
+    batcher, detector, watch = start(running=False, max_batch=1)
     blocker = job_of(detector, 0)
     batcher.submit(blocker)
     until(lambda: watch.batches)
@@ -276,8 +276,8 @@ def test_what_is_late_is_dropped(house) -> None:
     assert detector.seen == [[0]]
 
 
-def test_draining_finishes_what_is_inside_and_takes_nothing_new(house) -> None:
-    batcher, detector, _ = house(running=False)
+def test_draining_finishes_what_is_inside_and_takes_nothing_new(start) -> None:
+    batcher, detector, _ = start(running=False)
     job = job_of(detector, *range(20))
     batcher.submit(job)
     assert not batcher.drain(0.05)
@@ -288,8 +288,8 @@ def test_draining_finishes_what_is_inside_and_takes_nothing_new(house) -> None:
     assert len(job.future.result(1)) == 20
 
 
-def test_closing_tells_everyone_who_still_waits(house) -> None:
-    batcher, detector, watch = house(running=False, max_batch=1)
+def test_closing_tells_everyone_who_still_waits(start) -> None:
+    batcher, detector, watch = start(running=False, max_batch=1)
     jobs = [job_of(detector, 1), *(job_of(detector, *range(9)) for _ in range(2))]
     for job in jobs:
         batcher.submit(job)
@@ -301,8 +301,8 @@ def test_closing_tells_everyone_who_still_waits(house) -> None:
             job.future.result(20)
 
 
-def test_a_bug_in_the_finishing_is_an_outcome_not_a_hang(house) -> None:
-    batcher, detector, _ = house()
+def test_a_bug_in_the_finishing_is_an_outcome_not_a_hang(start) -> None:
+    batcher, detector, _ = start()
     job = job_of(detector, 1)
     job.finish = lambda *_: 1 / 0
     batcher.submit(job)
