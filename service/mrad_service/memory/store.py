@@ -158,8 +158,8 @@ class DurableMemory:
     def subscribe(self, callback: Callback) -> Callable[[], None]:
         """Call `callback` with the new bank after each commit, BEFORE its writers return.
 
-        So whoever was told "added" finds it. Several additions may come as one. What it raises is
-        logged: the addition stands. Returns what ends the subscription.
+        So whoever reads "added" finds it. Several additions may come as one. Where it raises, the
+        addition stands, and nothing more is acknowledged (`trouble`). Returns what ends the subscription.
         """
         self._subscribers.append(callback)
         return lambda: self._subscribers.remove(callback)
@@ -290,8 +290,13 @@ class DurableMemory:
         for callback in tuple(self._subscribers):
             try:
                 callback(self._view)
-            except Exception:
-                logger.exception("%s changed, but a part of the server missed it", self.folder.live)
+            except Exception as error:
+                # The change stands, but what judges may not know it: nobody may go on as if it did.
+                self._broken = (
+                    f"the latest change is on disk, but the server could not take it up ({error!r}), so "
+                    "nothing more is; restart the server, which reads it again"
+                )
+                logger.exception("%s: %s", self.folder.live, self._broken)
 
     def _rest(self) -> None:
         with self._writing:
