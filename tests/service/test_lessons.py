@@ -258,3 +258,24 @@ def test_a_running_server_calibrates_what_its_memory_has_become(
     assert effect["thresholds"] == "follow"
     assert effect["threshold_before"] == job["threshold"]
     assert client.post("/v1/banks/none/calibrate").status_code == 404
+
+
+def test_a_rate_that_the_good_images_no_longer_promise_is_said() -> None:
+    """The highest of 20 left-out scores promises 1/21; asked for were 4 %."""
+    from types import SimpleNamespace
+
+    from mrad_service.models.following import Renewal
+    from mrad_service.routes.lessons import effect_of
+
+    after = SimpleNamespace(
+        image_threshold=0.6, pixel=None, own={}, image=SimpleNamespace(target_fpr=0.04),
+        expected=SimpleNamespace(rate=1 / 21, low=0.001, high=0.2),
+    )  # fmt: skip
+    renewal = Renewal(None, SimpleNamespace())
+    renewal.after = after
+    renewal.computed.set()
+    renewal.settled.set()
+    said = effect_of(SimpleNamespace(), SimpleNamespace(), renewal)
+    assert "4.0% of false alarms were asked for, and now 4.8%" in said.why
+    after.image.target_fpr = 0.05
+    assert not effect_of(SimpleNamespace(), SimpleNamespace(), renewal).why

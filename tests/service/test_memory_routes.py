@@ -128,6 +128,17 @@ def test_what_is_doubtful_about_a_lesson_is_said(client, make_image) -> None:
     assert "label is normal" in refused.json()["detail"]
 
 
+def test_a_field_that_nothing_reads_is_refused(client, make_image) -> None:
+    refused = client.post(
+        "/v1/memory/entries",
+        data={"label": "normal", "object": "screws"},
+        files={"image": png(make_image(1)[0])},
+    )
+    assert refused.json()["code"] == "invalid_request"
+    assert "nothing reads object;" in refused.text
+    assert client.get("/v1/memory/entries").json()["total"] == 6
+
+
 def test_a_retry_adds_nothing(client, make_image) -> None:
     image, mask = make_image(1, defect=True)
     sent = {"image": ("a.png", png(image)), "mask": ("m.png", png(mask))}

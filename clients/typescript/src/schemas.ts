@@ -165,7 +165,7 @@ export interface components {
              * @enum {string}
              */
             thresholds: "follow" | "stay" | "pending";
-            /** @description why the thresholds stay as they are; empty where they follow */
+            /** @description why the thresholds stay as they are, or keep less than was asked for; else empty */
             why: string;
             threshold_before: number | null;
             /** @description of the raw score, now */

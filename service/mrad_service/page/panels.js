@@ -279,6 +279,7 @@ function effects(effect) {
   if (effect.false_alarms != null) {
     found.push(hint(`False alarms to expect now: ${(100 * effect.false_alarms).toFixed(1)} % of good parts.`));
   }
+  if (effect.why) found.push(hint(`${effect.why}.`));
   if (!effect.flipped) {
     const judged = effect.judged === 1 ? "1 image" : `${effect.judged} images`;
     return [...found, hint(`No other verdict changed: ${judged} of the memory judged anew.`)];

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, cast
+from typing import Annotated, Any, Protocol, cast
 
 from fastapi import APIRouter, Depends, File, Form, Header, Query, Request, Response, UploadFile
 from fastapi.responses import FileResponse
@@ -27,38 +27,25 @@ from mrad.images.masks import Mask, Orientation, read_mask
 from mrad.memory.entry import Entry, Key
 from mrad.memory.keys import keys_of, pieces_of
 from mrad.memory.living import PROFILE
-from mrad.thresholds.follow import Flip, flips
 from mrad.types import ANOMALOUS, NORMAL, Sample
-from mrad_service.errors import BodyTooLargeError
+from mrad_service.errors import BodyTooLargeError, InvalidRequestError
 from mrad_service.memory import DurableMemory, EntryNotFoundError
 from mrad_service.models.following import Renewal
+from mrad_service.routes.lessons import UNNAMED, described, effect_of, note_of
 from mrad_service.scheduler.lane import Work
 from mrad_service.schemas.memory import (
-    Flip as FlipShown,
-)
-from mrad_service.schemas.memory import (
     Label,
-    LessonEffect,
     MemoryAdded,
     MemoryEntry,
     MemoryPage,
     MemoryRemoved,
-    label_name,
 )
 
-THIN = (
-    "the mask covers no patch wholly: the image as a whole is learned, but heat maps learn nothing "
-    "of this defect; paint more generously, or cut the image closer"
+FIELDS = frozenset(
+    ("image", "label", "mask", "mask_orientation", "source", "object_name", "defect", "tags")
 )
-EMPTY = "the mask is empty: the image is learned as defective as a whole, and no part of it"
-GOOD_ONLY = """head nn compares with good images alone, so this defect is kept and moves no score; \
-head combined uses it: mrad calibrate BANK --head combined, and serve it anew"""
-UNNAMED = """the memory holds several products, and this lesson names none (object_name): requests \
-that name a product do not know it"""
 THUMBNAIL = 192
 """Longest side, pixels."""
-FLIPS = 50
-"""Images of the memory that an answer names at most."""
 Text = Annotated[str, Form(max_length=500)]
 BankName = Annotated[str | None, Query(description="the bank; the active one unless told")]
 
@@ -115,16 +102,26 @@ def memory_router(
     admin = [Depends(require("admin"))]
     entry = "/entries/{entry_id}"
     teaching = teaching or Teaching()
-    limits = [*write, Depends(teach_with(teaching)), Depends(teaching.lesson)]
     change = [*write, Depends(teach_with(teaching)), Depends(teaching.lesson)]
     copy = [*admin, Depends(teaching.copy)]
-    router.post("/entries", dependencies=limits, status_code=201)(add_entry)
+    router.post("/entries", dependencies=[*change, Depends(known_fields)], status_code=201)(
+        add_entry
+    )
     router.get("/entries", dependencies=read)(list_entries)
     router.get(entry, dependencies=read)(get_entry)
     router.get(f"{entry}/thumbnail", dependencies=read, response_class=Response)(get_thumbnail)
     router.delete(entry, dependencies=change)(remove_entry)
     router.get("/export", dependencies=copy, response_class=FileResponse)(export_memory)
     return router
+
+
+async def known_fields(request: Request) -> None:
+    """Refuse a form with a field that nothing reads: a misspelt product would be lost in silence."""
+    unknown = sorted(set(await request.form()) - FIELDS)
+    if unknown:
+        raise InvalidRequestError(
+            f"nothing reads {', '.join(unknown)}; an entry has {', '.join(sorted(FIELDS))}"
+        )
 
 
 def teach_with(teaching: Teaching) -> Callable[[Request], None]:
@@ -192,10 +189,10 @@ def add_entry(
     request.state.audit = {"entry_id": standing.entry_id, "label": label, "repeated": repeated}
     response.status_code = 200 if repeated else 201
     return MemoryAdded(
-        entry=_described(request, memory, standing), repeated=repeated, entries=len(memory),
-        note=_note(region, keys, detector.head.name) if anomalous else unnamed,
+        entry=described(request, memory, standing), repeated=repeated, entries=len(memory),
+        note=note_of(region, keys, detector.head.name) if anomalous else unnamed,
         warnings=list(warnings),
-        effect=None if repeated else _effect(request, memory, teaching.renewal(bank)),
+        effect=None if repeated else effect_of(request, memory, teaching.renewal(bank)),
     )  # fmt: skip
 
 
@@ -235,14 +232,6 @@ def _region(
     return region, warnings
 
 
-def _note(region: Mask | None, keys: list[Key], head: str) -> str | None:
-    if head == "nn":
-        return GOOD_ONLY
-    if region is None or teaches_patches(keys):
-        return None
-    return THIN if region.anomalous.any() else EMPTY
-
-
 def _keys(
     teaching: Teaching,
     work: Work,
@@ -267,11 +256,6 @@ def _keys(
     return keys
 
 
-def teaches_patches(keys: list[Key]) -> bool:
-    """Whether a defect's keys have one of its patches, which a heat map learns from."""
-    return any(key.level == "patch" and key.label == ANOMALOUS for key in keys)
-
-
 def list_entries(
     request: Request,
     cursor: Annotated[str | None, Query(max_length=64)] = None,
@@ -283,14 +267,14 @@ def list_entries(
     memory = runtime_of(request).memory(bank)
     wanted = None if label is None else ANOMALOUS if label == "anomalous" else NORMAL
     page = memory.list(cursor=cursor, limit=limit, label=wanted)
-    entries = [_described(request, memory, entry) for entry in page.entries]
+    entries = [described(request, memory, entry) for entry in page.entries]
     return MemoryPage(entries=entries, next_cursor=page.next_cursor, total=len(memory))
 
 
 def get_entry(request: Request, entry_id: str, bank: BankName = None) -> MemoryEntry:
     """One entry."""
     memory = runtime_of(request).memory(bank)
-    return _described(request, memory, memory.get(entry_id))
+    return described(request, memory, memory.get(entry_id))
 
 
 def get_thumbnail(request: Request, entry_id: str, bank: BankName = None) -> Response:
@@ -309,47 +293,8 @@ def remove_entry(request: Request, entry_id: str, bank: BankName = None) -> Memo
     memory = runtime_of(request).memory(bank)
     memory.remove(entry_id)
     teaching: Teaching = request.state.teaching
-    effect = _effect(request, memory, teaching.renewal(bank))
+    effect = effect_of(request, memory, teaching.renewal(bank))
     return MemoryRemoved(entry_id=entry_id, entries=len(memory), effect=effect)
-
-
-def _effect(
-    request: Request, memory: DurableMemory, renewal: Renewal | None
-) -> LessonEffect | None:
-    """What a lesson changed; None where nothing is known of thresholds here."""
-    if renewal is None:
-        return None
-    before, after = renewal.before, renewal.after if renewal.done else None
-    held = after or before
-    found = flips(before, after) if before is not None and after is not None else []
-    promise = None if after is None else after.expected
-    state: Literal["follow", "stay", "pending"] = "pending"
-    if renewal.done:
-        state = "follow" if after is not None else "stay"
-    return LessonEffect(
-        thresholds=state,
-        why=renewal.why_not,
-        threshold_before=None if before is None else before.image_threshold,
-        threshold=None if held is None else held.image_threshold,
-        pixel_threshold=None if held is None or held.pixel is None else held.pixel.value,
-        false_alarms=None if promise is None else promise.rate,
-        false_alarms_range=None if promise is None else (promise.low, promise.high),
-        judged=len((after.own or {}) if after is not None else ()),
-        flipped=len(found),
-        flips=[_flip(request, memory, one) for one in found[:FLIPS]],
-    )
-
-
-def _flip(request: Request, memory: DurableMemory, flip: Flip) -> FlipShown:
-    entry = memory.get(flip.entry_id)
-    return FlipShown(
-        entry_id=entry.entry_id,
-        label=label_name(entry.label),
-        source=entry.source,
-        before=label_name(flip.before),
-        after=label_name(flip.after),
-        thumbnail=_described(request, memory, entry).thumbnail,
-    )
 
 
 def export_memory(request: Request, bank: BankName = None) -> FileResponse:
@@ -390,11 +335,3 @@ def thumbnail_of(image: Image.Image) -> bytes:
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     small.save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
-
-
-def _described(request: Request, memory: DurableMemory, entry: Entry) -> MemoryEntry:
-    has = memory.thumbnail(entry.entry_id) is not None
-    address = request.app.url_path_for("get_thumbnail", entry_id=entry.entry_id) if has else None
-    if address is not None:
-        address = request.scope.get("root_path", "") + address
-    return MemoryEntry.of(entry, address)

@@ -63,7 +63,9 @@ class LessonEffect(BaseModel):
         description="`follow`: renewed with the lesson, in force and on disk; `stay`: see `why`; "
         "`pending`: not done within 10 seconds, they come into force by themselves"
     )
-    why: str = Field(description="why the thresholds stay as they are; empty where they follow")
+    why: str = Field(
+        description="why the thresholds stay as they are, or keep less than was asked for; else empty"
+    )
     threshold_before: float | None
     threshold: float | None = Field(description="of the raw score, now")
     pixel_threshold: float | None = Field(description="of map values, now")

@@ -170,7 +170,7 @@ def test_a_lesson_says_which_other_verdicts_it_changed(page, images, monkeypatch
         (entry_id, own), *_ = after.own.items()
         return [Flip(entry_id, own.label, before=0, after=1)]
 
-    monkeypatch.setattr("mrad_service.routes.memory.flips", first_image)
+    monkeypatch.setattr("mrad_service.routes.lessons.flips", first_image)
     page.give(*images(1))
     page["fine"].click()
     page.sees("changed", "This changed 1 other verdict: look")

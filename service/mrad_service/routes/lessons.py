@@ -1,0 +1,95 @@
+"""What an answer says of a lesson: what it could not teach, and what it changed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import Request
+
+from mrad.images.masks import Mask
+from mrad.memory.entry import Entry, Key
+from mrad.thresholds.follow import Flip, flips
+from mrad.types import ANOMALOUS
+from mrad_service.memory import DurableMemory
+from mrad_service.models.following import Renewal
+from mrad_service.schemas.memory import Flip as FlipShown
+from mrad_service.schemas.memory import LessonEffect, MemoryEntry, label_name
+
+THIN = (
+    "the mask covers no patch wholly: the image as a whole is learned, but heat maps learn nothing "
+    "of this defect; paint more generously, or cut the image closer"
+)
+EMPTY = "the mask is empty: the image is learned as defective as a whole, and no part of it"
+GOOD_ONLY = """head nn compares with good images alone, so this defect is kept and moves no score; \
+head combined uses it: mrad calibrate BANK --head combined, and serve it anew"""
+UNNAMED = """the memory holds several products, and this lesson names none (object_name): requests \
+that name a product do not know it"""
+FLIPS = 50
+"""Images of the memory that an answer names at most."""
+
+
+def note_of(region: Mask | None, keys: list[Key], head: str) -> str | None:
+    """What a taught defect, with its mask, does not do for the head that judges; None for nothing."""
+    if head == "nn":
+        return GOOD_ONLY
+    if region is None or teaches_patches(keys):
+        return None
+    return THIN if region.anomalous.any() else EMPTY
+
+
+def teaches_patches(keys: list[Key]) -> bool:
+    """Whether a defect's keys have one of its patches, which a heat map learns from."""
+    return any(key.level == "patch" and key.label == ANOMALOUS for key in keys)
+
+
+def effect_of(
+    request: Request, memory: DurableMemory, renewal: Renewal | None
+) -> LessonEffect | None:
+    """What a lesson changed; None where nothing is known of thresholds here."""
+    if renewal is None:
+        return None
+    before, after = renewal.before, renewal.after if renewal.done else None
+    held = after or before
+    found = flips(before, after) if before is not None and after is not None else []
+    promise = None if after is None else after.expected
+    state: Literal["follow", "stay", "pending"] = "pending"
+    if renewal.done:
+        state = "follow" if after is not None else "stay"
+    why, asked = renewal.why_not, None if after is None else after.image.target_fpr
+    if promise is not None and asked is not None and promise.rate > asked:
+        why = (
+            f"{asked:.1%} of false alarms were asked for, and now {promise.rate:.1%} are to be expected: "
+            "calibrate again (POST /v1/banks/NAME/calibrate)"
+        )
+    return LessonEffect(
+        thresholds=state,
+        why=why,
+        threshold_before=None if before is None else before.image_threshold,
+        threshold=None if held is None else held.image_threshold,
+        pixel_threshold=None if held is None or held.pixel is None else held.pixel.value,
+        false_alarms=None if promise is None else promise.rate,
+        false_alarms_range=None if promise is None else (promise.low, promise.high),
+        judged=len((after.own or {}) if after is not None else ()),
+        flipped=len(found),
+        flips=[_flip(request, memory, one) for one in found[:FLIPS]],
+    )
+
+
+def _flip(request: Request, memory: DurableMemory, flip: Flip) -> FlipShown:
+    entry = memory.get(flip.entry_id)
+    return FlipShown(
+        entry_id=entry.entry_id,
+        label=label_name(entry.label),
+        source=entry.source,
+        before=label_name(flip.before),
+        after=label_name(flip.after),
+        thumbnail=described(request, memory, entry).thumbnail,
+    )
+
+
+def described(request: Request, memory: DurableMemory, entry: Entry) -> MemoryEntry:
+    has = memory.thumbnail(entry.entry_id) is not None
+    address = request.app.url_path_for("get_thumbnail", entry_id=entry.entry_id) if has else None
+    if address is not None:
+        address = request.scope.get("root_path", "") + address
+    return MemoryEntry.of(entry, address)
