@@ -35,12 +35,9 @@ from mrad.files import atomic_folder, atomic_write_bytes, sha256_file
 from mrad.memory.contents import Contents
 from mrad.memory.level import LevelMemory, empty_level
 from mrad.memory.tables import (
-    numbers,
-    read_entries,
-    read_table,
+    Rows,
+    read_rows,
     read_thumbnails,
-    rows_of,
-    words,
     write_entries,
     write_thumbnails,
 )
@@ -251,15 +248,15 @@ def _verify(path: Path, name: str, facts: Any, *, digest: bool) -> None:
 
 
 def _parse(path: Path, manifest: dict[str, Any]) -> Contents:
-    table = read_table(path / ENTRIES)
+    rows = read_rows(path / ENTRIES)
     thumbnails = read_thumbnails(path / THUMBNAILS) if THUMBNAILS in manifest["files"] else {}
-    image, patch = (_read_level(path, name, table, manifest) for name in ALWAYS)
+    image, patch = (_read_level(path, name, rows, manifest) for name in ALWAYS)
     local = None
     if f"{LEVELS[2]}.faiss" in manifest["files"]:
-        local = _read_level(path, LEVELS[2], table, manifest)
+        local = _read_level(path, LEVELS[2], rows, manifest)
     return Contents(
         identity=EncoderIdentity(**manifest["encoder"]),
-        entries=read_entries(table),
+        entries=rows.entries(),
         image=image,
         patch=patch,
         local=local if local is not None else empty_level(patch.dim),
@@ -270,18 +267,18 @@ def _parse(path: Path, manifest: dict[str, Any]) -> Contents:
     )
 
 
-def _read_level(path: Path, name: str, table: pa.Table, manifest: dict[str, Any]) -> LevelMemory:
+def _read_level(path: Path, name: str, rows: Rows, manifest: dict[str, Any]) -> LevelMemory:
     dim, reference = manifest["dims"][name], manifest["counts"][name].get("reference")
-    rows = rows_of(table, name)
+    found = rows.of(name)
     return LevelMemory(
-        map_keys(path / f"{name}.faiss", len(rows), dim),
-        numbers(rows["label"]).astype(np.uint8),
-        numbers(rows["row"]).astype(np.int64),
-        words(rows["region"]),
-        numbers(rows["size"]).astype(np.int32),
+        map_keys(path / f"{name}.faiss", len(found["row"]), dim),
+        found["label"],
+        found["row"],
+        found["region"],
+        found["size"],
         path,
         None if reference is None else (int(reference[0]), int(reference[1])),
-        tile=numbers(rows["tile"]).astype(np.int32),
+        tile=found["tile"],
     )
 
 

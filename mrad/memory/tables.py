@@ -10,7 +10,6 @@ import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +96,52 @@ def write_thumbnails(thumbnails: Mapping[str, bytes], file: Path) -> None:
     pq.write_table(pa.table(columns), file)
 
 
-def read_table(file: Path) -> pa.Table:
+class Rows:
+    """The rows of `write_entries`, a row a key, as arrays; texts as numbers of few different ones.
+
+    Not as pyarrow's tables: their first `take` or `cast` imports what takes longer than to read half a
+    million rows.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        """Raises `ValueError` for columns of another kind, or where something is missing."""
+        self.row = numbers(table["row"]).astype(np.int64)
+        self._table = table
+        self._level = texts_of(table["level"])
+
+    def of(self, level: str) -> dict[str, npt.NDArray[Any]]:
+        """Columns of one level's keys: `label`, `row`, `size`, `tile`, and `region` as texts."""
+        names, which = self._level
+        mine = np.isin(which, [number for number, name in enumerate(names) if name == level])
+        regions, codes = texts_of(self._table["region"])
+        found = {"row": self.row[mine], "region": np.array(regions, dtype="U9")[codes[mine]]}
+        for name, kind in (("label", np.uint8), ("size", np.int32), ("tile", np.int32)):
+            if name in self._table.column_names:
+                found[name] = numbers(self._table[name])[mine].astype(kind)
+            else:  # version 1: no image was cut
+                found[name] = np.zeros(int(mine.sum()), kind)
+        return found
+
+    def entries(self) -> tuple[Entry, ...]:
+        """One entry of the rows of its keys. Raises `ValueError` where rows have gaps."""
+        rows, first = np.unique(self.row, return_index=True)
+        if not np.array_equal(rows, np.arange(len(rows))):
+            raise ValueError("the table of entries has gaps in its rows")
+        # Column by column: a memory may have half a million entries, and a dict for each takes seconds.
+        values: dict[str, Sequence[Any]] = {"tags": _picked(self._table["tags"], first)}
+        for name in _OF_ENTRY:
+            known, codes = texts_of(self._table[name])
+            values[name] = [known[code] for code in codes[first].tolist()]
+        for name, field in (("label", "entry_label"), *zip(_SIZES, _SIZES)):
+            values[name] = numbers(self._table[field])[first].tolist()
+        with _uncollected():
+            return tuple(map(Entry, *(values[field.name] for field in fields(Entry))))
+
+
+def read_rows(file: Path) -> Rows:
     """The rows of `write_entries`. Raises what pyarrow raises, `ValueError`."""
-    # Not pyarrow's `read_table`, whose first call imports what takes longer than to read half a million rows.
-    with pq.ParquetFile(file) as opened:
-        table = opened.read(columns=SCHEMA.names)
-    if "tile" not in table.column_names:  # version 1: no image was cut
-        table = table.append_column("tile", numeric(np.zeros(len(table), np.int32)))
-    return table.select(SCHEMA.names).cast(SCHEMA)
+    with pq.ParquetFile(file, read_dictionary=[*_OF_ENTRY, "level", "region"]) as opened:
+        return Rows(opened.read(columns=SCHEMA.names))
 
 
 def read_thumbnails(file: Path) -> dict[str, bytes]:
@@ -112,31 +149,6 @@ def read_thumbnails(file: Path) -> dict[str, bytes]:
     with pq.ParquetFile(file) as opened:
         table = opened.read()
     return dict(zip(table["entry_id"].to_pylist(), table["jpeg"].to_pylist()))
-
-
-def read_entries(table: pa.Table) -> tuple[Entry, ...]:
-    """One entry of the rows of its keys. Raises `ValueError` where rows have gaps."""
-    rows, first = np.unique(numbers(table["row"]), return_index=True)
-    if not np.array_equal(rows, np.arange(len(rows))):
-        raise ValueError("the table of entries has gaps in its rows")
-    names = ["entry_label" if f.name == "label" else f.name for f in fields(Entry)]
-    picked = table.select(names).take(numeric(first))
-    # Column by column: a memory may have half a million entries, and a dict for each takes seconds.
-    values = [_values(picked[name]) for name in names]
-    with _uncollected():
-        return tuple(map(Entry, *values))
-
-
-def rows_of(table: pa.Table, level: str) -> pa.Table:
-    """The rows of one level's keys."""
-    names, which = _codes(table["level"])
-    return table.take(numeric(np.flatnonzero(np.isin(which, np.flatnonzero(names == level)))))
-
-
-def words(column: Column) -> npt.NDArray[np.str_]:
-    """A column of few different short texts [n]."""
-    names, which = _codes(column)
-    return names[which] if len(which) else names
 
 
 def numbers(column: Column) -> npt.NDArray[Any]:
@@ -147,19 +159,22 @@ def numbers(column: Column) -> npt.NDArray[Any]:
     return np.from_dlpack(whole)
 
 
-def _codes(column: Column) -> tuple[npt.NDArray[np.str_], npt.NDArray[Any]]:
-    whole = column.combine_chunks().dictionary_encode()
-    if whole.null_count:
-        raise ValueError("a text is missing")
-    return np.array(whole.dictionary.to_pylist(), dtype="U9"), np.from_dlpack(whole.indices)
+def texts_of(column: Column) -> tuple[list[str], npt.NDArray[np.int32]]:
+    """The different texts of a column, and which of them stands in each row [n]."""
+    whole = column.combine_chunks()
+    if whole.null_count or not pa.types.is_dictionary(whole.type):
+        raise ValueError("a text is missing, or is none")
+    return whole.dictionary.to_pylist(), np.from_dlpack(whole.indices)
 
 
-def _values(column: Column) -> list[Any]:
-    if not pa.types.is_list(column.type):
-        return list(column.to_pylist())
+def _picked(column: Column, rows: npt.NDArray[np.int64]) -> list[tuple[str, ...]]:
+    """Some rows of a column of lists."""
     lists = column.combine_chunks()
-    cuts, flat = lists.offsets.to_pylist(), lists.values.to_pylist()
-    return [tuple(flat[start:end]) for start, end in pairwise(cuts)]
+    if not pa.types.is_list(lists.type):
+        raise ValueError("tags are no lists")
+    ends, flat = np.from_dlpack(lists.offsets), lists.values
+    cuts = zip(ends[rows].tolist(), ends[rows + 1].tolist())
+    return [tuple(flat[start:end].to_pylist()) if end > start else () for start, end in cuts]
 
 
 @contextmanager

@@ -141,7 +141,7 @@ def test_any_change_to_any_file_is_noticed_before_it_is_parsed(name, folder, mon
         raise AssertionError("parsed a file whose digest is wrong")
 
     monkeypatch.setattr(bank_io.faiss, "read_index", parsed)
-    monkeypatch.setattr(bank_io, "read_table", parsed)
+    monkeypatch.setattr(bank_io, "read_rows", parsed)
     whole = (folder / name).read_bytes()
     flipped = bytearray(whole)
     flipped[len(flipped) // 2] ^= 1
