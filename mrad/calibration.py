@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mrad.conformal import Promise, rank_of
 from mrad.errors import CalibrationError
 from mrad.separation import Separation
+from mrad.words import counted
 
 if TYPE_CHECKING:
     from mrad.memory.bank import MemoryBank
@@ -274,7 +275,7 @@ class Calibration(_Part):
         if promised <= target_fpr + 1e-9:
             return None
         return (
-            f"rate_not_promised: {parts} good images cannot promise {100 * target_fpr:.4g} % false "
+            f"rate_not_promised: {counted(parts, 'good image')} cannot promise {100 * target_fpr:.4g} % false "
             f"alarms; the threshold lies just above the highest of them, which promises "
             f"{100 * promised:.2g} %"
         )

@@ -9,6 +9,20 @@ class MRADError(Exception):
     code = "mrad_error"
 
 
+class MissingPackageError(MRADError):
+    """A package that mrad needs is not installed, or is broken; no picture is to blame."""
+
+    code = "missing_package"
+
+    @classmethod
+    def of(cls, error: ImportError, doing: str) -> MissingPackageError:
+        """`doing`: what could not be done, as `a.png cannot be read`."""
+        module = (error.name or "").partition(".")[0]
+        package = {"PIL": "pillow", "faiss": "mrad[cpu]' or 'mrad[gpu]"}.get(module, module)
+        remedy = f": pip install '{package}'" if package else ""
+        return cls(f"{doing}: {module or 'a package'} is missing or broken ({error}){remedy}")
+
+
 class ImageError(MRADError):
     """An input that is not a usable image."""
 

@@ -24,6 +24,7 @@ from mrad.memory.store import save_calibration
 from mrad.thresholds.calibrate import calibrate
 from mrad.thresholds.own import score_own
 from mrad.types import NORMAL, Prediction
+from mrad.words import counted
 from mrad_indexer.build.build import BuildOptions, build
 from mrad_indexer.datasets import Dataset, Record, read_dataset
 from mrad_indexer.scoring.judge import Judge
@@ -79,7 +80,7 @@ def run(
         done += count
         progress(done, total)
 
-    say(f"building a memory of {len(memory)} boards")
+    say(f"building a memory of {counted(len(memory), 'board')}")
     built = build(
         encoder,
         memory,
@@ -96,7 +97,7 @@ def run(
         GOODS: calibrated(encoder, part, out / GOODS, say),
         BOTH: calibrated(encoder, built.bank, out / BOTH, say),
     }
-    say(f"judging {len(queries)} boards that no memory holds")
+    say(f"judging {counted(len(queries), 'board')} that no memory holds")
     found = {
         name: judge_all(Judge.of(encoder, bank), queries, out / "overlays" / name, advance)
         for name, bank in banks.items()
@@ -129,10 +130,8 @@ def judge_all(
         image = load_image(record.image)
         prediction = judge.detector.predict([image])[0]
         advance(1)
-        if prediction.anomaly_map is None:
-            raise AssertionError("predict gives maps unless told otherwise")
         path = folder / f"{record.image.stem}.jpg"
-        write_atomic(path, jpeg(draw(image, prediction.anomaly_map, judge)))
+        write_atomic(path, jpeg(draw(image, prediction, judge)))
         verdict = judge.verdict(prediction.score)
         shown.append(Shown(record, prediction, verdict, path, judge.threshold))
     return shown

@@ -289,6 +289,8 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     """
     try:
         state = _read_tensors(path)
+    except (ImportError, MemoryError):  # this machine's, not the file's
+        raise
     except Exception as error:  # whatever a broken file makes its reader raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise EncoderError(f"{path} is not a readable checkpoint: {reason}") from error

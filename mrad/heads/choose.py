@@ -5,14 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from mrad.errors import EmptyLevelError, MRADError, NoGoodPartsError
 from mrad.memory.bank import MemoryBank
-from mrad.types import NORMAL
+from mrad.memory.entry import REGIONS
+from mrad.types import ANOMALOUS, NORMAL
 
 AUTO = "auto"
 TRAINED = ("ft", "clip")
 GOOD_PARTS_ALONE = frozenset({"nn", "combined"})
 """Heads for which the patches of good images are enough."""
+
+MOST, NEARLY = 0.5, 0.8
+"""Share of a picture above which a mask says nothing of where the defect is; share of such masks among
+all above which no mask decides which head is asked."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,8 @@ def default_head(bank: MemoryBank, checkpoint: str | Path | None = None) -> Choi
 
     Its calibration's, where it was calibrated for one head alone; the paper's `tf` where both levels
     hold both classes; `combined` where only whole images are known to be defective, so that `tf` has no
-    map, and where every defect is another product's, so that `tf` knows nothing of this one; `nn` where
-    the memory holds good ones alone. A checkpoint is asked itself. Raises what keeps every head
+    map, where masks say nothing, and where every defect is another product's, so that `tf` knows
+    nothing of this one; `nn` where the memory holds good ones alone. A checkpoint is asked itself. Raises what keeps every head
     from it.
     """
     if checkpoint is not None:
@@ -82,12 +89,32 @@ def default_head(bank: MemoryBank, checkpoint: str | Path | None = None) -> Choi
     if problem(bank, "tf") is None:
         if problem(bank, "nn") is None and (alone := _without_defects(bank)):
             return Choice("combined", f"of {alone} the memory knows no defect: only good ones")
+        if problem(bank, "nn") is None and (useless := _useless_masks(bank)):
+            return Choice("combined", useless)
         return Choice("tf", "both levels of the memory hold both classes")
     if problem(bank, "nn") is None:
         if all(bank.image.counts):
             return Choice("combined", "the memory holds good images, and defects without masks")
         return Choice("nn", "the memory holds good images alone")
     raise problem(bank, "nn") or MRADError("no head can serve this memory")
+
+
+def _useless_masks(bank: MemoryBank) -> str:
+    """Why the masks of the defects say nothing of where they are; empty where they do."""
+    level = bank.patch if bank.patch_keys == REGIONS else bank.local
+    cells, entries = np.asarray(level.size, np.float64), len(bank.entries)
+    marked, clear = (
+        np.bincount(level.entry[own], cells[own], entries)
+        for own in (level.region == "anomalous", level.region == "normal")
+    )
+    defects = np.array([entry.label == ANOMALOUS for entry in bank.entries]) & (marked > 0)
+    most = int((marked[defects] > MOST * (marked + clear)[defects]).sum())
+    if not most or most < NEARLY * defects.sum():
+        return ""
+    return (
+        f"{most} of {defects.sum()} masks mark most of their picture (inverted?), so they do not say "
+        "where defects are: mend them, or leave them out"
+    )
 
 
 def _without_defects(bank: MemoryBank) -> str:

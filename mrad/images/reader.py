@@ -5,6 +5,7 @@ Every picture that this project opens comes through here (a test over the code f
 
 from __future__ import annotations
 
+import errno
 import io
 import warnings as python_warnings
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mrad.errors import ImageError, ImageTooLargeError
+from mrad.errors import ImageError, ImageTooLargeError, MissingPackageError
 from mrad.images.decoding.common import ORIENTATION, from_pillow, read_common
 from mrad.images.decoding.depth import Assumed, Stated
 from mrad.images.decoding.raster import Raster, check_size, to_rgb
@@ -29,6 +30,8 @@ HEAD = 1 << 12
 """Bytes of a file that tell its kind."""
 SAMPLED = 128
 """Side of the grid of pixels that brightness and contrast are measured on."""
+SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What the machine has too little of: no file is to blame."""
 FLAT = 1.0
 """Standard deviation of the levels below which a picture says nothing."""
 
@@ -65,8 +68,8 @@ def read_image(source: ImageInput, *, options: ReadOptions | None = None) -> Pic
     pages the first of the largest that is not blank is read; transparency that varies is laid over
     white. Arrays: [H, W], [H, W, 1|3|4]; uint8, uint16, bool or float in [0, 1].
 
-    Raises `ImageTooLargeError` above `options.max_pixels` (before decoding) and `ImageError` for
-    everything that is not a whole, readable image.
+    Raises `ImageTooLargeError` above `options.max_pixels` (before decoding), `ImageError` for
+    everything that is not a whole, readable image, and what `guarded` raises.
     """
     options = options or ReadOptions()
     name = name_of(source, options)
@@ -182,13 +185,19 @@ def _raster(source: ImageInput, options: ReadOptions, name: str, indices: bool) 
 
 
 def guarded(read: Callable[[], Result], name: str) -> Result:
-    """Whatever a broken file makes decoders raise -> `ImageError`, with the file's name."""
+    """Whatever a broken file makes decoders raise -> `ImageError`, with the file's name.
+
+    What is this installation's or this machine's is not blamed on the file: raises
+    `MissingPackageError`, and passes on `MemoryError` and the `OSError` of too many open files.
+    """
     with python_warnings.catch_warnings():
         python_warnings.simplefilter("ignore")  # max_pixels decides; decoders' remarks are not ours
         try:
             return read()
-        except ImageError:
+        except (ImageError, MemoryError):
             raise
+        except ImportError as error:
+            raise MissingPackageError.of(error, f"{name} cannot be read") from error
         except Image.DecompressionBombError as error:
             raise ImageTooLargeError(f"{name}: {error}") from error
         except UnidentifiedImageError as error:
@@ -203,6 +212,13 @@ def guarded(read: Callable[[], Result], name: str) -> Result:
         except PermissionError as error:
             raise ImageError(f"{name} may not be read: {error.strerror}") from error
         except Exception as error:  # a decoder may raise anything
+            if "requires the 'imagecodecs' package" in str(error):  # how tifffile says it
+                missing = ImportError("No module named 'imagecodecs'", name="imagecodecs")
+                raise MissingPackageError.of(missing, f"{name} cannot be read") from error
+            if isinstance(error, OSError) and error.errno is not None:  # the system's, no decoder's
+                if error.errno in SHORT:
+                    raise
+                raise ImageError(f"{name} cannot be read: {error.strerror}") from error
             raise ImageError(f"{name} cannot be decoded: {_said(error)}") from error
 
 

@@ -26,6 +26,7 @@ from mrad.memory.contents import SETTLED, Contents
 from mrad.memory.entry import REGIONS, Entry, Key, PatchKeys
 from mrad.memory.level import LevelMemory
 from mrad.types import WHOLE, Box, Place, Sample
+from mrad.words import counted
 
 if TYPE_CHECKING:
     from mrad.encoder.encoder import Encoder
@@ -241,10 +242,10 @@ class MemoryBank(Contents):
     def composition(self) -> str:
         """How many images it holds, and which of them it learned after it was built."""
         if self.changes is None:
-            return f"{len(self.entries)} images"
+            return counted(len(self.entries), "image")
         built = len(self.entries) - self.changes.added + self.changes.removed
         return (
-            f"{len(self.entries)} images: {built} as built, {self.changes.added} added and "
+            f"{counted(len(self.entries), 'image')}: {built} as built, {self.changes.added} added and "
             f"{self.changes.removed} removed since ({self.changes.folder.name})"
         )
 

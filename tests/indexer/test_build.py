@@ -248,7 +248,7 @@ def test_killed_at_60_percent_and_resumed(tmp_path, make_folder, tiny_options, s
     done = spawn(*command, killed)
     stdout, stderr = done.communicate(timeout=900)
     assert done.returncode == 0, stderr
-    assert "images were encoded before" in stdout
+    assert "encoded before: " in stdout
     assert mrad(*command, whole).exit_code == 0
     assert same_keys(whole, killed)
     assert not work_folder(killed).exists()
@@ -274,7 +274,7 @@ def test_the_command_says_what_it_did(tmp_path, mrad, boards, tiny_options):
     assert done.exit_code == 0, done.output
     assert "8 good and 8 defective images" in done.stdout
     assert "good/broken.png" in done.stdout
-    assert "1 defective images have no mask" in done.stdout
+    assert "without a mask: 1 defective image," in done.stdout
     metadata = json.loads((tmp_path / "b/bank.json").read_text())["metadata"]
     assert metadata["pretrained"].endswith("tiny.safetensors")
     assert [row["source"] for row in metadata["build"]["skipped"]] == ["good/broken.png"]
@@ -304,7 +304,7 @@ def test_defects_too_small_to_give_a_key_are_told_once_by_name(
     assert done.exit_code == 0, done.output
     told = " ".join(done.stderr.split())
     assert told.count("fills no patch") == 1
-    assert "2 defects have a mask" in told
+    assert "2 defects with a mask" in told
     assert "defect/hair.png defect/pixel.png" in told
     assert "defect/whole.png" not in told
     again = mrad("build", data, "--out", tmp_path / "b", *tiny_options, "--coreset", "4")

@@ -46,7 +46,7 @@ def test_help_lists_every_command_and_imports_no_torch():
 
 
 def test_a_dataset_is_checked_without_torch(boards):
-    assert "1 unreadable images" in output_without_torch("data", "check", str(boards))
+    assert "unreadable images: 1" in output_without_torch("data", "check", str(boards))
 
 
 def test_version(mrad):
@@ -136,7 +136,13 @@ def test_inspect(mrad, board_bank):
     assert 0 < facts["calibration"]["tf"]["image_threshold"] < 1
     assert [row["source"] for row in facts["skipped"]] == ["good/broken.png"]
     shown = mrad("bank", "inspect", board_bank).stdout
-    for text in ("every digest holds", "tiny at 96 px", "calibration of tf", "good/broken.png"):
+    for text in (
+        "every digest holds",
+        "single patches, for nn",
+        "tiny at 96 px",
+        "calibration of tf",
+        "good/broken.png",
+    ):
         assert text in shown
 
 

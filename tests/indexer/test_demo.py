@@ -38,6 +38,7 @@ def test_demo(tmp_path, mrad, mini_encoder):
     for name in (p.stem for p in (tmp_path / "demo/overlays/bank").iterdir()):
         assert name in done.stdout
     # What the shipped encoder is for: defects stand out from the boards around them.
+    assert "What helps:" in done.stdout  # the small encoder, by good boards of many designs alone
     records = read_dataset(demo.FOLDER / "query").records
     for held in (bank, goods):
         found = Judge.of(mini_encoder, held).detector.predict([r.image for r in records])

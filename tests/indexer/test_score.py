@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from mrad_client.batch.journal import Journal
+from mrad_client.batch.pictures import SPOT
 from mrad_indexer.scoring.judge import Judge, thresholds
 from mrad_indexer.scoring.pictures import OUTLINE, draw
 from PIL import Image
@@ -22,6 +24,7 @@ from PIL import Image
 from mrad import Detector, MemoryBank
 from mrad.calibration import Calibration
 from mrad.errors import CalibrationError
+from mrad.types import Prediction
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,7 @@ def scored(tmp_path_factory, mrad, photos, board_bank):
         "score", photos, "--bank", board_bank, "--out", out, "--maps", "png16", "--device", "cpu",
         "--format", "csv", "--format", "parquet", "--format", "jsonl", "--batch-size", 3,
     )  # fmt: skip
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 1, done.output  # one file is broken
     return out, done
 
 
@@ -125,7 +128,7 @@ def test_running_again_scores_only_what_changed(tmp_path, mrad, photos, board_ba
     root = tmp_path / "photos"
     shutil.copytree(photos, root)
     command = ["score", root, "--bank", board_bank, "--out", tmp_path / "o", "--device", "cpu"]
-    assert mrad(*command).exit_code == 0
+    assert mrad(*command).exit_code == 1
     first = read(tmp_path / "o/results.csv")
     seen = []
     decode = Detector.decode
@@ -133,7 +136,7 @@ def test_running_again_scores_only_what_changed(tmp_path, mrad, photos, board_ba
     Image.new("RGB", (50, 40), "red").save(root / "good/40.png")
     Image.new("RGB", (50, 40), "blue").save(root / "new.png")
     (root / "good/42.png").unlink()
-    assert mrad(*command).exit_code == 0
+    assert mrad(*command).exit_code == 1
     assert sorted(seen) == ["40.png", "new.png"]
     second = read(tmp_path / "o/results.csv")
     assert second.keys() == first.keys() - {"good/42.png"} | {"new.png"}
@@ -141,7 +144,7 @@ def test_running_again_scores_only_what_changed(tmp_path, mrad, photos, board_ba
     changed = mrad(*command, "--threshold", "0.4")
     assert changed.exit_code == 2
     assert "--restart" in changed.stderr
-    assert mrad(*command, "--threshold", "0.4", "--restart").exit_code == 0
+    assert mrad(*command, "--threshold", "0.4", "--restart").exit_code == 1
     third = read(tmp_path / "o/results.csv").values()
     assert {row["threshold"] for row in third if row["status"] == "ok"} == {"0.4"}
 
@@ -173,6 +176,53 @@ def test_killed_in_the_middle_nothing_is_lost_nor_done_twice(
     assert len(list((out / "overlays").iterdir())) == 60
 
 
+def judged(values, score=0.0, box=None):
+    return Prediction(score, score, score, values.shape[::-1], values, peak_box=box)
+
+
+def test_an_anomalous_image_without_an_outline_shows_its_strongest_place(board_bank):
+    judge = Judge.load(board_bank, device="cpu")
+    values, box = np.full((240, 300), judge.low, np.float32), (100, 80, 120, 100)
+    picture = Image.new("RGB", (300, 240))
+    over, under = judge.threshold + 1e-3, judge.threshold - 1e-3
+    framed = (np.asarray(draw(picture, judged(values, over, box), judge)) == SPOT).all(axis=-1)
+    assert framed[80, 100:120].all()
+    assert framed[80:100, 100].all()
+    assert not framed[85:95, 105:115].any()
+    assert framed[50:78].any()  # what it is, in words above it
+    for score, peak in ((under, judge.low), (over, judge.pixel_threshold)):
+        values[5:20, 5:20] = peak
+        drawn = np.asarray(draw(picture, judged(values, score, box), judge))
+        assert not (drawn == SPOT).all(axis=-1).any()
+
+
+def test_the_strongest_place_stands_in_list_and_page(tmp_path, mrad, photos, board_bank):
+    name, out = "bad & <b>/41.png", tmp_path / "o"
+    command = ["score", photos / name, "--bank", board_bank, "--out", out, "--device", "cpu"]
+    done = mrad(*command, "--threshold", 0)
+    left, top, right, bottom = json.loads(read(out / "results.csv")["41.png"]["peak_box"])
+    place = f"{(left + right) // 2},{(top + bottom) // 2}"
+    assert f"  {place}  " in done.stdout
+    assert "strongest at" in done.stdout
+    assert f"strongest at {place}<br>" in (out / "summary.html").read_text()
+    assert "1 image:" in done.stdout
+    assert "strongest at" not in mrad(*command, "--threshold", 1, "--restart").stdout
+
+
+def test_what_the_machine_lacks_is_not_blamed_on_a_picture(
+    tmp_path, mrad, make_image, board_bank, monkeypatch
+):
+    make_image(3, (40, 32))[0].save(tmp_path / "a.jpg")
+    command = ["score", tmp_path / "a.jpg", "--bank", board_bank, "--out", tmp_path / "o"]
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    done = mrad(*command, "--device", "cpu")
+    assert done.exit_code == 2
+    assert "pip install 'simplejpeg'" in done.stderr
+    assert "damaged" not in done.stderr
+    monkeypatch.undo()
+    assert mrad(*command, "--device", "cpu").exit_code == 0  # nothing of it was kept
+
+
 def test_colours_mean_the_same_everywhere(board_bank, photos):
     judge = Judge.load(board_bank, device="cpu")
     cut = judge.pixel_threshold
@@ -180,10 +230,10 @@ def test_colours_mean_the_same_everywhere(board_bank, photos):
     assert cut == pytest.approx((judge.low + judge.high) / 2)
     values = np.full((20, 30), cut + 1e-4, np.float32)
     values[:, :10] = judge.low
-    picture = np.asarray(draw(Image.new("RGB", (30, 20)), values, judge))
+    picture = np.asarray(draw(Image.new("RGB", (30, 20)), judged(values), judge))
     assert (picture == OUTLINE).all(axis=-1).any()
     other = np.where(values > cut, np.float32(judge.high), values)
-    hotter = np.asarray(draw(Image.new("RGB", (30, 20)), other, judge))
+    hotter = np.asarray(draw(Image.new("RGB", (30, 20)), judged(other), judge))
     assert (picture[:, :5] == hotter[:, :5]).all()
     assert hotter[5, 20].sum() > picture[5, 20].sum()
 
@@ -204,7 +254,7 @@ def test_what_cannot_be_had_is_said(tmp_path, mrad, photos, boards, tiny_options
     command = ["score", photos, "--bank", plain, "--out", tmp_path / "o", "--device", "cpu"]
     assert "needs a calibration" in mrad(*command, "--target-fpr", 0.01).stderr
     done = mrad(*command, "--format", "table")
-    assert done.exit_code == 0
+    assert done.exit_code == 1
     assert "no verdicts" in done.stdout
     assert not (tmp_path / "o/results.csv").exists()
     with pytest.raises(CalibrationError, match="calibrated with the checkpoint"):
@@ -230,7 +280,7 @@ def test_any_name_survives_every_command(tmp_path, make_image, board_bank, spawn
     tables = ["--format", "csv", "--format", "parquet", "--format", "jsonl"]
     running = spawn("score", root, "--bank", board_bank, "--out", out, "--device", "cpu", *tables)
     stdout, stderr = running.communicate(timeout=300)
-    assert running.returncode == 0, stderr
+    assert running.returncode == 1, stderr
     assert "7 images" in stdout
     assert f"written: {out}" in stdout
     assert "[/torn].png" in stderr
@@ -258,7 +308,7 @@ def name_of(row: dict) -> bytes:
 def test_restart_leaves_a_run_that_is_under_way_alone(tmp_path, mrad, photos, board_bank):
     out = tmp_path / "out"
     command = ["score", photos, "--bank", board_bank, "--out", out, "--device", "cpu"]
-    assert mrad(*command).exit_code == 0
+    assert mrad(*command).exit_code == 1
     before = (out / "results.journal").read_bytes()
     judge = Judge.load(board_bank, device="cpu")
     asked = judge.asked() | {"overlays": True, "maps": "none"}

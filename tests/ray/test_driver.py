@@ -64,7 +64,7 @@ def test_a_driver_killed_and_started_again_gives_the_bank_of_a_local_build(
     assert 1 <= kept < 5
 
     said = finished(mrad(*command, on_ray, "--engine", "ray", "--workers", 2))
-    assert f"{kept * 64} images were encoded before, {320 - kept * 64} now" in said
+    assert f"encoded before: {kept * 64} images, now: {320 - kept * 64}" in said
     assert not work_folder(on_ray).exists()
     finished(mrad(*command, local))
     one, other = MemoryBank.load(on_ray), MemoryBank.load(local)

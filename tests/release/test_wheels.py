@@ -223,7 +223,7 @@ def try_out(bin_: Path, folder: Path) -> None:
     assert "every digest holds" in here("mrad", "bank", "inspect", "demo/bank")
     image = next((folder / "demo").rglob("*.png"))
     asked = ("score", image, "--bank", "demo/bank", "--format", "jsonl", "--out")
-    assert "1 images" in here("mrad", *asked, "there")
+    assert "1 image:" in here("mrad", *asked, "there")
     run(Path(sys.executable).with_name("mrad"), *asked, "here", cwd=folder)
     theirs, ours = (
         json.loads((folder / out / "results.jsonl").read_text())["score"]

@@ -90,7 +90,7 @@ def score(images: Iterable[ImageInput], options: ScoreOptions) -> Call[Scores]:
     def whole(judged: Scores) -> Scores:
         """The results of what was sent, and of what could not be, in the caller's order."""
         if len(judged) != len(files):
-            raise ValueError(f"{len(files)} images were sent, {len(judged)} results came")
+            raise ValueError(f"images sent: {len(files)}, results that came: {len(judged)}")
         if not unreadable:
             return judged
         sent = iter(judged.results)

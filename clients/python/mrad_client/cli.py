@@ -62,8 +62,9 @@ def score(
     """Score many images; stop it at any time and run it again: it goes on where it was.
 
     Progress stands beside the first --out, in a .journal file. Files that cannot be scored get a
-    row with their error; exit status 1 when no file could be scored. The API key is read from
-    MRAD_API_KEY.
+    row with their error. The API key is read from MRAD_API_KEY.
+
+    Exit status: 0 when every file was scored, 1 when some have an error, 2 when the run did not finish.
     """
     for path in out:
         check_suffix(path)
@@ -104,7 +105,7 @@ def score(
     written = (*out, *(path for path in (maps, overlays, summary) if path is not None))
     closing(found, written, console, console)
     say_not_taken(source, console)
-    if not found.scores:
+    if found.errors:
         raise typer.Exit(1)
 
 
@@ -115,7 +116,7 @@ def main() -> None:
     except MRADClientError as error:
         say(console, f"error: {error}", "red")
         say(console, "What was scored is kept: the same command goes on from there.")
-        sys.exit(1)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -264,6 +264,6 @@ def test_no_server_is_one_line(photos: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mrad_client.cli", "score", str(photos)]
     command += ["--out", str(tmp_path / "r.csv"), "--server", "http://127.0.0.1:9"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "cannot be reached" in done.stderr
     assert "Traceback" not in done.stderr

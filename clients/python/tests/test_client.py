@@ -203,7 +203,9 @@ def test_a_strangers_answer_is_named_so(body: str) -> None:
 
 def test_fewer_results_than_images_is_an_error() -> None:
     server = Script(httpx.Response(200, json={"results": []}))
-    with pytest.raises(mrad_client.UnexpectedResponseError, match="1 images were sent, 0"):
+    with pytest.raises(
+        mrad_client.UnexpectedResponseError, match="images sent: 1, results that came: 0"
+    ):
         server.client().score([b"x"])
 
 

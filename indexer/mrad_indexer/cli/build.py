@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mrad.errors import MRADError, NoGoodPartsError
+from mrad.words import counted
 from mrad_indexer.cli.common import options
 from mrad_indexer.cli.common.advice import heads_of, next_step, worth
 from mrad_indexer.cli.common.console import errors, progress, say, warn
@@ -164,7 +165,11 @@ def build_command(
             load = partial(encoder_of, below.bank, pretrained=pretrained, device=device)
         kept = below.bank.patch_keys if patch_keys == REGIONS else kept
     loaded = load(precision="fp32" if precision in (None, AUTO) else precision)
-    say(f"{len(dataset)} images, {loaded.identity} on {loaded.device}", style="dim", to=errors)
+    say(
+        f"{counted(len(dataset), 'image')}, {loaded.identity} on {loaded.device}",
+        style="dim",
+        to=errors,
+    )
     looked_at, extent = layout_of(
         dataset, loaded, tile=tile, overlap=tile_overlap, roi=roi, parts=parts
     )
@@ -252,7 +257,7 @@ def say_what_is_missing(dataset: Dataset) -> None:
     counts = dataset.counts
     if dataset.name == "flat":
         say(
-            f"took {len(dataset)} images of {dataset.root.name} as good parts: it has no folders, and "
+            f"took {counted(len(dataset), 'image')} of {dataset.root.name} as good parts: it has no folders, and "
             "nothing labels them"
         )
     if counts["anomalous"] and not counts["masks"]:
@@ -268,12 +273,12 @@ def say_left_out(dataset: Dataset) -> None:
     for item in dataset.left_out:
         folder = item.path.parent.relative_to(dataset.root).as_posix()
         by_folder.setdefault((folder, item.why), []).append(item.path.name)
-    warn(f"{len(dataset.left_out)} pictures in {dataset.root} were not taken")
+    warn(f"not taken: {counted(len(dataset.left_out), 'picture')} in {dataset.root}")
     for (folder, why), names in list(by_folder.items())[:SHOWN]:
         shown = ", ".join(names[:3]) + (", .." if len(names) > 3 else "")
         say(f"  {folder}/: {len(names)} ({shown}): {why}", to=errors)
     if len(by_folder) > SHOWN:
-        say(f"  and {len(by_folder) - SHOWN} other folders", to=errors)
+        say(f"  and {counted(len(by_folder) - SHOWN, 'other folder')}", to=errors)
 
 
 def summarise(built: Built, dataset: Dataset, encoder: Encoder, out: Path) -> None:
@@ -282,12 +287,12 @@ def summarise(built: Built, dataset: Dataset, encoder: Encoder, out: Path) -> No
     if built.already:
         say(f"{out} stands already, from the same images and settings")
     elif built.resumed:
-        say(f"{built.resumed} images were encoded before, {built.encoded} now")
+        say(f"encoded before: {counted(built.resumed, 'image')}, now: {built.encoded:,}")
     labels = Counter(entry.label for entry in bank.entries)
     say(
         (str(out), "bold"),
-        f": {labels[0]} good and {labels[1]} defective images, "
-        f"{len(bank.image)} image keys, {len(bank.patch)} patch keys "
+        f": {labels[0]} good and {counted(labels[1], 'defective image')}, "
+        f"{counted(len(bank.image), 'image key')}, {counted(len(bank.patch), 'patch key')} "
         f"({int(bank.patch.labels.sum())} anomalous)",
     )
     list_skipped(built.skipped)
@@ -297,7 +302,7 @@ def summarise(built: Built, dataset: Dataset, encoder: Encoder, out: Path) -> No
         fed = "the image level only"
         if bank.layout.tiling is not None:
             fed += ", or nothing where they have several tiles: nobody knows which one is defective"
-        say(f"{unmasked} defective images have no mask: they feed {fed}")
+        say(f"without a mask: {counted(unmasked, 'defective image')}, fed to {fed}")
     empty = {item.source for item in built.doubtful if item.code == "mask_empty"}
     small = bank.metadata.get("build", {}).get("too_small", [])
     warn_of_small([source for source in small if source not in empty], encoder)
@@ -321,9 +326,9 @@ def warn_of_small(sources: list[str], encoder: Encoder) -> None:
         return
     side, grid = encoder.image_size, encoder.grid
     warn(
-        f"{len(sources)} defects have a mask that fills no patch (an image is {side} x {side} px "
-        f"here, a patch {side // grid}), so they add no anomalous patch key and heat maps learn "
-        "nothing from them: cut pictures into (smaller) tiles with --tile, or take a larger --image-size"
+        f"{counted(len(sources), 'defect')} with a mask that fills no patch (an image is {side} x {side} px "
+        f"here, a patch {side // grid}): no anomalous patch key comes of that, and heat maps learn "
+        "nothing: cut pictures into (smaller) tiles with --tile, or take a larger --image-size"
     )
     for source in sources[:SHOWN]:
         say(f"  {source}", to=errors)
@@ -334,7 +339,7 @@ def warn_of_small(sources: list[str], encoder: Encoder) -> None:
 def list_doubtful(doubtful: tuple[Skipped, ...]) -> None:
     """What was read with a warning: how often each, and the first."""
     for code, count in Counter(item.code for item in doubtful).most_common():
-        say(f"{count} images warned of: {code}", style="yellow")
+        say(f"{counted(count, 'image')} warned of: {code}", style="yellow")
         first = next(item for item in doubtful if item.code == code)
         say(f"  {first.source}: {first.reason}")
 
@@ -343,7 +348,7 @@ def list_skipped(skipped: tuple[Skipped, ...]) -> None:
     """The images left out, the first few by name."""
     if not skipped:
         return
-    say(f"{len(skipped)} images skipped", style="yellow")
+    say(f"{counted(len(skipped), 'image')} skipped", style="yellow")
     for item in skipped[:SHOWN]:
         say(f"  {item.source}: {item.reason}")
     if len(skipped) > SHOWN:

@@ -11,6 +11,7 @@ import typer
 from rich import box
 from rich.table import Table
 
+from mrad.words import counted
 from mrad_indexer.cli.common import options
 from mrad_indexer.cli.common.console import console, note, progress, say
 
@@ -62,7 +63,7 @@ def calibrate_command(
     sigma: options.Sigma = 4.0,
     retrieval: options.Retrieval = "exact",
     draws: Annotated[int, typer.Option(help="of the bootstrap", min=1)] = 500,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(help="of the bootstrap's draws")] = 0,
     bit_depth: options.BitDepth = None,
     strict_input: options.StrictInput = False,
     allow_truncated: options.Truncated = False,
@@ -145,7 +146,7 @@ def calibrate_command(
     for reason in scored.skipped:
         say(("skipped", "yellow"), f" {reason}")
     for code, count in scored.warnings.most_common():
-        note(f"{count} images warned of: {code}; mrad data check names them")
+        note(f"{counted(count, 'image')} warned of: {code}; mrad data check names them")
     show(calibration)
     if plot is not None:
         _write_plot(calibration, plot)
@@ -159,8 +160,8 @@ def show(calibration: Calibration) -> None:
     """Thresholds with their intervals, and what they do."""
     say(
         (calibration.head, "bold"),
-        f": {calibration.normal} good and {calibration.anomalous} "
-        f"defective images, scores {calibration.scored}",
+        f": {calibration.normal} good and {counted(calibration.anomalous, 'defective image')}, "
+        f"scores {calibration.scored}",
     )
     shown = Table(box=box.SIMPLE_HEAD)
     for name in (
@@ -204,7 +205,7 @@ def _say_promise(calibration: Calibration) -> None:
     alone = calibration.normal_scores.total
     if alone < calibration.normal:
         note(
-            f"{calibration.normal} good images show {alone} different things: near-duplicates, as of a "
+            f"{counted(calibration.normal, 'good image')} with {counted(alone, 'different thing')}: near-duplicates, as of a "
             "burst, count once"
         )
     promise = cut.promise
@@ -218,7 +219,7 @@ def _say_promise(calibration: Calibration) -> None:
         needed = math.ceil(1 / cut.target_fpr - 1 - 1e-9) if cut.target_fpr else None
         more = "no number of them can" if needed is None else f"{needed} can"
         note(
-            f"{alone} good images cannot promise {_percent(cut.target_fpr)}: the threshold lies just "
+            f"{counted(alone, 'good image')} cannot promise {_percent(cut.target_fpr)}: the threshold lies just "
             f"above the highest of them, which promises {_percent(promise.rate)}; {more}"
         )
     if calibration.scored == "leave-one-out" and alone < SMALL:

@@ -10,6 +10,7 @@ import typer
 from rich import box
 from rich.table import Table
 
+from mrad.words import counted
 from mrad_indexer.cli.common import options
 from mrad_indexer.cli.common.console import MRADGroup, console, say
 
@@ -48,11 +49,11 @@ def check_command(
     dataset = read_dataset(
         path, layout=layout, mask_orientation=options.orientation(mask_orientation)
     )
-    with console.status(f"{len(dataset)} images"):
+    with console.status(counted(len(dataset), "image")):
         findings = check(dataset, options.reading(bit_depth))
     say(
         (dataset.name, "bold"),
-        f" layout, {len(dataset)} images in {path}"
+        f" layout, {counted(len(dataset), 'image')} in {path}"
         + (", all taken as good parts" if dataset.name == "flat" else ""),
     )
     shown = Table(box=box.SIMPLE_HEAD)
@@ -72,7 +73,7 @@ def check_command(
     sizes = ", ".join(f"{w} x {h} ({count})" for (w, h), count in findings.sizes.most_common(4))
     say(f"sizes: {sizes}" + (" and others" if len(findings.sizes) > 4 else ""))
     for problem, sources in findings.problems.items():
-        say(f"{len(sources)} {problem}", style="yellow")
+        say(f"{problem}: {len(sources):,}", style="yellow")
         for source in sources[:show]:
             say(f"  {source}")
     if not findings.problems:
@@ -100,9 +101,9 @@ def convert_command(
     if kind not in ("auto", *READERS):
         raise typer.BadParameter(f"choose auto, {', '.join(READERS)}", param_hint="--from")
     made = convert(source, out, kind)
-    say(f"{made.list}: {made.good} good and {made.defective} defective images")
+    say(f"{made.list}: {made.good} good and {counted(made.defective, 'defective image')}")
     if made.boxes:
-        say(f"{made.boxes} defects are boxes, which mark more than the defect does", style="yellow")
+        say(f"boxes, which mark more than the defect does: {made.boxes:,}", style="yellow")
     if made.left_out:
         say(f"{len(made.left_out)} left out", style="yellow")
     for text in made.left_out[:show]:

@@ -13,7 +13,9 @@ from rich.text import Text
 from mrad_indexer.cli.common.console import console, errors, progress, say
 
 if TYPE_CHECKING:
-    from mrad_indexer.demo import Shown
+    from collections.abc import Sequence
+
+    from mrad_indexer.demo import Pair, Shown
 
 
 def register(main: typer.Typer) -> None:
@@ -50,8 +52,26 @@ def demo_command(
         cells = [verdict_of(pair.goods), verdict_of(pair.both)]
         table.add_row(pair.record.image.name, truth, *cells)
     console.print(table)
+    if told := of_goods_alone(shown):
+        say(told)
     say(f"image, mask and both heat maps of each: {out / 'contact-sheet.png'}")
     say(f"the memories: mrad serve --bank {out / 'good-bank'}, or {out / 'bank'}")
+
+
+def of_goods_alone(pairs: Sequence[Pair]) -> str:
+    """Why good boards alone let defects pass, and what would help; empty where they let none pass."""
+    from mrad import demo
+
+    bad = [pair.goods for pair in pairs if pair.record.anomalous]
+    missed = sum(shown.verdict == "normal" for shown in bad)
+    if not missed:
+        return ""
+    good = len(list((demo.FOLDER / "memory" / "good").iterdir()))
+    return (
+        f"By good boards alone {missed} of {len(bad)} defects pass: {good} boards of many designs are few, "
+        "and a design that is not among them looks as unusual as a small defect. What helps: forty good "
+        "boards of one design, some marked defects (the column to the right), a stronger encoder."
+    )
 
 
 def verdict_of(shown: Shown) -> Text:

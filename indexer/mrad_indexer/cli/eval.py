@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeRemainingColumn
 
+from mrad.words import counted
 from mrad_indexer.cli.common import options
 from mrad_indexer.cli.common.console import console, errors, note, say
 
@@ -111,7 +112,9 @@ def eval_command(
 def say_doubtful(warnings: dict[str, int]) -> None:
     """How many images and masks were read with a warning."""
     for code, count in warnings.items():
-        note(f"{count} images or masks warned of: {code}; mrad data check names them")
+        note(
+            f"{counted(count, 'image or mask', 'images or masks')} warned of: {code}; mrad data check names them"
+        )
 
 
 def describe(detector: Detector, bank: str, checkpoint: Path | None) -> dict[str, object]:

@@ -29,7 +29,7 @@ def checkpoint_command(
     pretrained: Pretrained = "openai",
     image_size: ImageSize = None,
 ) -> None:
-    """image_proj, patch_proj (+ prompt_proj, prompt_learner) -> OUT.safetensors."""
+    """Convert a head that the paper's code trained: its torch file -> OUT.safetensors."""
     from mrad.encoder.encoder import Encoder
     from mrad.released.checkpoint import convert_checkpoint
 
@@ -53,7 +53,7 @@ def memory_command(
     pretrained: Pretrained = "openai",
     image_size: ImageSize = None,
 ) -> None:
-    """The two memory caches, each keys and values -> a bank's folder."""
+    """Convert a memory of the paper's code: its two cache files -> a bank's folder."""
     from mrad.encoder.encoder import Encoder
     from mrad.encoder.named import name_in_bank
     from mrad.released.memory import convert_memory

@@ -85,7 +85,9 @@ def score_command(
 
     Writes OUT/results.csv (or .jsonl, .parquet), OUT/overlays/, OUT/summary.html. Files that cannot
     be scored get a row with their error. Colours mean the same in every overlay; a green line marks
-    the calibrated pixel threshold. Exit status 1 when no file could be scored.
+    the calibrated pixel threshold, a blue frame the strongest place where nothing reaches it.
+
+    Exit status: 0 when every file was scored, 1 when some have an error, 2 when the run did not finish.
     """
     if bank is None:
         for line in without_memory(sources):
@@ -142,7 +144,7 @@ def score_command(
     show(summary, judge)
     closing(summary, [*job.tables, out / "summary.html"], console, errors)
     say_not_taken(sources, errors)
-    if not summary.scores:
+    if summary.errors:
         raise typer.Exit(1)
 
 
@@ -166,11 +168,12 @@ def _about(judge: Judge, bank: Path) -> dict[str, object]:
 def show(summary: Summary, judge: Judge) -> None:
     """The highest scores: 0 to 100 where the memory is calibrated, beside the raw ones."""
     from mrad_client.batch.names import on_one_line
-    from mrad_client.batch.summary import as_shown
+    from mrad_client.batch.summary import as_shown, strongest
 
     scaled = judge.calibration is not None
     known = judge.calibration is not None and judge.calibration.model is not None
     chances = "probability" if known else "p_value"
+    places = any(strongest(row) for _, _, row in summary.worst[:ROWS])
     rows: list[list[Part]] = []
     for _, _, row in summary.worst[:ROWS]:
         verdict = row["verdict"] or "–"
@@ -179,10 +182,10 @@ def show(summary: Summary, judge: Judge) -> None:
         if scaled:
             chance = row[chances]
             cells += ["–" if chance is None else f"{100 * chance:.1f} %", f"{row['score']:.5f}"]
-        rows.append([*cells, on_one_line(row["name"])])
+        rows.append([*cells, *([strongest(row)] if places else []), on_one_line(row["name"])])
     if rows:
         more = (chances.replace("_", "-"), "raw") if scaled else ()
-        listing(("score", "verdict", *more, "image"), rows)
+        listing(("score", "verdict", *more, *(["strongest at"] if places else []), "image"), rows)
     if len(summary.scores) > ROWS:
         say(f"the {ROWS} highest of {len(summary.scores):,}", style="dim")
     if judge.threshold is None:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mrad.errors import HeadError
+from mrad.words import counted
 from mrad_indexer.cli.common import options
 from mrad_indexer.cli.common.console import MRADGroup, errors, listing, say, warn
 
@@ -51,7 +52,10 @@ RecipeName = Annotated[
 Aside = Annotated[
     float,
     typer.Option(
-        help="share of the images to compare the head with tf on, not to train on", min=0, max=0.5
+        "--keep-aside",
+        help="share of the images to compare the head with tf on, not to train on",
+        min=0,
+        max=0.5,
     ),
 ]
 Split = Annotated[str | None, typer.Option(help="train, test, or all that there is")]
@@ -115,7 +119,7 @@ def train_command(
     ft = recipe_of(ft_recipe(chosen, head.value), settings)
     if start_from is None:
         check_steps(ft, images)
-        say(f"{images} images to train on: recipe {chosen}", style="dim", to=errors)
+        say(f"{counted(images, 'image')} to train on: recipe {chosen}", style="dim", to=errors)
     encoder = Encoder.load(encoder_name, pretrained, image_size=image_size, device=device)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=errors) as bar:
@@ -142,7 +146,7 @@ def train_command(
             clip=clip,
             start_from=start_from,
         )
-    typer.echo(f"{out} ({len(records)} images, {result.encoded} encoded now)")
+    typer.echo(f"{out} ({counted(len(records), 'image')}, {result.encoded} encoded now)")
     for stage, seconds in result.history.seconds.items():
         epochs = result.history.epochs[stage]
         last = result.history.epoch_mean(stage, epochs)
@@ -164,7 +168,7 @@ def show_comparison(found: Comparison | None, kept: int) -> None:
             "with mrad eval"
         )
         return
-    say(f"on {kept} images kept aside, in percent:")
+    say(f"on {counted(kept, 'image')} kept aside, in percent:")
     rows = []
     for item in found.evaluation.candidates:
         figures = (("image", "auroc"), ("pixel", "auroc"), ("pixel", "aupro"))

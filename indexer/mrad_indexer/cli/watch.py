@@ -88,13 +88,14 @@ def watch_command(
 def show(row: Row) -> None:
     """One line for an image."""
     from mrad_client.batch.names import on_one_line
-    from mrad_client.batch.summary import as_shown
+    from mrad_client.batch.summary import as_shown, strongest
 
     name = on_one_line(row["name"])
     if row["status"] != "ok":
         say(("error", "yellow"), f"  {'':9} {name}: {on_one_line(row['error'])}")
         return
     marks = {"normal": ("ok   ", "green"), "anomalous": ("NG   ", "red")}
-    say(marks.get(row["verdict"], "–    "), f"  {as_shown(row):>7}   {name}")
+    place = strongest(row) and f"   strongest at {strongest(row)}"
+    say(marks.get(row["verdict"], "–    "), f"  {as_shown(row):>7}   {name}{place}")
     for text in row.get("warnings") or ():
         say(("warned", "yellow"), f" {'':9} {on_one_line(text)}")

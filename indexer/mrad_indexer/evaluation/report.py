@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mrad.detector import Detector
+from mrad.words import counted
 from mrad_indexer.datasets import Dataset
 from mrad_indexer.evaluation.figures import curves_figure, histograms_figure
 from mrad_indexer.evaluation.runner import (
@@ -160,14 +161,14 @@ def notes(evaluation: Evaluation) -> list[str]:
     found = []
     if left_out := evaluation.dataset.get("skipped", ()):
         found.append(
-            f"{len(left_out)} images cannot be read, or their masks cannot, and are left out: "
+            f"left out, for image or mask cannot be read: {counted(len(left_out), 'image')}: "
             f"{'; '.join(left_out[:3])}{' and others' if len(left_out) > 3 else ''}"
         )
     for item in evaluation.candidates:
         if item.in_memory:
             found.append(
-                f"Of the images evaluated, {item.in_memory} lie in the memory of {item.name} (or "
-                "equal one that does) and retrieve themselves: these figures flatter."
+                f"In the memory of {item.name}, or equal to one there: {counted(item.in_memory, 'image')} of "
+                "those evaluated, so they retrieve themselves: these figures flatter."
             )
         found += _fusion_note(item)
     first = evaluation.candidates[0]
@@ -177,8 +178,8 @@ def notes(evaluation: Evaluation) -> list[str]:
         if result.anomalous and result.masked < result.anomalous:
             missing = result.anomalous - result.masked
             found.append(
-                f"{result.name}: {missing} of {result.anomalous} defective images have no mask and "
-                "are left out of the pixel metrics."
+                f"{result.name}: without a mask, so left out of the pixel metrics: {missing} of "
+                f"{counted(result.anomalous, 'defective image')}."
             )
     for item in evaluation.candidates:
         worst = max(item.objects, key=lambda result: result.pixel.binning_error)

@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from mrad.words import counted
 from mrad_indexer.evaluation.report import versions
 from mrad_indexer.reproduction.paper import METRICS, SECOND_HAND, Figures
 from mrad_indexer.reproduction.run import Outcome, Row
@@ -82,13 +83,13 @@ def notes_of(outcome: Outcome, figures: Figures, from_file: bool) -> list[str]:
     notes = [f"{BY_KEY[key].name}: not evaluated: {why}" for key, why in outcome.missing.items()]
     notes += [f"{step.name} failed: {step.error}" for step in outcome.failed]
     notes += [
-        f"{step.name}: {len(step.result['skipped'])} images could not be used, the first: "
+        f"{step.name}: could not use {counted(len(step.result['skipped']), 'image')}, the first: "
         f"{step.result['skipped'][0]}"
         for step in outcome.steps
         if step.result.get("skipped")
     ]
     notes += [
-        f"{step.name}: {step.result['in_memory']} of its images are in the memory: the figures flatter"
+        f"{step.name}: in the memory: {counted(step.result['in_memory'], 'image')}: the figures flatter"
         for step in outcome.steps
         if step.result.get("in_memory")
     ]

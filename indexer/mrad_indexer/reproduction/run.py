@@ -12,6 +12,7 @@ from mrad.encoder.encoder import Encoder
 from mrad.errors import DataError
 from mrad.files import sha256_file
 from mrad.memory.bank import MemoryBank
+from mrad.words import counted
 from mrad_indexer.build.build import BuildOptions, Plan, build
 from mrad_indexer.build.plan import data_fingerprint
 from mrad_indexer.evaluation.runner import METRICS, evaluate
@@ -211,7 +212,9 @@ def _judge(encoder: Encoder, item: Found, memory: Memory, steps: Steps, settings
             progress=steps.watcher.advance,
         )
         if skipped := evaluation.dataset["skipped"]:  # figures of fewer images are not the paper's
-            raise DataError(f"{len(skipped)} images cannot be read, the first: {skipped[0]}")
+            raise DataError(
+                f"cannot read {counted(len(skipped), 'image')}, the first: {skipped[0]}"
+            )
         return {
             "normal": dataset.counts["normal"],
             "anomalous": dataset.counts["anomalous"],

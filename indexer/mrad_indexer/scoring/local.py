@@ -17,7 +17,7 @@ from mrad_client.batch.runner import Judged, Steady
 
 from mrad.detector import Decoded
 from mrad.errors import ImageError
-from mrad.types import FloatArray, Prediction
+from mrad.types import Prediction
 from mrad_indexer.scoring.judge import Judge
 from mrad_indexer.scoring.pictures import MapFormat, draw, encode_map
 
@@ -84,11 +84,11 @@ class LocalTransport:
         pictures: dict[str, Draw] = {}
         if values is not None:
             pictures["map"] = partial(encode_map, values, self.maps)
-            pictures["overlay"] = partial(self._overlay, decoded, values)
+            pictures["overlay"] = partial(self._overlay, decoded, prediction)
         return Judged(columns, pictures)
 
-    def _overlay(self, decoded: Decoded, values: FloatArray) -> tuple[bytes, str]:
-        return jpeg(draw(decoded.image, values, self.judge)), ".jpg"
+    def _overlay(self, decoded: Decoded, prediction: Prediction) -> tuple[bytes, str]:
+        return jpeg(draw(decoded.image, prediction, self.judge)), ".jpg"
 
     def close(self) -> None:
         """End the threads."""

@@ -7,10 +7,12 @@ from typing import Literal
 
 import numpy as np
 import torch
+from mrad_client.batch.pictures import mark_strongest
 from PIL import Image
 
+from mrad.errors import MRADError
 from mrad.maps import outline, overlay, resize_map
-from mrad.types import FloatArray
+from mrad.types import FloatArray, Prediction
 from mrad_indexer.scoring.judge import Judge
 
 MapFormat = Literal["none", "png16", "npy"]
@@ -19,17 +21,24 @@ LONGEST = 32_000
 """Pixels of an overlay's longer side: JPEG ends at 65,500."""
 
 
-def draw(image: Image.Image, values: FloatArray, judge: Judge) -> Image.Image:
-    """Heat map over the image in the judge's colours; the pixel threshold as a green line."""
+def draw(image: Image.Image, prediction: Prediction, judge: Judge) -> Image.Image:
+    """Heat map over the image in the judge's colours; the pixel threshold as a green line.
+
+    Where an anomalous image has no such line, its strongest place is framed and called so. Raises
+    `MRADError` for a prediction without a map.
+    """
+    values = prediction.anomaly_map
+    if values is None:
+        raise MRADError("this prediction has no map to draw")
     if max(values.shape) > LONGEST:
         shrink = LONGEST / max(values.shape)
         size = max(1, int(values.shape[1] * shrink)), max(1, int(values.shape[0] * shrink))
         values = resize_map(torch.from_numpy(values), size)
     picture = overlay(image, values, low=judge.low, high=judge.high, alpha=0.6)
-    if judge.pixel_threshold is None:
-        return picture
-    inside = values >= judge.pixel_threshold
+    inside = values >= (np.inf if judge.pixel_threshold is None else judge.pixel_threshold)
     if not inside.any() or inside.all():
+        if prediction.peak_box and judge.verdict(prediction.score) == "anomalous":
+            mark_strongest(picture, prediction.peak_box, prediction.size[0])
         return picture
     pixels = np.asarray(picture).copy()
     thick = max(values.shape) > 800  # a line of one pixel vanishes on a large picture

@@ -315,6 +315,8 @@ def _is_mislabelled(page: Any) -> bool:
     """Programs that store RGB and call it YCbCr: as such, many pixels would be beyond white."""
     try:
         values = _as_stored(page)
+    except (ImportError, MemoryError):
+        raise
     except Exception:  # subsampled: those are what they say
         return False
     if values.ndim != 3 or values.shape[2] != 3 or values.dtype != np.uint8:

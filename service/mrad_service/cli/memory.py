@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from mrad.errors import MRADError
+from mrad.words import counted
 
 app = typer.Typer(help="A memory that learned while it served: repair, compact, export.")
 Bank = Annotated[Path, typer.Argument(help="the bank's folder; what it learned lies in BANK.live")]
@@ -27,7 +28,7 @@ def repair_command(
         result = repair(bank, dry_run=dry_run)
     for lost in result.lost:
         typer.echo(f"lost: {lost}")
-    typer.echo(f"{result.entries} entries in the memory")
+    typer.echo(f"{counted(result.entries, 'entry', 'entries')} in the memory")
     if result.set_aside is not None:
         typer.echo(f"the replaced files lie in {result.set_aside}")
     elif dry_run or not result.lost:
@@ -43,7 +44,7 @@ def compact_command(bank: Bank) -> None:
         before = memory.folder.database.stat().st_size
         memory.compact()
         after = memory.folder.database.stat().st_size
-        typer.echo(f"{before:,} bytes, now {after:,}; {len(memory)} entries")
+        typer.echo(f"{before:,} bytes, now {after:,}; {counted(len(memory), 'entry', 'entries')}")
 
 
 @app.command("export")

@@ -22,11 +22,18 @@ docs/operations.md.
 
 @app.callback(invoke_without_command=True, help=HELP)
 def serve(
-    bank: Annotated[Path | None, typer.Option(help="the bank that is active at the start")] = None,
+    bank: Annotated[
+        Path | None, typer.Option(help="the folder of the bank that is active at the start")
+    ] = None,
     bank_root: Annotated[
         Path | None, typer.Option(help="a folder of banks that can be activated by name")
     ] = None,
-    head: Annotated[str | None, typer.Option(help="tf, ft, clip or a plugin's name  [tf]")] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            help="auto: what suits the memory; nn, combined, tf, ft, clip, a plugin's  [auto]"
+        ),
+    ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="the head's checkpoint")] = None,
     retrieval: Annotated[str | None, typer.Option(help="exact, approximate, auto  [exact]")] = None,
     pretrained: Annotated[
@@ -42,9 +49,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="address to listen on  [127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="[8000]; 0 takes a free one")] = None,
     max_batch: Annotated[int | None, typer.Option(help="images in a device batch  [8]")] = None,
-    read_only: Annotated[
-        bool, typer.Option("--read-only", help="do not let the memory be taught")
-    ] = False,
+    read_only: Annotated[bool, typer.Option("--read-only", help="accept no new entries")] = False,
     api_keys_file: Annotated[Path | None, typer.Option(help="made by `mrad keys add`")] = None,
     no_auth: Annotated[
         bool, typer.Option("--no-auth", help="serve everyone; on a loopback address only")

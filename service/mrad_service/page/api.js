@@ -28,7 +28,7 @@ export async function score(file, region = null) {
   form.append("images", file, file.name);
   form.append("map", "png16");
   form.append("evidence", "3");
-  form.append("fields", "score,calibrated_score,class_score,verdict,threshold,probability,p_value,map,evidence,parts,tiles");
+  form.append("fields", "score,calibrated_score,class_score,verdict,threshold,probability,p_value,map,evidence,peak_box,parts,tiles");
   if (region) form.append("roi", JSON.stringify(region));
   const result = (await json("POST", "v1/score", form)).results[0];
   if (result.status === "ok") return result;

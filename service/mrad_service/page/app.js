@@ -138,6 +138,7 @@ function setBoxes(item) {
   show($("tiles-box"), tiles.length > 0);
   view.tiles = $("tiles").checked ? tiles.map((tile) => tile.box) : [];
   view.parts = item.result?.parts ?? [];
+  view.strongest = item.result?.verdict === "anomalous" ? item.result.peak_box : null;
   view.region = item.region?.polygons[0] ?? null;
 }
 

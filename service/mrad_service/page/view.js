@@ -25,6 +25,8 @@ export class View {
   tiles = [];
   parts = [];
   region = null;
+  /** Box of an anomalous image's strongest place, pixels of the image: framed where nothing is outlined. */
+  strongest = null;
   /** Corners of a region that is being drawn, drawn pixels. */
   drawing = null;
   #heat = null;
@@ -96,8 +98,8 @@ export class View {
     if (canvas.width !== width || canvas.height !== height) {
       [canvas.width, canvas.height] = [width, height];
     }
-    paint(canvas.getContext("2d"), this, width, height);
     this.regions = this.field ? regionsOf(this.field, this.threshold) : [];
+    paint(canvas.getContext("2d"), this, width, height);
     const words = this.#words();
     canvas.setAttribute("aria-label", `${name}. ${words}`);
     $("caption").textContent = words;
@@ -116,7 +118,12 @@ export class View {
   #words() {
     if (!this.field) return "No map yet.";
     const level = digits(this.threshold);
-    if (!this.regions.length) return `Nothing reaches ${level}.`;
+    if (!this.regions.length) {
+      if (!this.strongest) return `Nothing reaches ${level}.`;
+      const [x0, y0, x1, y1] = this.strongest;
+      const at = `${Math.floor((x0 + x1) / 2)}, ${Math.floor((y0 + y1) / 2)}`;
+      return `Nothing reaches ${level}, so nothing is outlined; the strongest place, at ${at}, is framed.`;
+    }
     const { box, area } = this.regions[0];
     const share = (100 * area) / (this.field.width * this.field.height);
     const place = placeOf(box, this.field);
@@ -153,13 +160,9 @@ function strokeBoxes(context, view, thin) {
   context.setLineDash([4 * thin, 3 * thin]);
   if (view.tiles.length) stroke(context, boxes, thin * 0.6, "rgb(255 255 255 / .75)");
   context.setLineDash([]);
-  for (const { box: [x0, y0, x1, y1], name } of view.parts) {
-    const path = new Path2D();
-    path.rect(x0 * drawn, y0 * drawn, (x1 - x0) * drawn, (y1 - y0) * drawn);
-    stroke(context, path, thin, "#8dff7a");
-    context.font = `${14 * thin}px system-ui`;
-    context.fillStyle = "#8dff7a";
-    context.fillText(name, x0 * drawn + 4 * thin, y0 * drawn + 16 * thin);
+  for (const { box, name } of view.parts) named(context, box, drawn, thin, name, "#8dff7a");
+  if (view.strongest && view.field && !view.regions.length) {
+    named(context, view.strongest, drawn, thin, "strongest place", "#5ff2ff", true);
   }
   const corners = view.drawing ?? view.region?.map(([x, y]) => [x * drawn, y * drawn]);
   if (!corners?.length) return;
@@ -168,6 +171,17 @@ function strokeBoxes(context, view, thin) {
   if (!view.drawing) path.closePath();
   for (const [x, y] of view.drawing ?? []) path.rect(x - 2 * thin, y - 2 * thin, 4 * thin, 4 * thin);
   stroke(context, path, thin, "#ffd23f");
+}
+
+/** A box in pixels of the image with its name in it, or above it. */
+function named(context, [x0, y0, x1, y1], drawn, thin, name, colour, above = false) {
+  const path = new Path2D();
+  path.rect(x0 * drawn, y0 * drawn, (x1 - x0) * drawn, (y1 - y0) * drawn);
+  stroke(context, path, thin, colour);
+  context.font = `${14 * thin}px system-ui`;
+  context.fillStyle = colour;
+  const over = above && y0 * drawn > 18 * thin;
+  context.fillText(name, x0 * drawn + 4 * thin, y0 * drawn + (over ? -4 : 16) * thin);
 }
 
 function pathOf(segments) {

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mrad.words import counted
 from mrad_service.errors import QueueFullError
 from mrad_service.scheduler.batch import Limits
 
@@ -59,11 +60,11 @@ class Admission:
         late = (ahead + kept) / rate - limits.queue_seconds if rate else 0.0
         if (inside or kept) and over > 0:
             need = min(over, inside + kept)
-            text = f"{inside} images are waiting and {images} more do not fit "
+            text = f"{counted(inside, 'image')} waiting, and {images} more do not fit "
             limit = f"({limits.queue_images} at most)"
             self._refuse(own, text + limit, need / rate if rate else 1.0)
         if rate and late > 0:
-            text = f"{ahead} images come first, about {ahead / rate:.1f} s of work "
+            text = f"{counted(ahead, 'image')} ahead, about {ahead / rate:.1f} s of work "
             self._refuse(own, text + f"({limits.queue_seconds:g} s at most)", late)
         self._promises.pop(own, None)
 

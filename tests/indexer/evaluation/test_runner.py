@@ -87,7 +87,10 @@ def test_the_mean_is_over_objects(evaluation):
 def test_an_unmasked_defect_counts_for_images_only(evaluation):
     result = evaluation.candidates[0].objects[1]
     assert (result.images, result.anomalous, result.masked) == (8, 4, 3)
-    assert any("1 of 4 defective images have no mask" in note for note in notes(evaluation))
+    assert any(
+        "without a mask, so left out of the pixel metrics: 1 of 4" in note
+        for note in notes(evaluation)
+    )
 
 
 def test_batches_do_not_matter(evaluation, detectors, data):
@@ -110,7 +113,9 @@ def test_images_of_the_memory_are_pointed_out(tiny_encoder, data):
     bank = MemoryBank.from_samples(tiny_encoder, [r.sample() for r in dataset.records[:6]])
     found = evaluate({"tf": Detector(tiny_encoder, bank)}, dataset)
     assert found.candidates[0].in_memory == 6
-    assert any("6 lie in the memory of tf" in note for note in notes(found))
+    assert any(
+        "In the memory of tf, or equal to one there: 6 images" in note for note in notes(found)
+    )
     assert SAME_IMAGE < 1
 
 
@@ -328,7 +333,7 @@ def test_what_cannot_be_read_is_left_out_and_named(detectors, data, tmp_path, ev
     assert evaluation.dataset["skipped"] == []
     cap = found.candidates[0].objects[0]
     assert (cap.images, cap.anomalous) == (6, 3)
-    assert "2 images cannot be read" in notes(found)[0]
+    assert "cannot be read: 2 images" in notes(found)[0]
     for file in (tmp_path / "cap/test").rglob("*.png"):
         file.write_bytes(b"no picture")
     with pytest.raises(DataError, match="no image of cap can be read"):

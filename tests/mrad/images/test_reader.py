@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import struct
+import sys
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mrad.errors import ImageError, ImageTooLargeError
+from mrad.errors import ImageError, ImageTooLargeError, MissingPackageError
 from mrad.images.guard import code_of
 from mrad.images.options import ReadOptions
-from mrad.images.reader import load_image, read_image
+from mrad.images.reader import guarded, load_image, read_image
 
 PATTERN = np.zeros((6, 9, 3), np.uint8)
 PATTERN[:3, :4] = (200, 30, 60)
@@ -326,3 +329,28 @@ def test_the_input_of_a_caller_is_not_changed(tmp_path):
     image = Image.fromarray(PATTERN)
     load_image(image).putpixel((0, 0), (1, 2, 3))
     np.testing.assert_array_equal(np.asarray(image), PATTERN)
+
+
+def test_what_this_machine_lacks_is_not_blamed_on_the_file(tmp_path, monkeypatch):
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "a.jpg")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "simplejpeg", None)
+        with pytest.raises(MissingPackageError, match="pip install 'simplejpeg'"):
+            read_image(tmp_path / "a.jpg")
+    for error, raised in (
+        (MemoryError(), MemoryError),
+        (OSError(errno.EMFILE, "Too many open files"), OSError),
+        (
+            ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package"),
+            MissingPackageError,
+        ),
+        (OSError(errno.EIO, "Input/output error"), ImageError),
+        (OSError("broken data stream"), ImageError),
+    ):
+        with pytest.raises(raised) as found:
+            guarded(partial(fail, error), "a.jpg")
+        assert ("damaged" in str(found.value)) == (str(error) == "broken data stream")
+
+
+def fail(error):
+    raise error

@@ -11,6 +11,7 @@ import pytest
 from mrad_service.app import create_app
 from mrad_service.routes.memory import thumbnail_of
 from mrad_service.settings import Settings
+from PIL import Image
 
 from mrad import Detector, Encoder, MemoryBank, Sample
 from mrad.demo import FOLDER
@@ -108,3 +109,38 @@ def _base64(path: Path) -> str:
     import base64
 
     return base64.b64encode(path.read_bytes()).decode()
+
+
+def test_an_anomalous_image_with_nothing_outlined_has_its_strongest_place_framed(
+    page, tmp_path: Path
+) -> None:
+    Image.effect_noise(WIDE, 90).save(tmp_path / "defect.png")
+    page.sees("bank", "8 images in the memory")
+    page.give(tmp_path / "defect.png")
+    page.sees("verdict", "Anomalous")
+    left, top, right, bottom = _peak(page.url, tmp_path / "defect.png")
+    page.run(
+        "const s = document.getElementById('threshold'); s.max = 1; s.value = 1;"
+        "s.dispatchEvent(new Event('input'))"
+    )
+    place = f"{(left + right) // 2}, {(top + bottom) // 2}"
+    page.sees("caption", f"the strongest place, at {place}, is framed")
+    colour = page.run(
+        "const c = document.getElementById('picture');"
+        "return [...c.getContext('2d').getImageData(arguments[0] * c.width / 640,"
+        "arguments[1] * c.height / 400, 1, 1).data]",
+        left,
+        (top + bottom) // 2,
+    )
+    assert colour[2] > 200, "the frame is drawn"
+    assert colour[0] < 160
+
+
+def _peak(url: str, path: Path) -> list[int]:
+    body = {"images": [_base64(path)], "fields": ["peak_box"]}
+    asked = urllib.request.Request(
+        f"{url}/v1/score", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(asked) as answer:
+        found: list[int] = json.load(answer)["results"][0]["peak_box"]
+    return found

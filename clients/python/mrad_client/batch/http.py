@@ -14,7 +14,7 @@ from mrad_client._operations import ScoreOptions
 from mrad_client._pictures import open_picture
 from mrad_client.async_client import AsyncClient
 from mrad_client.batch.pace import Pace
-from mrad_client.batch.pictures import Draw, jpeg, overlay
+from mrad_client.batch.pictures import Draw, jpeg, mark_strongest, overlay
 from mrad_client.batch.runner import Judged
 from mrad_client.errors import InputError, UnreadableFileError
 from mrad_client.images import upload
@@ -74,15 +74,17 @@ class HTTPTransport:
         pictures: dict[str, Draw] = {}
         if result.map is not None:
             pictures["map"] = partial(_map, result.map)
-            pictures["overlay"] = partial(self._overlay, data, result.map)
+            pictures["overlay"] = partial(self._overlay, data, result)
         return Judged(columns, pictures)
 
-    def _overlay(self, data: bytes, found: Map) -> tuple[bytes, str]:
+    def _overlay(self, data: bytes, result: Result) -> tuple[bytes, str]:
         try:
-            image = open_picture(data)
-            return jpeg(overlay(image, found.array(), self.colours)), ".jpg"
+            picture = overlay(open_picture(data), result.anomaly_map, self.colours)
         except (OSError, ValueError, SyntaxError) as error:  # the server may read more than Pillow
             raise InputError(f"no overlay: this side cannot read the image ({error})") from error
+        if result.verdict == "anomalous" and result.peak_box and not result.regions:
+            mark_strongest(picture, result.peak_box, picture.width)
+        return jpeg(picture), ".jpg"
 
 
 def _read(path: Path) -> bytes | Judged:

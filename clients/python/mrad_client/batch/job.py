@@ -12,6 +12,7 @@ import anyio
 from rich.console import Console
 
 from mrad_client.batch.journal import Journal, Row
+from mrad_client.batch.names import counted
 from mrad_client.batch.pictures import Places, write_atomic
 from mrad_client.batch.runner import Transport, run
 from mrad_client.batch.screen import progress, say
@@ -69,7 +70,7 @@ class Job:
             def report(rows: Sequence[Row], slots: int) -> None:
                 nonlocal failed
                 failed += sum(row["status"] != "ok" for row in rows)
-                errors = f"{failed} errors · " if failed else ""
+                errors = f"{counted(failed, 'error')} · " if failed else ""
                 bar.update(task, advance=len(rows), note=f"{errors}{slots} at once")
 
             async def main() -> None:

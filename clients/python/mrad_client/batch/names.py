@@ -36,6 +36,11 @@ def _escaped(match: re.Match[str]) -> str:
     return match.group().encode("unicode_escape", "surrogatepass").decode()
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """`1 image`, `2,000 images`. `many`: where it is not `one` with an s."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def place(folder: Path, name: str, suffix: str) -> Path:
     """Where the picture of `name` goes: below the folder, whatever the name holds.
 

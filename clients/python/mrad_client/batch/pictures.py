@@ -7,13 +7,13 @@ import contextlib
 import io
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from mrad_client.batch.names import place
 from mrad_client.errors import InputError
@@ -28,6 +28,8 @@ STOPS = np.array(
     float,
 )
 """Colours from cold to hot, evenly spaced: those of `mrad score` and of the server."""
+SPOT = (95, 242, 255)
+"""Colour of the frame around the strongest place."""
 SIDE = 180
 """Longer side of a picture within a page, pixels."""
 
@@ -101,6 +103,33 @@ def overlay(
     return Image.composite(
         Image.fromarray(painted.astype(np.uint8)).resize(base.size), base, weight
     )
+
+
+def mark_strongest(picture: Image.Image, box: Sequence[int], width: int) -> None:
+    """Frame the strongest place of an anomalous image on which nothing is outlined, and call it so.
+
+    Args:
+        picture: an overlay, RGB; it is drawn on.
+        box: [x_min, y_min, x_max, y_max), pixels of the image.
+        width: of the image, which the overlay may be a smaller copy of.
+    """
+    scale, pen = picture.width / width, ImageDraw.Draw(picture)
+    left, top, right, bottom = (round(scale * edge) for edge in box)
+    thick = 1 + max(picture.size) // 500
+    pen.rectangle(
+        (left, top, max(left, right - 1), max(top, bottom - 1)), outline=SPOT, width=thick
+    )
+    font, text = ImageFont.load_default(max(11, max(picture.size) // 45)), "strongest place"
+    wide, high = pen.textbbox((0, 0), text, font)[2:]
+    if wide > picture.width or high > picture.height:
+        return
+    above = top - high - thick
+    at = (
+        min(left, picture.width - wide),
+        above if above >= 0 else min(bottom + thick, picture.height - high),
+    )
+    pen.rectangle((*at, at[0] + wide, at[1] + high), (0, 0, 0))
+    pen.text(at, text, SPOT, font)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

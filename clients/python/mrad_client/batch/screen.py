@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from mrad_client.batch.names import on_one_line
+from mrad_client.batch.names import counted, on_one_line
 from mrad_client.batch.sources import not_taken
 from mrad_client.batch.summary import Summary
 
@@ -55,11 +55,11 @@ def closing(summary: Summary, written: Iterable[Path], console: Console, errors:
     Neither console may read markup: names hold brackets.
     """
     verdicts = ", ".join(f"{count:,} {name}" for name, count in sorted(summary.verdicts.items()))
-    say(console, f"{summary.total:,} images: {verdicts or 'none scored'}")
+    say(console, f"{counted(summary.total, 'image')}: {verdicts or 'none scored'}")
     for code, count in summary.errors.most_common():
-        say(console, f"{count:,} {'error' if count == 1 else 'errors'}: {code}", "yellow")
+        say(console, f"{counted(count, 'error')}: {code}", "yellow")
     for code, count in summary.warnings.most_common():
-        say(console, f"{count:,} {'image' if count == 1 else 'images'} warned of: {code}", "yellow")
+        say(console, f"{counted(count, 'image')} warned of: {code}", "yellow")
     for row in summary.doubtful[:NAMED]:
         say(errors, f"  {row['name']}: {' | '.join(row['warnings'])}")
     for row in summary.failed[:NAMED]:
@@ -72,15 +72,11 @@ def say_not_taken(sources: Iterable[str], console: Console) -> None:
     left = [item for source in sources if Path(source).is_dir() for item in not_taken(Path(source))]
     if not left:
         return
-    say(
-        console,
-        f"{len(left):,} {'file is' if len(left) == 1 else 'files are'} not taken:",
-        "yellow",
-    )
+    say(console, f"not taken: {counted(len(left), 'file')}", "yellow")
     for path, why in left[:NAMED]:
         say(console, f"  {path}: {why}")
     if len(left) > NAMED:
-        say(console, f"  and {len(left) - NAMED:,} others")
+        say(console, f"  and {counted(len(left) - NAMED, 'other')}")
 
 
 def say(console: Console, text: str, style: str = "") -> None:

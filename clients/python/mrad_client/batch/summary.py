@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import json
 import math
 import os
 from array import array
@@ -15,14 +16,15 @@ from urllib.parse import quote
 
 from mrad_client._pictures import open_picture
 from mrad_client.batch.journal import Row
-from mrad_client.batch.names import on_one_line
+from mrad_client.batch.names import counted, on_one_line
 from mrad_client.batch.pictures import data_uri, shrink
 
 BINS = 40
 SHOWN = 60
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;
 color-scheme:light dark}table{border-collapse:collapse}td,th{text-align:left;padding:.3rem .6rem;
-border-bottom:1px solid #8884;overflow-wrap:anywhere}svg{width:100%;height:9rem}rect{fill:#2b6cb0}
+border-bottom:1px solid #8884;white-space:nowrap}td:first-child{min-width:12rem}
+td:first-child,td:last-child{white-space:normal;overflow-wrap:anywhere}svg{width:100%;height:9rem}rect{fill:#2b6cb0}
 line{stroke:#d33;stroke-width:2}.number{text-align:right;font-variant-numeric:tabular-nums}
 .cards{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(11rem,1fr))}
 figure{margin:0;min-width:0}img{width:100%}figcaption{font-size:.85rem;overflow-wrap:anywhere}
@@ -90,11 +92,12 @@ class Summary:
             f"<tr><th>{escape(str(name))}<td>{escape(on_one_line(str(value)))}"
             for name, value in {**counts, **(about or {})}.items()
         )
+        images = counted(self.total, "image")
         parts = [
             "<!doctype html><html lang=en><meta charset=utf-8>",
             "<meta name=viewport content='width=device-width'>",
-            f"<title>Scores of {self.total:,} images</title><style>{STYLE}</style>",
-            f"<h1>Scores of {self.total:,} images</h1><table>{facts}</table>",
+            f"<title>Scores of {images}</title><style>{STYLE}</style>",
+            f"<h1>Scores of {images}</h1><table>{facts}</table>",
         ]
         if self.scores:
             heading = "Highest scores" if len(self.scores) > SHOWN else "By score"
@@ -161,6 +164,14 @@ def as_shown(row: Row) -> str:
     return f"{row['score']:.5f}" if scaled is None else f"{scaled:.1f}"
 
 
+def strongest(row: Row) -> str:
+    """The middle of an anomalous image's strongest place, `x,y` in its pixels; empty for others."""
+    if row.get("verdict") != "anomalous" or not row.get("peak_box"):
+        return ""
+    left, top, right, bottom = json.loads(row["peak_box"])
+    return f"{(left + right) // 2},{(top + bottom) // 2}"
+
+
 def _doubtful(row: Row) -> str:
     texts = (row["name"], row.get("verdict") or "", " | ".join(row["warnings"]))
     return "<tr>" + "".join(f"<td>{escape(on_one_line(text))}" for text in texts)
@@ -182,8 +193,10 @@ def _card(row: Row, page: Path, base: Path) -> str:
     verdict = escape(row.get("verdict") or "")
     probability = row.get("probability")
     chance = "" if probability is None else f", {100 * probability:.0f} %"
+    place = strongest(row)
+    place = place and f", strongest at {place}"
     return (
         f"<figure>{picture}<figcaption><span class=number title='raw {row['score']:.5f}'>"
         f"{as_shown(row)}</span> "
-        f"<span class={verdict or 'none'}>{verdict}</span>{chance}<br>{name}</figcaption></figure>"
+        f"<span class={verdict or 'none'}>{verdict}</span>{chance}{place}<br>{name}</figcaption></figure>"
     )

@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 
 from mrad.errors import DataError
+from mrad.words import counted
 from mrad_indexer.cli.common.advice import heads_of, next_step
 from mrad_indexer.cli.common.console import console, say, warn
 
@@ -118,7 +119,7 @@ def show_shares(banks: dict[str, MemoryBank]) -> None:
 def say_merged(merged: Merged) -> None:
     """What people would not expect."""
     if merged.repeated:
-        say(f"{merged.repeated} images stood in more than one of them: each is kept once")
+        say(f"in more than one of them, and kept once: {counted(merged.repeated, 'image')}")
     if merged.shared:
         warn(
             f"more than one of them holds images of {', '.join(merged.shared)}: they are one product from "
@@ -131,22 +132,22 @@ def say_merged(merged: Merged) -> None:
         )
     _list(
         [pair for pair in merged.doubles if pair.contradict],
-        "pictures are good in one place and defective in another: remove the wrong one",
+        "good in one place and defective in another: remove the wrong one",
     )
     _list(
         [pair for pair in merged.doubles if not pair.contradict],
-        "pictures are there twice: they count as one where a head leaves images out, and twice elsewhere",
+        "there twice: counted as one where a head leaves images out, and as two elsewhere",
     )
 
 
 def _list(pairs: list[Double], what: str) -> None:
     if not pairs:
         return
-    warn(f"{len(pairs)} {what}")
+    warn(f"{counted(len(pairs), 'picture')} {what}")
     for pair in pairs[:SHOWN]:
         say(f"  {pair.one} = {pair.other}")
     if len(pairs) > SHOWN:
-        say(f"  and {len(pairs) - SHOWN} others")
+        say(f"  and {counted(len(pairs) - SHOWN, 'other')}")
 
 
 def say_what_it_serves(bank: MemoryBank, out: Path, *, calibrated: bool) -> None:

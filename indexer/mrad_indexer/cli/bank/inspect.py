@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ import typer
 from rich import box
 from rich.table import Table
 
+from mrad.words import counted
 from mrad_indexer.cli.common.advice import heads_of
 from mrad_indexer.cli.common.console import console, say
 from mrad_indexer.cli.common.tiles import describe as describe_layout
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from mrad.memory.level import LevelMemory
 
 SHOWN = 20
+LEVELS = {"image": "images", "patch": "regions", "local": "single patches, for nn"}
+"""Levels of a memory, and what people call their keys."""
 
 
 def inspect_command(
@@ -62,7 +66,7 @@ def describe(bank: MemoryBank, path: Path) -> dict[str, Any]:
         if changes is None
         else {"added": changes.added, "removed": changes.removed, "operations": changes.sequence},
         "labels": _named(Counter(entry.label for entry in bank.entries)),
-        "levels": {name: _level(getattr(bank, name)) for name in ("image", "patch")},
+        "levels": {name: _level(getattr(bank, name)) for name in LEVELS},
         "patch_keys": bank.patch_keys,
         "layout": bank.layout.to_json(),
         "indexes": _indexes(bank, path),
@@ -149,12 +153,12 @@ def show(facts: dict[str, Any], every: bool) -> None:
     )
     if facts["precision_trial"]:
         say(f"  measured when it was built: {facts['precision_trial']['why']}", style="dim")
-    counts = Table("level", box=box.SIMPLE_HEAD)
+    counts = Table("keys of", box=box.SIMPLE_HEAD)
     for heading in ("keys", "normal", "anomalous", "wide", "MB"):
         counts.add_column(heading, justify="right")
     for level, found in facts["levels"].items():
         numbers = [found[key] for key in ("keys", "normal", "anomalous", "dim")]
-        counts.add_row(level, *map(str, numbers), f"{found['bytes'] / 1e6:.1f}")
+        counts.add_row(LEVELS[level], *map(str, numbers), f"{found['bytes'] / 1e6:.1f}")
     from mrad.images.layout import Layout
 
     console.print(counts)
@@ -177,19 +181,30 @@ def show(facts: dict[str, Any], every: bool) -> None:
         say(f"defects: {kinds}")
     _show_calibration(facts)
     size = sum(file["bytes"] for file in facts["files"].values())
-    say(f"{len(facts['files'])} files, {size / 1e6:.1f} MB, digest {facts['digest'][:12]}")
+    say(
+        f"{counted(len(facts['files']), 'file')}, {size / 1e6:.1f} MB, digest {facts['digest'][:12]}"
+    )
     heads = facts["heads"]
     if facts["problem"]:
         say(("cannot score yet", "yellow"), f" {facts['problem']}")
     else:
         say(("head ", ""), (heads["default"], "bold"), f" unless told: {heads['why']}")
-        for name, why in heads["unfit"].items():
-            say(f"  not {name}: {why}", style="dim")
+        for why, names in _by_reason(heads["unfit"]).items():
+            say(f"  not {', '.join(names)}: {why}", style="dim")
     skipped = facts["skipped"]
     if skipped:
-        say(f"{len(skipped)} images were skipped when it was built", style="yellow")
+        say(f"skipped when it was built: {counted(len(skipped), 'image')}", style="yellow")
     for item in skipped if every else skipped[:SHOWN]:
         say(f"  {item['source']}: {item['reason']}")
+
+
+def _by_reason(unfit: dict[str, str]) -> dict[str, list[str]]:
+    """The first clause of each reason -> the heads that it holds for."""
+    found: dict[str, list[str]] = {}
+    for name, why in unfit.items():
+        clause = re.split("[:;]", why.replace(f"head {name!r}", "it"), maxsplit=1)[0]
+        found.setdefault(clause, []).append(name)
+    return found
 
 
 def _show_indexes(indexes: list[dict[str, Any]]) -> None:
@@ -222,6 +237,6 @@ def _show_calibration(facts: dict[str, Any]) -> None:
         say(
             f"calibration of {head}: image threshold {found['image_threshold']:.5f}, pixel "
             f"threshold {'none' if pixel is None else format(pixel, '.5f')}, on {found['normal']} "
-            f"good and {found['anomalous']} defective images ({found['scored']}), "
+            f"good and {counted(found['anomalous'], 'defective image')} ({found['scored']}), "
             f"{found['made_at']}"
         )

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mrad.words import counted
+
 if TYPE_CHECKING:
     from mrad.memory.bank import MemoryBank
 
@@ -49,7 +51,7 @@ def worth(bank: MemoryBank, head: str) -> str:
     if good == 1 and not bad:
         return f"{told}. With a single good image there is no threshold: add good ones, ten are a good beginning"
     if good < FEW:
-        told += f". {good} good images are few, ten are a good beginning"
+        told += f". {counted(good, 'good image')}: few, ten are a good beginning"
     return told
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from mrad.errors import MRADError
+from mrad.errors import MissingPackageError, MRADError
 
 if TYPE_CHECKING:
     from mrad_client.errors import MRADClientError
@@ -65,9 +65,14 @@ class MRADGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
-            if error.name != "faiss":  # two builds of it exist, so neither is a fixed dependency
-                raise
-            show_error(MRADError("FAISS is missing: pip install 'mrad[cpu]', or 'mrad[gpu]'"))
+            show_error(MissingPackageError.of(error, "this command cannot run"))
+            raise typer.Exit(2) from error
+        except MemoryError as error:
+            show_error(
+                MRADError(
+                    "the machine has no memory left for this: free some, or give less at once"
+                )
+            )
             raise typer.Exit(2) from error
         except BrokenPipeError:  # whoever read our output has gone
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mrad.words import counted
 from mrad_indexer.cli.common.console import say, warn
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def say_layout(layout: Layout, extent: Extent, encoder: Encoder, asked: str | No
     if layout.tiling is not None:
         count = len(layout.places((width, height)).tiles)
         say(
-            f"{describe(layout)}: {count} tiles in a picture of {width} x {height}, each shrunk "
+            f"{describe(layout)}: {counted(count, 'tile')} in a picture of {width} x {height}, each shrunk "
             f"{layout.tiling.side / encoder.image_size:.1f} x to {encoder.image_size} px",
         )
         return
