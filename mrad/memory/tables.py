@@ -159,7 +159,7 @@ def numbers(column: Column) -> npt.NDArray[Any]:
     return np.from_dlpack(whole)
 
 
-def texts_of(column: Column) -> tuple[list[str], npt.NDArray[np.int32]]:
+def texts_of(column: Column) -> tuple[list[str], npt.NDArray[Any]]:
     """The different texts of a column, and which of them stands in each row [n]."""
     whole = column.combine_chunks()
     if whole.null_count or not pa.types.is_dictionary(whole.type):
