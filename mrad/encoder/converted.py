@@ -22,7 +22,15 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mrad.encoder.identity import EncoderIdentity
-from mrad.encoder.kernels import Cut, Linear, Stem, activation_module, activation_name
+from mrad.encoder.kernels import (
+    Cut,
+    Gated,
+    Linear,
+    Scale,
+    Stem,
+    activation_module,
+    activation_name,
+)
 from mrad.encoder.tower import TowerParts
 from mrad.files import atomic_write_bytes
 
@@ -74,6 +82,10 @@ def describe(parts: TowerParts) -> tuple[dict[str, Any], dict[str, Tensor]] | No
             "norm_pre": _norm("norm_pre", parts.norm_pre, tensors),
             "norm_post": _norm("norm_post", parts.norm_post, tensors),
             "blocks": [_block(f"block{i}", b, tensors) for i, b in enumerate(parts.blocks)],
+            "registers": tensors.keep("registers", parts.registers),
+            "table": None if parts.table is None else list(parts.table),
+            "resample": parts.resample,
+            "periods": tensors.keep("periods", parts.periods),
         }
     except _Unknown as reason:
         logger.info("this tower is not converted: %s", reason)
@@ -113,49 +125,45 @@ def build(spec: Mapping[str, Any], tensor: Callable[[str], Tensor]) -> TowerPart
 
     def block(found: Mapping[str, Any]) -> dict[str, Any]:
         mlp = found["mlp"]
-        steps = (
-            ("first", linear(mlp["first"])),
-            ("activation", activation_module(mlp["activation"])),
-            ("second", linear(mlp["second"])),
-        )
+        first, second = linear(mlp["first"]), linear(mlp["second"])
+        made: nn.Module
+        if mlp["activation"] == GATED:
+            made = Gated(first, second)
+        else:
+            middle = activation_module(mlp["activation"])
+            made = nn.Sequential(
+                OrderedDict((("first", first), ("activation", middle), ("second", second)))
+            )
         return {
             "heads": found["heads"],
             "norm1": norm(found["norm1"]),
             "norm2": norm(found["norm2"]),
             "scale1": _scale_of(optional(found["scale1"])),
             "scale2": _scale_of(optional(found["scale2"])),
-            "mlp": nn.Sequential(OrderedDict(steps)),
+            "mlp": made,
             **{name: optional(found[name]) for name in PROJECTIONS},
         }
 
-    patches = spec["patches"]
+    patches, table = spec["patches"], spec.get("table")
     return TowerParts(
         patches=_patches_of(patches, tensor, optional),
         patch_size=spec["patch_size"],
-        class_token=tensor(spec["class_token"]),
-        positions=tensor(spec["positions"]),
+        class_token=optional(spec["class_token"]),
+        positions=optional(spec["positions"]),
         norm_pre=norm(spec["norm_pre"]),
         blocks=[block(found) for found in spec["blocks"]],
         norm_post=norm(spec["norm_post"]),
-        projection=tensor(spec["projection"]),
+        projection=optional(spec["projection"]),
+        registers=optional(spec.get("registers")),
+        table=None if table is None else (int(table[0]), int(table[1])),
+        resample=spec.get("resample", "bilinear"),
+        periods=optional(spec.get("periods")),
     )
 
 
+GATED = "gated silu"
+"""An activation, beside those of `kernels.activation_name`."""
 PROJECTIONS = ("qkv_weight", "qkv_bias", "out_weight", "out_bias")
-
-
-class Scale(nn.Module):
-    """A factor for each channel (LayerScale)."""
-
-    gamma: Tensor
-
-    def __init__(self, gamma: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("gamma", gamma)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., W] -> same."""
-        return x * self.gamma
 
 
 def _scale_of(gamma: Tensor | None) -> nn.Module:
@@ -242,7 +250,7 @@ def _scale(name: str, module: nn.Module, tensors: _Tensors) -> str | None:
     if isinstance(module, nn.Identity):
         return None
     gamma = getattr(module, "gamma", None)
-    if type(module).__name__ != "LayerScale" or gamma is None:
+    if type(module).__name__ not in ("LayerScale", Scale.__name__) or gamma is None:
         raise _Unknown(type(module).__name__)
     return tensors.keep(name, gamma)
 
@@ -264,7 +272,7 @@ def _block(name: str, parts: Mapping[str, Any], tensors: _Tensors) -> dict[str, 
 def _mlp(name: str, module: nn.Module, tensors: _Tensors) -> dict[str, Any]:
     """Two products with an activation between them; nothing else but what does nothing."""
     products: list[nn.Linear] = []
-    activations: list[str] = []
+    activations = [GATED] if isinstance(module, Gated) else list[str]()
     for layer in module.children():
         if isinstance(layer, nn.Linear):
             products.append(layer)

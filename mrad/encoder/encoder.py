@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from mrad.encoder.cuda import Graphs, compile_blocks
 from mrad.encoder.device import Owner, resolve_device
-from mrad.encoder.identity import EncoderIdentity
+from mrad.encoder.identity import PLAIN, TIMM, EncoderIdentity, EncoderName
 from mrad.encoder.kernels import has_bf16
-from mrad.encoder.tower import Tower, TowerParts, neighbourhood_average
+from mrad.encoder.plain.tower import PlainTower
+from mrad.encoder.tower import Tower, TowerParts, neighbourhood_average, pack
 from mrad.encoder.uploads import Uploads, gather
 from mrad.errors import EncoderError, NonFiniteError, UnsupportedEncoderError
 from mrad.images.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess
@@ -104,15 +105,17 @@ class Encoder:
         self._clip, self.identity, self.preprocess = clip, identity, preprocess
         self.device, self.dtype = device, dtype
         self.name, self.image_size = identity.architecture, identity.image_size
-        self.tower = Tower(parts, identity.image_size, dtype).to(device).pack()
+        self.plain = EncoderName.parse(identity.architecture).plain
+        tower = PlainTower if self.plain else Tower
+        self.tower: Tower | PlainTower = pack(tower(parts, identity.image_size, dtype).to(device))
         if compiled:
             compile_blocks(self.tower)
         on_gpu = device.type == "cuda"
-        self.run: Tower | Graphs = Graphs(self.tower) if on_gpu else self.tower
+        self.run: Tower | PlainTower | Graphs = Graphs(self.tower) if on_gpu else self.tower
         self.uploads = Uploads(preprocess, device) if on_gpu else None
         self.owner = Owner()
         self.grid: int = self.tower.grid
-        self.width, self.embed_dim = map(int, self.tower.projection.shape)
+        self.width, self.embed_dim = self.tower.width, self.tower.embed_dim
 
     @classmethod
     def load(
@@ -125,10 +128,12 @@ class Encoder:
         precision: str = "fp32",
         compiled: bool = False,
     ) -> Encoder:
-        """Load by open_clip's name.
+        """Load by open_clip's or timm's name.
 
         Args:
-            name: an open_clip model name, or `mrad-mini`, the small CLIP that is shipped inside.
+            name: an open_clip model name, or `mrad-mini`, the small CLIP that is shipped inside;
+                either with `:plain` behind it for the plain tokens of its patches; or `timm:` and the
+                name of a vision transformer there, as `timm:vit_small_patch14_dinov2.lvd142m`.
             pretrained: a tag of open_clip (`openai`, `laion2b_s32b_b82k`, ...) or a local checkpoint:
                 OpenAI's TorchScript archive, a state dict, or safetensors.
             image_size: side of the square input; None: the paper's for its encoder, else native.
@@ -141,40 +146,48 @@ class Encoder:
         Raises `WeightsNotFoundError` (what was tried, and how to bring weights by hand),
         `UnsupportedEncoderError`, `EncoderError`.
         """
-        from mrad.encoder.weights import find_tower, keep_tower, load_clip
+        from mrad.encoder.weights import find_tower, keep_tower, load_clip, load_timm
 
-        tower = find_tower(name, pretrained)
+        asked = EncoderName.parse(name)
+        tower = find_tower(asked.source, pretrained)
         if tower is not None:
-            identity = replace(tower.identity, image_size=image_size or tower.identity.image_size)
+            identity = _named(tower.identity, asked, image_size or tower.identity.image_size)
             _note(identity, pretrained)
             return cls(
                 tower.parts,
-                lambda: load_clip(name, pretrained).clip,
+                lambda: load_clip(asked.base, pretrained).clip,
                 identity,
                 Preprocess(identity.image_size, tower.mean, tower.std),
                 resolve_device(device),
                 _checked_precision(precision, resolve_device(device)),
                 compiled,
             )
-        loaded = load_clip(name, pretrained)
-        encoder = cls.from_clip(
-            loaded.clip,
-            image_size or loaded.image_size,
-            name=loaded.architecture,
-            device=device,
-            precision=precision,
-            compiled=compiled,
-            mean=loaded.mean,
-            std=loaded.std,
-        )
-        size = loaded.image_size or _side(getattr(loaded.clip.visual, "image_size", 0))
-        keep_tower(
-            name,
-            pretrained,
-            loaded.clip,
-            replace(encoder.identity, image_size=size),
-            encoder.preprocess,
-        )
+        how: dict[str, Any] = {"device": device, "precision": precision, "compiled": compiled}
+        if asked.timm:
+            from mrad.encoder.plain.of_timm import input_of, parts_of_timm
+
+            model = load_timm(asked.base, pretrained)
+            encoder = cls.from_timm(model, image_size, **how)
+            native, parts = input_of(model)[0], parts_of_timm(model)
+            size = native[0] if len(set(native)) == 1 else None
+        else:
+            from mrad.encoder.parts import parts_of
+
+            loaded = load_clip(asked.base, pretrained)
+            encoder = cls.from_clip(
+                loaded.clip,
+                image_size or loaded.image_size,
+                name=f"{loaded.architecture}{PLAIN}" if asked.plain else loaded.architecture,
+                mean=loaded.mean,
+                std=loaded.std,
+                **how,
+            )
+            parts = parts_of(loaded.clip.visual)  # type: ignore[arg-type]
+            size = loaded.image_size or _side(getattr(loaded.clip.visual, "image_size", 0))
+        if size is not None:
+            name = EncoderName.parse(encoder.name).source
+            kept = replace(encoder.identity, architecture=name, image_size=size)
+            keep_tower(asked.source, pretrained, parts, kept, encoder.preprocess)
         _note(encoder.identity, pretrained)
         return encoder
 
@@ -191,7 +204,10 @@ class Encoder:
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
     ) -> Encoder:
-        """Wrap any open_clip model built by the caller; its weights are copied, never changed."""
+        """Wrap any open_clip model built by the caller; its weights are copied, never changed.
+
+        A `name` that ends in `:plain` asks for the plain tokens of its patches.
+        """
         from mrad.encoder.parts import parts_of
 
         visual: Any = getattr(clip_model, "visual", None)
@@ -209,6 +225,34 @@ class Encoder:
         parts = parts_of(visual)
         return cls(parts, clip_model.eval, identity, preprocess, target, dtype, compiled)
 
+    @classmethod
+    def from_timm(
+        cls,
+        model: nn.Module,
+        image_size: int | None = None,
+        *,
+        device: str = "auto",
+        precision: str = "fp32",
+        compiled: bool = False,
+    ) -> Encoder:
+        """Wrap a vision transformer of timm, by `timm.create_model`; its weights are copied.
+
+        Raises `UnsupportedEncoderError` for other models, `EncoderError`.
+        """
+        from mrad.encoder.plain.of_timm import config_of, input_of, parts_of_timm
+
+        native, mean, std = input_of(model)
+        config = config_of(model)
+        names = [str(config[key]) for key in ("architecture", "tag") if config.get(key)]
+        name = TIMM + (".".join(names) or type(model).__name__)
+        size = image_size or _side(native)
+        target = resolve_device(device)
+        identity = EncoderIdentity(name, size, digest_of(model.state_dict()))
+        dtype = _checked_precision(precision, target)
+
+        preprocess = Preprocess(size, mean, std)
+        return cls(parts_of_timm(model), nn.Identity, identity, preprocess, target, dtype, compiled)
+
     @property
     def precision(self) -> str:
         """`fp32` or `bf16`."""
@@ -216,7 +260,11 @@ class Encoder:
 
     @cached_property
     def clip(self) -> nn.Module:
-        """The whole CLIP; loaded by open_clip when asked for, as for its text tower."""
+        """The whole CLIP; loaded by open_clip when asked for, as for its text tower.
+
+        Raises `UnsupportedEncoderError` for plain tokens, which no text is to be compared with.
+        """
+        EncoderName.parse(self.name).check_text()
         return self._clip()
 
     def encode(self, images: Sequence[ImageInput], *, raw: bool = True) -> Features:
@@ -255,9 +303,11 @@ class Encoder:
         return Features(class_feature, patch, patch_raw if raw else None)
 
     def project_patch(self, patch: Tensor) -> Tensor:
-        """Patch features [..., W] -> joint space [..., E]; linear, so it commutes with averaging."""
-        projected: Tensor = patch @ self.tower.projection.to(patch.device)
-        return projected
+        """Patch features [..., W] -> joint space [..., E], W where the tower has none; linear, so it
+        commutes with averaging.
+        """
+        projection = self.tower.projection
+        return patch if projection is None else patch @ projection.to(patch.device)
 
 
 def _side(size: Any) -> int:
@@ -275,6 +325,12 @@ def digest_of(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}:{list(value.shape)};".encode())
         digest.update(value.numpy().astype("<f4", copy=False).tobytes())
     return digest.hexdigest()
+
+
+def _named(kept: EncoderIdentity, asked: EncoderName, image_size: int) -> EncoderIdentity:
+    """Of a tower that was kept: its own name, with `:plain` where that is asked for."""
+    name = f"{kept.architecture}{PLAIN}" if asked.plain and not asked.timm else kept.architecture
+    return replace(kept, architecture=name, image_size=image_size)
 
 
 def _note(identity: EncoderIdentity, pretrained: str | Path | None) -> None:

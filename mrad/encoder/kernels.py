@@ -131,6 +131,34 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(QUICK * x)
 
 
+class Scale(nn.Module):
+    """A factor for each channel (LayerScale)."""
+
+    gamma: Tensor
+
+    def __init__(self, gamma: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("gamma", gamma)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., W] -> same."""
+        return x * self.gamma
+
+
+class Gated(nn.Module):
+    """An MLP whose first product gives a gate and what it lets through, side by side (SwiGLU)."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., W] -> same."""
+        gate, value = self.first(x).chunk(2, dim=-1)
+        found: Tensor = self.second(F.silu(gate) * value)
+        return found
+
+
 def activation_name(module: nn.Module) -> str | None:
     """`quick`, `gelu`, `gelu tanh`; None for another layer."""
     if type(module).__name__ == QuickGELU.__name__:

@@ -86,14 +86,14 @@ def _timm_parts(visual: nn.Module, trunk: nn.Module) -> TowerParts:
     _refuse_timm(visual, trunk)
     model: Any = trunk
     projection: Any = getattr(visual.head, "proj", None)
-    patches, patch_size = _timm_patches(model.patch_embed)
+    patches, patch_size = timm_patches(model.patch_embed)
     return TowerParts(
         patches=patches,
         patch_size=patch_size,
         class_token=model.cls_token[0, 0],
         positions=_timm_positions(model),
         norm_pre=model.norm_pre,
-        blocks=[_timm_block(block) for block in model.blocks],
+        blocks=[timm_block(block) for block in model.blocks],
         norm_post=model.norm,
         projection=projection.weight.T,
     )
@@ -118,7 +118,7 @@ def _refuse_timm(visual: nn.Module, trunk: nn.Module) -> None:
         raise UnsupportedEncoderError(f"timm's {name} has no plain linear head to the joint space")
 
 
-def _timm_patches(embed: Any) -> tuple[nn.Module, int]:
+def timm_patches(embed: Any) -> tuple[nn.Module, int]:
     """What makes the patches, and the side of one in pixels."""
     if type(embed) is HybridEmbed:
         side: Any = embed.feat_ratio()
@@ -139,7 +139,8 @@ def _timm_positions(model: Any) -> torch.Tensor:
     return table
 
 
-def _timm_block(block: Any) -> dict[str, Any]:
+def timm_block(block: Any) -> dict[str, Any]:
+    """What `kernels` reads of a block of timm's plain transformer. Raises `UnsupportedEncoderError`."""
     attention = block.attn
     plain = all(
         isinstance(getattr(attention, name, nn.Identity()), nn.Identity)

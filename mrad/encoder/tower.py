@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from mrad.encoder.kernels import Linear, attend, frozen_mlp
 from mrad.errors import EncoderError, UnsupportedEncoderError
 
+Packed = TypeVar("Packed", bound=nn.Module)
+
 
 @dataclass(frozen=True)
 class TowerParts:
@@ -25,12 +27,21 @@ class TowerParts:
 
     patches: nn.Module  # [B, 3, S, S] -> [B, N, W]
     patch_size: int
-    class_token: Tensor  # [W]
-    positions: Tensor  # [1 + grid**2, W], the class position first
+    class_token: Tensor | None  # [W]
+    positions: Tensor | None  # [1 + rows * columns, W], the class position first
     norm_pre: nn.Module
     blocks: list[dict[str, Any]]
     norm_post: nn.Module
-    projection: Tensor  # [W, E]
+    projection: Tensor | None  # [W, E]
+    # What only towers with plain tokens have (`mrad.encoder.plain`):
+    registers: Tensor | None = None  # [R, W], their positions added
+    table: tuple[int, int] | None = None  # rows and columns of the positions; None: a square
+    resample: str = "bilinear"  # positions to another size; or bicubic, as timm does
+    periods: Tensor | None = None  # [d / 4], of rotary positions
+
+    def norms(self) -> tuple[nn.Module, nn.Module]:
+        """Copies of the norms before and after the blocks, float32."""
+        return copy.deepcopy(self.norm_pre).float(), copy.deepcopy(self.norm_post).float()
 
 
 class Block(nn.Module):
@@ -149,30 +160,23 @@ class Tower(nn.Module):
         super().__init__()
         if len(parts.blocks) < 2:
             raise UnsupportedEncoderError("the V-V path starts at the second block; there is one")
-        patch = parts.patch_size
-        if image_size < patch or image_size % patch:
-            raise EncoderError(
-                f"image size {image_size} is not a multiple of the patch size {patch}"
+        class_token, table, projection = parts.class_token, parts.positions, parts.projection
+        if class_token is None or table is None or projection is None:
+            raise UnsupportedEncoderError(
+                "the paper's features need a class token, learned positions and a projection"
             )
-        self.patch_size, self.grid, self.dtype = patch, image_size // patch, dtype
+        self.patch_size, self.grid, self.dtype = parts.patch_size, grid_of(parts, image_size), dtype
         self.patches = parts.patches
-        positions = interpolate_positions(parts.positions.detach().float(), self.grid)
-        self.register_buffer("class_start", parts.class_token.detach().float() + positions[0])
+        positions = interpolate_positions(table.detach().float(), self.grid)
+        self.register_buffer("class_start", class_token.detach().float() + positions[0])
         self.register_buffer("positions", positions[1:].clone())
-        self.register_buffer("projection", parts.projection.detach().float().clone())
-        self.norm_pre = copy.deepcopy(parts.norm_pre).float()
-        self.norm_post = copy.deepcopy(parts.norm_post).float()
+        self.register_buffer("projection", projection.detach().float().clone())
+        self.width, self.embed_dim = map(int, projection.shape)
+        self.norm_pre, self.norm_post = parts.norms()
         first, *middle, last = parts.blocks
         self.first, self.last = Block(first, dtype), LastBlock(last, dtype)
         self.middle = nn.ModuleList(Block(part, dtype) for part in middle)
         self.requires_grad_(False).eval()
-
-    def pack(self) -> Tower:
-        """Lay the weights out for the device that they are on, for good. Returns itself."""
-        for module in self.modules():
-            if isinstance(module, Linear):
-                module.pack()
-        return self
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """`pixels` float32 [B, 3, S, S]. Returns class features [B, E] (the class token of the
@@ -196,17 +200,42 @@ class Tower(nn.Module):
         return embedded
 
 
-def interpolate_positions(positions: Tensor, grid: int) -> Tensor:
-    """Position table [1 + g0**2, W] -> [1 + grid**2, W]: bilinear, `align_corners=False`."""
-    own = round((positions.shape[0] - 1) ** 0.5)
-    if own * own + 1 != positions.shape[0]:
+def grid_of(parts: TowerParts, image_size: int) -> int:
+    """Patches along a side of the input. Raises `EncoderError` where they do not fill it."""
+    patch = parts.patch_size
+    if image_size < patch or image_size % patch:
+        raise EncoderError(f"image size {image_size} is not a multiple of the patch size {patch}")
+    return image_size // patch
+
+
+def pack(tower: Packed) -> Packed:
+    """Lay a tower's weights out for the device that they are on, for good. Returns the tower."""
+    for module in tower.modules():
+        if isinstance(module, Linear):
+            module.pack()
+    return tower
+
+
+def interpolate_positions(
+    positions: Tensor, grid: int, own: tuple[int, int] | None = None, mode: str = "bilinear"
+) -> Tensor:
+    """Position table [1 + rows * columns, W] -> [1 + grid**2, W], `align_corners=False`.
+
+    `own`: its rows and columns; None: a square. `mode`: `bilinear`, or `bicubic` with antialiasing.
+    """
+    if own is None:
+        side = round((positions.shape[0] - 1) ** 0.5)
+        own = side, side
+    if own[0] * own[1] + 1 != positions.shape[0]:
         raise UnsupportedEncoderError(
             f"{positions.shape[0]} positions are not a class and a square"
         )
-    if own == grid:
+    if own == (grid, grid):
         return positions
-    table = positions[1:].view(1, own, own, -1).permute(0, 3, 1, 2)
-    table = F.interpolate(table, size=(grid, grid), mode="bilinear", align_corners=False)
+    table = positions[1:].view(1, *own, -1).permute(0, 3, 1, 2)
+    table = F.interpolate(
+        table, (grid, grid), mode=mode, align_corners=False, antialias=mode == "bicubic"
+    )
     return torch.cat([positions[:1], table.permute(0, 2, 3, 1).reshape(grid * grid, -1)])
 
 

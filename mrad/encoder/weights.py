@@ -16,8 +16,9 @@ from torch import nn
 
 from mrad import models
 from mrad.encoder.converted import ConvertedTower, cache_path, read, shipped, write
-from mrad.encoder.identity import EncoderIdentity
+from mrad.encoder.identity import TIMM, EncoderIdentity
 from mrad.encoder.torchscript import is_torchscript, read_torchscript
+from mrad.encoder.tower import TowerParts
 from mrad.errors import EncoderError, WeightsNotFoundError
 from mrad.files import sha256_file
 from mrad.images.preprocess import Preprocess
@@ -66,22 +67,30 @@ def list_weights() -> list[WeightsFile]:
     for folder in search_paths():
         for path in sorted(folder.glob("*/*")):
             if path.suffix in SUFFIXES:
-                found.append(WeightsFile(path.parent.name, path.stem, path, path.stat().st_size))
+                name = path.parent.name.replace(_safe(TIMM), TIMM, 1)
+                found.append(WeightsFile(name, path.stem, path, path.stat().st_size))
     return found
 
 
 def fetch(name: str, pretrained: str) -> Path:
-    """Download weights from open_clip's hub into the last search path.
+    """Download weights from open_clip's or timm's hub into the last search path.
 
     Raises `WeightsNotFoundError` that says what was tried and how to bring the file by hand.
     """
-    import open_clip
-
-    config = _pretrained_config(name, pretrained)
     target = search_paths()[-1] / _safe(name)
     target.mkdir(parents=True, exist_ok=True)
+    config = {} if name.startswith(TIMM) else _pretrained_config(name, pretrained)
     try:
-        source = Path(open_clip.download_pretrained(config, cache_dir=str(target / "download")))
+        if name.startswith(TIMM):
+            from mrad.encoder.plain.of_timm import TimmName, download
+
+            source = download(TimmName(name.removeprefix(TIMM), pretrained), target / "download")
+        else:
+            import open_clip
+
+            source = Path(open_clip.download_pretrained(config, cache_dir=str(target / "download")))
+    except WeightsNotFoundError:
+        raise
     except Exception as error:  # whatever a hub client raises without a network
         raise WeightsNotFoundError(_not_found(name, pretrained, error)) from error
     suffix = source.suffix if source.suffix in SUFFIXES else ".pt"
@@ -122,8 +131,11 @@ class LoadedCLIP:
 
 
 def find_tower(name: str, pretrained: str | Path | None) -> ConvertedTower | None:
-    """The image tower without open_clip: shipped, or kept when it was loaded before; else None."""
-    if pretrained is None:
+    """The image tower without open_clip and timm: shipped, or kept when it was loaded before; else None.
+
+    `name` is that of the weights (`EncoderName.source`).
+    """
+    if pretrained is None and not name.startswith(TIMM):
         description = models.FOLDER / f"{name}.tower.json"
         return shipped(description, models.shipped()[name]) if description.exists() else None
     path = _cached(name, pretrained)
@@ -133,37 +145,40 @@ def find_tower(name: str, pretrained: str | Path | None) -> ConvertedTower | Non
 def keep_tower(
     name: str,
     pretrained: str | Path | None,
-    clip: nn.Module,
+    parts: TowerParts,
     identity: EncoderIdentity,
     preprocess: Preprocess,
 ) -> None:
-    """Keep the image tower of a CLIP that was just loaded, so that it starts faster next time.
+    """Keep an image tower that was just loaded, so that it starts faster next time.
 
     Args:
-        name: as it was asked for.
+        name: that of its weights (`EncoderName.source`).
         pretrained: as it was asked for.
-        clip: the whole model.
-        identity: of its image tower, at the size that the method takes it at.
+        parts: of the tower.
+        identity: of the tower, at the size that the method takes it at, without `:plain`.
         preprocess: its mean and deviation.
 
     Nothing is kept, and the log says why, where the cache cannot be written.
     """
-    from mrad.encoder.parts import parts_of
-
-    path = None if pretrained is None else _cached(name, pretrained)
+    asked = pretrained is not None or name.startswith(TIMM)
+    path = _cached(name, pretrained) if asked else None
     if path is None or path.exists():
         return
-    tower = ConvertedTower(parts_of(clip.visual), identity, preprocess.mean, preprocess.std)  # type: ignore[arg-type]
+    tower = ConvertedTower(parts, identity, preprocess.mean, preprocess.std)
     try:
         write(tower, path)
     except OSError as error:
         logger.info("the tower is not kept at %s: %s", path, error)
 
 
-def _cached(name: str, pretrained: str | Path) -> Path | None:
+def _cached(name: str, pretrained: str | Path | None) -> Path | None:
     """Where the tower of a file of weights is kept, whether it is there or not; None without a file."""
-    local = Path(pretrained).expanduser()
-    weights = local if local.is_file() else locate(name, str(pretrained))
+    local = None if pretrained is None else Path(pretrained).expanduser()
+    if local is None:  # timm's, whose tag belongs to the name
+        architecture, _, tag = name.partition(".")
+        weights = locate(architecture, tag) if tag else None
+    else:
+        weights = local if local.is_file() else locate(name, str(pretrained))
     folder = user_cache_path("mrad") / "towers"
     return None if weights is None else cache_path(folder, name, weights)
 
@@ -191,6 +206,27 @@ def load_clip(name: str, pretrained: str | Path | None) -> LoadedCLIP:
         config.get("mean"),
         config.get("std"),
     )
+
+
+def load_timm(base: str, pretrained: str | Path | None) -> nn.Module:
+    """Build timm's `base`, ARCHITECTURE.TAG, with weights of a local file, or of the hub where none is named.
+
+    Raises `WeightsNotFoundError`, `EncoderError`.
+    """
+    from mrad.encoder.plain.of_timm import TimmName, build, fill
+
+    name = TimmName.of(base)
+    path = None if pretrained is None else Path(pretrained).expanduser()
+    if path is not None and not path.is_file():
+        raise WeightsNotFoundError(
+            f"no checkpoint at {path}: of a timm model, weights are a file, or the published ones whose "
+            f"tag belongs to the name, as {TIMM}{name}"
+        )
+    architecture = f"{TIMM}{name.architecture}"
+    model = build(name)
+    path = path or locate(architecture, name.tag) or fetch(architecture, name.tag)
+    fill(model, read_state(path), path)
+    return model
 
 
 def _config_is_quick(name: str) -> bool:
@@ -333,4 +369,4 @@ def _load_state(clip: nn.Module, path: Path) -> None:
 
 
 def _safe(part: str) -> str:
-    return part.replace("/", "-").replace(os.sep, "-")
+    return part.replace("/", "-").replace(os.sep, "-").replace(":", "-")

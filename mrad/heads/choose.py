@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mrad.encoder.identity import EncoderName
 from mrad.errors import EmptyLevelError, MRADError, NoGoodPartsError
 from mrad.memory.bank import MemoryBank
 from mrad.memory.entry import REGIONS
@@ -37,6 +38,8 @@ def problem(bank: MemoryBank, head: str) -> MRADError | None:
             check_good_parts(bank)
         elif head in ("tf", *TRAINED):
             check_two_classes(bank, head)
+        if head == "clip":
+            EncoderName.parse(bank.identity.architecture).check_text()
     except MRADError as error:
         return error
     return None

@@ -42,12 +42,15 @@ def build_command(
     ] = None,
     encoder: Annotated[
         str | None,
-        typer.Option(
-            help="mrad-mini, or an open_clip name as ViT-L-14-336  [the base's, mrad-mini]"
-        ),
+        typer.Option(help=f"{options.ENCODER}  [the base's, mrad-mini]"),
     ] = None,
     pretrained: Annotated[
-        str | None, typer.Option(help="tag or file of the encoder's weights  [shipped ones]")
+        str | None,
+        typer.Option(
+            "--pretrained",
+            "--weights",
+            help="tag or file of the encoder's weights  [shipped ones; of timm the published ones]",
+        ),
     ] = None,
     image_size: Annotated[
         int | None, typer.Option(help="side of the encoder's input  [the paper's, or native]")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mrad_indexer.cli.common.console import MRADGroup
+
+if TYPE_CHECKING:
+    from mrad.encoder.encoder import Encoder
 
 app = typer.Typer(
     cls=MRADGroup, help="Bring the paper's checkpoints and memories.", no_args_is_help=True
@@ -16,7 +19,10 @@ app = typer.Typer(
 
 Out = Annotated[Path, typer.Option("--out", help="where to write")]
 EncoderName = Annotated[str, typer.Option("--encoder", help="the encoder they were made with")]
-Pretrained = Annotated[str | None, typer.Option(help="tag or file of the encoder's weights")]
+Pretrained = Annotated[
+    str | None,
+    typer.Option("--pretrained", "--weights", help="tag or file of the encoder's weights"),
+]
 ImageSize = Annotated[int | None, typer.Option(help="side of the encoder's input")]
 
 
@@ -30,10 +36,9 @@ def checkpoint_command(
     image_size: ImageSize = None,
 ) -> None:
     """Convert a head that the paper's code trained: its torch file -> OUT.safetensors."""
-    from mrad.encoder.encoder import Encoder
     from mrad.released.checkpoint import convert_checkpoint
 
-    loaded = Encoder.load(encoder, pretrained, image_size=image_size)
+    loaded = papers_encoder(encoder, pretrained, image_size)
     done = convert_checkpoint(source, out, loaded, head)
     typer.echo(f"{out}: head {done.head} for {loaded.identity}")
     if done.unused:
@@ -54,12 +59,25 @@ def memory_command(
     image_size: ImageSize = None,
 ) -> None:
     """Convert a memory of the paper's code: its two cache files -> a bank's folder."""
-    from mrad.encoder.encoder import Encoder
     from mrad.encoder.named import name_in_bank
     from mrad.released.memory import convert_memory
 
-    loaded = Encoder.load(encoder, pretrained, image_size=image_size)
+    loaded = papers_encoder(encoder, pretrained, image_size)
     bank = convert_memory(image, patch, loaded)
     bank.check(loaded)
     replace(bank, metadata=bank.metadata | {"pretrained": name_in_bank(pretrained)}).save(out)
     typer.echo(f"{out}: {len(bank.image)} image keys, {len(bank.patch)} patch keys")
+
+
+def papers_encoder(name: str, pretrained: str | None, image_size: int | None) -> Encoder:
+    """The encoder that the paper's files were made with. Raises `UnsupportedEncoderError` for plain tokens."""
+    from mrad.encoder.encoder import Encoder
+    from mrad.encoder.identity import EncoderName
+    from mrad.errors import UnsupportedEncoderError
+
+    if EncoderName.parse(name).plain:
+        raise UnsupportedEncoderError(
+            f"{name} gives plain patch tokens, and the paper's files hold its own features: name the CLIP "
+            "that they were made with"
+        )
+    return Encoder.load(name, pretrained, image_size=image_size)

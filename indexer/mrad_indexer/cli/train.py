@@ -65,7 +65,7 @@ BankPath = Annotated[
 SaveBank = Annotated[
     Path | None, typer.Option("--save-bank", help="keep the memory built of these images here")
 ]
-EncoderName = Annotated[str, typer.Option("--encoder", help="an open_clip name, or mrad-mini")]
+EncoderOption = Annotated[str, typer.Option("--encoder", help=options.ENCODER)]
 ImageSize = Annotated[int | None, typer.Option(help="side of the encoder's input")]
 CachePath = Annotated[
     Path | None, typer.Option("--cache", help="where features are kept between runs")
@@ -88,7 +88,7 @@ def train_command(
     layout: options.Layout = "auto",
     bank: BankPath = None,
     save_bank: SaveBank = None,
-    encoder_name: EncoderName = "mrad-mini",
+    encoder_name: EncoderOption = "mrad-mini",
     pretrained: options.Pretrained = None,
     image_size: ImageSize = None,
     device: options.Device = "auto",
@@ -103,6 +103,7 @@ def train_command(
     is compared with those that need no training, on images kept aside.
     """
     from mrad import Encoder, MemoryBank
+    from mrad.encoder.identity import EncoderName
     from mrad_indexer.datasets import read_dataset
     from mrad_indexer.training.compare import keep_aside
     from mrad_indexer.training.recipe import CLIPRecipe, check_steps, ft_recipe, recipe_for
@@ -121,6 +122,8 @@ def train_command(
         check_steps(ft, images)
         say(f"{counted(images, 'image')} to train on: recipe {chosen}", style="dim", to=errors)
     encoder = Encoder.load(encoder_name, pretrained, image_size=image_size, device=device)
+    if head is TrainedHead.clip:
+        EncoderName.parse(encoder.name).check_text()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=errors) as bar:
         tasks: dict[str, Any] = {}

@@ -77,7 +77,14 @@ Fusion = Annotated[float, typer.Option(help="weight of the image probability", m
 Sigma = Annotated[float, typer.Option(help="of the map's Gaussian, pixels", min=0)]
 Retrieval = Annotated[str, typer.Option(help="exact, approximate, auto")]
 
-Pretrained = Annotated[str | None, typer.Option(help="tag or file of the encoder's weights")]
+Pretrained = Annotated[
+    str | None,
+    typer.Option("--pretrained", "--weights", help="tag or file of the encoder's weights"),
+]
+ENCODER = (
+    "mrad-mini, an open_clip name as ViT-L-14-336, either with :plain behind it for its plain patch "
+    "tokens, or timm:NAME, as timm:vit_small_patch14_dinov2.lvd142m"
+)
 BatchSize = Annotated[int, typer.Option(help="images encoded at once", min=1)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")]
 Precision = Annotated[

@@ -1,0 +1,1 @@
+"""Encoders whose patches are the plain tokens of their last block: any CLIP's, and timm's transformers."""
