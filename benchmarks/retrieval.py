@@ -94,7 +94,7 @@ def error_tables(
         "needed.",
     ]
     columns = ["cells of each class", *(f"sharpness {s}" for s in sharpnesses)]
-    bits = "Bytes a dimension: 4, 2, 1, 1/8. Closed forms come from the keys as they were."
+    bits = "Bytes a dimension: 4, 2. Closed forms come from the keys as they were."
     return [
         Table("Error against exact attention, by sharpness of q.k", columns, rows, notes),
         Table(

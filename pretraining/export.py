@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mrad import Encoder
-from mrad.encoder.converted import ConvertedTower, describe_shipped
+from mrad.encoder.converted import ConvertedTower, describe
 from mrad.encoder.parts import parts_of
 from pretraining.model import NAME
 
@@ -38,6 +40,38 @@ def export_tower(clip: nn.Module, out: Path) -> Path:
     path = out / f"{NAME}.tower.json"
     path.write_text(json.dumps(describe_shipped(tower, weights), indent=1) + "\n")
     return path
+
+
+def describe_shipped(tower: ConvertedTower, weights: Path) -> dict[str, Any]:
+    """The description that `shipped` reads: every tensor is found again in the file of weights.
+
+    Raises `ValueError` for a tower that cannot be described, or whose tensors the file has not.
+    """
+    described = describe(tower.parts)
+    if described is None:
+        raise ValueError("this tower has layers that a description does not know")
+    spec, tensors = described
+    places = {}
+    with safe_open(weights, "pt") as file:
+        stored = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    for role, value in tensors.items():
+        for name, found in stored.items():
+            if found.numel() != value.numel():
+                continue
+            plain = torch.equal(found.reshape(value.shape), value)
+            if plain or (found.ndim == 2 and torch.equal(found.T.reshape(value.shape), value)):
+                shape = list(value.shape)
+                places[role] = {"name": name, "shape": shape, "transposed": not plain}
+                break
+        else:
+            raise ValueError(f"{weights} has no tensor that is {role}")
+    return {
+        "identity": vars(tower.identity),
+        "mean": list(tower.mean),
+        "std": list(tower.std),
+        "tower": spec,
+        "tensors": places,
+    }
 
 
 def curves(log: Path, picture: Path) -> None:

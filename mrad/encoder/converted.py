@@ -350,35 +350,3 @@ def shipped(description: Path, weights: Path) -> ConvertedTower:
         parts = build(facts["tower"], tensor)
     identity = EncoderIdentity(**facts["identity"])
     return ConvertedTower(parts, identity, tuple(facts["mean"]), tuple(facts["std"]))
-
-
-def describe_shipped(tower: ConvertedTower, weights: Path) -> dict[str, Any]:
-    """The description that `shipped` reads: every tensor is found again in the file of weights.
-
-    Raises `ValueError` for a tower that cannot be described, or whose tensors the file has not.
-    """
-    described = describe(tower.parts)
-    if described is None:
-        raise ValueError("this tower has layers that a description does not know")
-    spec, tensors = described
-    places = {}
-    with safe_open(weights, "pt") as file:
-        stored = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    for role, value in tensors.items():
-        for name, found in stored.items():
-            if found.numel() != value.numel():
-                continue
-            plain = torch.equal(found.reshape(value.shape), value)
-            if plain or (found.ndim == 2 and torch.equal(found.T.reshape(value.shape), value)):
-                shape = list(value.shape)
-                places[role] = {"name": name, "shape": shape, "transposed": not plain}
-                break
-        else:
-            raise ValueError(f"{weights} has no tensor that is {role}")
-    return {
-        "identity": vars(tower.identity),
-        "mean": list(tower.mean),
-        "std": list(tower.std),
-        "tower": spec,
-        "tensors": places,
-    }

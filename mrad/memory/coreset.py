@@ -55,7 +55,7 @@ def greedy_coreset(
     return picked
 
 
-def reduced(level: LevelMemory, size: int, *, seed: int = 0) -> LevelMemory:
+def reduced(level: LevelMemory, size: int) -> LevelMemory:
     """`size` keys of a level that cover it best, in their order; each class keeps its share.
 
     The share matters: at temperature 1 the number of a class's keys is its prior. Raises `MRADError`
@@ -71,17 +71,10 @@ def reduced(level: LevelMemory, size: int, *, seed: int = 0) -> LevelMemory:
                     f"a coreset of {size} of {len(level)} keys leaves none of the {len(rows)} "
                     f"{'anomalous' if label else 'normal'} ones; ask for {_least(level)} or more"
                 )
-            picked = greedy_coreset(torch.from_numpy(level.keys[rows]), wanted, seed=seed)
+            picked = greedy_coreset(torch.from_numpy(level.keys[rows]), wanted)
             kept.append(rows[picked])
     chosen = np.sort(np.concatenate(kept)) if kept else np.empty(0, dtype=np.int64)
-    return LevelMemory(
-        level.keys[chosen],
-        level.labels[chosen],
-        level.entry[chosen],
-        level.region[chosen],
-        level.size[chosen],
-        tile=level.tile[chosen],
-    )
+    return level.take(chosen)
 
 
 def _least(level: LevelMemory) -> int:
@@ -116,13 +109,4 @@ def bounded(bank: B, cells: int, most: int = LOCAL_KEYS) -> B:
                 chosen.append(entry)
                 room -= int(size[entry])
         kept += chosen
-    local, inside = bank.local, np.isin(bank.local.entry, kept)
-    fewer = LevelMemory(
-        local.keys[inside],
-        local.labels[inside],
-        local.entry[inside],
-        local.region[inside],
-        local.size[inside],
-        tile=local.tile[inside],
-    )
-    return replace(bank, local=fewer)
+    return replace(bank, local=bank.local.take(np.isin(bank.local.entry, kept)))

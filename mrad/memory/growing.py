@@ -17,11 +17,10 @@ import numpy.typing as npt
 
 from mrad.memory.contents import SETTLED, Changes, Contents
 from mrad.memory.entry import Entry, Key
-from mrad.memory.level import LevelMemory
+from mrad.memory.level import COLUMNS, LevelMemory
 from mrad.types import Level
 
 C = TypeVar("C", bound=Contents)
-FIELDS = ("keys", "labels", "entry", "region", "size", "tile")
 
 
 class GrowingLevel:
@@ -32,7 +31,7 @@ class GrowingLevel:
         self._refers_to = level.refers_to
         self._count = len(level)
         self._finite_to = len(level) if level.finite else 0
-        self._arrays = {name: getattr(level, name) for name in FIELDS}
+        self._arrays = {name: getattr(level, name) for name in COLUMNS}
 
     def append(self, keys: Sequence[Key], row: int) -> None:
         """Add the keys of the entry at `row`."""
@@ -61,7 +60,7 @@ class GrowingLevel:
         kept = rows[view.entry]
         self._finite_to = int(kept[: self._finite_to].sum())
         moved = np.cumsum(rows) - 1
-        self._arrays = {name: getattr(view, name)[kept] for name in FIELDS}
+        self._arrays = {name: getattr(view, name)[kept] for name in COLUMNS}
         self._arrays["entry"] = moved[self._arrays["entry"]].astype(np.int64)
         self._count = int(kept.sum())
 

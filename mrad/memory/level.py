@@ -15,6 +15,8 @@ from mrad.errors import DimensionError, EmptyLevelError, NonFiniteError, OneClas
 from mrad.memory.entry import Key
 from mrad.types import FloatArray, Level
 
+COLUMNS = ("keys", "labels", "entry", "region", "size", "tile")
+"""Arrays of a level with a row for each key."""
 BLOCK = 512
 """Keys looked at together: they may be mapped and exceed memory, and a block stays in the cache."""
 
@@ -91,16 +93,21 @@ class LevelMemory:
             raise DimensionError(
                 f"keys of width {other.dim} do not fit a level of width {self.dim}"
             )
-        return LevelMemory(
-            np.concatenate([self.keys, other.keys]),
-            np.concatenate([self.labels, other.labels]),
-            np.concatenate([self.entry, other.entry]),
-            np.concatenate([self.region, other.region]),
-            np.concatenate([self.size, other.size]),
-            self.folder,
-            self.refers_to,
-            tile=np.concatenate([self.tile, other.tile]),
+        return replace(
+            LevelMemory.joined([self, other]), folder=self.folder, reference=self.refers_to
         )
+
+    @classmethod
+    def joined(cls, parts: Sequence[LevelMemory]) -> LevelMemory:
+        """The keys of levels of one width, one after the other, as if they were all of a memory."""
+        columns: dict[str, Any] = {
+            name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS
+        }
+        return cls(**columns)
+
+    def take(self, rows: npt.NDArray[Any]) -> LevelMemory:
+        """Some keys, by number or bool [n], as if they were all of a memory."""
+        return LevelMemory(**{name: getattr(self, name)[rows] for name in COLUMNS})
 
     def without_row(self, row: int) -> LevelMemory:
         """This level without the keys of entry `row`; later rows move up by one."""
@@ -112,14 +119,7 @@ class LevelMemory:
         """The keys of some entries, bool [entries], as if they were all; rows move up."""
         mine = kept[self.entry]
         moved = np.cumsum(kept) - 1
-        return LevelMemory(
-            self.keys[mine],
-            self.labels[mine],
-            moved[self.entry[mine]].astype(np.int64),
-            self.region[mine],
-            self.size[mine],
-            tile=self.tile[mine],
-        )
+        return replace(self.take(mine), entry=moved[self.entry[mine]].astype(np.int64))
 
     def check(self, level: Level, width: int) -> None:
         """Raise the error of whatever makes its keys unfit for queries of `width`."""

@@ -210,9 +210,9 @@ class LivingFolder:
         except LogCorruptError as error:
             raise self.damaged(error) from error
 
-    def convert(self, target: Path, base: Contents, *, salvage: bool = False) -> Saved:
+    def convert(self, target: Path, base: Contents) -> Saved:
         """Bring what release 0.1 kept into a new database at `target`."""
-        old = oldlog.read(self.live, base, load_contents, salvage=salvage)
+        old = oldlog.read(self.live, base, load_contents)
         made = Database.create(target, old.base, old.operations, old.requests)
         with contextlib.closing(made):
             return made.read()

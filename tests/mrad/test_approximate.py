@@ -39,12 +39,9 @@ def entry() -> np.ndarray:
     [
         (1, "fp32", 1e-3, 0.9997),
         (1, "fp16", 1e-3, 0.9997),
-        (1, "sq8", 1e-3, 0.9997),
-        (1, "pq", 1e-3, 0.9997),
         (4, "fp16", 6e-4, 0.9999),
         (16, "fp16", 1e-3, 0.9999),
         (64, "fp16", 9e-3, 0.9999),
-        (64, "sq8", 3e-2, 0.999),
     ],
 )
 def test_error_against_exact(
@@ -249,10 +246,6 @@ def test_wrong_inputs_are_refused(labels: np.ndarray) -> None:
         ApproximateRetriever.build(keys[:0], labels[:0])
     with pytest.raises(DimensionError):
         ApproximateRetriever.build(keys, labels[:-1])
-    with pytest.raises(MRADError, match="storage"):
-        ApproximateRetriever.build(keys, labels, storage="int3")
-    with pytest.raises(MRADError, match="256"):
-        ApproximateRetriever.build(keys[:200], labels[:200], storage="pq")
     with pytest.raises(NonFiniteError):
         ApproximateRetriever.build(np.where(keys == keys[0, 0], np.nan, keys), labels)
     retriever = ApproximateRetriever.build(keys, labels, cells=4)

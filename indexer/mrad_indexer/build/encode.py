@@ -184,14 +184,8 @@ def bank_of(
             found.append(replace(own, keys=keys, entry=own.entry + len(entries)))
         entries.extend(shard.entries)
         thumbnails.update(shard.thumbnails)
-    image, patch, local = (_joined(found) for found in parts)
+    image, patch, local = map(LevelMemory.joined, parts)
     return MemoryBank(identity, tuple(entries), image, patch, thumbnails=thumbnails, local=local)
-
-
-def _joined(parts: list[LevelMemory]) -> LevelMemory:
-    """Like `LevelMemory.join`, of any number and copying once."""
-    names = ("keys", "labels", "entry", "region", "size", "tile")
-    return LevelMemory(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})
 
 
 def _level(shard: Shard, level: Level) -> LevelMemory:

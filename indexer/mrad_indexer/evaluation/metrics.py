@@ -167,7 +167,7 @@ class PixelScores:
             self.region = np.pad(self.region, room)
             self.first -= before
 
-    def metrics(self, fpr_limit: float = FPR_LIMIT) -> PixelMetrics:
+    def metrics(self) -> PixelMetrics:
         """Everything about the pixels added so far."""
         normal, anomalous = int(self.normal.sum()), int(self.anomalous.sum())
         if not normal or not anomalous:
@@ -182,7 +182,7 @@ class PixelScores:
             ap=float(np.sum(np.diff(recall, prepend=0) * tp / (tp + fp))),
             f1_max=float(f1[best]),
             f1_threshold=float(threshold[best]),
-            aupro=area(_from_zero(fpr), _from_zero(pro), fpr_limit),
+            aupro=area(_from_zero(fpr), _from_zero(pro), FPR_LIMIT),
             binning_error=float(counts.sum() / 2 / normal / anomalous),
         )
 
@@ -199,9 +199,9 @@ class PixelScores:
             "pro": thin(fpr, _from_zero(pro), points),
         }
 
-    def quantile(self, share: float, *, normal: bool = False) -> float:
-        """Value below which `share` of all pixels (or of the normal ones) lie; raises when empty."""
-        counts = self.normal if normal else self.normal + self.anomalous
+    def quantile(self, share: float) -> float:
+        """Value below which `share` of all pixels lie; raises when empty."""
+        counts = self.normal + self.anomalous
         if not counts.sum():
             raise MRADError("no pixel has been added yet")
         place = int(np.searchsorted(np.cumsum(counts), share * counts.sum(), side="left"))

@@ -146,9 +146,6 @@ class Assignment:
 
     cell: npt.NDArray[np.int64]
     stats: Stats
-    low: FloatArray
-    high: FloatArray
-    """[d], least and largest of what keys differ by from their cell's centroid."""
 
 
 def blocks(count: int, size: int = BLOCK) -> Iterator[slice]:
@@ -278,11 +275,9 @@ def assign(keys: KeySource, labels: npt.NDArray[np.uint8], frame: Frame) -> Assi
     """Assign every key to a cell and gather the cells' moments. Raises `NonFiniteError`."""
     assigner, moments = Assigner(frame), Moments(frame)
     cell = np.empty(len(labels), dtype=np.int64)
-    low, high = np.full(keys.shape[1], np.inf), np.full(keys.shape[1], -np.inf)
     for part in blocks(len(labels)):
         block = checked(keys[part])
         cell[part] = assigner(block, labels[part])
         residual = block - frame.centroid[cell[part]]
         moments.add(torch.from_numpy(residual), cell[part])
-        low, high = np.minimum(low, residual.min(axis=0)), np.maximum(high, residual.max(axis=0))
-    return Assignment(cell, moments.stats(), low.astype(np.float32), high.astype(np.float32))
+    return Assignment(cell, moments.stats())

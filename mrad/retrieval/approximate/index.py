@@ -21,7 +21,7 @@ from torch import Tensor
 from mrad.errors import DimensionError, NonFiniteError
 from mrad.retrieval.approximate.cells import Stats, assign, make_frame
 from mrad.retrieval.approximate.closed_form import LARGEST, ClosedForm
-from mrad.retrieval.approximate.codec import Codec, Segment, learn_codec, make_segment
+from mrad.retrieval.approximate.codec import STORAGES, Segment, make_segment
 from mrad.retrieval.base import KeySource, log_sum_exp, probability_of
 from mrad.types import ANOMALOUS, NORMAL, FloatArray
 
@@ -70,7 +70,6 @@ class Cells:
     """All that an index consists of, apart from the device it is asked on."""
 
     stats: Stats
-    codec: Codec
     segments: tuple[Segment, ...]
     built: tuple[int, float]
     """Number and mean squared distance to the centroid of the keys that made the cells."""
@@ -105,7 +104,6 @@ class ApproximateRetriever:
         self.closed_form = ClosedForm(stats, self.device)
         self._centroid = torch.from_numpy(stats.frame.centroid).to(self.device)
         self._label = torch.from_numpy(stats.frame.label).to(self.device).long()
-        self._noise = torch.from_numpy(cells.codec.noise).to(self.device)
         new = cells.segments[len(resident) :]
         self._codes = [*resident, *(torch.from_numpy(s.codes).to(self.device) for s in new)]
 
@@ -129,18 +127,18 @@ class ApproximateRetriever:
             labels: [n], 0 normal, 1 anomalous.
             entry: [n], for `exclude`; left out, each key is its own entry.
             cells: for each class; None: the square root of its keys, at most 512.
-            storage: of the keys inside cells: `fp32`, `fp16`, `sq8` or `pq`.
+            storage: of the keys inside cells: `fp32` or `fp16`.
             codes_file: write the coded keys straight into this .npy file.
             tolerance: wanted error of a class's log-sum; that of the probability is smaller.
 
-        Raises `EmptyLevelError`, `DimensionError`, `NonFiniteError`, `MRADError`.
+        Raises `EmptyLevelError`, `DimensionError`, `NonFiniteError`.
         """
         labels = np.asarray(labels, dtype=np.uint8)
         entry = np.arange(len(labels)) if entry is None else np.asarray(entry)
         assigned = assign(keys, labels, make_frame(keys, labels, cells, seed))
-        codec, stats = learn_codec(storage, keys, assigned), assigned.stats
-        segment = make_segment(keys, assigned, codec, entry=entry, file=codes_file)
-        made = Cells(stats, codec, (segment,), (len(labels), stats.distortion), tolerance)
+        dtype, stats = STORAGES[storage], assigned.stats
+        segment = make_segment(keys, assigned, dtype, entry=entry, file=codes_file)
+        made = Cells(stats, (segment,), (len(labels), stats.distortion), tolerance)
         return cls(made, device=device)
 
     def __len__(self) -> int:
@@ -237,14 +235,13 @@ class ApproximateRetriever:
         """Replace the closed form of the chosen cells by the sum over their keys."""
         if not chosen.any():
             return
-        lacking = (queries.square() @ self._noise).double() / 2  # coding smooths the keys
         for cell in chosen.any(dim=0).nonzero()[:, 0].tolist():
             rows = chosen[:, cell].nonzero()[:, 0]
             own = None if exclude is None else exclude[rows]
             total = sums.new_full((len(rows),), -torch.inf)
             for scores, _ in self._scores(queries[rows], cell, own):
                 total = torch.logaddexp(total, log_sum_exp(scores))
-            sums[rows, cell] = total + lacking[rows]
+            sums[rows, cell] = total
 
     def _scores(
         self, queries: Tensor, cell: int, exclude: Tensor | None
@@ -255,8 +252,7 @@ class ApproximateRetriever:
             first, end = int(segment.start[cell]), int(segment.start[cell + 1])
             for start in range(first, end, KEY_BLOCK):
                 part = slice(start, min(start + KEY_BLOCK, end))
-                decoded = self.cells.codec.decode(codes[part])
-                scores = torch.addmm(offset[:, None], queries, decoded.T)
+                scores = torch.addmm(offset[:, None], queries, codes[part].float().T)
                 if exclude is not None:
                     entry = torch.from_numpy(np.array(segment.entry[part])).to(self.device)
                     scores.masked_fill_(entry[None] == exclude[:, None], -torch.inf)
@@ -310,7 +306,8 @@ class ApproximateRetriever:
             raise DimensionError(f"keys are {list(keys.shape)}, the index holds {self.dim} wide")
         cells = self.cells
         assigned = assign(keys, np.asarray(labels, dtype=np.uint8), cells.stats.frame)
-        new = make_segment(keys, assigned, cells.codec, entry=entry, first_row=len(self))
+        dtype = cells.segments[0].codes.dtype
+        new = make_segment(keys, assigned, dtype, entry=entry, first_row=len(self))
         segments = [*cells.segments]
         while len(segments) > 1 and len(segments[-1]) <= 2 * len(new):
             new = Segment.join([segments.pop(), new])  # so that there are few, at O(log n) a key

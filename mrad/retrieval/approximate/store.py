@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from mrad.errors import BankCorruptError, BankNotFoundError, BankVersionError
 from mrad.files import atomic_folder, sha256_file
 from mrad.retrieval.approximate.cells import Frame, Stats
-from mrad.retrieval.approximate.codec import STORAGES, Codec, Segment
+from mrad.retrieval.approximate.codec import STORAGES, Segment
 from mrad.retrieval.approximate.index import Accuracy, ApproximateRetriever, Cells
 
 FORMAT_VERSION = 2
@@ -35,7 +35,7 @@ def save(retriever: ApproximateRetriever, path: Path, *, replace: bool = False) 
 
 def write(cells: Cells, folder: Path) -> None:
     """Write into a folder of the caller's; codes that already lie there are not copied."""
-    stats, codec = cells.stats, cells.codec
+    stats = cells.stats
     table = {
         "centroid": stats.frame.centroid,
         "label": stats.frame.label,
@@ -44,10 +44,6 @@ def write(cells: Cells, folder: Path) -> None:
         "covariance": stats.covariance,
         "radius": stats.radius,
         "count": stats.count,
-        "low": codec.low,
-        "step": codec.step,
-        "codebook": codec.codebook,
-        "noise": codec.noise,
     }
     save_file({name: np.ascontiguousarray(value) for name, value in table.items()}, folder / TABLE)
     for number, segment in enumerate(cells.segments):
@@ -65,7 +61,7 @@ def write(cells: Cells, folder: Path) -> None:
         "keys": int(stats.count.sum()),
         "dim": int(stats.mean.shape[1]),
         "cells": len(stats.count),
-        "storage": codec.storage,
+        "storage": next(n for n, t in STORAGES.items() if t == cells.segments[0].codes.dtype),
         "segments": len(cells.segments),
         "tolerance": cells.tolerance,
         "built": list(cells.built),
@@ -79,10 +75,9 @@ def load(
     path: Path,
     *,
     device: torch.device | str = "cpu",
-    mapped: bool = True,
     verify: bool = True,
 ) -> ApproximateRetriever:
-    """Open an index; with `mapped` no key is read before a query needs it.
+    """Open an index; no key is read before a query needs it.
 
     `verify` compares the digests of all files, which reads them; else only the small table's, and
     of the others the sizes. Raises `BankNotFoundError`, `BankVersionError`, `BankCorruptError`.
@@ -96,7 +91,7 @@ def load(
             raise BankCorruptError(f"{name} of the index at {path} fails its digest; build it anew")
     try:
         table = load_file(path / TABLE)
-        segments = [_segment(path, n, mapped) for n in range(manifest["segments"])]
+        segments = [_segment(path, n) for n in range(manifest["segments"])]
         cells = _assemble(manifest, table, segments)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise BankCorruptError(f"the index at {path} cannot be read ({error})") from error
@@ -121,11 +116,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _segment(path: Path, number: int, mapped: bool) -> Segment:
+def _segment(path: Path, number: int) -> Segment:
     def read(name: str) -> Any:
         # Copy-on-write, for torch wants writable arrays; the file itself is never written to.
         file = path / f"{name}-{number}.npy"
-        return np.load(file, mmap_mode="c" if mapped else None, allow_pickle=False)
+        return np.load(file, mmap_mode="c", allow_pickle=False)
 
     start = np.load(path / f"start-{number}.npy", allow_pickle=False)
     segment = Segment(read("codes"), read("row"), read("entry"), start)
@@ -141,11 +136,9 @@ def _assemble(manifest: dict[str, Any], table: dict[str, Any], segments: list[Se
         raise ValueError(f"unknown storage {manifest['storage']!r}")
     if int(stats.count.sum()) != sum(len(segment) for segment in segments):
         raise ValueError("the cells' counts do not fit the keys")
-    coding = (table[name] for name in ("low", "step", "codebook", "noise"))
     accuracy = manifest["accuracy"]
     return Cells(
         stats,
-        Codec(manifest["storage"], *coding),
         tuple(segments),
         (int(manifest["built"][0]), float(manifest["built"][1])),
         float(manifest["tolerance"]),
