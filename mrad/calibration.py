@@ -229,6 +229,8 @@ class Calibration(_Part):
     """The memory that `own` is of (`mrad.thresholds.own.memory_of`)."""
     origin: str = ""
     """`made_at` of the calibration that this one follows lessons from; empty for one that was made."""
+    objects: dict[str, Calibration] = {}
+    """By product, where thresholds were chosen for it alone (`mrad.thresholds.objects`)."""
 
     @property
     def image_threshold(self) -> float:

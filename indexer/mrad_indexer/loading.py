@@ -11,7 +11,7 @@ from mrad.detector import Detector
 from mrad.encoder.encoder import Encoder, precision_for
 from mrad.encoder.named import weights_named
 from mrad.errors import DataError
-from mrad.heads.choose import AUTO, default_head
+from mrad.heads.choose import AUTO, default_head, problem
 from mrad.memory.bank import MemoryBank
 from mrad_indexer.datasets import Dataset, read_dataset
 
@@ -29,11 +29,18 @@ class HeadChoice:
         name, _, checkpoint = text.partition(":")
         return cls(name, Path(checkpoint) if checkpoint else None)
 
-    def of(self, bank: MemoryBank) -> HeadChoice:
-        """With the head that suits the memory in the place of `auto`."""
+    def of(self, bank: MemoryBank, part: MemoryBank | None = None) -> HeadChoice:
+        """With the head that suits the memory in the place of `auto`.
+
+        `part`: what it holds of one product, where that is asked alone; another head where the whole
+        memory's cannot serve it.
+        """
         if self.name != AUTO:
             return self
-        return replace(self, name=default_head(bank, self.checkpoint).head)
+        name = default_head(bank, self.checkpoint).head
+        if part is not None and problem(part, name) is not None:
+            name = default_head(part, self.checkpoint).head
+        return replace(self, name=name)
 
 
 def encoder_of(
@@ -116,3 +123,13 @@ def choose(dataset: Dataset, split: str = "auto", objects: Sequence[str] | None 
     if unknown:
         raise DataError(f"{dataset.root} has no object {unknown}; it has {list(chosen.objects)}")
     return replace(chosen, records=tuple(r for r in chosen.records if r.object_name in objects))
+
+
+def of_product(dataset: Dataset, name: str) -> Dataset:
+    """A product's images in a dataset: those that bear its name, or all where there is one name only.
+
+    Raises `DataError` where the dataset names several others.
+    """
+    if name in dataset.objects or len(dataset.objects) > 1:
+        return choose(dataset, "all", [name])
+    return dataset

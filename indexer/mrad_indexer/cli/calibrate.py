@@ -17,6 +17,7 @@ from mrad_indexer.cli.common.console import console, note, progress, say
 
 if TYPE_CHECKING:
     from mrad.calibration import Calibration, Rule, Threshold
+    from mrad.memory.bank import MemoryBank
 
 SMALL = 90
 """Good images from which leaving one out made no difference on ELPV."""
@@ -55,6 +56,13 @@ def calibrate_command(
     layout: options.Layout = "auto",
     split: Annotated[str, typer.Option(help="train, test, all")] = "all",
     only: options.Only = None,
+    product: Annotated[
+        str | None,
+        typer.Option(
+            "--object",
+            help="product: its own thresholds, by what the memory holds of it alone; those of all stay",
+        ),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="where to write the reliability plot, PNG")
     ] = None,
@@ -78,16 +86,27 @@ def calibrate_command(
 
     Good images alone give thresholds by the share of good parts that may be flagged.
 
+    A product without thresholds of its own is judged by the rule of all, from its own images.
+
     Raw scores stay as they are; the calibration is stored in the bank for this head, or, where a
     server taught the bank since, with what it learned (stop the server first).
     """
+    from mrad.calibration import Calibration
     from mrad.errors import CalibrationError
     from mrad.memory.bank import MemoryBank
     from mrad.memory.living import save_calibration
+    from mrad.thresholds.objects import keeping_objects, with_object
     from mrad.thresholds.own import anchored, score_own
     from mrad_indexer.calibration.calibrate import TARGET, calibrate, score_without_self
     from mrad_indexer.datasets import read_dataset
-    from mrad_indexer.loading import HeadChoice, choose, detector_of, encoder_of, own_images
+    from mrad_indexer.loading import (
+        HeadChoice,
+        choose,
+        detector_of,
+        encoder_of,
+        of_product,
+        own_images,
+    )
 
     if rule not in ("auto", "f1", "fpr"):
         raise typer.BadParameter("choose auto, f1 or fpr", param_hint="--rule")
@@ -112,9 +131,17 @@ def calibrate_command(
             only,
         )
     choice = HeadChoice.parse(head)
+    whole: Calibration | None = None
+    part = memory
+    if product is not None:
+        part = memory.of_object(product)
+        say(f"of {product!r} alone: {part.composition}")
+        dataset = of_product(dataset, product)
+        whole = whole_of(memory, choice.of(memory).name, (fusion, sigma, retrieval))
+        choice = choice.of(memory, part)
     detector = detector_of(
         encoder_of(memory, pretrained=pretrained, device=device, precision=precision),
-        memory,
+        part,
         choice,
         fusion=fusion,
         sigma=sigma,
@@ -142,7 +169,7 @@ def calibrate_command(
         checkpoint=choice.checkpoint.name if choice.checkpoint else "",
     )
     with contextlib.suppress(CalibrationError):  # a memory without patches has nothing to follow by
-        calibration = anchored(calibration, memory, score_own(detector))
+        calibration = anchored(calibration, part, score_own(detector))
     for reason in scored.skipped:
         say(("skipped", "yellow"), f" {reason}")
     for code, count in scored.warnings.most_common():
@@ -151,9 +178,39 @@ def calibrate_command(
     if plot is not None:
         _write_plot(calibration, plot)
     if not dry_run:
+        if whole is not None and product is not None:
+            calibration = with_object(whole, product, calibration, detector)
+        else:
+            with contextlib.suppress(CalibrationError):  # the first of this head
+                before = Calibration.of(memory, calibration.head)
+                calibration = keeping_objects(calibration, before)
         save_calibration(calibration.into(memory), bank)
         changes = memory.changes
         say(f"written into {bank / 'bank.json' if changes is None else changes.folder}")
+
+
+def whole_of(bank: MemoryBank, head: str, asked: tuple[float, float, str]) -> Calibration:
+    """The calibration of all products, beside which that of one is kept. Raises `CalibrationError`.
+
+    `asked`: fusion, sigma and retrieval, which are one for the whole memory.
+    """
+    from mrad.calibration import Calibration
+    from mrad.errors import CalibrationError
+
+    if head not in (bank.calibration or {}):
+        raise CalibrationError(
+            "thresholds of one product are kept beside those of all: run mrad calibrate without "
+            "--object first"
+        )
+    found = Calibration.of(bank, head)
+    for name, value in zip(("fusion", "sigma", "retrieval"), asked):
+        held = found.settings.get(name, value)
+        if held != value:
+            raise CalibrationError(
+                f"the memory is calibrated with {name} {held}, not {value}, and a product is judged with "
+                f"the same: give --{name} {held}, or calibrate all products anew"
+            )
+    return found
 
 
 def show(calibration: Calibration) -> None:

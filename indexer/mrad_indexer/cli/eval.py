@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,6 +43,7 @@ def eval_command(
         str, typer.Option(help="train, test, all; auto: test where there is one")
     ] = "auto",
     only: options.Only = None,
+    product: options.Product = None,
     resolution: Annotated[
         int | None, typer.Option(help="side for pixel metrics  [each image's own size]")
     ] = None,
@@ -60,12 +62,15 @@ def eval_command(
     device: options.Device = "auto",
     precision: options.Precision = "auto",
 ) -> None:
-    """Evaluate on labelled images: image and pixel AUROC, AP, F1-max, AUPRO."""
+    """Evaluate on labelled images: image and pixel AUROC, AP, F1-max, AUPRO.
+
+    With --object, on that product's images, judged by what the memory holds of it alone.
+    """
     from mrad.memory.bank import MemoryBank
     from mrad_indexer.datasets import read_dataset
     from mrad_indexer.evaluation.names import candidate_names, shortest
     from mrad_indexer.evaluation.runner import evaluate
-    from mrad_indexer.loading import HeadChoice, choose, detector_of, encoder_of
+    from mrad_indexer.loading import HeadChoice, choose, detector_of, encoder_of, of_product
 
     dataset = choose(
         read_dataset(data, layout=layout, mask_orientation=options.orientation(mask_orientation)),
@@ -73,8 +78,17 @@ def eval_command(
         only,
     )
     banks = {path: MemoryBank.load(path) for path in bank}
-    for path, memory in banks.items():
-        say(f"memory {path.name}: {memory.composition}", style="dim")
+    parts = {
+        path: memory
+        if product is None
+        else replace(memory.of_object(product), digest=memory.digest)
+        for path, memory in banks.items()
+    }
+    if product is not None:
+        dataset = of_product(dataset, product)
+    for path, memory in parts.items():
+        of = "" if product is None else f", of {product!r} alone"
+        say(f"memory {path.name}{of}: {memory.composition}", style="dim")
     encoder = encoder_of(
         next(iter(banks.values())), pretrained=pretrained, device=device, precision=precision
     )
@@ -82,18 +96,20 @@ def eval_command(
     configs: dict[str, dict[str, object]] = {}
     folders = shortest(banks)
     asked = [HeadChoice.parse(text) for text in head or ["auto"]]
-    names = candidate_names([(choice.of(banks[path]), path) for choice in asked for path in banks])
+    names = candidate_names(
+        [(choice.of(banks[path], parts[path]), path) for choice in asked for path in banks]
+    )
     for (choice, path), name in names.items():
         detectors[name] = detector_of(
             encoder,
-            banks[path],
+            parts[path],
             choice,
             fusion=fusion,
             sigma=sigma,
             retrieval=retrieval,
             reading=options.reading(bit_depth, strict_input, allow_truncated, max_pixels),
         )
-        configs[name] = describe(detectors[name], folders[path], choice.checkpoint)
+        configs[name] = describe(detectors[name], folders[path], choice.checkpoint, product)
     with _progress() as progress:
         task = progress.add_task("images", total=len(dataset))
         evaluation = evaluate(
@@ -117,7 +133,9 @@ def say_doubtful(warnings: dict[str, int]) -> None:
         )
 
 
-def describe(detector: Detector, bank: str, checkpoint: Path | None) -> dict[str, object]:
+def describe(
+    detector: Detector, bank: str, checkpoint: Path | None, product: str | None = None
+) -> dict[str, object]:
     """What a reader of the report must know to repeat a candidate."""
     memory = detector.bank
     return {
@@ -125,6 +143,7 @@ def describe(detector: Detector, bank: str, checkpoint: Path | None) -> dict[str
         "checkpoint": str(checkpoint or ""),
         "bank": bank,
         "bank_digest": memory.digest,
+        **({} if product is None else {"object": product}),
         "entries": len(memory.entries),
         "memory": memory.composition,
         "image_keys": len(memory.image),

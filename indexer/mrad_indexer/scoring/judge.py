@@ -14,7 +14,7 @@ from mrad.detector import Detector
 from mrad.encoder.encoder import Encoder, Features
 from mrad.errors import CalibrationError
 from mrad.files import sha256_file
-from mrad.heads.choose import AUTO, default_head, problem
+from mrad.heads.choose import AUTO
 from mrad.heads.nn import NNHead
 from mrad.images.options import ReadOptions
 from mrad.images.regions import Area
@@ -111,8 +111,7 @@ class Judge:
         options = {name: settings[name] for name in names if name in settings}
         if product is not None:
             part = replace(bank.of_object(product), digest=bank.digest)
-            if head == AUTO and problem(part, chosen) is not None:
-                chosen = default_head(part).head
+            chosen = HeadChoice(head, checkpoint).of(bank, part).name
             bank = part
         detector = detector_of(
             encoder, bank, HeadChoice(chosen, checkpoint), reading=reading, **options
@@ -125,7 +124,7 @@ class Judge:
         missing = None
         if product is not None and calibration is not None:
             try:
-                calibration = calibration_of_object(detector, calibration)
+                calibration = calibration_of_object(detector, calibration, product)
             except CalibrationError as error:
                 calibration, target_fpr = None, None
                 missing = f"no_threshold: there is none for {product!r} alone: {error}"

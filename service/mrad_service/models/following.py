@@ -18,6 +18,7 @@ from mrad.heads.tf import TFHead
 from mrad.memory.living import CALIBRATION
 from mrad.thresholds.calibrate import calibrate
 from mrad.thresholds.follow import followed
+from mrad.thresholds.objects import keeping_objects
 from mrad.thresholds.own import anchored, memory_of, score_own
 from mrad_service.memory import DurableMemory
 from mrad_service.models.loading import Model
@@ -126,7 +127,7 @@ class Following:
                 source="the memory itself",
                 checkpoint=checkpoint,
             )
-            made = anchored(made, detector.bank, scored)
+            made = keeping_objects(anchored(made, detector.bank, scored), model.calibration)
             self._memory.put(CALIBRATION + made.head, made.model_dump_json().encode())
             self._origin = made
             self._publish(model, made)
@@ -173,7 +174,10 @@ class Following:
         if renewal.before is not None and renewal.before.own is None:
             renewal.before = origin
         scored = score_own(self._resumed(detector))
-        return followed(origin, detector, scored)
+        found = followed(origin, detector, scored)
+        return found.model_copy(
+            update={"objects": held.objects}
+        )  # some may be younger than its origin
 
     def _origin_of(self, held: Calibration, detector: Detector) -> Calibration:
         """The calibration as it was made, with the scores of the memory's own images of then."""
@@ -221,7 +225,7 @@ def _same(origin: Calibration, held: Calibration) -> bool:
     """Whether `held` is this calibration as it was made, or follows lessons from it."""
     if held.origin:
         return held.origin == (origin.origin or origin.made_at)
-    bare = {"own": None, "follows": ""}
+    bare = {"own": None, "follows": "", "objects": {}}
     return origin.model_copy(update=bare) == held.model_copy(update=bare)
 
 

@@ -49,7 +49,7 @@ class Objects:
         why = whole.why_uncalibrated
         if whole.calibration is not None:
             try:
-                calibration = calibration_of_object(detectors[0], whole.calibration)
+                calibration = calibration_of_object(detectors[0], whole.calibration, name)
             except CalibrationError as error:
                 why = f"there is no threshold for {name!r} alone: {error}"
         return replace(
