@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import islice, repeat
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +17,10 @@ from torch import Tensor
 from mrad.encoder.encoder import Encoder, Features
 from mrad.encoder.stream import encode_tiles
 from mrad.errors import MRADError
-from mrad.evidence import Asked, cell_box, hottest, nearest_good, nearest_keys
-from mrad.heads import Head, HeadOutput, load_head
+from mrad.evidence import Finder, cell_box
+from mrad.heads import Head, load_head
 from mrad.heads.choose import AUTO, default_head, problem
 from mrad.heads.goods.levels import PlaceLevels
-from mrad.heads.nn import NNHead
 from mrad.images.guard import refuse_doubtful
 from mrad.images.layout import Layout, Places, Tile
 from mrad.images.options import ReadOptions
@@ -30,8 +29,6 @@ from mrad.maps import anomaly_map, fuse, resize_map, top_mean
 from mrad.memory.bank import MemoryBank
 from mrad.opening import Decoded, Sheet, open_picture
 from mrad.retrieval.base import Retriever
-from mrad.retrieval.choose import make_retriever
-from mrad.retrieval.exact import ExactRetriever
 from mrad.tiled import FULL, Canvas, Rules
 from mrad.types import Evidence, ImageInput, Level, Prediction
 
@@ -96,7 +93,7 @@ class Detector:
         self.reading = reading or ReadOptions()
         _ = bank.layout  # what cannot be read shows now
         self._layout: Layout | None = None
-        self._evidence: dict[Level, Retriever] = {}
+        self._finder = Finder(bank, self.head, retrieval, encoder)
         self._usual: PlaceLevels | None = None
 
     def with_bank(self, bank: MemoryBank) -> Detector:
@@ -104,9 +101,9 @@ class Detector:
         self.encoder.owner.check()
         bank.check(self.encoder)
         other = copy.copy(self)
-        other.bank, other.head, other._evidence = bank, copy.copy(self.head), {}
-        other._usual = None
+        other.bank, other.head, other._usual = bank, copy.copy(self.head), None
         other.head.attach(bank, self.retrieval)
+        other._finder = Finder(bank, other.head, self.retrieval, self.encoder)
         return other
 
     def with_facts_of(self, bank: MemoryBank) -> Detector:
@@ -161,16 +158,11 @@ class Detector:
 
         Raises `ImageError` where an image cannot be read, or a region does not fit it.
         """
-        return list(
-            self.predict_stream(
-                images,
-                batch_size=batch_size,
-                maps=maps,
-                evidence=evidence,
-                map_pixels=map_pixels,
-                layout=layout,
-            )
-        )
+        found = self.predict_stream(
+            images, batch_size=batch_size, maps=maps, evidence=evidence, map_pixels=map_pixels,
+            layout=layout,
+        )  # fmt: skip
+        return list(found)
 
     def predict_stream(
         self,
@@ -206,7 +198,7 @@ class Detector:
         if layout.tiling:
             options = replace(options, max_pixels=options.max_tiled_pixels)
         picture, shown, places = open_picture(image, options, layout)
-        warnings = self.bank.profile.check(picture)
+        warnings = self.bank.profile.check(picture, self.encoder.image_size)
         if options.strict:
             refuse_doubtful(warnings, name_of(image, options))
         pixels = self.encoder.prepare(picture.image) if places.whole else None
@@ -239,23 +231,50 @@ class Detector:
                 for prediction, item in zip(found, chunk):
                     yield prediction.warned(item.warnings)
             return
-        sheets = (Sheet(item, self.canvas(item.places), next(own)) for item in decoded)
-        waiting: deque[Sheet] = deque()
-        for batch, features in encode_tiles(self.encoder, sheets, batch_size):
-            for sheet, _ in batch:
-                if not waiting or waiting[-1] is not sheet:
-                    waiting.append(sheet)
-            given = None if exclude is None else [sheet.own for sheet, _ in batch]
-            self.draw([(sheet.canvas, tile) for sheet, tile in batch], features, given)
-            while waiting and waiting[0].canvas.done:
-                sheet = waiting.popleft()
-                judged = self.conclude(sheet.canvas, maps, evidence, sheet.own, map_pixels)
-                yield judged.warned(sheet.decoded.warnings)
+        sheets = (self._sheet(item, next(own), batch_size) for item in decoded)
+        for batch in self._drawn(sheets, batch_size):
+            for sheet, tile in batch:
+                if tile is sheet.places.tiles[-1]:  # tiles come in order
+                    judged = self.conclude(sheet.canvas, maps, evidence, sheet.own, map_pixels)
+                    yield judged.warned(sheet.decoded.warnings)
 
-    def canvas(self, places: Places) -> Canvas:
-        """Where the tiles of one image are gathered."""
+    def _sheet(self, item: Decoded, own: int, batch_size: int) -> Sheet:
+        """Where an image's tiles are gathered; a coarse look, where there is to be one, is over."""
+        look = Sheet(item, self.first_look(item.places), own)
+        if look.canvas.finer is not None:
+            for _ in self._drawn([look], batch_size):
+                pass
+        return replace(look, canvas=look.canvas.closer() or look.canvas)
+
+    def _drawn(
+        self, sheets: Iterable[Sheet], batch_size: int
+    ) -> Iterator[list[tuple[Sheet, Tile]]]:
+        """Batches of tiles, each judged in a second thread while the next is encoded."""
+        cores = partial(torch.set_num_threads, torch.get_num_threads())
+        with ThreadPoolExecutor(1, "draw", cores) as pool:
+            before: list[tuple[Sheet, Tile]] = []
+            drawn: Future[None] | None = None
+            for batch, features in encode_tiles(self.encoder, sheets, batch_size):
+                own = [sheet.own for sheet, _ in batch]
+                tiles = [(sheet.canvas, tile) for sheet, tile in batch]
+                given = None if max(own) < 0 else own
+                last, drawn = drawn, pool.submit(self.draw, tiles, features, given)
+                if last is not None:
+                    last.result()
+                    yield before
+                before = batch
+            if drawn is not None:
+                drawn.result()
+                yield before
+
+    def canvas(self, places: Places, finer: Places | None = None) -> Canvas:
+        """Where the tiles of one image are gathered; `finer`: as for `Canvas`."""
         side, grid = self.encoder.image_size, self.encoder.grid
-        return Canvas(places, Rules(grid, side, self.sigma, self.top, self.fusion))
+        return Canvas(places, Rules(grid, side, self.sigma, self.top, self.fusion), finer)
+
+    def first_look(self, places: Places) -> Canvas:
+        """The same for what is looked at first: all of it, or larger tiles (`Canvas.closer`)."""
+        return self.canvas(places) if places.coarse is None else self.canvas(places.coarse, places)
 
     def encode(self, decoded: Sequence[Decoded]) -> Features:
         """Stage 2, the device's thread: encode one batch of images that are looked at whole."""
@@ -278,13 +297,13 @@ class Detector:
         output = self.head(features, own)
         patch, image = output.patch.float().cpu(), output.image.tolist()
         image = [self.tile_level(c.places, tile, v) for (c, tile), v in zip(batch, image)]
-        queries = features.class_query(), self._patch_query(features)
+        queries = features.class_query(), self._finder.patch_query(features)
         for row, (canvas, tile) in enumerate(batch):
             canvas.add(tile, patch[row], image[row], (queries[0][row], queries[1][row]))
 
     def tile_level(self, places: Places, tile: Tile, image: float) -> float:
         """A tile's image probability, less what is usual of good tiles where it lies."""
-        if len(places.tiles) == 1:
+        if not places.several:
             return image
         if self._usual is None:  # measured at first use
             self._usual = PlaceLevels.of(self.bank, self.head)
@@ -307,8 +326,8 @@ class Detector:
         whole, local = canvas.asked(worst.name)
         if evidence > 0:
             own = torch.tensor([exclude], dtype=torch.int64) if exclude >= 0 else None
-            found += self._nearest("image", [whole], evidence, own)[0]
-            found += self._nearest("patch", [local], evidence, own)[0]
+            found += self._finder.nearest("image", [whole], evidence, own)[0]
+            found += self._finder.nearest("patch", [local], evidence, own)[0]
         return Prediction(
             score=worst.score,
             class_score=worst.class_score,
@@ -318,7 +337,8 @@ class Detector:
             evidence=tuple(found),
             peak_box=local.box,
             parts=tuple(parts) if parts[0].name else (),
-            tiles=canvas.tiles() if len(canvas.places.tiles) > 1 else (),
+            tiles=canvas.tiles() if canvas.places.several else (),
+            warnings=canvas.notes(),
         )
 
     @torch.inference_mode()
@@ -346,7 +366,7 @@ class Detector:
         peaks = output.patch.argmax(dim=1)
         numbers = torch.stack([scores, output.image, tops, peaks.float()], dim=1).tolist()
         grid = self.encoder.grid
-        found = self._find_evidence(features, output, sizes, evidence, exclude)
+        found = self._finder.of_images(features, output, sizes, evidence, exclude)
         return [
             Prediction(
                 score=score,
@@ -360,41 +380,6 @@ class Detector:
             for i, (score, class_score, top_score, peak) in enumerate(numbers)
         ]
 
-    def _find_evidence(
-        self,
-        features: Features,
-        output: HeadOutput,
-        sizes: Sequence[tuple[int, int]],
-        k: int,
-        exclude: Tensor | None,
-    ) -> list[tuple[Evidence, ...]]:
-        """Nearest keys of the whole image, then of its most anomalous patch."""
-        if k < 1:
-            return [()] * len(features)
-        whole = [Asked(query) for query in features.class_query()]
-        local = hottest(self._patch_query(features), output.patch, sizes, self.encoder.grid)
-        image = self._nearest("image", whole, k, exclude)
-        parts = self._nearest("patch", local, k, exclude)
-        return [(*one, *part) for one, part in zip(image, parts)]
-
-    def _nearest(
-        self, level: Level, asked: Sequence[Asked], k: int, exclude: Tensor | None
-    ) -> list[list[Evidence]]:
-        if level == "patch" and isinstance(self.head, NNHead):
-            return nearest_good(self.bank, self.head, asked, k, exclude, self.encoder.grid)
-        return nearest_keys(self.bank, level, asked, k, exclude, self.retriever)
-
-    def _patch_query(self, features: Features) -> Tensor:
-        """What of a patch is asked for as evidence [B, N, W]: what the head compares."""
-        return features.local_query() if isinstance(self.head, NNHead) else features.patch_query()
-
     def retriever(self, level: Level) -> Retriever:
-        """Evidence is cosine similarity on the bank's own keys, whatever the head projects."""
-        own: Any = getattr(self.head, level, None)
-        if isinstance(own, ExactRetriever) and self.head.name == "tf":
-            return own
-        if level not in self._evidence:
-            memory = self.bank.image if level == "image" else self.bank.patch
-            device = self.encoder.device
-            self._evidence[level] = make_retriever(memory, mode=self.retrieval, device=device)
-        return self._evidence[level]
+        """What finds evidence: cosine similarity on the bank's own keys, whatever the head projects."""
+        return self._finder.retriever(level)

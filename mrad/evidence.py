@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mrad.encoder.encoder import Encoder, Features
+from mrad.heads import Head, HeadOutput
 from mrad.heads.nn import NNHead
 from mrad.memory.bank import MemoryBank
 from mrad.memory.entry import Entry
 from mrad.retrieval.base import Retriever
+from mrad.retrieval.choose import make_retriever
+from mrad.retrieval.exact import ExactRetriever
 from mrad.types import Box, Evidence, Level
 
 
@@ -139,3 +144,62 @@ def nearest_good(
             )
         found.append(evidence)
     return found
+
+
+class Finder:
+    """Asks a memory for the keys nearest to what a head judged."""
+
+    def __init__(self, bank: MemoryBank, head: Head, retrieval: str, encoder: Encoder) -> None:
+        """`head`: attached to `bank`; `retrieval`: as for `mrad.detector.Detector`."""
+        self._bank, self._head, self._retrieval, self._encoder = bank, head, retrieval, encoder
+        self._made: dict[Level, Retriever] = {}
+
+    def of_images(
+        self,
+        features: Features,
+        output: HeadOutput,
+        sizes: Sequence[tuple[int, int]],
+        k: int,
+        exclude: Tensor | None,
+    ) -> list[tuple[Evidence, ...]]:
+        """Of each image of a batch the nearest keys of all of it, then of its most anomalous patch.
+
+        Args:
+            features: of the batch.
+            output: what the head said of it.
+            sizes: width, height of each image.
+            k: how many for each level.
+            exclude: int64 [B], entry rows not to find, or -1.
+        """
+        if k < 1:
+            return [()] * len(features)
+        whole = [Asked(query) for query in features.class_query()]
+        local = hottest(self.patch_query(features), output.patch, sizes, self._encoder.grid)
+        image = self.nearest("image", whole, k, exclude)
+        parts = self.nearest("patch", local, k, exclude)
+        return [(*one, *part) for one, part in zip(image, parts)]
+
+    def nearest(
+        self, level: Level, asked: Sequence[Asked], k: int, exclude: Tensor | None
+    ) -> list[list[Evidence]]:
+        """The k nearest of each; see `nearest_keys`."""
+        if level == "patch" and isinstance(self._head, NNHead):
+            return nearest_good(self._bank, self._head, asked, k, exclude, self._encoder.grid)
+        return nearest_keys(self._bank, level, asked, k, exclude, self.retriever)
+
+    def patch_query(self, features: Features) -> Tensor:
+        """What of a patch is asked for as evidence [B, N, W]: what the head compares."""
+        if isinstance(self._head, NNHead):
+            return features.local_query()
+        return features.patch_query()
+
+    def retriever(self, level: Level) -> Retriever:
+        """Cosine similarity on the bank's own keys, whatever the head projects."""
+        own: Any = getattr(self._head, level, None)
+        if isinstance(own, ExactRetriever) and self._head.name == "tf":
+            return own
+        if level not in self._made:
+            memory = self._bank.image if level == "image" else self._bank.patch
+            device = self._encoder.device
+            self._made[level] = make_retriever(memory, mode=self._retrieval, device=device)
+        return self._made[level]

@@ -211,12 +211,18 @@ def overlay(
     low: float | None = None,
     high: float | None = None,
     alpha: float = 0.5,
+    unseen: BoolArray | None = None,
 ) -> Image.Image:
-    """Heat map over the image, RGB, at the image's size.
+    """Heat map over the image, RGB, at the image's size. Cold places stay transparent.
 
-    `values` float32 [H, W]; where a map was scaled down, the image is too. `low` and `high` are the values of the coldest and hottest colour.
-    Left out, they are the map's own smallest and largest, which shows WHERE, not HOW MUCH: pass
-    fixed ones to compare images. Cold places stay transparent.
+    Args:
+        image: upright; where the map was scaled down, it is too.
+        values: float32 [H, W].
+        low: value of the coldest colour. Left out, it is the map's own smallest, which shows WHERE, not
+            HOW MUCH: pass a fixed one to compare images.
+        high: the same of the hottest colour.
+        alpha: how much of the hottest colour covers the image.
+        unseen: pixels [H, W] that were not looked at closely: they are darkened.
     """
     low = float(values.min()) if low is None else low
     high = float(values.max()) if high is None else high
@@ -229,6 +235,8 @@ def overlay(
         colours = _colours()[(heat * 255).astype(np.uint8)]
         weight = (alpha * np.sqrt(heat))[..., None]
         mixed[rows] = np.round(under[rows].astype(np.float32) * (1 - weight) + colours * weight)
+        if unseen is not None:
+            mixed[rows][unseen[rows]] //= 3
     return Image.fromarray(mixed)
 
 

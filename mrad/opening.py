@@ -55,7 +55,7 @@ class Sheet:
     @property
     def places(self) -> Places:
         """See `mrad.encoder.stream.Cut`."""
-        return self.decoded.places
+        return self.canvas.places
 
     @property
     def pixels(self) -> Tensor | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from mrad.maps import anomaly_map, at_shape, fuse, map_operator, resize_map, top
 from mrad.types import FloatArray, PartScore, TileScore
 
 WORKING = 8_000_000
-"""Pixels, at most, of the map from which the top score is taken: 32 MB, and as much to find the largest."""
+"""Pixels, at most, of the map of a coarse look: 32 MB."""
 FULL = 32_000_000
 """Pixels of a picture up to which its map is given at full size unless told otherwise: 128 MB."""
 
@@ -36,6 +36,8 @@ class Axis:
     """Output pixels of each tile."""
     operators: tuple[Tensor, ...]
     """[n, g] of each: upsampling and blur, times the tile's share of each output pixel."""
+    shares: tuple[Tensor, ...]
+    """[n] of each: that share."""
 
     @classmethod
     def of(cls, starts: Sequence[int], side: int, length: int, out: int, operator: Tensor) -> Axis:
@@ -53,16 +55,16 @@ class Axis:
             spans.append(slice(int(first), int(end)))
             weights.append(np.minimum(inside, side - inside).clip(1e-6))
             total[first:end] += weights[-1]
-        operators = []
+        operators, shares = [], []
         size = len(operator)
         for start, span, weight in zip(starts, spans, weights):
             place = ((centres[span] - start) * (size / side) - 0.5).clip(0, size - 1)
             low = np.floor(place).astype(np.int64)
             part = torch.from_numpy((place - low).astype(np.float32))[:, None]
             rows = torch.lerp(operator[low], operator[np.minimum(low + 1, size - 1)], part)
-            share = torch.from_numpy((weight / total[span]).astype(np.float32))[:, None]
-            operators.append(rows * share)
-        return cls(tuple(spans), tuple(operators))
+            shares.append(torch.from_numpy((weight / total[span]).astype(np.float32)))
+            operators.append(rows * shares[-1][:, None])
+        return cls(tuple(spans), tuple(operators), tuple(shares))
 
 
 def blend(
@@ -71,22 +73,29 @@ def blend(
     """The map of a section, float32 [height, width] of `size` (width, height), without seams.
 
     `grids`: number of a tile -> its patch probabilities [g, g]; a tile that has none counts as 0, which
-    happens only where no pixel is of interest.
+    happens where no pixel is of interest. Where only some tiles are looked at (`Section.only`), these
+    share each pixel among them, and what none shows is 0.
     """
     width, height = size
     columns = Axis.of(section.columns, section.tile[0], section.size[0], width, operator)
     rows = Axis.of(section.rows, section.tile[1], section.size[1], height, operator)
     out = torch.zeros(height, width)
+    shares = None if section.only is None else torch.zeros(height, width)
     for tile in section.tiles:
         row, column = divmod(tile.number - section.first, len(section.columns))
         part = rows.operators[row] @ grids[tile.number] @ columns.operators[column].T
-        out[rows.spans[row], columns.spans[column]] += part
+        place = rows.spans[row], columns.spans[column]
+        out[place] += part
+        if shares is not None:
+            shares[place] += torch.outer(rows.shares[row], columns.shares[column])
+    if shares is not None:
+        out /= shares.clamp_min_(1e-12)
     return out.clamp_(0, 1)
 
 
 def working_size(section: Section, image_size: int) -> tuple[int, int]:
-    """Width, height of the map that scores are taken from: a tile has the encoder's pixels, within
-    `WORKING` pixels for the whole."""
+    """Width, height of a coarse look's map: a tile has the encoder's pixels, within `WORKING` pixels for
+    the whole."""
     (width, height), (across, down) = section.size, section.tile
     wide, high = width * image_size / across, height * image_size / down
     shrink = min(1.0, math.sqrt(WORKING / (wide * high)))
@@ -123,19 +132,16 @@ class Rules:
 class Canvas:
     """What is known of one picture while its tiles are judged. `add` is thread-safe."""
 
-    def __init__(self, places: Places, rules: Rules) -> None:
-        self.places, self.rules = places, rules
+    def __init__(self, places: Places, rules: Rules, finer: Places | None = None) -> None:
+        """`finer`: what this look, a coarse one, is to choose from."""
+        self.places, self.rules, self.finer = places, rules, finer
         self._grids: dict[int, Tensor] = {}
         self._levels: dict[int, float] = {}
+        self._tops: dict[int, float] = {}
         self._peaks: dict[str, tuple[Peak, Peak]] = {}
         self._counted = 0
         self._lock = threading.Lock()
         self._section = {tile.number: s for s in places.sections for tile in s.tiles}
-
-    @property
-    def done(self) -> bool:
-        """Whether every tile was judged."""
-        return len(self._grids) == len(self.places.tiles)
 
     def count(self) -> bool:
         """One tile more is done, drawn or drawn over; whether it was the last. For several threads."""
@@ -153,34 +159,82 @@ class Canvas:
         if section.inside is not None:  # a patch outside is no evidence
             shown = torch.where(_centres(section.counts(tile), grid), cells, -1.0)
         best = int(shown.argmax())
-        whole = Peak(image, tile, queries[0])
+        top = self._top(section, tile, cells)
+        score = (1 - self.rules.fusion) * top + self.rules.fusion * image
+        whole = Peak(score, tile, queries[0])
         local = Peak(float(shown[best]), tile, queries[1][best].clone(), best)
         with self._lock:
             self._grids[tile.number] = cells.view(grid, grid)
-            self._levels[tile.number] = image
+            self._levels[tile.number], self._tops[tile.number] = image, top
             before = self._peaks.get(section.name, (whole, local))
             self._peaks[section.name] = (
                 whole if whole.value > before[0].value else before[0],
                 local if local.value > before[1].value else before[1],
             )
 
+    def closer(self) -> Canvas | None:
+        """After a coarse look: where the picture's strongest tiles are gathered. None after a last look.
+
+        A tile is as strong as the top score of the coarse map inside it. Every section keeps its own
+        share of tiles, one at least.
+        """
+        if self.finer is None:
+            return None
+        chosen = []
+        for section, fine in zip(self.places.sections, self.finer.sections, strict=True):
+            values = torch.from_numpy(
+                self._drawn(section, working_size(section, self.rules.image_size))
+            )
+            scale = values.shape[1] / section.size[0], values.shape[0] / section.size[1]
+
+            def strength(
+                tile: Tile,
+                values: Tensor = values,
+                scale: tuple[float, float] = scale,
+                at: tuple[int, int] = section.box[:2],
+            ) -> float:
+                left, top, right, bottom = (
+                    (edge - at[i % 2]) * scale[i % 2] for i, edge in enumerate(tile.box)
+                )
+                own = values[int(top) : math.ceil(bottom), int(left) : math.ceil(right)]
+                return float(top_mean(own[None], self.rules.top)[0])
+
+            count = math.ceil(self.finer.closely * len(fine.every))
+            kept = sorted(fine.every, key=strength, reverse=True)[:count]
+            chosen.append(replace(fine, only=frozenset(tile.number for tile in kept)))
+        return Canvas(replace(self.finer, sections=tuple(chosen), coarse=None), self.rules)
+
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of the judgement."""
+        every = sum(len(section.every) for section in self.places.sections)
+        left = every - len(self.places.tiles)
+        if not left:
+            return ()
+        return (
+            f"looked_at_coarsely: {left} of {every} tiles were looked at coarsely only, as they were "
+            "asked to be; the map is 0 there",
+        )
+
     def parts(self) -> list[PartScore]:
         """Each section's scores, in the layout's order.
 
-        The top score is the mean of the largest pixels of the whole map, as many as the `top` share of
-        one tile has; the image level is that of the strongest tile. So a picture's score is that of its
-        worst place, however much that is good lies around it, and one tile's is one image's.
+        A section's score is that of its worst tile, scored as an image of its own: both terms are of the
+        same tile. The largest top score of one and the largest image level of another would be the
+        maxima of two noises, which grow with the number of good tiles and meet in no defect.
         """
         found = []
         for section in self.places.sections:
-            top = self._top(section)
-            level = max(self._levels[tile.number] for tile in section.tiles)
-            score = fuse(torch.tensor(top), torch.tensor(level), self.rules.fusion)
-            found.append(PartScore(section.name, section.box, float(score), level, top))
+            numbers = [tile.number for tile in section.tiles]
+            tops = torch.tensor([self._tops[number] for number in numbers])
+            levels = torch.tensor([self._levels[number] for number in numbers])
+            scores = fuse(tops, levels, self.rules.fusion)
+            worst = int(scores.argmax())
+            level, top = self._levels[numbers[worst]], self._tops[numbers[worst]]
+            found.append(PartScore(section.name, section.box, float(scores[worst]), level, top))
         return found
 
     def asked(self, name: str) -> tuple[Asked, Asked]:
-        """What asks the memory for evidence: a section's strongest tile, and its strongest patch."""
+        """What asks the memory for evidence: a section's worst tile, and its strongest patch."""
         whole, local = self._peaks[name]
         cell = divmod(local.cell, self.rules.grid)
         box = None if self.places.whole else whole.tile.box
@@ -192,7 +246,10 @@ class Canvas:
         """Every tile with its image probability and its largest patch probability."""
         return tuple(
             TileScore(tile.box, self._levels[tile.number], float(self._grids[tile.number].max()))
-            for tile in self.places.tiles
+            if tile.number in self._grids
+            else TileScore(tile.box, 0.0, 0.0, closely=False)
+            for section in self.places.sections
+            for tile in section.every
         )
 
     def map(self, most: int | None = FULL) -> FloatArray:
@@ -219,32 +276,33 @@ class Canvas:
         return out
 
     def _drawn(self, section: Section, size: tuple[int, int]) -> FloatArray:
-        if len(section.tiles) == 1 and section.tile == section.size:
+        if section.tile == section.size:
             return resize_map(self._square(section), size)
         return np.asarray(blend(section, self._grids, size, self.rules.operator).numpy())
 
     def _square(self, section: Section) -> Tensor:
         """The map [S, S] of a section that is one tile."""
-        cells = self._grids[section.tiles[0].number].reshape(1, -1)
-        return anomaly_map(cells, self.rules.image_size, self.rules.sigma)[0]
+        return self._own_map(self._grids[section.tiles[0].number])
 
-    def _top(self, section: Section) -> float:
-        size = working_size(section, self.rules.image_size)
-        if len(section.tiles) == 1 and section.tile == section.size:
-            values = self._square(section)
-        else:
-            values = blend(section, self._grids, size, self.rules.operator)
-        if section.inside is not None:
-            shown = torch.from_numpy(at_shape(section.inside, tuple(values.shape)).copy())
-            values = values[shown] if shown.any() else values.flatten()
-        if len(section.tiles) == 1:
-            return float(top_mean(values.reshape(1, -1), self.rules.top)[0])
-        # The same of a large map: `topk` would take four times its memory.
-        flat = values.numpy().ravel()
-        share = math.prod(section.tile) / math.prod(section.size)
-        count = min(len(flat), max(1, int(math.prod(size) * share * self.rules.top)))
-        flat.partition(len(flat) - count)
-        return float(flat[len(flat) - count :].mean(dtype=np.float64))
+    def _own_map(self, cells: Tensor) -> Tensor:
+        """The map [S, S] of one tile's patch probabilities."""
+        return anomaly_map(cells.reshape(1, -1), self.rules.image_size, self.rules.sigma)[0]
+
+    def _top(self, section: Section, tile: Tile, cells: Tensor) -> float:
+        """A tile's top score, of its pixels of interest alone.
+
+        Of a section that is cut, as many pixels count as the `top` share of a whole tile has: at the edge
+        of a region a tile may have few, and the largest of few says little.
+        """
+        values = self._own_map(cells)
+        if section.inside is None:
+            return float(top_mean(values[None], self.rules.top)[0])
+        shown = torch.from_numpy(at_shape(section.counts(tile), tuple(values.shape)).copy())
+        own = values[shown] if shown.any() else values.flatten()
+        if len(section.every) == 1:
+            return float(top_mean(own[None], self.rules.top)[0])
+        count = min(len(own), max(1, int(values.numel() * self.rules.top)))
+        return float(own.topk(count).values.mean())
 
 
 def _centres(counts: np.ndarray[Any, np.dtype[np.bool_]], grid: int) -> Tensor:

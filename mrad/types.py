@@ -86,6 +86,8 @@ class TileScore:
     box: Box
     class_score: float
     peak: float
+    closely: bool = True
+    """False: it was only looked at coarsely, and both are 0 (`mrad.images.tiles.Tiling`)."""
 
 
 @dataclass(frozen=True)
@@ -115,4 +117,16 @@ class Prediction:
 
     def warned(self, warnings: tuple[str, ...]) -> Prediction:
         """The same with what there is to say about its input."""
-        return replace(self, warnings=warnings) if warnings else self
+        return replace(self, warnings=(*warnings, *self.warnings)) if warnings else self
+
+    def unseen(self, shape: tuple[int, ...]) -> BoolArray | None:
+        """Pixels [h, w] of a map of `shape` that were not looked at closely; None where all were."""
+        if all(tile.closely for tile in self.tiles):
+            return None
+        found = np.zeros(shape, dtype=bool)
+        for tile in sorted(self.tiles, key=lambda tile: tile.closely):
+            x, y = shape[1] / self.size[0], shape[0] / self.size[1]
+            left, top, right, bottom = tile.box
+            rows = slice(round(top * y), round(bottom * y))
+            found[rows, round(left * x) : round(right * x)] = not tile.closely
+        return found

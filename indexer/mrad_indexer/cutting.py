@@ -92,12 +92,22 @@ def layout_of(
     *,
     tile: str | None = None,
     overlap: float = OVERLAP,
+    closely: float = 1.0,
     roi: Path | None = None,
     parts: Path | None = None,
 ) -> tuple[Layout, Extent]:
     """The layout that was asked for, and what it follows from.
 
-    `tile`: a number of pixels, `auto`, or None for none. Raises `DataError`, `MRADError`.
+    Args:
+        dataset: the pictures.
+        encoder: what they are shown to.
+        tile: a number of pixels, `auto`, or None for none.
+        overlap: share of a tile that its neighbour shows too.
+        closely: see `Tiling`.
+        roi: file of a region of interest.
+        parts: file of named parts.
+
+    Raises `DataError`, `MRADError`.
     """
     extent = extent_of(dataset, encoder.image_size)
     if not extent.sizes:
@@ -107,8 +117,11 @@ def layout_of(
     drawn_on = extent.sizes[0]
     area = None if roi is None else read_roi(roi, drawn_on)
     named = () if parts is None else read_parts(parts, drawn_on)
-    layout = Layout(None, area, named)
-    return Layout(tiling_of(tile, overlap, extent, layout, encoder), area, named), extent
+    tiling = tiling_of(tile, overlap, extent, Layout(None, area, named), encoder)
+    layout = Layout(tiling, area, named)
+    if closely < 1 and (tiling is not None or tile != "auto"):
+        layout = layout.looked_at_closely(closely)
+    return layout, extent
 
 
 def tiling_of(

@@ -1,4 +1,4 @@
-"""Whether a picture is like those that the memory learned from: depth, brightness, contrast.
+"""Whether a picture is like those that the memory learned from: depth, brightness, contrast, shape.
 
 Behind all decoding: a picture that was misread is mostly far too dark, too pale or flat, and a verdict
 on it would be wrong in silence.
@@ -6,6 +6,7 @@ on it would be wrong in silence.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,10 @@ SLACK = 10.0
 """Levels by which brightness and contrast may differ in any case."""
 TIMES = 2.0
 """How many times less or more contrast than any of the memory's is far outside."""
+ENLARGED = 4.0
+"""How many times a picture may be enlarged to the encoder's input, where the memory's are not as small."""
+STRETCHED = 1.5
+"""How many times wider or narrower, for its height, than any of the memory's is another shape."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,10 @@ class InputProfile:
     """Kind -> bits that are assumed of pictures that do not state it."""
     bit_depth: int | None = None
     """The same by the word of whoever built the memory."""
+    side: int = 0
+    """Shorter side of the smallest, pixels; 0: nobody knows."""
+    aspect: tuple[float, float] = (math.inf, 0.0)
+    """Lowest and highest width over height."""
 
     def seen(self, picture: Picture) -> InputProfile:
         """The profile with one picture more."""
@@ -49,17 +58,22 @@ class InputProfile:
             brightness=_wider(brightness, picture.brightness),
             contrast=_wider(contrast, picture.contrast),
             depths=depths,
-        )
+        )._shaped(picture.size)
 
-    def widened(self, levels: tuple[float, float]) -> InputProfile:
-        """The profile with the mean and the deviation of one more picture's levels.
+    def _shaped(self, size: tuple[int, int]) -> InputProfile:
+        smallest = min(min(size), self.side or min(size))
+        return replace(self, side=smallest, aspect=_wider(self.aspect, size[0] / size[1]))
+
+    def widened(self, levels: tuple[float, float], size: tuple[int, int]) -> InputProfile:
+        """The profile with the mean and the deviation of one more picture's levels, and its size.
 
         Unchanged where it knows no picture at all: one alone would set all others apart.
         """
         if not self.images:
             return self
         brightness = _wider(self.brightness, levels[0])
-        return replace(self, brightness=brightness, contrast=_wider(self.contrast, levels[1]))
+        wider = replace(self, brightness=brightness, contrast=_wider(self.contrast, levels[1]))
+        return wider._shaped(size) if self.side else wider
 
     def joined(self, other: InputProfile) -> InputProfile:
         """The profile of both memories' pictures."""
@@ -72,6 +86,8 @@ class InputProfile:
             brightness=_union(self.brightness, other.brightness),
             contrast=_union(self.contrast, other.contrast),
             depths=depths,
+            side=min((side for side in (self.side, other.side) if side), default=0),
+            aspect=_union(self.aspect, other.aspect),
         )
 
     def options(self, options: ReadOptions) -> ReadOptions:
@@ -79,13 +95,38 @@ class InputProfile:
         depth = self.bit_depth if options.bit_depth is None else options.bit_depth
         return replace(options, bit_depth=depth, assume={**self.depths, **options.assume})
 
-    def check(self, picture: Picture) -> tuple[str, ...]:
-        """The picture's own warnings, and what sets it apart from the memory's."""
+    def check(self, picture: Picture, image_size: int) -> tuple[str, ...]:
+        """The picture's own warnings, and what sets it apart from the memory's.
+
+        `image_size`: side of the encoder's input, pixels.
+        """
+        shape = [*self._small(picture.size, image_size), *self._shape(picture.size)]
         if not self.images:
-            return picture.warnings
+            return (*picture.warnings, *shape)
         flat = self.contrast[0] < 2 * FLAT  # then flat pictures are everyday here
-        kept = (w for w in picture.warnings if not (flat and code_of(w) == "uniform"))
-        return (*kept, *self._brightness(picture.brightness), *self._contrast(picture.contrast))
+        kept = [w for w in picture.warnings if not (flat and code_of(w) == "uniform")]
+        levels = [*self._brightness(picture.brightness), *self._contrast(picture.contrast)]
+        return (*kept, *levels, *shape)
+
+    def _small(self, size: tuple[int, int], image_size: int) -> list[str]:
+        usual = RATIO * self.side if self.side else math.inf
+        if ENLARGED * min(size) >= image_size or min(size) >= usual:
+            return []
+        than = f"; the memory's images have {self.side} and more" if self.side else ""
+        return [
+            f"too_small: the picture is {size[0]} x {size[1]} pixels, enlarged "
+            f"{image_size / min(size):.0f} times to the encoder's {image_size}{than}: give the "
+            "original, not a thumbnail or a crop"
+        ]
+
+    def _shape(self, size: tuple[int, int]) -> list[str]:
+        value, (low, high) = size[0] / size[1], self.aspect
+        if not self.side or low / STRETCHED <= value <= high * STRETCHED:
+            return []
+        return [
+            f"other_shape: width over height is {value:.2f}, the memory's images have {low:.2f} to "
+            f"{high:.2f}: it shows something else, or is squeezed otherwise; crop it as they are"
+        ]
 
     def _brightness(self, value: float) -> list[str]:
         low, high = self.brightness
@@ -117,6 +158,7 @@ class InputProfile:
             "contrast": [round(value, 2) for value in self.contrast],
             "depths": dict(self.depths),
             "bit_depth": self.bit_depth,
+            **({"side": self.side, "aspect": list(self.aspect)} if self.side else {}),
         }
 
     @classmethod
@@ -130,6 +172,8 @@ class InputProfile:
             (float(stored["contrast"][0]), float(stored["contrast"][1])),
             {str(kind): int(bits) for kind, bits in stored["depths"].items()},
             stored.get("bit_depth"),
+            int(stored.get("side", 0)),
+            tuple(map(float, stored.get("aspect", (math.inf, 0.0)))),  # type: ignore[arg-type]
         )
 
 

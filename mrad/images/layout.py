@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -39,6 +39,8 @@ class Section:
     """Width, height of each tile."""
     first: int
     """Number of its first tile."""
+    only: frozenset[int] | None = None
+    """Numbers of the tiles that are looked at; None for all."""
 
     @property
     def size(self) -> Size:
@@ -48,6 +50,11 @@ class Section:
     @cached_property
     def tiles(self) -> tuple[Tile, ...]:
         """Row by row; those without a pixel that counts are left out."""
+        return tuple(t for t in self.every if self.only is None or t.number in self.only)
+
+    @cached_property
+    def every(self) -> tuple[Tile, ...]:
+        """The same with those that are not looked at (`only`)."""
         return tuple(tile for tile in self._all() if self.inside is None or self.counts(tile).any())
 
     def counts(self, tile: Tile) -> BoolArray:
@@ -75,13 +82,20 @@ class Places:
 
     size: Size
     sections: tuple[Section, ...]
-    shift: tuple[int, int] = (0, 0)
-    """How far regions were moved to where this picture shows them."""
+    coarse: Places | None = None
+    """What is looked at first, where only some of the tiles are looked at then."""
+    closely: float = 1.0
+    """The share of them."""
 
     @cached_property
     def tiles(self) -> tuple[Tile, ...]:
         """Those of all sections."""
         return tuple(tile for section in self.sections for tile in section.tiles)
+
+    @property
+    def several(self) -> bool:
+        """Whether the picture is cut, however few of its tiles are looked at."""
+        return sum(len(section.every) for section in self.sections) > 1
 
     @property
     def whole(self) -> bool:
@@ -103,13 +117,13 @@ class Places:
         return found
 
     def place_of(self, number: int) -> Place | None:
-        """Where a tile would lie in a picture whose regions did not move; None for no such tile."""
+        """Where in its picture a tile lies; None for no such tile."""
         for section in self.sections:
             if section.first <= number < section.first + len(section.columns) * len(section.rows):
                 box = section.box_of(number)
                 if box == (0, 0, *self.size):
                     return WHOLE
-                shares = ((e - self.shift[i % 2]) / self.size[i % 2] for i, e in enumerate(box))
+                shares = (edge / self.size[i % 2] for i, edge in enumerate(box))
                 left, top, right, bottom = (round(share, 4) for share in shares)
                 return left, top, right, bottom
         return None
@@ -141,17 +155,17 @@ class Layout:
         """Whether every picture is looked at as a whole."""
         return self == PLAIN
 
-    def places(self, size: Size, shift: tuple[int, int] = (0, 0)) -> Places:
-        """What is looked at in a picture of `size`; `shift` moves parts and region of interest.
+    def places(self, size: Size) -> Places:
+        """What is looked at in a picture of `size`.
 
         Raises `LayoutError` where a region does not fit the picture.
         """
         sections: list[Section] = []
         first = 0
         for area in self.parts or (self.roi,):
-            box, inside = ((0, 0, *size), None) if area is None else area.inside(size, shift)
+            box, inside = ((0, 0, *size), None) if area is None else area.inside(size)
             if self.parts and self.roi is not None:
-                inside = _both(box, inside, *self.roi.inside(size, shift))
+                inside = _both(box, inside, *self.roi.inside(size))
                 if not inside.any():
                     raise LayoutError(f"part {area.name!r} lies outside the region of interest")  # type: ignore[union-attr]
             width, height = box[2] - box[0], box[3] - box[1]
@@ -168,7 +182,25 @@ class Layout:
             )
             sections.append(found)
             first += len(found.columns) * len(found.rows)
-        return Places(size, tuple(sections), shift)
+        places = Places(size, tuple(sections))
+        if self.tiling is None or self.tiling.closely == 1:
+            return places
+        coarse = replace(self, tiling=self.tiling.coarser).places(size)
+        share = self.tiling.closely
+        saves = len(coarse.tiles) + share * len(places.tiles) < len(places.tiles)
+        return replace(places, coarse=coarse, closely=share) if saves else places
+
+    def looked_at_closely(self, share: float) -> Layout:
+        """The same with another share of tiles that are looked at closely (`Tiling.closely`).
+
+        Raises `LayoutError` where pictures are not cut.
+        """
+        if self.tiling is None:
+            raise LayoutError(
+                "a share of tiles to look at closely needs tiles, and this memory does not cut "
+                "pictures: build one with --tile"
+            )
+        return replace(self, tiling=replace(self.tiling, closely=share))
 
     def to_json(self) -> dict[str, Any]:
         """As a bank's metadata keep it; only what is set."""
@@ -187,7 +219,7 @@ class Layout:
         try:
             tiling = facts.get("tiling")
             return cls(
-                None if tiling is None else Tiling(int(tiling["side"]), float(tiling["overlap"])),
+                None if tiling is None else Tiling.from_json(tiling),
                 Area.from_json(facts["roi"]) if facts.get("roi") else None,
                 tuple(Area.from_json(part) for part in facts.get("parts", ())),
             )

@@ -54,11 +54,13 @@ class Picture:
     """Mean level, 0 to 255."""
     contrast: float = 0.0
     """Standard deviation of the levels."""
+    full: tuple[int, int] | None = None
+    """Width, height of the upright picture where `image` is a stand-in."""
 
     @property
     def size(self) -> tuple[int, int]:
         """Width, height of the upright picture."""
-        return self.image.size
+        return self.full or self.image.size
 
 
 def read_image(source: ImageInput, *, options: ReadOptions | None = None) -> Picture:
@@ -268,6 +270,7 @@ def _picture(raster: Raster, options: ReadOptions, name: str) -> Picture:
         raster.pages,
         float(values.mean()),
         float(values.std()),
+        image.size,
     )
     return replace(picture, warnings=(*notes, *_flat(picture)))
 

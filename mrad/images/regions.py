@@ -47,14 +47,13 @@ class Area:
             raise DataError(f"region {name!r}: a box is [x_min, y_min, x_max, y_max], not {box}")
         return cls((((left, top), (right, top), (right, bottom), (left, bottom)),), size, name)
 
-    def inside(self, size: Size, shift: tuple[int, int] = (0, 0)) -> tuple[Box, BoolArray | None]:
+    def inside(self, size: Size) -> tuple[Box, BoolArray | None]:
         """Bounding box on a picture of `size`, and which of its pixels [h, w] count; None for all.
 
-        A picture of another size has the region scaled to it. `shift` moves it (alignment).
-        Raises `LayoutError` where the aspect differs, or nothing of the region lies in the picture.
+        A picture of another size has the region scaled to it. Raises `LayoutError` where the aspect differs, or nothing of the region lies in the picture.
         """
         scale = self._scale(size)
-        moved = [np.array(points) * scale + shift for points in self.polygons]
+        moved = [np.array(points) * scale for points in self.polygons]
         joined = np.concatenate(moved)
         low = np.floor(joined.min(axis=0) + 1e-6).astype(int).clip(0)
         high = np.ceil(joined.max(axis=0) - 1e-6).astype(int).clip(None, size)
@@ -66,7 +65,7 @@ class Area:
         from skimage.draw import polygon
 
         found = np.zeros((high - low)[::-1], dtype=bool)
-        cut = [np.array(points) * scale + shift for points in self.holes]
+        cut = [np.array(points) * scale for points in self.holes]
         outlines = [(True, points) for points in moved] + [(False, points) for points in cut]
         # The larger first: what lies within a hole counts again.
         for counts, points in sorted(outlines, key=lambda item: -np.prod(np.ptp(item[1], axis=0))):

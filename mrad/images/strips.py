@@ -77,7 +77,8 @@ class Strips:
         """What is known of it without reading it all: brightness and contrast of a small copy."""
         small = self.resize((min(SAMPLED, self.width), min(SAMPLED, self.height)))
         values = np.asarray(small.convert("L"), dtype=float)
-        return Picture(small, brightness=float(values.mean()), contrast=float(values.std()))
+        levels = float(values.mean()), float(values.std())
+        return Picture(small, brightness=levels[0], contrast=levels[1], full=self.size)
 
 
 def open_strips(source: ImageInput, options: ReadOptions) -> Strips | None:

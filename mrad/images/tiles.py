@@ -13,6 +13,8 @@ Size = tuple[int, int]
 """Width, height."""
 
 OVERLAP = 0.25
+COARSER = 2
+"""How many times larger tiles are where all of a picture is looked at coarsely first."""
 MOST_OVERLAP = 0.9
 SHRINK = 2.5
 """`auto`, where no mask says more: a tile is shrunk by so much to fit the encoder."""
@@ -28,16 +30,25 @@ class Tiling:
 
     Along an axis that is shorter than a tile, the tile is as long as the axis: a picture that is
     smaller than a tile is one tile.
+
+    With `closely` below 1 a query is looked at coarsely first, in tiles `COARSER` times as large, and
+    closely at this share of its tiles alone: those that were most anomalous then. A memory's own
+    pictures are always looked at closely.
     """
 
     side: int
     overlap: float = OVERLAP
+    closely: float = 1.0
 
     def __post_init__(self) -> None:
         if self.side < 16:
             raise MRADError(f"a tile of {self.side} pixels is too small; take 16 or more")
         if not 0 <= self.overlap <= MOST_OVERLAP:
             raise MRADError(f"the overlap of tiles lies in [0, {MOST_OVERLAP}], not {self.overlap}")
+        if not 0 < self.closely <= 1:
+            raise MRADError(
+                f"the share of tiles that are looked at closely lies in (0, 1], not {self.closely}"
+            )
 
     def starts(self, length: int) -> tuple[int, ...]:
         """Where tiles begin along an axis of so many pixels: even steps, the last ends with it."""
@@ -51,9 +62,21 @@ class Tiling:
         """Tiles of a picture of `size`."""
         return len(self.starts(size[0])) * len(self.starts(size[1]))
 
+    @property
+    def coarser(self) -> Tiling:
+        """The tiles of the first look."""
+        return Tiling(COARSER * self.side, self.overlap)
+
     def to_json(self) -> dict[str, Any]:
         """As a bank keeps it."""
-        return {"side": self.side, "overlap": self.overlap}
+        facts = {"side": self.side, "overlap": self.overlap}
+        return facts if self.closely == 1 else facts | {"closely": self.closely}
+
+    @classmethod
+    def from_json(cls, facts: dict[str, Any]) -> Tiling:
+        """Inverse of `to_json`."""
+        share = float(facts.get("closely", 1.0))
+        return cls(int(facts["side"]), float(facts["overlap"]), share)
 
 
 def auto_tiling(

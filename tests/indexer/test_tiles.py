@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +15,12 @@ from mrad_indexer.build.build import BuildOptions, build
 from mrad_indexer.calibration.calibrate import score_without_self
 from mrad_indexer.datasets import Dataset, read_dataset
 from mrad_indexer.evaluation.runner import evaluate
+from mrad_indexer.scoring.judge import Judge
 from PIL import Image
 
 from mrad import Detector, Encoder, MemoryBank
 from mrad.images.layout import Layout
-from mrad.images.regions import Area
+from mrad.images.regions import Area, parse_parts
 from mrad.images.tiles import Tiling
 
 LAYOUT = Layout(Tiling(96, 0.25))
@@ -133,7 +139,7 @@ def run(*words: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def boards(tmp_path_factory, demo_images) -> Path:
+def mosaics(tmp_path_factory, demo_images) -> Path:
     """Mosaics of DeepPCB boards, 1,920 x 1,280: six boards each, one of them defective or none."""
     root = tmp_path_factory.mktemp("boards")
     for name in ("good", "defect", "masks"):
@@ -155,8 +161,8 @@ def boards(tmp_path_factory, demo_images) -> Path:
     return root
 
 
-def test_mosaics_go_through_build_and_score_by_the_command_line(boards, tmp_path):
-    out = run("build", boards, "--out", tmp_path / "bank", "--tile", 640, "--tile-overlap", 0)
+def test_mosaics_go_through_build_and_score_by_the_command_line(mosaics, tmp_path):
+    out = run("build", mosaics, "--out", tmp_path / "bank", "--tile", 640, "--tile-overlap", 0)
     assert "tiles of 640 px" in out
     assert "6 tiles in a picture of 1920 x 1280" in out
     bank = MemoryBank.load(tmp_path / "bank")
@@ -164,19 +170,19 @@ def test_mosaics_go_through_build_and_score_by_the_command_line(boards, tmp_path
     assert len(bank.image) == 8 * 6
     assert int(bank.image.labels.sum()) == 4
     assert "tiles of 640 px" in run("bank", "inspect", tmp_path / "bank")
-    run("score", boards / "defect", "--bank", tmp_path / "bank", "--out", tmp_path / "scores")
+    run("score", mosaics / "defect", "--bank", tmp_path / "bank", "--out", tmp_path / "scores")
     table = (tmp_path / "scores" / "results.csv").read_text()
     assert "peak_box" in table.splitlines()[0]
     assert len(list((tmp_path / "scores" / "overlays").iterdir())) == 4
 
 
-def test_auto_says_what_it_chose_and_without_tiles_what_is_lost(boards, tmp_path):
-    auto = run("build", boards, "--out", tmp_path / "auto", "--tile", "auto")
+def test_auto_says_what_it_chose_and_without_tiles_what_is_lost(mosaics, tmp_path):
+    auto = run("build", mosaics, "--out", tmp_path / "auto", "--tile", "auto")
     assert "tiles of" in auto
     assert MemoryBank.load(tmp_path / "auto").layout.tiling is not None
-    plain = run("build", boards, "--out", tmp_path / "plain")
+    plain = run("build", mosaics, "--out", tmp_path / "plain")
     assert "--tile auto would cut them into tiles" in plain
-    checked = run("data", "check", boards)
+    checked = run("data", "check", mosaics)
     assert "large images" in checked
     assert "mrad build --tile auto" in checked
 
@@ -223,3 +229,71 @@ def test_a_head_is_not_trained_on_a_memory_of_tiles(bank, dataset, tiny_encoder,
     with pytest.raises(HeadError, match="in tiles"):
         train("ft", tiny_encoder, dataset.records, checkpoint, tmp_path / "cache", bank=bank)
     assert not checkpoint.exists()
+
+
+PARTS = {
+    "size": [640, 640],
+    "parts": {"left": {"box": [0, 0, 320, 640]}, "right": {"box": [320, 0, 640, 640]}},
+}
+
+
+def test_parts_and_a_share_of_tiles_by_the_command_line(board_bank, demo_images, tmp_path):
+    """`--parts` of `mrad score` and `mrad watch`: a score and a verdict for each part."""
+    parts = tmp_path / "parts.json"
+    parts.write_text(json.dumps(PARTS))
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    source = sorted((demo_images / "memory" / "defect").iterdir())[0]
+    shutil.copy(source, inbox / source.name)
+    given = ("--bank", board_bank, "--parts", parts, "--threshold", 0.5, "--format", "jsonl")
+    run("score", inbox, *given, "--out", tmp_path / "scores", "--no-overlays")
+    (line,) = (tmp_path / "scores" / "results.jsonl").read_text().splitlines()
+    told = json.loads(json.loads(line)["parts"])
+    areas = parse_parts(PARTS)
+    (wanted,) = Judge.load(board_bank, parts=areas, device="cpu").detector.predict([source])
+    assert {name: part["score"] for name, part in told.items()} == {
+        part.name: pytest.approx(part.score, abs=1e-5) for part in wanted.parts
+    }
+    assert all(part["verdict"] in ("normal", "anomalous") for part in told.values())
+
+    out = tmp_path / "watched"
+    words = ["watch", inbox, "--bank", board_bank, "--parts", parts, "--out", out]
+    watch = subprocess.Popen(
+        [str(Path(sys.executable).parent / "mrad"), *map(str, words), "--settle", "0"],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 240
+        record = out / "verdicts.jsonl"
+        while not record.exists() or source.name not in record.read_text():
+            assert time.monotonic() < deadline
+            assert watch.poll() is None
+            time.sleep(0.1)
+    finally:
+        watch.terminate()
+        watch.wait(60)
+    row = json.loads(record.read_text().splitlines()[-1])
+    assert set(json.loads(row["parts"])) == {"left", "right"}
+
+
+def test_a_coarse_look_by_the_command_line(mosaics, tmp_path):
+    bank = tmp_path / "bank"
+    out = run("build", mosaics, "--out", bank, "--tile", 320, "--tile-closely", 0.25)
+    assert "25 % of them closely" in out
+    assert MemoryBank.load(bank).layout.tiling == Tiling(320, 0.25, 0.25)
+    image = mosaics / "defect" / "0.png"
+    for words, some in (((), True), (("--tile-closely", 1), False)):
+        folder = tmp_path / f"scores{len(words)}"
+        run("score", image, "--bank", bank, "--out", folder, "--format", "jsonl", *words)
+        (line,) = (folder / "results.jsonl").read_text().splitlines()
+        assert ("looked_at_coarsely" in line) is some
+
+
+def test_eval_judges_coarse_to_fine_as_the_detector_does(bank, dataset, tiny_encoder):
+    layout = bank.layout.looked_at_closely(0.3)
+    detector = Detector(tiny_encoder, bank).with_layout(layout)
+    result = evaluate({"some": detector}, dataset)
+    (item,) = result.candidates[0].objects
+    direct = detector.predict([dataset.records[0].image])[0]
+    assert any(not tile.closely for tile in direct.tiles)
+    assert item.scores[0].score == pytest.approx(direct.score, abs=1e-6)

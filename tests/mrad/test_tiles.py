@@ -14,7 +14,7 @@ from mrad.errors import MRADError
 from mrad.heads.goods.levels import PlaceLevels
 from mrad.images.layout import PLAIN, Layout
 from mrad.images.tiles import Tiling, auto_tiling
-from mrad.maps import map_operator, top_mean
+from mrad.maps import anomaly_map, map_operator, top_mean
 from mrad.tiled import Axis, Canvas, Rules, blend
 
 RULES = Rules(grid=6, image_size=96, sigma=4.0, top=0.01, fusion=0.7)
@@ -96,14 +96,21 @@ def test_the_score_is_that_of_the_worst_place():
     (part,) = canvas.parts()
     section = canvas.places.sections[0]
     whole = blend(section, canvas._grids, (480, 384), RULES.operator)
-    tile = round(96 * 96 * 0.01)  # the top share of one tile's pixels, wherever they lie
-    assert part.top_score == pytest.approx(
-        float(whole.flatten().topk(tile).values.mean()), abs=1e-3
-    )
+    last = anomaly_map(canvas._grids[canvas.places.tiles[-1].number].reshape(1, -1), 96)
+    assert part.top_score == pytest.approx(float(top_mean(last)[0]), abs=1e-6)
     assert part.top_score > float(top_mean(whole[None])[0])
-    for number, tile in enumerate(canvas.places.tiles):
-        canvas._levels[tile.number] = 0.1 + 0.001 * number
-    assert canvas.parts()[0].class_score == pytest.approx(max(canvas._levels.values()))
+
+
+def test_both_terms_of_a_score_are_of_the_same_tile():
+    """One tile has the largest top, another the largest level: neither alone is the worst."""
+    canvas = canvas_of((500, 400), Tiling(100, 0.25), lambda x, y: 0 * x + 0 * y + 0.4)
+    tops, levels = canvas._tops, canvas._levels
+    high_top, high_level, both = (t.number for t in canvas.places.tiles[:3])
+    tops[high_top], levels[high_level] = 0.9, 0.6
+    tops[both], levels[both] = 0.8, 0.58
+    (part,) = canvas.parts()
+    assert (part.top_score, part.class_score) == (0.8, 0.58)
+    assert part.score == pytest.approx(0.3 * 0.8 + 0.7 * 0.58)
 
 
 def test_a_tile_takes_part_by_its_shares_alone():

@@ -212,3 +212,41 @@ def test_parts_of_one_request_have_their_own_scores_and_verdicts(client, tiny_de
 def test_parts_that_are_none_are_refused(client, png, parts):
     answer = client.post("/v1/score", files=[("images", ("a.png", png()))], data={"parts": parts})
     assert answer.status_code == 422, answer.text
+
+
+def test_a_coarse_look_at_all_then_a_closer_one_as_by_the_library(
+    connect, tiled_path, tiled, tiny_encoder, png, make_image
+):
+    """What was not looked at closely is said in the answer, and dark in an overlay."""
+    client = connect(bank=tiled_path, max_batch=4)
+    asked = {"map": "npy", "fields": "score,map,tiles,peak_box", "tile_closely": 0.2}
+    result, small = score(client, png(3, (400, 300), True), png(4, (80, 64)), **asked)
+    detector = Detector(tiny_encoder, tiled)
+    layout = LAYOUT.looked_at_closely(0.2)
+    (wanted,) = detector.predict([make_image(3, (400, 300), True)[0]], layout=layout)
+    assert result["score"] == pytest.approx(wanted.score, abs=1e-6)
+    assert tuple(result["peak_box"]) == wanted.peak_box
+    assert [tile["closely"] for tile in result["tiles"]] == [t.closely for t in wanted.tiles]
+    assert any(text.startswith("looked_at_coarsely: ") for text in result["warnings"])
+    assert "warnings" not in small, "it is one tile"
+    dark = {}
+    for share in (0.2, 1.0):
+        asked = {"map": "overlay", "fields": "map", "tile_closely": share}
+        (shown,) = score(client, png(3, (400, 300), True), **asked)
+        data = io.BytesIO(base64.b64decode(shown["map"]["data"]))
+        dark[share] = np.asarray(Image.open(data))
+    unseen = wanted.unseen((300, 400))
+    assert (dark[0.2][unseen].mean() < 0.5 * dark[1.0][unseen].mean()).all()
+
+
+@pytest.mark.parametrize("share", ["0", "1.5", "x"])
+def test_a_share_of_tiles_that_is_none_is_refused(connect, tiled_path, png, share):
+    files = [("images", ("a.png", png()))]
+    answer = connect(bank=tiled_path).post("/v1/score", files=files, data={"tile_closely": share})
+    assert answer.status_code == 422
+
+
+def test_a_share_of_tiles_needs_tiles(client, png):
+    files = [("images", ("a.png", png()))]
+    answer = client.post("/v1/score", files=files, data={"tile_closely": 0.5})
+    assert (answer.status_code, "--tile" in answer.json()["detail"]) == (422, True)

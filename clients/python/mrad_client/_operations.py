@@ -48,6 +48,8 @@ class ScoreOptions(TypedDict, total=False):
     parts: Mapping[str, Any] | None
     """Named parts, each with a score and verdict of its own: `size` and `parts`, name -> `box` or
     `polygons`, as in `parts.json`."""
+    tile_closely: float | None
+    """Where the bank cuts images: look at all of one coarsely, then closely at this share of its tiles."""
     full_map: bool
     """Maps of images above 32 megapixels at full size, instead of scaled down to that."""
     bit_depth: int | None

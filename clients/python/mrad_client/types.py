@@ -87,6 +87,8 @@ class Tile(Model):
     class_score: float
     peak: float
     """Its largest patch probability."""
+    closely: bool = True
+    """False: it was looked at coarsely only; its numbers are 0."""
 
 
 class Map(Model):

@@ -56,6 +56,8 @@ export interface ScoreOptions {
     size: [number, number];
     parts: Record<string, { box?: number[]; polygons?: number[][][]; holes?: number[][][] }>;
   };
+  /** Where the bank cuts images: look at all of one coarsely, then closely at this share of its tiles. */
+  tile_closely?: number;
   /** Maps of images above 32 megapixels at full size. */
   full_map?: boolean;
 }

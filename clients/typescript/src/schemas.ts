@@ -426,6 +426,11 @@ export interface components {
             class_score: number;
             /** @description its largest patch probability */
             peak: number;
+            /**
+             * @description false: it was looked at coarsely only, its numbers are 0 (`tile_closely`)
+             * @default true
+             */
+            closely: boolean;
         };
     };
     responses: never;

@@ -83,6 +83,15 @@ def build_command(
     tile_overlap: Annotated[
         float, typer.Option(help="share of a tile that its neighbour shows too", min=0, max=0.9)
     ] = 0.25,
+    tile_closely: Annotated[
+        float,
+        typer.Option(
+            help="look at all of a query coarsely, then closely at this share of its tiles, the most "
+            "anomalous ones: faster, and what the first look misses is missed",
+            min=0.01,
+            max=1,
+        ),
+    ] = 1.0,
     roi: options.ROI = None,
     parts: options.Parts = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
@@ -174,7 +183,13 @@ def build_command(
         to=errors,
     )
     looked_at, extent = layout_of(
-        dataset, loaded, tile=tile, overlap=tile_overlap, roi=roi, parts=parts
+        dataset,
+        loaded,
+        tile=tile,
+        overlap=tile_overlap,
+        closely=tile_closely,
+        roi=roi,
+        parts=parts,
     )
     if below is not None and tile is None and roi is None and parts is None:
         looked_at = below.bank.layout

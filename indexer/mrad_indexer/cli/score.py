@@ -69,6 +69,7 @@ def score_command(
     overlays: options.Overlays = True,
     roi: options.ROI = None,
     parts: options.Parts = None,
+    tile_closely: options.Closely = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="score all again, whatever was done before")
     ] = False,
@@ -119,6 +120,7 @@ def score_command(
         reading=options.reading(bit_depth, strict_input, allow_truncated, max_pixels),
         roi=None if roi is None else read_roi(roi, size_of(items[0].path)),
         parts=() if parts is None else read_parts(parts, size_of(items[0].path)),
+        closely=tile_closely,
     )
     say(f"memory {bank.name}: {judge.detector.bank.composition}", style="dim", to=errors)
     if judge.calibration is not None and judge.calibration.weakness:

@@ -41,6 +41,7 @@ def watch_command(
     overlays: options.Overlays = True,
     roi: options.ROI = None,
     parts: options.Parts = None,
+    tile_closely: options.Closely = None,
     bit_depth: options.BitDepth = None,
     strict_input: options.StrictInput = False,
     allow_truncated: options.Truncated = False,
@@ -74,6 +75,7 @@ def watch_command(
         reading=options.reading(bit_depth, strict_input, allow_truncated, max_pixels),
         roi=None if roi is None else read_roi(roi),
         parts=() if parts is None else read_parts(parts),
+        closely=tile_closely,
     )
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

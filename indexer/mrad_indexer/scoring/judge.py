@@ -60,12 +60,13 @@ class Judge:
         precision: str = "auto",
         roi: Area | None = None,
         parts: tuple[Area, ...] = (),
+        closely: float | None = None,
         reading: ReadOptions | None = None,
         product: str | None = None,
     ) -> Judge:
         """From a bank's folder, on the encoder that it names; see `of`.
 
-        `roi`, `parts`: instead of the bank's own. `product`: judged by what the bank holds of it alone, with thresholds of its own images. Raises `UnknownObjectError` too.
+        `roi`, `parts`, `closely` (`Tiling.closely`): instead of the bank's own. `product`: judged by what the bank holds of it alone, with thresholds of its own images. Raises `UnknownObjectError` too.
         """
         bank = MemoryBank.load(bank_path)
         encoder = encoder_of(bank, pretrained=pretrained, device=device, precision=precision)
@@ -79,9 +80,11 @@ class Judge:
             reading=reading,
             product=product,
         )
-        if roi is None and not parts:
-            return judge
-        layout = replace(bank.layout, roi=roi, parts=parts)
+        layout = bank.layout
+        if roi is not None or parts:
+            layout = replace(layout, roi=roi, parts=parts)
+        if closely is not None:
+            layout = layout.looked_at_closely(closely)
         return replace(judge, detector=judge.detector.with_layout(layout))
 
     @classmethod

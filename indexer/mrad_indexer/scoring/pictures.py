@@ -34,7 +34,8 @@ def draw(image: Image.Image, prediction: Prediction, judge: Judge) -> Image.Imag
         shrink = LONGEST / max(values.shape)
         size = max(1, int(values.shape[1] * shrink)), max(1, int(values.shape[0] * shrink))
         values = resize_map(torch.from_numpy(values), size)
-    picture = overlay(image, values, low=judge.low, high=judge.high, alpha=0.6)
+    unseen = prediction.unseen(values.shape)
+    picture = overlay(image, values, low=judge.low, high=judge.high, alpha=0.6, unseen=unseen)
     inside = values >= (np.inf if judge.pixel_threshold is None else judge.pixel_threshold)
     if not inside.any() or inside.all():
         if prediction.peak_box and judge.verdict(prediction.score) == "anomalous":

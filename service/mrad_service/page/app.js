@@ -137,6 +137,8 @@ function setBoxes(item) {
   const tiles = item.result?.tiles ?? [];
   show($("tiles-box"), tiles.length > 0);
   view.tiles = $("tiles").checked ? tiles.map((tile) => tile.box) : [];
+  view.seen = tiles.filter((tile) => tile.closely).map((tile) => tile.box);
+  view.unseen = tiles.filter((tile) => !tile.closely).map((tile) => tile.box);
   view.parts = item.result?.parts ?? [];
   view.strongest = item.result?.verdict === "anomalous" ? item.result.peak_box : null;
   view.region = item.region?.polygons[0] ?? null;

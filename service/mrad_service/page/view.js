@@ -23,6 +23,9 @@ export class View {
   zoom = { scale: 1, left: 0, top: 0 };
   /** Boxes of tiles and of named parts, and corners of the region judged; pixels of the image. */
   tiles = [];
+  /** Of the tiles those that were looked at closely, and those that were not: these are darkened. */
+  seen = [];
+  unseen = [];
   parts = [];
   region = null;
   /** Box of an anomalous image's strongest place, pixels of the image: framed where nothing is outlined. */
@@ -147,7 +150,22 @@ function paint(context, view, width, height) {
     context.globalAlpha = 1;
     if (view.outlines) stroke(context, view.outline(), thin, "#5ff2ff");
   }
+  if (view.unseen.length) context.drawImage(veil(view, width, height), 0, 0);
   strokeBoxes(context, view, thin);
+}
+
+/** Darkness over what no tile showed closely. */
+function veil(view, width, height) {
+  const canvas = new OffscreenCanvas(width, height);
+  const context = canvas.getContext("2d");
+  const drawn = view.drawnPerPixel;
+  const box = ([x0, y0, x1, y1]) => [x0 * drawn, y0 * drawn, (x1 - x0) * drawn, (y1 - y0) * drawn];
+  context.fillStyle = "rgb(0 0 0 / .66)";
+  const all = new Path2D();
+  for (const tile of view.unseen) all.rect(...box(tile));
+  context.fill(all);
+  for (const tile of view.seen) context.clearRect(...box(tile));
+  return canvas;
 }
 
 /** Tiles, named parts, and the region that is judged or being drawn. */

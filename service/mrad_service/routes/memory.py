@@ -201,7 +201,7 @@ def _widen(memory: DurableMemory, decoded: Decoded) -> None:
     if decoded.levels is None:
         return
     known = memory.bank.profile
-    wider = known.widened(decoded.levels).as_json()
+    wider = known.widened(decoded.levels, decoded.size).as_json()
     if wider != known.as_json():
         memory.put(PROFILE, json.dumps(wider).encode())
 

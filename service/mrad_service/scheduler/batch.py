@@ -91,6 +91,23 @@ def same_encoder(
     return [item for item in own if item.job.model.detectors[device].encoder is first]
 
 
+def least_laden(
+    decoding: Sequence[int], ready: Iterable[Item], usable: Sequence[int], busy: Sequence[bool]
+) -> int:
+    """The device with the fewest images before it: there the next one is uploaded.
+
+    Args:
+        decoding: images on their way to each device.
+        ready: decoded items.
+        usable: devices that work, one at least.
+        busy: whether each device is at work.
+    """
+    waiting = list(decoding)
+    for item in ready:
+        waiting[item.device] += 1
+    return min(usable, key=lambda device: (waiting[device], busy[device]))
+
+
 class BatchSize:
     """How many images a device takes at once: fewer after it was out of memory, then more again."""
 

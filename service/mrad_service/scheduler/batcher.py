@@ -11,6 +11,7 @@ from functools import partial
 
 from mrad.encoder.encoder import Features
 from mrad.errors import MRADError
+from mrad.tiled import Canvas
 from mrad_service.errors import DeviceLostError, DrainingError
 from mrad_service.scheduler.admission import Admission
 from mrad_service.scheduler.batch import (
@@ -19,6 +20,7 @@ from mrad_service.scheduler.batch import (
     Limits,
     Observer,
     kind,
+    least_laden,
     same_encoder,
     split,
 )
@@ -128,9 +130,8 @@ class Batcher:
 
     def drain(self, seconds: float) -> bool:
         """Take nothing new, finish what is inside; whether all of it was done in time."""
-        end = time.monotonic() + seconds
         with self._lock:
-            self._draining = True
+            end, self._draining = time.monotonic() + seconds, True
             while self._inside and time.monotonic() < end:
                 self._left.wait(min(0.2, end - time.monotonic()))
             return not self._inside
@@ -210,7 +211,8 @@ class Batcher:
                         item.held = item.cost
                         if is_cut(item.job) and item.whole is item:
                             self._open.add(item)
-                        item.device = self._least_laden()
+                        usable = self.health.usable or range(self._devices)
+                        item.device = least_laden(self._decoding, self._ready, usable, self._busy)
                         self._decoding[item.device] += 1
                         return item
                 self._to_decode.wait(0.2 if self._queue else None)  # lessons hold pixels too
@@ -221,14 +223,6 @@ class Batcher:
         if len(self._open) >= OPEN and is_cut(source):
             return True
         return source.waiting > 0 and not self.pixels.try_take(source.cost, source)
-
-    def _least_laden(self) -> int:
-        """The device with the fewest images before it: there the next one is uploaded."""
-        waiting = list(self._decoding)
-        for item in self._ready:
-            waiting[item.device] += 1
-        usable = self.health.usable or range(self._devices)
-        return min(usable, key=lambda device: (waiting[device], self._busy[device]))
 
     def _decode(self, item: Item) -> None:
         began = time.perf_counter()
@@ -242,13 +236,18 @@ class Batcher:
         if item.whole is item:
             self._hold(item, min(item.held, item.kept))
             self._observer.stage("decode", time.perf_counter() - began, [item])
+        if item.whole is item and not decoded.places.whole:
+            self._cut(item, detector.first_look(decoded.places))
+            return
         with self._lock:
-            if item.whole is item and not decoded.places.whole:
-                self._open.add(item)
-                self._queue.push(Cut(item, detector.canvas(decoded.places)))
-                self._to_decode.notify_all()
-            else:
-                self._ready.append(item)  # the device is told when this thread is done with it
+            self._ready.append(item)  # the device is told when this thread is done with it
+
+    def _cut(self, item: Item, canvas: Canvas) -> None:
+        """Queue the tiles of an image; a coarse look is followed by a closer one (`_draw`)."""
+        with self._lock:
+            self._open.add(item)
+            self._queue.push(Cut(item, canvas))
+            self._to_decode.notify_all()
 
     # -- the device ---------------------------------------------------------------------------
 
@@ -377,7 +376,9 @@ class Batcher:
                 with self._lock:
                     self._rate.done(time.monotonic())
                     last = item.canvas.count()
-                if last:
+                if last and (closer := item.canvas.closer()) is not None:
+                    self._cut(item.whole, closer)
+                elif last:
                     self._render(item.whole, conclude(item, group.device, self._evidence(item)))
             began = time.perf_counter()
 

@@ -105,6 +105,14 @@ class ScoreOptions(BaseModel):
         description="Named parts, each with a score and a verdict of its own; the image's score is that "
         "of the worst. Instead of the bank's own parts. In a form: JSON.",
     )
+    tile_closely: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Where the bank cuts images: look at all of one coarsely, then closely at this share "
+        "of its tiles, the most anomalous ones; as the bank says unless told. Nothing is judged in the "
+        "others, and `warnings` says how many they are.",
+    )
     full_map: bool = Field(
         False,
         description="Maps of images above 32 megapixels at full size, instead of scaled down to that.",
@@ -203,6 +211,10 @@ class Tile(BaseModel):
     box: tuple[int, int, int, int]
     class_score: float
     peak: float = Field(description="its largest patch probability")
+    closely: bool = Field(
+        True,
+        description="false: it was looked at coarsely only, its numbers are 0 (`tile_closely`)",
+    )
 
 
 class Result(BaseModel):

@@ -18,16 +18,28 @@ CUT = ("rle", "polygons")
 
 
 def render(
-    kind: MapFormat, values: FloatArray, image: Image.Image, cut: float | None
+    kind: MapFormat,
+    values: FloatArray,
+    image: Image.Image,
+    cut: float | None,
+    unseen: BoolArray | None = None,
 ) -> dict[str, Any]:
-    """The `map` of a result. `values` float32 [H, W] in [0, 1]; `cut` for `rle` and `polygons`."""
+    """The `map` of a result.
+
+    Args:
+        kind: its format.
+        values: float32 [H, W] in [0, 1].
+        image: the upright input, for an overlay.
+        cut: for `rle` and `polygons`.
+        unseen: see `mrad.maps.overlay`.
+    """
     if kind == "png16":
         data: Any = _base64(png16(values))
     elif kind == "npy":
         data = _base64(npy(values))
     elif kind == "overlay":
         buffer = io.BytesIO()
-        overlay(image, values).save(buffer, "PNG", compress_level=1)
+        overlay(image, values, unseen=unseen).save(buffer, "PNG", compress_level=1)
         data = _base64(buffer.getvalue())
     elif kind == "rle":
         data = run_lengths(values >= np.float32(cut or 0.0))

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from mrad.errors import DataError, MRADError
+from mrad.errors import DataError, LayoutError, MRADError
 from mrad.images.layout import Layout
 from mrad.images.regions import parse_area, parse_parts
 from mrad.maps import regions
@@ -80,6 +80,12 @@ class Judge:
                 self.layout = replace(model.detectors[0].layout, roi=area, parts=parts)
             except DataError as error:
                 raise InvalidRequestError(str(error)) from error
+        if options.tile_closely is not None:
+            try:
+                looked_at = self.layout or model.detectors[0].layout
+                self.layout = looked_at.looked_at_closely(options.tile_closely)
+            except LayoutError as error:
+                raise InvalidRequestError(str(error)) from error
         self._regions = "regions" in self.fields and self._cut is not None
         self._evidence = options.evidence if "evidence" in self.fields else 0
 
@@ -107,7 +113,8 @@ class Judge:
         }
         values = prediction.anomaly_map
         if values is not None and self._kind != "none":
-            made["map"] = render(self._kind, values, image, self._cut)
+            unseen = prediction.unseen(values.shape)
+            made["map"] = render(self._kind, values, image, self._cut, unseen)
             made["map"]["size"] = values.shape[::-1]
             self._budget.spend(_size(made["map"]["data"]))
         if values is not None and self._regions and self._cut is not None:

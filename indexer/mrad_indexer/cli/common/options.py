@@ -46,6 +46,17 @@ Parts = Annotated[
     ),
 ]
 
+Closely = Annotated[
+    float | None,
+    typer.Option(
+        "--tile-closely",
+        help="look at all of a picture coarsely, then closely at this share of its tiles, the most "
+        "anomalous ones: faster, and what the first look misses is missed  [as the memory was built]",
+        min=0.01,
+        max=1,
+    ),
+]
+
 BitDepth = Annotated[
     int | None,
     typer.Option(

@@ -22,6 +22,10 @@ def describe(layout: Layout) -> str:
     if layout.tiling is not None:
         share = f"{100 * layout.tiling.overlap:.0f} % of which neighbours share"
         found.append(f"tiles of {layout.tiling.side} px, {share}")
+        if layout.tiling.closely < 1:
+            found.append(
+                f"{100 * layout.tiling.closely:.0f} % of them closely, after a coarse look at all"
+            )
     if layout.roi is not None:
         found.append("a region of interest")
     if layout.parts:
