@@ -19,17 +19,19 @@ export const key = {
     value ? sessionStorage.setItem(KEY, value) : sessionStorage.removeItem(KEY),
 };
 
-/** @returns {Promise<object>} the memory in use */
-export const bank = () => json("GET", "v1/bank");
+/** @returns {Promise<object>} the memory in use, or what it holds of one product */
+export const bank = (product = "") =>
+  json("GET", product ? `v1/bank?object=${encodeURIComponent(product)}` : "v1/bank");
 
-/** Judge one file, or a region of it ({size, polygons}). @returns {Promise<object>} its result; raises the image's own problem */
-export async function score(file, region = null) {
+/** Judge one file, or a region of it ({size, polygons}), by all or by one product's images. @returns {Promise<object>} its result; raises the image's own problem */
+export async function score(file, region = null, product = "") {
   const form = new FormData();
   form.append("images", file, file.name);
   form.append("map", "png16");
   form.append("evidence", "3");
   form.append("fields", "score,calibrated_score,class_score,verdict,threshold,probability,p_value,map,evidence,peak_box,parts,tiles");
   if (region) form.append("roi", JSON.stringify(region));
+  if (product) form.append("object", product);
   const result = (await json("POST", "v1/score", form)).results[0];
   if (result.status === "ok") return result;
   const { status = 422, code = "unknown", detail, title } = result.problem ?? {};
@@ -37,12 +39,13 @@ export async function score(file, region = null) {
 }
 
 /** Teach one image. `attempt` is the idempotency key: the same one never teaches twice. */
-export function teach(file, label, { mask = null, defect = "", attempt }) {
+export function teach(file, label, { mask = null, defect = "", product = "", attempt }) {
   const form = new FormData();
   form.append("image", file, file.name);
   form.append("label", label);
   form.append("source", file.name.slice(0, 500));
   if (defect) form.append("defect", defect);
+  if (product) form.append("object_name", product);
   if (mask) {
     form.append("mask", mask, "mask.png");
     form.append("mask_orientation", "upright"); // it is painted on the picture as it is shown

@@ -7,6 +7,7 @@ import { listen } from "./intake.js";
 import { Look } from "./look.js";
 import { showRow } from "./list.js";
 import { showEvidence, showVerdict } from "./panels.js";
+import { Product } from "./product.js";
 import { Queue, sharedRange } from "./queue.js";
 import { Teacher } from "./teach.js";
 import { View } from "./view.js";
@@ -19,6 +20,7 @@ let opened = null; // the item whose picture is in the view
 let thresholdTouched = false;
 let returning = 0; // the timer that looks whether the server is back
 
+const product = new Product(() => rejudge());
 const look = new Look(view, () => view.repaint(), judgeRegion);
 const teacher = new Teacher({
   view,
@@ -26,19 +28,53 @@ const teacher = new Teacher({
   current: () => current,
   refresh: (item) => refresh(item),
   learned: () => learned(),
+  product: () => product.name,
 });
 
 async function connect() {
   try {
-    bank = await askBank();
+    await readBank();
     hideBanner();
-    $("bank").textContent = `${bank.name} · ${count(bank.entries, "image")} in the memory`;
     teacher.allow(bank.writable);
     queue.resume();
     if (current) await refresh(current);
   } catch (problem) {
     stopped(problem);
   }
+}
+
+/** The memory, or what it holds of the chosen product. */
+async function readBank() {
+  const whole = await askBank();
+  product.fill(whole.objects);
+  queue.product = product.name;
+  bank = product.name ? await askBank(product.name) : whole;
+  const whose = product.name && ` of ${product.name}`;
+  $("bank").textContent = `${bank.name} · ${count(bank.entries, "image")}${whose} in the memory`;
+}
+
+/** Another product was chosen: what was judged by others' images is judged again, the image in view at once. */
+async function rejudge() {
+  teacher.cancel();
+  try {
+    await readBank();
+  } catch (problem) {
+    stopped(problem);
+    return;
+  }
+  thresholdTouched = false;
+  outdate((item) => item.product !== product.name, "by other images of the memory");
+  if (current?.stale) queue.again([current]);
+}
+
+/** Verdicts that do not hold any more, and why. */
+function outdate(which, why) {
+  for (const item of queue.items) {
+    if (item.state !== "done" || !which(item)) continue;
+    item.stale = why;
+    showRow(item, item === current, open);
+  }
+  show($("score-again"), queue.items.some((item) => item.stale));
 }
 
 /** Nothing goes on until a person has done something. */
@@ -184,14 +220,8 @@ function sayThreshold() {
 
 /** The memory has changed: what was judged before may be judged otherwise now. */
 async function learned() {
-  for (const item of queue.items) {
-    if (item.state !== "done" || item === current) continue;
-    item.stale = true;
-    showRow(item, false, open);
-  }
-  show($("score-again"), queue.items.some((item) => item.stale));
-  bank = await askBank().catch(() => bank);
-  $("bank").textContent = `${bank.name} · ${count(bank.entries, "image")} in the memory`;
+  outdate((item) => item !== current, "before the last lesson");
+  await readBank().catch(() => null); // what was known of it stays
 }
 
 function showProgress() {

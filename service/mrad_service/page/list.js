@@ -31,7 +31,7 @@ function told(item) {
   if (item.state === "running") return { words: "judging…", kind: "running" };
   if (item.state === "failed") return { words: "not judged", kind: "failed" };
   const { verdict } = item.result;
-  const again = item.stale ? " · before the last lesson" : "";
+  const again = item.stale ? ` · ${item.stale}` : "";
   const doubt = item.result.warnings?.length ? " · doubtful picture" : "";
   const words = `${verdict ? `${verdict} · ` : ""}${readable(item.result)}${doubt}${again}`;
   return { words, kind: item.stale ? "stale" : (verdict ?? "done") };

@@ -35,7 +35,7 @@ export function showVerdict(item, bank, items) {
     parts.splice(1, 0, el("div", { className: "doubts", role: "note" }, text));
   }
   if (item.stale) {
-    parts.push(el("p", { className: "hint" }, "Judged before the last lesson; being judged again."));
+    parts.push(el("p", { className: "hint" }, `Judged ${item.stale}; being judged again.`));
   }
   card.replaceChildren(...parts.filter(Boolean)); // without a calibration there are no details
 }

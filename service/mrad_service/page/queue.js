@@ -24,8 +24,10 @@ export class Item {
     this.range = null;
     /** What alone is judged: {size, polygons}; null for all of it. */
     this.region = null;
-    /** Whether the memory has changed since it was judged. */
-    this.stale = false;
+    /** Of whose images alone it was judged; "" for all. */
+    this.product = "";
+    /** Why its verdict does not hold any more, as "before the last lesson"; "" while it does. */
+    this.stale = "";
   }
 
   /** The map, at the size it is drawn; null when it has to be asked for again. */
@@ -40,6 +42,8 @@ export class Item {
  */
 export class Queue extends EventTarget {
   items = [];
+  /** Of whose images alone images are judged from now on; "" for all. */
+  product = "";
   #running = 0;
   #blocked = false;
   #waitUntil = 0;
@@ -63,6 +67,7 @@ export class Queue extends EventTarget {
   /** Judge one item now; resolves when it is done or failed. Never rejects. */
   async now(item) {
     await this.#judge(item);
+    this.#pump([item]); // it waits again where another product was chosen meanwhile
   }
 
   /** Go on after what blocked it is gone. */
@@ -97,13 +102,19 @@ export class Queue extends EventTarget {
   async #judge(item) {
     this.#set(item, "running");
     try {
-      const result = await score(item.file, item.region);
+      const { product } = this;
+      const result = await score(item.file, item.region, product);
+      if (product !== this.product) { // another was chosen meanwhile
+        this.#set(item, "waiting");
+        return;
+      }
       item.png = fromBase64(result.map.data);
       item.range = rangeOf(await item.field());
       delete result.map;
       item.result = result;
       item.problem = null;
-      item.stale = false;
+      item.product = product;
+      item.stale = "";
       this.#set(item, "done");
       this.#forgetOldMaps(item);
     } catch (problem) {

@@ -14,7 +14,7 @@ const WORDS = {
   away: "The server cannot be reached. Nothing was taught; try again.",
 };
 
-/** The teaching card. `page` gives view, queue, current(), refresh(item), learned(). */
+/** The teaching card. `page` gives view, queue, current(), refresh(item), learned(), product(). */
 export class Teacher {
   #lessons = [];
   #page;
@@ -99,7 +99,7 @@ export class Teacher {
     this.#say("Teaching…");
     try {
       const mask = label === "anomalous" ? await this.#mask(item) : null;
-      const options = { mask, defect, attempt: this.#attempt };
+      const options = { mask, defect, product: this.#page.product(), attempt: this.#attempt };
       const { entry, note, warnings = [], effect } = await teach(item.file, label, options);
       this.#lessons.unshift({ item, label, defect, entryId: entry.entry_id, busy: false });
       this.cancel();
