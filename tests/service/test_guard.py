@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from mrad_service.cli.keys import app as keys_app
+from mrad_indexer.cli.main import app
 from mrad_service.middleware.access import hostname
 from mrad_service.middleware.auth import KeyFile, KeysFileError
 from mrad_service.settings import Settings
@@ -185,10 +185,10 @@ def test_writes_are_audited_with_who_and_what(connect, keys: KeyFile, png, tmp_p
 def test_the_keys_command(tmp_path: Path) -> None:
     file = str(tmp_path / "k.json")
     run = CliRunner().invoke
-    made = run(keys_app, ["add", "a", "--file", file, "--scope", "score", "--scope", "write"])
+    made = run(app, ["keys", "add", "a", "--file", file, "--scope", "score", "--scope", "write"])
     assert KeyFile(Path(file)).find(made.stdout.split()[0]).scopes == ("score", "write")
-    assert "score,write" in run(keys_app, ["list", "--file", file]).stdout
-    assert run(keys_app, ["revoke", "a", "--file", file]).exit_code == 0
-    assert "revoked" in run(keys_app, ["list", "--file", file]).stdout
-    assert run(keys_app, ["revoke", "a", "--file", file]).exit_code == 1
-    assert run(keys_app, ["add", "b c", "--file", file]).exit_code == 1
+    assert "score,write" in run(app, ["keys", "list", "--file", file]).stdout
+    assert run(app, ["keys", "revoke", "a", "--file", file]).exit_code == 0
+    assert "revoked" in run(app, ["keys", "list", "--file", file]).stdout
+    assert run(app, ["keys", "revoke", "a", "--file", file]).exit_code == 2
+    assert run(app, ["keys", "add", "b c", "--file", file]).exit_code == 2

@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from mrad.errors import MRADError
-
 app = typer.Typer(help="API keys of the server: hashed at rest, refused at once when revoked.")
 File = Annotated[
     Path,
@@ -27,11 +25,7 @@ def add_command(
     """Make a key and print it, once: only its hash is kept."""
     from mrad_service.middleware.auth import KeyFile
 
-    try:
-        key = KeyFile(file).add(name, tuple(dict.fromkeys(scope or ["score"])))
-    except MRADError as error:
-        raise _failed(error) from error
-    typer.echo(key)
+    typer.echo(KeyFile(file).add(name, tuple(dict.fromkeys(scope or ["score"]))))
     typer.echo("this is the only copy; the server knows it from now on", err=True)
 
 
@@ -40,11 +34,7 @@ def list_command(file: File) -> None:
     """Names, scopes and dates."""
     from mrad_service.middleware.auth import KeyFile
 
-    try:
-        keys = KeyFile(file).keys()
-    except MRADError as error:
-        raise _failed(error) from error
-    for key in keys.values():
+    for key in KeyFile(file).keys().values():
         state = f"revoked {key.revoked_at}" if key.revoked_at else "valid"
         typer.echo(
             f"{key.key_id}  {key.name:20}  {','.join(key.scopes):18}  {key.created_at}  {state}"
@@ -56,13 +46,5 @@ def revoke_command(which: Annotated[str, typer.Argument(help="name or id")], fil
     """Refuse a key from now on."""
     from mrad_service.middleware.auth import KeyFile
 
-    try:
-        key = KeyFile(file).revoke(which)
-    except MRADError as error:
-        raise _failed(error) from error
+    key = KeyFile(file).revoke(which)
     typer.echo(f"{key.name} ({key.key_id}) is revoked")
-
-
-def _failed(error: MRADError) -> typer.Exit:
-    typer.echo(f"error: {error}", err=True)
-    return typer.Exit(1)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mrad.errors import MRADError
 from mrad.words import counted
 
 app = typer.Typer(help="A memory that learned while it served: repair, compact, export.")
@@ -24,8 +21,7 @@ def repair_command(
     """Keep everything of a damaged memory that is whole; set the damaged files aside."""
     from mrad_service.memory.repair import repair
 
-    with _reported():
-        result = repair(bank, dry_run=dry_run)
+    result = repair(bank, dry_run=dry_run)
     for lost in result.lost:
         typer.echo(f"lost: {lost}")
     typer.echo(f"{counted(result.entries, 'entry', 'entries')} in the memory")
@@ -40,7 +36,7 @@ def compact_command(bank: Bank) -> None:
     """Give the room of entries that were removed back to the disk."""
     from mrad_service.memory.store import DurableMemory
 
-    with _reported(), DurableMemory.open(bank) as memory:
+    with DurableMemory.open(bank) as memory:
         before = memory.folder.database.stat().st_size
         memory.compact()
         after = memory.folder.database.stat().st_size
@@ -54,17 +50,6 @@ def export_command(
     """Write the memory, with all that it learned, as an ordinary bank; a server may have it meanwhile."""
     from mrad.memory.bank import MemoryBank
 
-    with _reported():
-        memory = MemoryBank.load(bank)
-        memory.save(target)
-        typer.echo(f"{memory.composition}, in {target}")
-
-
-@contextlib.contextmanager
-def _reported() -> Iterator[None]:
-    """Errors as one line."""
-    try:
-        yield
-    except (MRADError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
+    memory = MemoryBank.load(bank)
+    memory.save(target)
+    typer.echo(f"{memory.composition}, in {target}")

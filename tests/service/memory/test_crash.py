@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mrad_service.cli.memory import app
+from mrad_indexer.cli.main import app
 from mrad_service.memory import BankLockedError, DurableMemory, LogCorruptError, LogWriteError
 from typer.testing import CliRunner
 
@@ -237,9 +237,11 @@ def test_a_second_process_is_told_who_writes_and_readers_are_not_kept_out(base: 
         with pytest.raises(BankLockedError, match=f"process {holder.pid} on "):
             DurableMemory.open(base)
         runner = CliRunner()
-        for command in (["repair", str(base)], ["compact", str(base)]):
+        for command in (["memory", "repair", str(base)], ["memory", "compact", str(base)]):
             assert "has a writer" in runner.invoke(app, command).output
-        assert runner.invoke(app, ["export", str(base), str(base) + "-copy"]).exit_code == 0
+        assert (
+            runner.invoke(app, ["memory", "export", str(base), str(base) + "-copy"]).exit_code == 0
+        )
         holder.kill()
         holder.join()
         DurableMemory.open(base).close()

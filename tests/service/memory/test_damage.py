@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mrad_service.cli.memory import app
+from mrad_indexer.cli.main import app
 from mrad_service.memory import DurableMemory, LogCorruptError
 from mrad_service.memory.repair import repair
 from typer.testing import CliRunner
@@ -180,13 +180,13 @@ def test_repair_keeps_every_whole_row(taught: Path, lesson) -> None:
     damage(live / "memory.sqlite", b'"source":"2.png"')
     damaged = (live / "memory.sqlite").read_bytes()
     runner = CliRunner()
-    looked = runner.invoke(app, ["repair", str(taught), "--dry-run"])
+    looked = runner.invoke(app, ["memory", "repair", str(taught), "--dry-run"])
     assert looked.exit_code == 0, looked.output
     assert "lost: " in looked.output
     assert (live / "memory.sqlite").read_bytes() == damaged, "it only looked"
     with pytest.raises(LogCorruptError):
         DurableMemory.open(taught)
-    done = runner.invoke(app, ["repair", str(taught)])
+    done = runner.invoke(app, ["memory", "repair", str(taught)])
     assert done.exit_code == 0, done.output
     (aside,) = (live / "set-aside").iterdir()
     assert (aside / "memory.sqlite").read_bytes() == damaged
@@ -235,7 +235,7 @@ def test_repair_drops_thresholds_that_fail_their_checksum_and_refuses_more(taugh
     manifest.write_bytes(whole.replace(b"0.41", b"0.61"))
     with pytest.raises(BankCorruptError, match="calibration fails its checksum"):
         MemoryBank.load(taught)
-    assert "run mrad calibrate" in CliRunner().invoke(app, ["repair", str(taught)]).output
+    assert "run mrad calibrate" in CliRunner().invoke(app, ["memory", "repair", str(taught)]).output
     assert set(MemoryBank.load(taught).calibration) == {"nn"}
     facts = json.loads(whole)
     facts["metadata"]["line"] = 2
