@@ -10,7 +10,8 @@ import io
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -170,28 +171,40 @@ def test_the_page_in_the_documentation_is_what_happens():
 
 
 def table() -> str:
-    """A line for each file, as all doors have it."""
-    lines = ["| picture | read |", "| --- | --- |"]
+    """A line for each outcome, as all doors have it, with its files."""
+    pictures: dict[str, list[str]] = defaultdict(list)
     for path in PICTURES:
         try:
             read = read_image(path)
         except ImageError as error:
-            lines.append(f"| `{path.name}` | refused: {_short(error, path)} |")
+            pictures[f"refused: {_short(error, path)}"].append(path.name)
             continue
-        said = ", ".join(f"`{code_of(text)}`" for text in read.warnings)
         right = "right" if close(read.image, path.name) else "not the same"
-        lines.append(f"| `{path.name}` | {right}{f'; warned of: {said}' if said else ''} |")
-    lines += ["", "| mask | read |", "| --- | --- |"]
+        pictures[_with(right, read.warnings)].append(path.name)
+    masks: dict[str, list[str]] = defaultdict(list)
     for path in MASKS:
         try:
             mask = read_mask(path, (160, 160))
         except MaskError as error:
-            lines.append(f"| `{path.name}` | refused: {_short(error, path)} |")
+            masks[f"refused: {_short(error, path)}"].append(path.name)
             continue
         shared = (mask.anomalous & truth()).sum() / max(1, (mask.anomalous | truth()).sum())
-        said = ", ".join(f"`{code_of(text)}`" for text in mask.warnings)
         right = "right" if shared >= 0.97 else f"marks {mask.share:.0%}"
-        lines.append(f"| `{path.name}` | {right}{f'; warned of: {said}' if said else ''} |")
+        masks[_with(right, mask.warnings)].append(path.name)
+    return f"{_rows('pictures', pictures)}\n{_rows('masks', masks)}"
+
+
+def _with(right: str, warnings: Sequence[str]) -> str:
+    said = ", ".join(f"`{code_of(text)}`" for text in warnings)
+    return f"{right}; warned of: {said}" if said else right
+
+
+def _rows(what: str, outcomes: dict[str, list[str]]) -> str:
+    """Lines of a page are short: the names of an outcome take as many rows as they need."""
+    lines = [f"| {what} | read |", "| --- | --- |"]
+    for outcome, names in outcomes.items():
+        for start in range(0, len(names), 8):
+            lines.append(f"| {' '.join(f'`{n}`' for n in names[start : start + 8])} | {outcome} |")
     return "\n".join(lines) + "\n"
 
 
