@@ -41,7 +41,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     """What `serve run` and a Serve config file call."""
     options = {key: arguments[key] for key in arguments.keys() - Scale.model_fields.keys()}
     if unknown := sorted(options.keys() - Settings.model_fields.keys()):
-        raise MRADError(f"there is no setting {', '.join(unknown)}; docs/operations.md lists them")
+        raise MRADError(f"there is no setting {', '.join(unknown)}; mrad serve --help lists them")
     return deployment(Settings(**options), Scale(**arguments))
 
 

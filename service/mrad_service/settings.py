@@ -40,7 +40,7 @@ class Settings(BaseSettings):
         2, ge=1, description="Banks kept in memory; the least recently active goes first."
     )
     writable: bool = Field(
-        True, description="Whether the memory may be taught; false for read-only replicas."
+        True, description="Whether new entries are accepted; false for replicas."
     )
 
     head: str = Field(
@@ -49,7 +49,9 @@ class Settings(BaseSettings):
     )
     checkpoint: Path | None = Field(None, description="Its checkpoint, where it has one.")
     retrieval: str = Field("exact", description="How memories are asked: exact, approximate, auto.")
-    fusion: float = Field(0.7, ge=0, le=1, description="Weight of the image probability.")
+    fusion: float = Field(
+        0.7, ge=0, le=1, description="Weight of the image probability, as calibrated."
+    )
     pretrained: str | None = Field(
         None, description="Tag or file of the encoder's weights; what the bank says unless told."
     )
@@ -61,11 +63,11 @@ class Settings(BaseSettings):
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8000, ge=0, le=65535)
+    port: int = Field(8000, ge=0, le=65535, description="0 takes a free one.")
     root_path: str = Field(
         "",
         pattern=r"^(/[^/?#]+)*$",
-        description="Prefix that a reverse proxy puts before addresses.",
+        description="Prefix that a reverse proxy puts before addresses, stripped or not.",
     )
     trusted_proxies: tuple[str, ...] = Field(
         (), description="Addresses and networks whose `X-Forwarded-For` and `-Proto` are believed."
@@ -91,10 +93,10 @@ class Settings(BaseSettings):
     batch_wait: float = Field(
         0.02, ge=0, description="Longest wait, seconds, of an idle device for a fuller batch."
     )
-    decode_threads: int = Field(2, ge=1)
-    finish_threads: int = Field(2, ge=1)
+    decode_threads: int = Field(2, ge=1, description="Threads before the device.")
+    finish_threads: int = Field(2, ge=1, description="Threads after the device.")
     queue_images: int = Field(
-        256, ge=1, description="Images waiting or being judged above which requests get 429."
+        256, ge=1, description="Images waiting or being scored above which requests get 429."
     )
     queue_seconds: float = Field(
         10.0, gt=0, description="Expected wait, from the measured rate, above which 429 is said."
@@ -113,7 +115,7 @@ class Settings(BaseSettings):
     )
 
     max_lessons: int = Field(
-        8, ge=0, description="Lessons that wait while one is learned, above which 429 is said."
+        8, ge=0, description="New entries that may wait, above which 429 is said."
     )
     max_images: int = Field(256, ge=1, description="Images in one request.")
     max_file_bytes: int = Field(32 * MIB, ge=1, description="Bytes of one image file.")
@@ -139,7 +141,7 @@ class Settings(BaseSettings):
         "as in the memory's own unless told.",
     )
     strict_input: bool = Field(
-        False, description="Refuse images with warnings instead of judging them."
+        False, description="Refuse images with warnings instead of scoring them."
     )
     allow_truncated: bool = Field(
         False, description="Take files that end early, with a warning, instead of refusing them."
@@ -157,8 +159,10 @@ class Settings(BaseSettings):
     )
 
     metrics: bool = Field(True, description="Whether /metrics answers (without a key).")
-    log_format: Literal["json", "console"] = "json"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "console"] = Field("json", description="`console`: for people.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="debug, info, warning, error."
+    )
     audit_file: Path | None = Field(
         None, description="Where writes are logged, as JSON lines; the log itself unless told."
     )

@@ -60,6 +60,11 @@ def test_every_command_has_help(mrad, name):
     assert "Usage" in done.stdout
 
 
+def test_defaults_in_brackets_are_shown(mrad):
+    assert "[calibrated]" in mrad("score", "--help").stdout
+    assert "[shipped ones" in mrad("build", "--help").stdout
+
+
 def test_an_error_is_one_line_and_status_2(mrad, tmp_path):
     done = mrad("bank", "inspect", tmp_path / "none")
     assert done.exit_code == 2

@@ -9,7 +9,7 @@ import os
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points, version
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 import typer.main
@@ -26,6 +26,8 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 GROUP = "mrad.commands"
+MARKUP: Final = "markdown"
+"""Of help texts: in rich's own, a default in brackets would vanish as an unknown tag."""
 COMMANDS = {
     "demo": "See it work, offline: bundled circuit boards, the small encoder that is shipped inside.",
     "build": "Build a memory from labelled images, with masks of the defects where there are any.",
@@ -79,7 +81,7 @@ class Commands(MRADGroup):
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    rich_markup_mode="markdown",
+    rich_markup_mode=MARKUP,
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -114,7 +116,7 @@ def own(name: str) -> typer.Typer:
     """One of our commands: its module has an app of that name, or adds itself to one."""
     module = import_module(f"mrad_indexer.cli.{'imports' if name == 'import' else name}")
     if hasattr(module, "register"):
-        holder = typer.Typer()
+        holder = typer.Typer(rich_markup_mode=MARKUP)
         module.register(holder)
         return holder
     found: typer.Typer = module.app
@@ -134,13 +136,14 @@ def load(point: EntryPoint) -> Any:
 
 def command_of(name: str, found: Any) -> Any:
     """A Typer app or a function as the command `name`; an app of one command is that command."""
-    holder = typer.Typer()
+    holder = typer.Typer(rich_markup_mode=MARKUP)
     if not isinstance(found, typer.Typer):
         holder.command(name)(found)
     elif name in {group.name for group in found.registered_groups}:
         holder = found  # it added itself under its name
     elif len(found.registered_commands) == 1 and not found.registered_callback:
-        holder.command(name)(found.registered_commands[0].callback)  # type: ignore[type-var]
+        only = found.registered_commands[0]
+        holder.command(name, help=only.help)(only.callback)  # type: ignore[type-var]
     else:
         holder.add_typer(found, name=name)
     return typer.main.get_group(holder).commands[name]

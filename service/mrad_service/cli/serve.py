@@ -13,14 +13,30 @@ from mrad_service.settings import Settings
 from mrad_service.telemetry.logs import configure
 
 app = typer.Typer(help="Serve a memory over HTTP, with a page at /.")
-HELP = """Serve a memory over HTTP, with a page at /.
+MIB = 1 << 20
 
-Every setting is also an environment variable, MRAD_<NAME>; those without an option are listed in
-docs/operations.md.
+
+def listed() -> str:
+    """Every setting as an environment variable, with its default: one place says what there is."""
+    lines = []
+    for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        if name.endswith("_bytes") and default % MIB == 0:
+            default = f"{default // MIB} MiB"
+        known = "" if default in (None, (), {}, "") else f" [{default}]"
+        lines.append(f"- `MRAD_{name.upper()}`{known}: {field.description}")
+    return "\n".join(lines)
+
+
+HELP = f"""Serve a memory over HTTP, with a page at /.
+
+Settings are options, or environment variables; lists and objects are JSON:
+
+{listed()}
 """
 
 
-@app.callback(invoke_without_command=True, help=HELP)
+@app.command(help=HELP)
 def serve(
     bank: Annotated[
         Path | None, typer.Option(help="the folder of the bank that is active at the start")
