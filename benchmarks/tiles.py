@@ -3,17 +3,19 @@
     python -m benchmarks.tiles [--quick]
 
 Mosaics of DeepPCB boards (one board many times, as on a panel; one of them defective, or none), BSData
-and magnetic tiles, from ../shared/data; memories of other boards and parts of the same sets, heads `tf`
-and `nn` on mrad-mini. No figure says anything about another product.
+and magnetic tiles, from ../shared/data; memories of other boards and parts of the same sets, heads `tf`,
+`nn` and `combined` on mrad-mini. No figure says anything about another product.
 """
 
 from __future__ import annotations
 
+import io
 import resource
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from mrad_indexer.datasets import Record, read_dataset
@@ -21,9 +23,9 @@ from mrad_indexer.evaluation.metrics import PixelScores, image_metrics
 from PIL import Image
 from skimage import measure
 
-from benchmarks.tables import Table, hardware, main
+from benchmarks.tables import Cell, Table, hardware, main
 from mrad import Detector, Encoder, MemoryBank, Prediction
-from mrad.encoder.stream import prepare_tile
+from mrad.encoder.stream import encode_tiles, prepare_tile
 from mrad.images.layout import PLAIN, Layout
 from mrad.images.tiles import Tiling
 from mrad.maps import at_shape
@@ -36,9 +38,15 @@ PRODUCT = 5
 """Characters of a board's name that say which product it is."""
 PANELS = ((3, 2), (4, 3), (6, 5), (7, 7))
 """Boards across and down: 2.5, 4.9, 12.3 and 20.1 megapixels."""
-HEADS = ("tf", "nn")
+HEADS = ("tf", "nn", "combined")
 MOST_NN = 30
-"""Boards of a panel, at most, that `nn` judges: it compares every patch with all that it remembers."""
+"""Boards of a panel, at most, that `nn` and `combined` judge, and that are looked at in tiles that are
+boards: the largest panel shows what grows with the number of tiles, and is `tf`'s alone."""
+CLOSELY = 0.25
+MAP = 2_000_000
+"""Pixels of the maps that figures are taken from."""
+TIMED = 3
+"""Pictures of a panel whose seconds are taken."""
 CLASSES = ("below 1 patch", "1 to 4 patches", "above 4 patches")
 
 
@@ -49,14 +57,15 @@ class Tally:
     scores: list[float] = field(default_factory=list)
     truth: list[bool] = field(default_factory=list)
     hits: int = 0
-    seconds: float = 0.0
+    seconds: list[float] = field(default_factory=list)
     pixels: PixelScores = field(default_factory=PixelScores)
     by_size: dict[str, PixelScores] = field(
         default_factory=lambda: {name: PixelScores() for name in CLASSES}
     )
 
-    def add(self, found: Prediction, mask: BoolArray, patch: float) -> None:
-        """One picture; `patch`: pixels of it that a patch covers when it is looked at whole."""
+    def add(self, found: Prediction, mask: BoolArray, patch: float | None = None) -> None:
+        """One picture; `patch`: pixels of it that a patch covers when it is looked at whole, for AUPRO by
+        the size of defects."""
         if found.anomaly_map is None or found.peak_box is None:
             raise AssertionError("predict gives maps and peaks unless told otherwise")
         self.scores.append(found.score)
@@ -66,6 +75,8 @@ class Tally:
         values = found.anomaly_map
         small = at_shape(mask, values.shape)
         self.pixels.add(values, small)
+        if patch is None:
+            return
         labelled = measure.label(small, connectivity=2)
         scale = mask.size / small.size
         kinds = {r.label: kind_of(r.area * scale / patch**2) for r in measure.regionprops(labelled)}
@@ -104,39 +115,37 @@ def opened(record: Record) -> Image.Image:
     return Image.open(record.image).convert("L")
 
 
-def mosaics(encoder: Encoder, pictures: int, panels: Sequence[tuple[int, int]]) -> Table:
-    """Panels of one board, as good as it is or with one defective copy, by tiles and by resizing."""
-    records = read_dataset(DATA / "deep_pcb").records
-    rng = np.random.default_rng(0)
-    bad = [r for r in records if r.anomalous and r.mask]
-    order = [bad[i] for i in rng.permutation(len(bad))]
-    memory, asked = order[: len(bad) // 2], order[len(bad) // 2 :]
-    good = [r for r in records if not r.anomalous and r.split == "test"]
-    same = {r.image.stem[:PRODUCT]: r for r in good}  # a good board of the same product
-    pairs = [(r, same[r.image.stem[:PRODUCT]]) for r in asked if r.image.stem[:PRODUCT] in same]
-    samples = [r.sample() for r in records if not r.anomalous and r.split == "train"]
-    samples += [r.sample() for r in memory]
-    layout = Layout(Tiling(BOARD))
-    bank = MemoryBank.from_samples(encoder, samples, layout=layout)  # a board is one tile
-    detectors = {head: Detector(encoder, bank, head) for head in HEADS}
-    rows: list[list[str]] = []
-    for head, detector in detectors.items():
-        single = Tally()
-        for record in [*good, *asked]:
-            mask = record.read_mask((BOARD, BOARD))
-            found = detector.with_layout(PLAIN).predict([record.image])[0]
-            single.add(found, mask, BOARD / encoder.grid)
-        rows.append(["single boards", head, "–", *single.cells(), "–", "–", "–", "–"])
-    for across, down in panels:
-        looks = {
-            ("tf", "tiles"): detectors["tf"],
-            ("tf", "resized"): detectors["tf"].with_layout(PLAIN),
-        }
-        if across * down <= MOST_NN:
-            looks["nn", "tiles"] = detectors["nn"]
-        tallies = {look: Tally() for look in looks}
+@dataclass(frozen=True)
+class Boards:
+    """DeepPCB: what is remembered, what is asked, and a good board of each product asked."""
+
+    bank: MemoryBank
+    good: list[Record]
+    asked: list[Record]
+    pairs: list[tuple[Record, Record]]
+
+    @classmethod
+    def of(cls, encoder: Encoder) -> Boards:
+        """Half of the defective boards are remembered; a board is one tile."""
+        records = read_dataset(DATA / "deep_pcb").records
+        bad = [r for r in records if r.anomalous and r.mask]
+        order = [bad[i] for i in np.random.default_rng(0).permutation(len(bad))]
+        memory, asked = order[: len(bad) // 2], order[len(bad) // 2 :]
+        good = [r for r in records if not r.anomalous and r.split == "test"]
+        same = {r.image.stem[:PRODUCT]: r for r in good}
+        pairs = [(r, same[r.image.stem[:PRODUCT]]) for r in asked if r.image.stem[:PRODUCT] in same]
+        samples = [r.sample() for r in records if not r.anomalous and r.split == "train"]
+        samples += [r.sample() for r in memory]
+        bank = MemoryBank.from_samples(encoder, samples, layout=Layout(Tiling(BOARD)))
+        return cls(bank, good, asked, pairs)
+
+    def panels(
+        self, across: int, down: int, pictures: int
+    ) -> Iterator[tuple[np.ndarray, BoolArray]]:
+        """Panels and their masks: first those as good as they are, then those with a defective copy."""
+        rng = np.random.default_rng(across)
         for number in range(2 * pictures):
-            record, base = pairs[number % len(pairs)]
+            record, base = self.pairs[number % len(self.pairs)]
             place = int(rng.integers(across * down))
             boards = [opened(base)] * (across * down)
             mask = np.zeros((down * BOARD, across * BOARD), dtype=bool)
@@ -144,21 +153,64 @@ def mosaics(encoder: Encoder, pictures: int, panels: Sequence[tuple[int, int]]) 
                 boards[place] = opened(record)
                 x, y = place % across * BOARD, place // across * BOARD
                 mask[y : y + BOARD, x : x + BOARD] = record.read_mask((BOARD, BOARD))
-            picture = panel(boards, across)
-            patch = max(mask.shape) / encoder.grid
-            for look, detector in looks.items():
-                start = time.perf_counter()
-                (found,) = detector.predict([picture], map_pixels=4_000_000)
-                tallies[look].seconds += time.perf_counter() - start
-                tallies[look].add(found, mask, patch)
+            yield panel(boards, across), mask
+
+
+def together(detectors: dict[str, Detector], picture: np.ndarray) -> dict[str, Prediction]:
+    """What each head says of a picture whose tiles are encoded once for all."""
+    first = next(iter(detectors.values()))
+    decoded = first.decode(picture)
+    canvases = {name: d.canvas(decoded.places) for name, d in detectors.items()}
+    for batch, features in encode_tiles(first.encoder, [decoded], 8):
+        for name, detector in detectors.items():
+            detector.draw([(canvases[name], tile) for _, tile in batch], features)
+    return {name: d.conclude(canvases[name], map_pixels=MAP) for name, d in detectors.items()}
+
+
+def mosaics(
+    encoder: Encoder, boards: Boards, pictures: int, panels: Sequence[tuple[int, int]]
+) -> Table:
+    """Panels of one board, as good as it is or with one defective copy, by tiles and by resizing."""
+    detectors = {head: Detector(encoder, boards.bank, head) for head in HEADS}
+    rows: list[list[str]] = []
+    for head, detector in detectors.items():
+        single, plain = Tally(), detector.with_layout(PLAIN)
+        for record in [*boards.good, *boards.asked]:
+            single.add(plain.predict([record.image])[0], record.read_mask((BOARD, BOARD)))
+        rows.append(["single boards", head, "–", *single.cells(), "–", "–", "–", "–"])
+    tf = detectors["tf"]
+    for across, down in panels:
+        few = across * down <= MOST_NN
+        tiles = detectors if few else {"tf": tf}
+        exact = {n: d.with_layout(Layout(Tiling(BOARD, 0.0))) for n, d in tiles.items()}
+        coarse = boards.bank.layout.looked_at_closely(CLOSELY)
+        looks: dict[str, dict[str, Detector]] = {
+            "tiles": tiles,
+            f"{100 * CLOSELY:.0f} % of tiles closely": {"tf": tf.with_layout(coarse)},
+            "resized": {"tf": tf.with_layout(PLAIN)},
+        }
+        if across * down == MOST_NN:
+            looks["tiles that are boards"] = exact
+        tallies = {(look, head): Tally() for look, own in looks.items() for head in own}
+        for number, (picture, mask) in enumerate(boards.panels(across, down, pictures)):
+            for look, own in looks.items():
+                if look == "tiles" or own is exact:
+                    found = together(own, picture)
+                else:
+                    found = {n: d.predict([picture], map_pixels=MAP)[0] for n, d in own.items()}
+                for head, detector in own.items():
+                    tallies[look, head].add(found[head], mask)
+                    if number < TIMED:
+                        start = time.perf_counter()
+                        detector.predict([picture], map_pixels=MAP)
+                        tallies[look, head].seconds.append(time.perf_counter() - start)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        share_of_bare = rate(encoder, detectors["tf"], picture, 1 if pictures == 1 else 5)
-        for look, tally in tallies.items():
-            seconds = tally.seconds / (2 * pictures)
+        bare = rate(encoder, tf, picture, 1 if pictures == 1 else 5)
+        for (look, head), tally in tallies.items():
             rows.append([
-                f"{across * down} boards, {mask.size / 1e6:.1f} MP", *look, *tally.cells(),
-                f"{tally.hits} of {pictures}", f"{seconds:.2f} s",
-                f"{100 * share_of_bare:.0f} %" if look == ("tf", "tiles") else "–", f"{peak:.0f} MB",
+                f"{across * down} boards, {mask.size / 1e6:.1f} MP", head, look, *tally.cells(),
+                f"{tally.hits} of {pictures}", f"{median(tally.seconds):.2f} s",
+                f"{100 * bare:.0f} %" if (look, head) == ("tiles", "tf") else "–", f"{peak:.0f} MB",
             ])  # fmt: skip
     return Table(
         f"Panels of DeepPCB boards: {pictures} without and {pictures} with one defective board",
@@ -167,9 +219,11 @@ def mosaics(encoder: Encoder, pictures: int, panels: Sequence[tuple[int, int]]) 
         rows,
         [
             hardware(),
-            "Tiles of 640 px, 25 % overlap, not aligned with the boards. The memory holds single boards. "
-            "The bare rate is that of the encoder on the same tiles, prepared before: the median of five "
-            "runs of both in turn. Maps of 4 MP.",
+            "Tiles of 640 px, 25 % overlap, not aligned with the boards, but for the rows that say so. The "
+            "memory holds single boards: a tile that shows the border of two is like none of it, which "
+            f"`nn` and `combined` hold against it. Maps of {MAP / 1e6:.0f} MP. Seconds: median of {TIMED} "
+            "pictures; other work ran on the machine. The bare rate is that of the encoder on the same tiles, prepared "
+            "before: the median of five runs of both in turn.",
         ],
     )  # fmt: skip
 
@@ -181,7 +235,7 @@ def rate(encoder: Encoder, detector: Detector, picture: np.ndarray, times: int) 
     for _ in range(times):
         bare = bare_seconds(encoder, detector, picture)
         start = time.perf_counter()
-        detector.predict([picture], map_pixels=4_000_000)
+        detector.predict([picture], map_pixels=MAP)
         found.append(bare / (time.perf_counter() - start))
     return float(np.median(found))
 
@@ -194,6 +248,74 @@ def bare_seconds(encoder: Encoder, detector: Detector, picture: np.ndarray) -> f
     for first in range(0, len(pixels), 8):
         encoder.encode_prepared(pixels[first : first + 8])
     return (time.perf_counter() - start) * len(decoded.places.tiles) / len(pixels)
+
+
+def stages(encoder: Encoder, boards: Boards, across: int, side: int, runs: int) -> Table:
+    """Where the time of a large JPEG goes, by seconds of a core: what else runs counts for nothing."""
+    ((picture, _), *_) = boards.panels(across, across, 1)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).convert("RGB").save(buffer, "JPEG", quality=92)
+    rows: list[list[Cell]] = []
+    for head in HEADS:
+        detector = Detector(encoder, boards.bank, head).with_layout(Layout(Tiling(side)))
+        taken: dict[str, list[float]] = {}
+
+        def spent(
+            name: str, work: Callable[[], object], taken: dict[str, list[float]] = taken
+        ) -> None:
+            start = time.thread_time()
+            work()
+            taken.setdefault(name, []).append(time.thread_time() - start)
+
+        for _ in range(runs):
+            decoded = detector.decode(buffer.getvalue())
+            tiles = decoded.places.tiles
+            canvas = detector.canvas(decoded.places)
+            spent("decode", lambda d=detector: d.decode(buffer.getvalue()))
+            pixels = [prepare_tile(encoder, decoded.image, tile) for tile in tiles]
+            spent(
+                "cut", lambda d=decoded: [prepare_tile(encoder, d.image, t) for t in d.places.tiles]
+            )
+            groups = [range(n, min(n + 8, len(tiles))) for n in range(0, len(tiles), 8)]
+            batches = [encoder.encode_prepared([pixels[i] for i in own]) for own in groups]
+            spent(
+                "encode",
+                lambda p=pixels, g=groups: [
+                    encoder.encode_prepared([p[i] for i in own]) for own in g
+                ],
+            )
+            placed = [
+                replace(f, places=tuple(decoded.places.place_of(tiles[i].number) for i in own))
+                for f, own in zip(batches, groups)
+            ]
+            spent("retrieve", lambda d=detector, p=placed: [d.head(features) for features in p])
+            spent(
+                "draw",
+                lambda d=detector, c=canvas, t=tiles, g=groups, b=batches: [
+                    d.draw([(c, t[i]) for i in own], f) for own, f in zip(g, b)
+                ],
+            )
+            spent("map", lambda d=detector, c=canvas: d.conclude(c, map_pixels=MAP))
+        t = {name: median(values) for name, values in taken.items()}
+        scores = max(0.0, t["draw"] - t["retrieve"])
+        beside = t["cut"] + t["draw"]
+        own = t["decode"] + t["encode"] + t["map"]
+        rows.append([
+            head, t["decode"], t["cut"], t["encode"], t["retrieve"], scores, t["map"],
+            f"{100 * t['encode'] / max(own, beside):.0f} %",
+            f"{100 * t['encode'] / (own + beside):.0f} %",
+        ])  # fmt: skip
+    return Table(
+        f"Where the time of a JPEG of {picture.size / 1e6:.0f} MP in tiles of {side} px goes: seconds of a core",
+        ["head", "decode", "cut and scale", "encode", "retrieve", "score tiles", "map",
+         "of the encoder's rate, another core beside", "of the encoder's rate, one core"],
+        rows,
+        [
+            hardware(),
+            f"{len(tiles)} tiles; {len(boards.bank.local):,} patches remembered; median of {runs}. Cutting and judging run in "
+            "threads of their own, beside the encoder: with a core for them they cost nothing.",
+        ],
+    )  # fmt: skip
 
 
 def real(encoder: Encoder, name: str, side: int, pictures: int) -> tuple[list[list[str]], str]:
@@ -220,19 +342,21 @@ def real(encoder: Encoder, name: str, side: int, pictures: int) -> tuple[list[li
 
 
 def run(quick: bool) -> list[Table]:
-    """Mosaics; real sets by the size of defects."""
+    """Mosaics; where time goes; real sets by the size of defects."""
     if not DATA.is_dir():
         raise SystemExit("the larger image sets (../shared/data) are not beside this checkout")
     encoder = Encoder.load("mrad-mini", device="cpu")
-    pictures = 1 if quick else 12
-    panels = PANELS[:1] if quick else PANELS
+    boards = Boards.of(encoder)
+    panels = mosaics(encoder, boards, 1 if quick else 12, PANELS[:1] if quick else PANELS)
+    times = stages(encoder, boards, 2 if quick else 7, 512, 1 if quick else 3)
     rows, notes = [], []
     for name, side in (("bsdata", 460), ("magnetic_tile", 200)):
         found, note = real(encoder, name, side, 2 if quick else 40)
         rows += found
         notes.append(note)
     return [
-        mosaics(encoder, pictures, panels),
+        panels,
+        times,
         Table(
             "Real sets, and AUPRO by the defects' area in patches of the picture seen whole",
             ["set", "head", "looked at", "image AUROC", "pixel AUROC", "AUPRO", *CLASSES],
