@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mrad.encoder.encoder import Encoder, Features
 from mrad.encoder.stream import encode_tiles
-from mrad.errors import MRADError
+from mrad.errors import LayoutError, MRADError
 from mrad.evidence import Finder, cell_box
 from mrad.heads import Head, load_head
 from mrad.heads.choose import AUTO, default_head, problem
@@ -199,11 +199,20 @@ class Detector:
             options = replace(options, max_pixels=options.max_tiled_pixels)
         picture, shown, places = open_picture(image, options, layout)
         warnings = self.bank.profile.check(picture, self.encoder.image_size)
+        upright, move = None, None
+        if layout.align is not None:
+            try:
+                move = layout.align.find(picture.image)
+                upright = move.upright(picture.image)
+            except LayoutError as error:
+                warnings += (
+                    f"not_aligned: {error}; its parts are taken to be where they were drawn",
+                )
         if options.strict:
             refuse_doubtful(warnings, name_of(image, options))
-        pixels = self.encoder.prepare(picture.image) if places.whole else None
+        pixels = self.encoder.prepare(upright or picture.image) if places.whole else None
         levels = picture.brightness, picture.contrast
-        return Decoded(pixels, shown, places, warnings, picture.orientation, levels)
+        return Decoded(pixels, shown, places, warnings, picture.orientation, levels, upright, move)
 
     def judge(
         self,
@@ -229,14 +238,14 @@ class Detector:
                 sizes, features = [item.size for item in chunk], self.encode(chunk)
                 found = self.finish(features, sizes, maps=maps, evidence=evidence, exclude=rows)
                 for prediction, item in zip(found, chunk):
-                    yield prediction.warned(item.warnings)
+                    yield item.told(prediction)
             return
         sheets = (self._sheet(item, next(own), batch_size) for item in decoded)
         for batch in self._drawn(sheets, batch_size):
             for sheet, tile in batch:
                 if tile is sheet.places.tiles[-1]:  # tiles come in order
                     judged = self.conclude(sheet.canvas, maps, evidence, sheet.own, map_pixels)
-                    yield judged.warned(sheet.decoded.warnings)
+                    yield sheet.decoded.told(judged)
 
     def _sheet(self, item: Decoded, own: int, batch_size: int) -> Sheet:
         """Where an image's tiles are gathered; a coarse look, where there is to be one, is over."""

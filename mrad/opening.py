@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from PIL import Image
 from torch import Tensor
 
+from mrad.images.align import Move
 from mrad.images.layout import Layout, Places
 from mrad.images.options import ReadOptions
 from mrad.images.reader import Picture, read_image
 from mrad.images.strips import Strips, open_strips
 from mrad.tiled import Canvas
-from mrad.types import ImageInput
+from mrad.types import ImageInput, Prediction
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,30 @@ class Decoded:
     """The tag that turned it, as EXIF numbers it: a mask may lie on the pixels as stored."""
     levels: tuple[float, float] | None = None
     """Mean and deviation of its levels, by which the memory knows what its images are like."""
+    upright: Image.Image | None = None
+    """The input in the frame of the layout's reference picture; None where it is not aligned."""
+    move: Move | None = None
+    """How the input lies to that."""
 
     @property
     def size(self) -> tuple[int, int]:
         """Width, height of the upright input."""
         return self.places.size
+
+    @property
+    def looked_at(self) -> Image.Image | Strips:
+        """What tiles are cut from."""
+        return self.image if self.upright is None else self.upright
+
+    @property
+    def shown(self) -> Places:
+        """What is looked at, in the input's own pixels."""
+        return self.places if self.move is None else self.move.places(self.places)
+
+    def told(self, found: Prediction) -> Prediction:
+        """A prediction in the input's own pixels, with what there is to say about it."""
+        own = found if self.move is None else self.move.prediction(found)
+        return own.warned(self.warnings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +70,7 @@ class Sheet:
     @property
     def image(self) -> Image.Image | Strips:
         """See `mrad.encoder.stream.Cut`."""
-        return self.decoded.image
+        return self.decoded.looked_at
 
     @property
     def places(self) -> Places:
@@ -66,12 +86,13 @@ class Sheet:
 def open_picture(
     source: ImageInput, options: ReadOptions, layout: Layout
 ) -> tuple[Picture, Image.Image | Strips, Places]:
-    """What is known of a picture, the picture itself, and what of it is looked at.
+    """What is known of a picture, the picture itself, and what of it (aligned, where it is) is looked at.
 
     A very large one that is cut into tiles is read by rows where that can be (`mrad.images.strips`).
     Raises `ImageError`.
     """
-    if layout.tiling is not None and (strips := open_strips(source, options)) is not None:
+    streams = layout.tiling is not None and layout.align is None
+    if streams and (strips := open_strips(source, options)) is not None:
         places = layout.places(strips.size)
         if not places.whole:
             return strips.picture(), strips, places

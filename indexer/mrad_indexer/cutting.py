@@ -13,7 +13,7 @@ from mrad.encoder.encoder import Encoder
 from mrad.errors import DataError, ImageError, MaskError, MRADError
 from mrad.images.layout import PLAIN, Layout
 from mrad.images.reader import read_size
-from mrad.images.regions import read_parts, read_roi
+from mrad.images.regions import read_alignment, read_parts, read_roi
 from mrad.images.tiles import OVERLAP, Size, Tiling, auto_tiling
 from mrad_indexer.datasets import Dataset, Record
 
@@ -118,7 +118,9 @@ def layout_of(
     area = None if roi is None else read_roi(roi, drawn_on)
     named = () if parts is None else read_parts(parts, drawn_on)
     tiling = tiling_of(tile, overlap, extent, Layout(None, area, named), encoder)
-    layout = Layout(tiling, area, named)
+    good = next((record.image for record in dataset.records if not record.anomalous), None)
+    align = False if parts is None else read_alignment(parts, good)
+    layout = Layout(tiling).with_regions(area, named, align)
     if closely < 1 and (tiling is not None or tile != "auto"):
         layout = layout.looked_at_closely(closely)
     return layout, extent

@@ -36,7 +36,7 @@ def rows_by_tiles(detector: Detector, decoded: Sequence[Decoded]) -> list[int]:
     found = []
     for item in decoded:
         tile = item.places.tiles[len(item.places.tiles) // 2]
-        query = encoder.encode_prepared([prepare_tile(encoder, item.image, tile)]).class_query()
+        query = encoder.encode_prepared([prepare_tile(encoder, item.looked_at, tile)]).class_query()
         same = (sizes == item.size).all(axis=1)[bank.image.entry] & (bank.image.tile == tile.number)
         places = np.flatnonzero(same)
         row = -1

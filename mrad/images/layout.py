@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mrad.errors import DataError, LayoutError
+from mrad.images.align import Reference
 from mrad.images.regions import Area
 from mrad.images.tiles import Size, Tiling
 from mrad.types import WHOLE, BoolArray, Box, Place
@@ -144,6 +145,8 @@ class Layout:
     tiling: Tiling | None = None
     roi: Area | None = None
     parts: tuple[Area, ...] = field(default=())
+    align: Reference | None = None
+    """Every picture is aligned with it before regions are cut out; None: parts do not move."""
 
     def __post_init__(self) -> None:
         names = [part.name for part in self.parts]
@@ -190,6 +193,21 @@ class Layout:
         saves = len(coarse.tiles) + share * len(places.tiles) < len(places.tiles)
         return replace(places, coarse=coarse, closely=share) if saves else places
 
+    def with_regions(
+        self, roi: Area | None, parts: tuple[Area, ...], align: Reference | bool = False
+    ) -> Layout:
+        """The same with other regions; `align`: what pictures are aligned with, True for its own reference.
+
+        Raises `LayoutError` where it has none.
+        """
+        own = self.align if align is True else align or None
+        if align is True and own is None:
+            raise LayoutError(
+                "the memory's pictures were not aligned with a reference picture, so there is none to "
+                'align with: name one ("align": "picture.png" in parts.json, not in a request)'
+            )
+        return replace(self, roi=roi, parts=parts, align=own)
+
     def looked_at_closely(self, share: float) -> Layout:
         """The same with another share of tiles that are looked at closely (`Tiling.closely`).
 
@@ -211,6 +229,8 @@ class Layout:
             facts["roi"] = self.roi.to_json()
         if self.parts:
             facts["parts"] = [part.to_json() for part in self.parts]
+        if self.align is not None:
+            facts["align"] = self.align.to_json()
         return facts
 
     @classmethod
@@ -222,6 +242,7 @@ class Layout:
                 None if tiling is None else Tiling.from_json(tiling),
                 Area.from_json(facts["roi"]) if facts.get("roi") else None,
                 tuple(Area.from_json(part) for part in facts.get("parts", ())),
+                Reference.from_json(facts["align"]) if facts.get("align") else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"the layout of the pictures cannot be read: {error!r}") from error

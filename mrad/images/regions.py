@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from mrad.errors import DataError, LayoutError
+from mrad.images.align import Reference
 from mrad.images.reader import load_image
 from mrad.images.tiles import Size
 from mrad.types import BoolArray, Box
@@ -144,6 +145,23 @@ def read_parts(path: Path, size: Size | None = None) -> tuple[Area, ...]:
     `DataError`.
     """
     return _parts(_json(path), size, path)
+
+
+def read_alignment(path: Path, first: Path | None = None) -> Reference | bool:
+    """What `parts.json` says of parts that move: "align" is true, or the file of a reference picture.
+
+    With true, that is `first`; without one True comes back: whatever the memory's own pictures are aligned
+    with. False where nothing is to be aligned. Raises `DataError`, and `ImageError` for the picture.
+    """
+    align = _json(path).get("align", False)
+    if isinstance(align, bool) and (not align or first is None):
+        return align
+    if not isinstance(align, bool | str):
+        raise DataError(
+            f'{path}: "align" is true, or the file of a reference picture, not {align!r:.80}'
+        )
+    named = path.parent / align if isinstance(align, str) else first
+    return Reference.of(load_image(named or path))
 
 
 def parse_parts(facts: Any, size: Size | None = None) -> tuple[Area, ...]:

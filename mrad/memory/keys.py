@@ -241,7 +241,8 @@ def encode_samples(
         reading: how pictures are read.
         seen: called with each picture as it was read.
 
-    Raises `ImageError`, `MaskError`, `DataError` where a region of `layout` does not fit a picture.
+    Raises `ImageError`, `MaskError`, `DataError`; `LayoutError` where a region of `layout` does not fit a
+    picture, or that cannot be aligned.
     """
 
     def labelled() -> Iterator[Labelled]:
@@ -251,6 +252,10 @@ def encode_samples(
             image, mask = picture.image, None
             if sample.mask is not None:
                 mask = read_mask(sample.mask, image.size, image_orientation=picture.orientation)
+            if layout.align is not None:
+                move = layout.align.find(image)
+                image = move.upright(image)
+                mask = None if mask is None else move.upright_mask(mask)
             places = layout.places(image.size)
             pieces = pieces_of(places, sample.anomalous, mask)
             yield Labelled(Entry.of(sample, image.size, added_by), image, places, pieces)

@@ -22,6 +22,7 @@ from mrad import Detector, Encoder, MemoryBank
 from mrad.images.layout import Layout
 from mrad.images.regions import Area, parse_parts
 from mrad.images.tiles import Tiling
+from tests.plates import LEFT, SIZE, moved, plate
 
 LAYOUT = Layout(Tiling(96, 0.25))
 
@@ -297,3 +298,28 @@ def test_eval_judges_coarse_to_fine_as_the_detector_does(bank, dataset, tiny_enc
     direct = detector.predict([dataset.records[0].image])[0]
     assert any(not tile.closely for tile in direct.tiles)
     assert item.scores[0].score == pytest.approx(direct.score, abs=1e-6)
+
+
+def test_parts_that_move_by_the_command_line(tmp_path):
+    """The first good picture is what others are aligned with; one that cannot be is skipped and named."""
+    data, parts = tmp_path / "data", tmp_path / "parts.json"
+    (data / "good").mkdir(parents=True)
+    for number, shift in enumerate(((0, 0), (12, 7), (-8, 5))):
+        moved(plate(), shift).save(data / "good" / f"{number}.png")
+    plate(5).save(data / "good" / "other.png")
+    facts = {"size": SIZE, "align": True, "parts": {"left": {"box": LEFT}}}
+    parts.write_text(json.dumps(facts))
+    out = run("build", data, "--out", tmp_path / "bank", "--parts", parts)
+    assert "aligned with a reference picture" in out
+    assert "1 image skipped" in out
+    assert "other.png: the picture could not be aligned" in out
+    moved(plate(), (30, -10)).save(tmp_path / "asked.png")
+    words = ("--bank", tmp_path / "bank", "--format", "jsonl", "--no-overlays")
+    for number, given in enumerate(((), ("--parts", parts))):
+        folder = tmp_path / f"scores{number}"
+        run("score", tmp_path / "asked.png", *words, *given, "--out", folder)
+        row = json.loads((folder / "results.jsonl").read_text())
+        assert set(json.loads(row["parts"])) == {"left"}
+        assert "not_aligned" not in json.dumps(row)
+    result = run("eval", data, "--bank", tmp_path / "bank", "--out", tmp_path / "report")
+    assert "part left" in result

@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 
 from mrad import Detector, MemoryBank
+from mrad.images.align import Reference
 from mrad.images.layout import Layout
 from mrad.images.regions import Area, parse_parts
 from mrad.images.tiles import Tiling
+from tests.plates import LEFT, RIGHT, SIZE, moved, plate
 
 LAYOUT = Layout(Tiling(96, 0.25))
 
@@ -250,3 +252,39 @@ def test_a_share_of_tiles_needs_tiles(client, png):
     files = [("images", ("a.png", png()))]
     answer = client.post("/v1/score", files=files, data={"tile_closely": 0.5})
     assert (answer.status_code, "--tile" in answer.json()["detail"]) == (422, True)
+
+
+def encoded(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_parts_that_move_are_judged_where_they_are(connect, tiny_bank, tiny_encoder, tmp_path):
+    boxes = {"left": LEFT, "right": RIGHT}
+    areas = tuple(Area.of_box(box, SIZE, name) for name, box in boxes.items())
+    layout = Layout(Tiling(100), None, areas, Reference.of(plate()))
+    bank = replace(tiny_bank, metadata={"layout": layout.to_json()})
+    bank.save(tmp_path / "aligned")
+    client = connect(bank=tmp_path / "aligned")
+    picture = moved(plate(defect=True), (30, -20), 8.0)
+    (result,) = score(client, encoded(picture), map="npy", fields="score,parts,map,peak_box")
+    (wanted,) = Detector(tiny_encoder, bank).predict([picture])
+    assert result["score"] == pytest.approx(wanted.score, abs=1e-6)
+    assert tuple(result["peak_box"]) == wanted.peak_box
+    told = [tuple(part["box"]) for part in result["parts"]]
+    assert told == [part.box for part in wanted.parts] != [LEFT, RIGHT]
+    parts = {"size": SIZE, "parts": {"left": {"box": LEFT}}}
+    for align in (True, False):
+        given = json.dumps(parts | {"align": align})
+        (own,) = score(client, encoded(picture), parts=given, fields="parts")
+        assert (tuple(own["parts"][0]["box"]) != LEFT) is align
+    (lost,) = score(client, encoded(plate(5)), fields="score")
+    assert any(text.startswith("not_aligned") for text in lost["warnings"])
+
+
+def test_a_request_cannot_align_where_the_bank_does_not(client, png):
+    parts = {"size": [200, 100], "align": True, "parts": {"a": {"box": [0, 0, 100, 100]}}}
+    files = [("images", ("a.png", png(5, (200, 100))))]
+    answer = client.post("/v1/score", files=files, data={"parts": json.dumps(parts)})
+    assert (answer.status_code, "reference picture" in answer.json()["detail"]) == (422, True)

@@ -47,7 +47,7 @@ class ScoreOptions(TypedDict, total=False):
     """Product: judged by what the memory holds of it alone; by all of it unless told."""
     parts: Mapping[str, Any] | None
     """Named parts, each with a score and verdict of its own: `size` and `parts`, name -> `box` or
-    `polygons`, as in `parts.json`."""
+    `polygons`, as in `parts.json`; `align` true: images are aligned with the bank's reference first."""
     tile_closely: float | None
     """Where the bank cuts images: look at all of one coarsely, then closely at this share of its tiles."""
     full_map: bool

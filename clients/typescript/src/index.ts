@@ -54,6 +54,8 @@ export interface ScoreOptions {
   /** Named parts, each with a score and a verdict of its own; `size` as for `roi`. */
   parts?: {
     size: [number, number];
+    /** Align images with the bank's reference picture before parts are cut out. */
+    align?: boolean;
     parts: Record<string, { box?: number[]; polygons?: number[][][]; holes?: number[][][] }>;
   };
   /** Where the bank cuts images: look at all of one coarsely, then closely at this share of its tiles. */

@@ -108,12 +108,15 @@ def decode_record(
         warnings = (*picture.warnings, *(mask.warnings if mask is not None else ()))
         if reading is not None and reading.strict:
             refuse_doubtful(warnings, str(record.image))
+        thumbnail = thumbnail_of(image) if thumbnails else None
+        if layout.align is not None:
+            move = layout.align.find(image)
+            image, mask = move.upright(image), None if mask is None else move.upright_mask(mask)
         places = layout.places(image.size)
     except (ImageError, MaskError, DataError) as error:
         if strict:
             raise
         return Skipped(record.source, error.code, str(error))
-    thumbnail = thumbnail_of(image) if thumbnails else None
     pieces = pieces_of(places, record.anomalous, mask)
     slim = replace(picture, image=BLANK)
     pixels = prepare(image) if places.whole else None

@@ -86,7 +86,7 @@ def _score_batch(
         predictions = list(judged)
     for (record, item, mask), prediction, row, sketch in zip(opened, predictions, own, seen):
         scored.sketch.append(sketch)
-        _keep(scored, record, mask, prediction, row, rng, item.places.counted())
+        _keep(scored, record, mask, prediction, row, rng, item.shown.counted())
 
 
 def _either(by_features: list[int], by_source: list[int]) -> list[int]:

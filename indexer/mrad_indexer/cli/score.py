@@ -99,7 +99,7 @@ def score_command(
     from mrad_client.batch.screen import closing, say_not_taken
     from mrad_client.batch.sources import find_items
 
-    from mrad.images.regions import read_parts, read_roi
+    from mrad.images.regions import read_alignment, read_parts, read_roi
     from mrad_indexer.cutting import size_of
     from mrad_indexer.loading import HeadChoice
     from mrad_indexer.scoring.judge import Judge
@@ -120,6 +120,7 @@ def score_command(
         reading=options.reading(bit_depth, strict_input, allow_truncated, max_pixels),
         roi=None if roi is None else read_roi(roi, size_of(items[0].path)),
         parts=() if parts is None else read_parts(parts, size_of(items[0].path)),
+        align=False if parts is None else read_alignment(parts),
         closely=tile_closely,
     )
     say(f"memory {bank.name}: {judge.detector.bank.composition}", style="dim", to=errors)

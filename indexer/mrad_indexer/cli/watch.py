@@ -56,7 +56,7 @@ def watch_command(
     A line for each image is added to OUT/verdicts.jsonl and synced to disk. Stop it, kill it, start
     it again: no image is judged twice, none is left out.
     """
-    from mrad.images.regions import read_parts, read_roi
+    from mrad.images.regions import read_alignment, read_parts, read_roi
     from mrad_indexer.loading import HeadChoice
     from mrad_indexer.scoring.judge import Judge
     from mrad_indexer.watch import WatchOptions, watch_folder
@@ -75,6 +75,7 @@ def watch_command(
         reading=options.reading(bit_depth, strict_input, allow_truncated, max_pixels),
         roi=None if roi is None else read_roi(roi),
         parts=() if parts is None else read_parts(parts),
+        align=False if parts is None else read_alignment(parts),
         closely=tile_closely,
     )
     stop = threading.Event()

@@ -175,10 +175,14 @@ def _cut(
             own = canvases[name]
             detector.draw([(own[number[id(item)]], tile) for item, tile in tiles], features)
             finish[name] += time.perf_counter() - start
-    batch = Batch(rows, places, {}, {}, time.perf_counter() - began - sum(finish.values()), finish)
+    shown = [item.shown for item in decoded]
+    batch = Batch(rows, shown, {}, {}, time.perf_counter() - began - sum(finish.values()), finish)
     for name, detector in detectors.items():
         start = time.perf_counter()
-        found = [detector.conclude(canvas, map_pixels=None) for canvas in canvases[name]]
+        found = [
+            item.told(detector.conclude(canvas, map_pixels=None))
+            for item, canvas in zip(decoded, canvases[name])
+        ]
         batch.predictions[name] = [_at(item, resolution) for item in found]
         finish[name] += time.perf_counter() - start
         batch.known[name] = [row >= 0 for row in rows_by_tiles(detector, decoded)]
@@ -193,7 +197,7 @@ def _coarse_to_fine(
     resolution: int | None,
 ) -> Batch:
     """Each detector chooses the tiles that it looks at closely: encoding is a part of its time."""
-    batch = Batch(rows, [item.places for item in decoded], {}, {}, 0.0, {})
+    batch = Batch(rows, [item.shown for item in decoded], {}, {}, 0.0, {})
     for name, detector in detectors.items():
         start = time.perf_counter()
         found = detector.judge(decoded, batch_size=batch_size, map_pixels=None)

@@ -16,6 +16,7 @@ from mrad.errors import CalibrationError
 from mrad.files import sha256_file
 from mrad.heads.choose import AUTO
 from mrad.heads.nn import NNHead
+from mrad.images.align import Reference
 from mrad.images.options import ReadOptions
 from mrad.images.regions import Area
 from mrad.memory.bank import MemoryBank
@@ -60,13 +61,14 @@ class Judge:
         precision: str = "auto",
         roi: Area | None = None,
         parts: tuple[Area, ...] = (),
+        align: Reference | bool = False,
         closely: float | None = None,
         reading: ReadOptions | None = None,
         product: str | None = None,
     ) -> Judge:
         """From a bank's folder, on the encoder that it names; see `of`.
 
-        `roi`, `parts`, `closely` (`Tiling.closely`): instead of the bank's own. `product`: judged by what the bank holds of it alone, with thresholds of its own images. Raises `UnknownObjectError` too.
+        `roi`, `parts`, `align` (`Layout.with_regions`), `closely` (`Tiling.closely`): instead of the bank's own. `product`: judged by what the bank holds of it alone, with thresholds of its own images. Raises `UnknownObjectError` too.
         """
         bank = MemoryBank.load(bank_path)
         encoder = encoder_of(bank, pretrained=pretrained, device=device, precision=precision)
@@ -82,7 +84,7 @@ class Judge:
         )
         layout = bank.layout
         if roi is not None or parts:
-            layout = replace(layout, roi=roi, parts=parts)
+            layout = layout.with_regions(roi, parts, align)
         if closely is not None:
             layout = layout.looked_at_closely(closely)
         return replace(judge, detector=judge.detector.with_layout(layout))

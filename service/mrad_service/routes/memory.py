@@ -21,7 +21,7 @@ from starlette.background import BackgroundTask
 from mrad.detector import Decoded, Detector
 from mrad.encoder.encoder import Features
 from mrad.encoder.stream import prepare_tile
-from mrad.errors import MaskError
+from mrad.errors import LayoutError, MaskError
 from mrad.images.guard import refuse_doubtful
 from mrad.images.masks import Mask, Orientation, read_mask
 from mrad.memory.entry import Entry, Key
@@ -246,10 +246,14 @@ def _keys(
     """
     keys: list[Key] = []
     places = decoded.places
+    if detector.layout.align is not None and decoded.move is None:
+        raise LayoutError(f"nothing is learned: {'; '.join(decoded.warnings)}")
+    if mask is not None and decoded.move is not None:
+        mask = decoded.move.upright_mask(mask)
     for piece, tile in zip(pieces_of(places, entry.label == ANOMALOUS, mask), places.tiles):
         one = decoded
         if not places.whole:
-            one = replace(decoded, pixels=prepare_tile(detector.encoder, decoded.image, tile))
+            one = replace(decoded, pixels=prepare_tile(detector.encoder, decoded.looked_at, tile))
         work.check()
         features = teaching.encode(detector, one)
         keys += keys_of(detector.encoder, features, 0, entry, piece, detector.bank.patch_keys)

@@ -163,14 +163,15 @@ class Item:
         """Bytes that decoding it takes, and judging it as it was asked for."""
         if self.pixels < 0:
             self.pixels = pixels_of(self.data)
-        wanted = self.job.wanted
-        return self.pixels * (OPENED + MAPPED * wanted.maps + KEPT * wanted.image)
+        wanted, twice = self.job.wanted, self.job.layout.align is not None
+        return self.pixels * (OPENED + MAPPED * wanted.maps + KEPT * (wanted.image + twice))
 
     @property
     def kept(self) -> int:
         """Bytes that remain once it is decoded."""
         wanted, cut = self.job.wanted, self.decoded is not None and not self.decoded.places.whole
-        return self.pixels * (MAPPED * wanted.maps + KEPT * (wanted.image or cut))
+        twice = cut and self.job.layout.align is not None
+        return self.pixels * (MAPPED * wanted.maps + KEPT * ((wanted.image or cut) + twice))
 
     @property
     def whole(self) -> Item:
@@ -182,7 +183,7 @@ class Item:
         decoded = detector.decode(self.data, self.job.reading, layout=self.job.layout)
         self.data = b""
         if decoded.places.whole and not self.job.wanted.image:
-            return replace(decoded, image=BLANK)
+            return replace(decoded, image=BLANK, upright=None)
         return decoded
 
 

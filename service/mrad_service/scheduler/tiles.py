@@ -35,7 +35,7 @@ class TileItem(Item):
         decoded = self.parent.decoded
         if decoded is None:  # its image was settled meanwhile
             return Decoded(None, BLANK, self.canvas.places)
-        pixels = prepare_tile(detector.encoder, decoded.image, self.tile)
+        pixels = prepare_tile(detector.encoder, decoded.looked_at, self.tile)
         return Decoded(pixels, BLANK, decoded.places)
 
 

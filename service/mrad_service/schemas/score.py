@@ -64,6 +64,10 @@ class PartsBody(BaseModel):
         description="width, height of the image they were drawn on, pixels"
     )
     parts: dict[str, ShapeBody] = Field(min_length=1, max_length=MAX_PARTS)
+    align: bool = Field(
+        False,
+        description="whether images are aligned with the bank's reference picture before parts are cut out",
+    )
 
 
 class ScoreOptions(BaseModel):

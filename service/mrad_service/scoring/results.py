@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from PIL import Image
@@ -77,8 +76,9 @@ class Judge:
                 area = options.roi and parse_area(options.roi.model_dump(exclude_none=True))
                 given = options.parts and options.parts.model_dump(exclude_none=True)
                 parts = parse_parts(given) if given else ()
-                self.layout = replace(model.detectors[0].layout, roi=area, parts=parts)
-            except DataError as error:
+                aligned = options.parts is not None and options.parts.align
+                self.layout = model.detectors[0].layout.with_regions(area, parts, aligned)
+            except (DataError, LayoutError) as error:
                 raise InvalidRequestError(str(error)) from error
         if options.tile_closely is not None:
             try:

@@ -30,6 +30,8 @@ def describe(layout: Layout) -> str:
         found.append("a region of interest")
     if layout.parts:
         found.append(f"parts: {', '.join(part.name for part in layout.parts)}")
+    if layout.align is not None:
+        found.append("aligned with a reference picture")
     return "; ".join(found) or "each picture as a whole"
 
 
