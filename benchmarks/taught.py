@@ -14,6 +14,7 @@ from mrad_indexer.datasets import Record, read_dataset
 from PIL import Image, ImageChops, ImageEnhance
 
 from benchmarks.tables import Cell, Table, hardware
+from mrad.calibration import Calibration
 from mrad.detector import Detector
 from mrad.encoder.encoder import Encoder, Features
 from mrad.errors import MRADError
@@ -24,6 +25,7 @@ from mrad.memory.keys import Piece, keys_of, pieces_of
 from mrad.thresholds.calibrate import calibrate
 from mrad.thresholds.follow import followed
 from mrad.thresholds.own import anchored, score_own
+from mrad.thresholds.taught import as_taught
 from mrad.types import Sample
 
 SETS = Path(__file__).parents[2] / "shared" / "data"
@@ -99,11 +101,12 @@ def bank_of(encoder: Encoder, seen: Sequence[Seen]) -> MemoryBank:
     return MemoryBank.from_keys(encoder.identity, [one.entry for one in seen], keys, dims=dims)
 
 
-def judged(detector: Detector, features: Features, cut: float) -> np.ndarray:
-    """Which are at or above the cut."""
+def judged(detector: Detector, features: Features, held: Calibration) -> np.ndarray:
+    """Which are anomalous."""
     sizes = [(64, 64)] * len(features)
-    found = detector.finish(features, sizes, maps=False)
-    return np.array([np.float32(one.score) >= np.float32(cut) for one in found])
+    found = [as_taught(one, held) for one in detector.finish(features, sizes, maps=False)]
+    cut = np.float32(held.image_threshold)
+    return np.array([np.float32(one.score) >= cut for one in found])
 
 
 def far_from(course: Course, lessons: Sequence[Seen]) -> np.ndarray:
@@ -146,7 +149,7 @@ def measure(course: Course, encoder: Encoder, head: str, quick: bool) -> Iterato
         return
     asked = Features.cat([one.features for one in course.asked])
     bad = np.array([one.record.anomalous for one in course.asked])
-    before = judged(detector, asked, origin.image_threshold)
+    before = judged(detector, asked, origin)
     for label in (False, True):
         lessons = course.lessons[label]
         for count in (1, 2) if quick else COUNTS:
@@ -160,11 +163,11 @@ def measure(course: Course, encoder: Encoder, head: str, quick: bool) -> Iterato
                     now = now.add(one.entry, one.keys)
                 after = detector.with_bank(now)
                 held = followed(origin, after, score_own(after))
-                found = judged(after, asked, held.image_threshold)
+                found = judged(after, asked, held)
                 far = far_from(course, run)
                 doubles = Features.cat([one.doubles for one in run if one.doubles is not None])
-                right = judged(after, doubles, held.image_threshold) == label
-                missed = judged(detector, doubles, origin.image_threshold) != label
+                right = judged(after, doubles, held) == label
+                missed = judged(detector, doubles, origin) != label
                 tally.runs += 1
                 tally.flipped += int((found != before).sum())
                 tally.far += int(far.sum())

@@ -332,11 +332,13 @@ class Calibration(_Part):
         `threshold`: the cut in force, where it is not the calibration's own.
         """
         cut = self.image_threshold if threshold is None else threshold
+        return 100 * _sigmoid(math.log(100 / CALM - 1) * (score - cut) / self.unit(cut))
+
+    def unit(self, threshold: float) -> float:
+        """The unit of `calibrated` with this cut in force, in raw score."""
         good, bad = self.scores_normal, self.scores_anomalous
-        unit = max(cut - good.quantiles[10], good.std, 1e-9)
-        if bad is not None:
-            unit = max(unit, (bad.quantiles[10] - cut) / 2)
-        return 100 * _sigmoid(math.log(100 / CALM - 1) * (score - cut) / unit)
+        unit = max(threshold - good.quantiles[10], good.std, 1e-9)
+        return unit if bad is None else max(unit, (bad.quantiles[10] - threshold) / 2)
 
     def map_range(self, threshold: float | None = None) -> tuple[float, float] | None:
         """Map values of the coldest and the hottest colour, the same for every image.

@@ -17,20 +17,21 @@ from torch import Tensor
 from mrad.encoder.encoder import Encoder, Features
 from mrad.encoder.stream import encode_tiles
 from mrad.errors import LayoutError, MRADError
-from mrad.evidence import Finder, cell_box
+from mrad.evidence import Finder
 from mrad.heads import Head, load_head
 from mrad.heads.choose import AUTO, default_head, problem
 from mrad.heads.goods.levels import PlaceLevels
 from mrad.images.guard import refuse_doubtful
-from mrad.images.layout import Layout, Places, Tile
+from mrad.images.layout import Layout, Places, Tile, cell_box
 from mrad.images.options import ReadOptions
 from mrad.images.reader import name_of
 from mrad.maps import anomaly_map, fuse, resize_map, top_mean
 from mrad.memory.bank import MemoryBank
 from mrad.opening import Decoded, Sheet, open_picture
 from mrad.retrieval.base import Retriever
+from mrad.retrieval.taught import TaughtPictures
 from mrad.tiled import FULL, Canvas, Rules
-from mrad.types import Evidence, ImageInput, Level, Prediction
+from mrad.types import WHOLE, Evidence, ImageInput, Level, Prediction
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class Detector:
         self.head.attach(bank, retrieval)
         self.reading = reading or ReadOptions()
         _ = bank.layout  # what cannot be read shows now
+        self._taught = TaughtPictures.of(bank, encoder.grid**2, encoder.device)
         self._layout: Layout | None = None
         self._finder = Finder(bank, self.head, retrieval, encoder)
         self._usual: PlaceLevels | None = None
@@ -104,6 +106,7 @@ class Detector:
         other.bank, other.head, other._usual = bank, copy.copy(self.head), None
         other.head.attach(bank, self.retrieval)
         other._finder = Finder(bank, other.head, self.retrieval, self.encoder)
+        other._taught = TaughtPictures.of(bank, self.encoder.grid**2, self.encoder.device)
         return other
 
     def with_facts_of(self, bank: MemoryBank) -> Detector:
@@ -307,8 +310,9 @@ class Detector:
         patch, image = output.patch.float().cpu(), output.image.tolist()
         image = [self.tile_level(c.places, tile, v) for (c, tile), v in zip(batch, image)]
         queries = features.class_query(), self._finder.patch_query(features)
+        shown = self._taught.find(features, exclude)
         for row, (canvas, tile) in enumerate(batch):
-            canvas.add(tile, patch[row], image[row], (queries[0][row], queries[1][row]))
+            canvas.add(tile, patch[row], image[row], (queries[0][row], queries[1][row]), shown[row])
 
     def tile_level(self, places: Places, tile: Tile, image: float) -> float:
         """A tile's image probability, less what is usual of good tiles where it lies."""
@@ -348,6 +352,7 @@ class Detector:
             parts=tuple(parts) if parts[0].name else (),
             tiles=canvas.tiles() if canvas.places.several else (),
             warnings=canvas.notes(),
+            recognised=self._taught.recognised(canvas.taught(), canvas.places.boxes()),
         )
 
     @torch.inference_mode()
@@ -376,6 +381,7 @@ class Detector:
         numbers = torch.stack([scores, output.image, tops, peaks.float()], dim=1).tolist()
         grid = self.encoder.grid
         found = self._finder.of_images(features, output, sizes, evidence, exclude)
+        taught = self._taught.find(features, exclude)
         return [
             Prediction(
                 score=score,
@@ -385,6 +391,7 @@ class Detector:
                 anomaly_map=resize_map(square[i], sizes[i]) if maps else None,
                 evidence=found[i],
                 peak_box=cell_box(divmod(int(peak), grid), grid, (0, 0, *sizes[i])),
+                recognised=self._taught.recognised([taught[i]], {WHOLE: (0, 0, *sizes[i])}),
             )
             for i, (score, class_score, top_score, peak) in enumerate(numbers)
         ]

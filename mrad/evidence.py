@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from mrad.encoder.encoder import Encoder, Features
 from mrad.heads import Head, HeadOutput
 from mrad.heads.nn import NNHead
+from mrad.images.layout import cell_box
 from mrad.memory.bank import MemoryBank
 from mrad.memory.entry import Entry
 from mrad.retrieval.base import Retriever
@@ -31,18 +31,6 @@ class Asked:
     """Pixels of the image; None for all of it."""
     cell: tuple[int, int] | None = None
     """Row and column of a patch on its tile's grid."""
-
-
-def cell_box(cell: tuple[int, int], grid: int, tile: Box) -> Box:
-    """The pixels of a patch of a tile: `cell` row and column on a grid of `grid` patches a side."""
-    (row, column), (left, top, right, bottom) = cell, tile
-    width, height = right - left, bottom - top
-    return (
-        left + math.floor(column * width / grid),
-        top + math.floor(row * height / grid),
-        left + math.ceil((column + 1) * width / grid),
-        top + math.ceil((row + 1) * height / grid),
-    )
 
 
 def hottest(

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mrad.evidence import Asked, cell_box
-from mrad.images.layout import Places, Section, Tile
+from mrad.evidence import Asked
+from mrad.images.layout import Places, Section, Tile, cell_box
 from mrad.maps import anomaly_map, at_shape, fuse, map_operator, resize_map, top_mean
 from mrad.types import FloatArray, PartScore, TileScore
 
@@ -139,6 +139,7 @@ class Canvas:
         self._levels: dict[int, float] = {}
         self._tops: dict[int, float] = {}
         self._peaks: dict[str, tuple[Peak, Peak]] = {}
+        self._taught: dict[int, dict[int, float]] = {}
         self._counted = 0
         self._lock = threading.Lock()
         self._section = {tile.number: s for s in places.sections for tile in s.tiles}
@@ -149,9 +150,23 @@ class Canvas:
             self._counted += 1
             return self._counted == len(self.places.tiles)
 
-    def add(self, tile: Tile, patch: Tensor, image: float, queries: tuple[Tensor, Tensor]) -> None:
-        """One tile: `patch` [N] and `image` probabilities; `queries`: its class [E] and patch [N, W]
-        features, of which the strongest are kept."""
+    def add(
+        self,
+        tile: Tile,
+        patch: Tensor,
+        image: float,
+        queries: tuple[Tensor, Tensor],
+        taught: dict[int, float] | None = None,
+    ) -> None:
+        """One tile.
+
+        Args:
+            tile: which.
+            patch: probabilities [N].
+            image: its own probability.
+            queries: its class [E] and patch [N, W] features, of which the strongest are kept.
+            taught: what `mrad.retrieval.taught` found of it.
+        """
         grid = self.rules.grid
         section = self._section[tile.number]
         cells = patch.float().cpu()
@@ -166,6 +181,7 @@ class Canvas:
         with self._lock:
             self._grids[tile.number] = cells.view(grid, grid)
             self._levels[tile.number], self._tops[tile.number] = image, top
+            self._taught[tile.number] = taught or {}
             before = self._peaks.get(section.name, (whole, local))
             self._peaks[section.name] = (
                 whole if whole.value > before[0].value else before[0],
@@ -214,6 +230,10 @@ class Canvas:
             f"looked_at_coarsely: {left} of {every} tiles were looked at coarsely only, as they were "
             "asked to be; the map is 0 there",
         )
+
+    def taught(self) -> list[dict[int, float]]:
+        """What was found of each tile among taught pictures."""
+        return [self._taught[tile.number] for tile in self.places.tiles]
 
     def parts(self) -> list[PartScore]:
         """Each section's scores, in the layout's order.

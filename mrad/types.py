@@ -91,6 +91,40 @@ class TileScore:
 
 
 @dataclass(frozen=True)
+class Recognised:
+    """A picture that the memory was taught, shown again: its label decides the verdict
+    (`mrad.thresholds.taught.as_taught`)."""
+
+    entry_id: str
+    label: int
+    """NORMAL or ANOMALOUS."""
+    source: str
+    similarity: float
+    """Mean cosine of patches at the same place."""
+    marked: tuple[Box, ...] = ()
+    """Patches that were marked as defective, pixels of the judged image."""
+    contradicts: tuple[str, ...] = ()
+    """Entries that show the same picture with the other label, and were taught before."""
+
+    @property
+    def told(self) -> str:
+        """In words, with a code, as warnings are."""
+        others = f", against {', '.join(self.contradicts)}" if self.contradicts else ""
+        label = self.to_json()["label"]
+        return f"recognised: this picture was taught as {label} (entry {self.entry_id}{others})"
+
+    def to_json(self) -> dict[str, object]:
+        """As answers and journals say it."""
+        return {
+            "entry_id": self.entry_id,
+            "label": "anomalous" if self.label else "normal",
+            "source": self.source,
+            "similarity": self.similarity,
+            "contradicts": list(self.contradicts),
+        }
+
+
+@dataclass(frozen=True)
 class Prediction:
     """The judgement of one image. Scores and map values are raw probabilities in [0, 1]."""
 
@@ -112,6 +146,8 @@ class Prediction:
     """Of a layout with named parts; `score` and its two terms are those of the strongest."""
     tiles: tuple[TileScore, ...] = field(default=())
     """Where the image was cut into several."""
+    recognised: Recognised | None = None
+    """The picture that was taught and is shown again. `score` and map are what the head says of it."""
     warnings: tuple[str, ...] = ()
     """`code: text` for whatever was assumed or is odd about the input (docs/images.md)."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -129,6 +130,10 @@ class Places:
                 return left, top, right, bottom
         return None
 
+    def boxes(self) -> dict[Place | None, Box]:
+        """The box of each tile, by its place."""
+        return {self.place_of(tile.number): tile.box for tile in self.tiles}
+
     def box_of(self, number: int) -> Box | None:
         """The box of a tile by its number; None where it is the picture, or there is no such tile."""
         for section in self.sections:
@@ -250,6 +255,18 @@ class Layout:
 
 PLAIN = Layout()
 """The picture as a whole, as the paper looks at it."""
+
+
+def cell_box(cell: tuple[int, int], grid: int, tile: Box) -> Box:
+    """The pixels of a patch of a tile: `cell` row and column on a grid of `grid` patches a side."""
+    (row, column), (left, top, right, bottom) = cell, tile
+    width, height = right - left, bottom - top
+    return (
+        left + math.floor(column * width / grid),
+        top + math.floor(row * height / grid),
+        left + math.ceil((column + 1) * width / grid),
+        top + math.ceil((row + 1) * height / grid),
+    )
 
 
 def _both(one: Box, inside: BoolArray | None, other: Box, within: BoolArray | None) -> BoolArray:

@@ -196,12 +196,13 @@ class MemoryBank(Contents):
         )
 
     def select(self, kept: npt.NDArray[np.bool_]) -> MemoryBank:
-        """The bank of some entries, bool [entries], as if it had been built of them alone.
+        """The bank of some entries, bool [entries], as if it had been built and taught with them alone.
 
         It is not calibrated: what is usual of the others may be unusual here.
         """
         entries = tuple(entry for entry, keep in zip(self.entries, kept) if keep)
         ids = [entry.entry_id for entry in entries]
+        taught = {SETTLED: int(kept[: self.settled].sum())} if SETTLED in self.metadata else {}
         return replace(
             self,
             entries=entries,
@@ -210,6 +211,7 @@ class MemoryBank(Contents):
             local=self.local.of_entries(kept),
             calibration=None,
             thumbnails={i: self.thumbnails[i] for i in ids if i in self.thumbnails},
+            metadata=self.metadata | taught,
             digest=None,
             changes=None,
         )

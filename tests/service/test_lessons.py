@@ -3,6 +3,7 @@ once it is forgotten."""
 
 from __future__ import annotations
 
+import base64
 import io
 import shutil
 import time
@@ -279,3 +280,42 @@ def test_a_rate_that_the_good_images_no_longer_promise_is_said() -> None:
     assert "4.0% of false alarms were asked for, and now 4.8%" in said.why
     after.image.target_fpr = 0.05
     assert not effect_of(SimpleNamespace(), SimpleNamespace(), renewal).why
+
+
+def test_a_taught_picture_is_recognised_in_answers_until_it_is_forgotten(
+    own_path: Path, connect: Callable[..., TestClient], make_image: Any
+) -> None:
+    client = connect()
+    picture = png(make_image(310)[0])
+
+    def asked(threshold: float, **fields: str) -> Any:
+        data = {"threshold": str(threshold), **fields}
+        answer = client.post("/v1/score", data=data, files={"images": ("again.png", picture)})
+        assert answer.status_code == 200, answer.text
+        return answer.json()["results"][0]
+
+    assert asked(0.0)["verdict"] == "anomalous"
+    assert "recognised" not in asked(0.0)
+    entry = teach(client, Image.open(io.BytesIO(picture)))["entry"]["entry_id"]
+    found = asked(0.0, pixel_threshold="0.0", map="rle")
+    assert (found["verdict"], found["recognised"]["label"]) == ("normal", "normal")
+    assert found["recognised"]["entry_id"] == entry
+    assert found["calibrated_score"] < 50
+    assert found["regions"] == []
+    body = {
+        "parameters": {"threshold": 0.0},
+        "inputs": [{"name": "images", "datatype": "BYTES", "shape": [1],
+                    "parameters": {"content_type": "base64"},
+                    "data": [base64.b64encode(picture).decode()]}],
+        "outputs": [{"name": "verdict"}],
+    }  # fmt: skip
+    name = client.get("/v1/bank").json()["name"]
+    said = client.post(f"/v2/models/{name}/infer", json=body)
+    assert said.json()["outputs"][0]["data"] == ["normal"]
+    assert f"recognised: this picture was taught as normal (entry {entry})" in said.text
+    later = teach(client, Image.open(io.BytesIO(picture)), "anomalous")["entry"]["entry_id"]
+    found = asked(1.0)
+    assert (found["verdict"], found["recognised"]["contradicts"]) == ("anomalous", [entry])
+    for gone in (entry, later):
+        assert client.delete(f"{ENTRIES}/{gone}").status_code == 200
+    assert "recognised" not in asked(0.0)

@@ -67,6 +67,18 @@ class Evidence(Model):
         return None if self.thumbnail is None else _image(base64.b64decode(self.thumbnail))
 
 
+class Recognised(Model):
+    """A picture that the memory was taught, shown again: its label decides the verdict."""
+
+    entry_id: str
+    label: Literal["normal", "anomalous"]
+    source: str = ""
+    similarity: float
+    """Mean cosine of patches at the same place."""
+    contradicts: list[str] = []
+    """Entries that show the same picture with the other label, and were taught before."""
+
+
 class Part(Model):
     """A named part of the image, judged by itself."""
 
@@ -141,6 +153,8 @@ class Result(Model):
     evidence: list[Evidence] | None = None
     peak_box: tuple[int, int, int, int] | None = None
     """The patch that is most anomalous; pixels of the input image."""
+    recognised: Recognised | None = None
+    """The taught picture that this one is; None where it is none."""
     parts: list[Part] | None = None
     """Where the request or the bank names parts."""
     tiles: list[Tile] | None = None

@@ -283,6 +283,17 @@ export interface components {
                 [key: string]: unknown;
             }[] | null;
         };
+        /** @description A picture that the memory was taught, shown again: its label decides the verdict. */
+        Recognised: {
+            entry_id: string;
+            /** @enum {string} */
+            label: "normal" | "anomalous";
+            source: string;
+            /** @description mean cosine of patches at the same place */
+            similarity: number;
+            /** @description entries that show the same picture with the other label, and were taught before */
+            contradicts: string[];
+        };
         /** @description A connected part of the map at or above the pixel threshold; pixels of the input image. */
         Region: {
             /** @description [x_min, y_min, x_max, y_max) */
@@ -330,6 +341,8 @@ export interface components {
                 number,
                 number
             ] | null;
+            /** @description the taught picture that this one is: score, verdict and map are on the side of its label; null where it is none */
+            recognised?: components["schemas"]["Recognised"] | null;
             /** @description where the request or the bank names parts */
             parts?: components["schemas"]["Part"][] | null;
             /** @description of an image that was cut, where `fields` asks for them */

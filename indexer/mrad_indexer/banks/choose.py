@@ -99,4 +99,4 @@ def part_of(
         "doubtful": [item for item in build.get("doubtful", []) if item.get("source") in sources],
         "skipped": [],
     }
-    return replace(chosen, metadata={**bank.metadata, "build": build})
+    return replace(chosen, metadata={**chosen.metadata, "build": build})

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from mrad.errors import EncoderMismatchError, MergeError
 from mrad.images.guard import InputProfile
 from mrad.memory.bank import INPUT, MemoryBank
+from mrad.memory.contents import SETTLED
 from mrad.memory.coreset import bounded
 from mrad.memory.entry import Entry
 from mrad.types import NORMAL, FloatArray
@@ -148,7 +149,7 @@ def _cells(bank: MemoryBank) -> int:
 
 def _metadata(parts: Sequence[Part]) -> dict[str, Any]:
     """Of the first, with the build of each."""
-    kept = dict(parts[0].bank.metadata)
+    kept = {name: fact for name, fact in parts[0].bank.metadata.items() if name != SETTLED}
     if len(precisions := {part.bank.precision for part in parts} - {None}) > 1:
         logger.warning(
             "the memories were encoded in %s: keys of one compare a little differently with images than "

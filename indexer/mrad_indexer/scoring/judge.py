@@ -21,6 +21,7 @@ from mrad.images.options import ReadOptions
 from mrad.images.regions import Area
 from mrad.memory.bank import MemoryBank
 from mrad.thresholds.objects import calibration_of_object
+from mrad.thresholds.taught import as_taught
 from mrad.types import ANOMALOUS, Prediction
 from mrad_indexer.loading import HeadChoice, detector_of, encoder_of
 
@@ -139,6 +140,10 @@ class Judge:
         if calibration is not None and target_fpr is not None and threshold is None:
             note = calibration.shortfall(target_fpr)
         return cls(detector, image, pixel, low, high, calibration, checkpoint, note, product)
+
+    def as_taught(self, prediction: Prediction) -> Prediction:
+        """A picture that was taught and is shown again, on its label's side of the thresholds."""
+        return as_taught(prediction, self.calibration, self.threshold, self.pixel_threshold)
 
     def verdict(self, score: float) -> str | None:
         """`anomalous` or `normal`; None without a threshold."""

@@ -65,7 +65,8 @@ class LocalTransport:
             return Judged.failed(error.code, str(error))
 
     def _judged(self, decoded: Decoded, prediction: Prediction) -> Judged:
-        score, values = prediction.score, prediction.anomaly_map
+        prediction = self.judge.as_taught(prediction)
+        score, values, taught = prediction.score, prediction.anomaly_map, prediction.recognised
         columns: dict[str, Any] = {
             "status": "ok",
             "score": score,
@@ -79,6 +80,8 @@ class LocalTransport:
         }
         if prediction.peak_box is not None:
             columns["peak_box"] = json.dumps(prediction.peak_box)
+        if taught is not None:
+            columns["recognised"] = json.dumps(taught.to_json())
         if prediction.parts:
             columns["parts"] = json.dumps(self.judge.parts(prediction))
         pictures: dict[str, Draw] = {}

@@ -29,7 +29,7 @@ export async function score(file, region = null, product = "") {
   form.append("images", file, file.name);
   form.append("map", "png16");
   form.append("evidence", "3");
-  form.append("fields", "score,calibrated_score,class_score,verdict,threshold,probability,p_value,map,evidence,peak_box,parts,tiles");
+  form.append("fields", "score,calibrated_score,class_score,verdict,threshold,probability,p_value,map,evidence,peak_box,recognised,parts,tiles");
   if (region) form.append("roi", JSON.stringify(region));
   if (product) form.append("object", product);
   const result = (await json("POST", "v1/score", form)).results[0];

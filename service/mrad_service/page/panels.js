@@ -23,6 +23,7 @@ export function showVerdict(item, bank, items) {
   const headline = item.stale ? [sign("none"), `Was: ${words}`] : [sign(verdict), words];
   const parts = [
     el("h3", { className: "headline" }, ...headline),
+    ...recognised(result),
     ...doubts(result),
     ...leading(result, bank, items),
     details(result),
@@ -38,6 +39,18 @@ export function showVerdict(item, bank, items) {
     parts.push(el("p", { className: "hint" }, `Judged ${item.stale}; being judged again.`));
   }
   card.replaceChildren(...parts.filter(Boolean)); // without a calibration there are no details
+}
+
+/** A picture that was taught and is shown again: why it is judged so. */
+function recognised({ recognised: taught }) {
+  if (!taught) return [];
+  const name = taught.source ? ` (${taught.source})` : "";
+  const hint = (text) => el("p", { className: "hint" }, text);
+  const found = [hint(`Recognised: this picture was taught as ${LABELS[taught.label].toLowerCase()}${name}, and is judged so.`)];
+  if (taught.contradicts.length) {
+    found.push(hint("It was taught the other way before; the later lesson decides. Remove the wrong one from the memory."));
+  }
+  return found;
 }
 
 /** What was assumed or is odd about the picture: it may not have been read as it is meant. */

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from mrad import __version__
 from mrad.errors import CalibrationError, MRADError
 from mrad.images.options import ReadOptions
+from mrad.thresholds.taught import as_taught
 from mrad.types import Prediction
 from mrad_service.errors import ClientGoneError, InvalidRequestError, UnknownBankError
 from mrad_service.models.loading import Model
@@ -144,7 +145,10 @@ async def infer(request: Request, name: str, version: str = VERSION) -> Response
 
     def finish(index: int, prediction: Prediction, image: Image.Image) -> dict[str, Any]:
         runtime.watch(model, prediction)
-        values = prediction.anomaly_map
+        cuts = verdict.threshold, verdict.pixel_threshold
+        prediction = as_taught(prediction, model.calibration, *cuts)
+        values, taught = prediction.anomaly_map, prediction.recognised
+        said = [] if taught is None else [taught.told]
         shown = png16(values) if values is not None else b""
         budget.spend(len(shown))
         return {
@@ -154,7 +158,7 @@ async def infer(request: Request, name: str, version: str = VERSION) -> Response
             "probability": verdict.probability(prediction.score),
             "p_value": verdict.p_value(prediction.score),
             "map": shown,
-            "warnings": json.dumps([*prediction.warnings, *notes]).encode(),
+            "warnings": json.dumps([*prediction.warnings, *notes, *said]).encode(),
         }
 
     job = Job(

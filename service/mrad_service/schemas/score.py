@@ -21,6 +21,7 @@ FIELDS = (
     "regions",
     "evidence",
     "peak_box",
+    "recognised",
     "parts",
     "tiles",
 )
@@ -187,6 +188,18 @@ class Evidence(BaseModel):
     thumbnail: str | None = Field(None, description="JPEG, base64")
 
 
+class Recognised(BaseModel):
+    """A picture that the memory was taught, shown again: its label decides the verdict."""
+
+    entry_id: str
+    label: Literal["normal", "anomalous"]
+    source: str
+    similarity: float = Field(description="mean cosine of patches at the same place")
+    contradicts: list[str] = Field(
+        description="entries that show the same picture with the other label, and were taught before"
+    )
+
+
 class Map(BaseModel):
     """A map: base64 of a file (png16, npy, overlay), or what stands above the pixel threshold."""
 
@@ -248,6 +261,11 @@ class Result(BaseModel):
     evidence: list[Evidence] | None = None
     peak_box: tuple[int, int, int, int] | None = Field(
         None, description="the patch that is most anomalous; pixels of the input image"
+    )
+    recognised: Recognised | None = Field(
+        None,
+        description="the taught picture that this one is: score, verdict and map are on the side of its "
+        "label; null where it is none",
     )
     parts: list[Part] | None = Field(None, description="where the request or the bank names parts")
     tiles: list[Tile] | None = Field(

@@ -13,6 +13,7 @@ from mrad.errors import DataError, LayoutError, MRADError
 from mrad.images.layout import Layout
 from mrad.images.regions import parse_area, parse_parts
 from mrad.maps import regions
+from mrad.thresholds.taught import as_taught
 from mrad.types import Evidence, PartScore, Prediction
 from mrad_service.errors import InvalidRequestError, ResponseTooLargeError
 from mrad_service.models.loading import Model
@@ -101,6 +102,8 @@ class Judge:
 
     def __call__(self, index: int, prediction: Prediction, image: Image.Image) -> dict[str, Any]:
         """The parts of a result that were asked for. Raises `ResponseTooLargeError`."""
+        cuts = self.verdict.threshold, self.verdict.pixel_threshold
+        prediction = as_taught(prediction, self.model.calibration, *cuts)
         score = prediction.score
         made: dict[str, Any] = {
             "score": score,
@@ -122,6 +125,8 @@ class Judge:
             made["regions"] = [vars(region) for region in found]
             self._budget.spend(_size(made["regions"]))
         made["peak_box"] = prediction.peak_box
+        if prediction.recognised is not None:
+            made["recognised"] = prediction.recognised.to_json()
         if prediction.parts:
             made["parts"] = [self._part(part) for part in prediction.parts]
         if self._tiles:

@@ -68,6 +68,8 @@ class HTTPTransport:
         }
         if result.peak_box is not None:
             columns["peak_box"] = json.dumps(result.peak_box)
+        if result.recognised is not None:
+            columns["recognised"] = result.recognised.model_dump_json()
         if result.parts:
             told = {p.name: {"score": p.score, "verdict": p.verdict} for p in result.parts}
             columns["parts"] = json.dumps(told)

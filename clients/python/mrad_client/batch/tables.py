@@ -30,6 +30,7 @@ COLUMNS = (
     "probability",
     "p_value",
     "peak_box",
+    "recognised",
     "parts",
     "map",
     "overlay",
