@@ -76,6 +76,7 @@ class NNHead:
             raise HeadError("nn is train-free: it takes no checkpoint")
         self.encoder = encoder
         self._left_out: LeftOutDistances | None = None
+        self._usual: LeftOutDistances | None = None
 
     @torch.inference_mode()
     def attach(self, bank: MemoryBank, mode: str = "exact") -> None:
@@ -91,7 +92,11 @@ class NNHead:
         self.goods = GoodPatches(bank.local, self.views, self.groups, device, before)
         normal = torch.from_numpy(bank.image.labels == NORMAL)
         entry = torch.from_numpy(bank.image.entry)[normal]
-        self.classes = GoodClasses(torch.from_numpy(bank.image.keys)[normal], self.groups[entry])
+        # What is usual is said by the images that the bank was built of: a lesson moves no scale.
+        count = settled_entries(bank, self.views)
+        self.settled = self.views.rows < count
+        keys = torch.from_numpy(bank.image.keys)[normal]
+        self.classes = GoodClasses(keys, self.groups[entry], entry < count)
         self.place_in_image = {
             pair: row
             for row, pair in enumerate(zip(bank.image.entry.tolist(), bank.image.tile.tolist()))
@@ -102,7 +107,6 @@ class NNHead:
         tops = self.tops(found.cells)
         labels = bank.image.labels[[self.place_in_image[pair] for pair in pairs]]
         bad = torch.from_numpy(labels == ANOMALOUS)
-        # What is usual is said by the images that the bank was built of: a lesson moves no scale.
         kept = self.settled
         self.blend = Blend.of(
             tops[kept], found.parts[:, kept], found.good[kept], self.distances, bad[kept]
@@ -112,7 +116,6 @@ class NNHead:
     def left_out(self) -> LeftOut:
         """Measure every image that the memory holds whole, its group left out; sets the scales."""
         distance, whole = self._distances_left_out()
-        self.settled = settled_views(self.bank, self.views)
         good, group = self.views.good & self.settled, self.groups[self.views.rows]
         places = chosen(self.places, good)
         self._sums = CellSums.of(distance[good], places)
@@ -124,7 +127,10 @@ class NNHead:
         return LeftOut(cells.nan_to_num(0.0), whole[None], self.views.good)
 
     def _distances_left_out(self) -> tuple[Tensor, Tensor]:
-        """Of every view: patch distances [V, N], NaN outside what is of interest; class distance [V]."""
+        """Of every view: patch distances [V, N], NaN outside what is of interest; class distance [V].
+
+        Those of settled images are to settled ones alone.
+        """
         cells, width = self.encoder.grid**2, self.bank.local.dim
         raw = torch.from_numpy(self.bank.local.keys).view(-1, cells, width)
 
@@ -134,13 +140,23 @@ class NNHead:
         place, known = stored_at(self.bank), self._left_out
         if known is None and place is not None:
             known = LeftOutDistances.read(place)
-        measured = LeftOutDistances.measure(self.bank, self.views, self.goods, patches, known)
+        given = self.bank, self.views, self.goods, patches
+        usual = None
+        if not bool(self.settled.all()):
+            usual = LeftOutDistances.measure(
+                self.bank,
+                self.views.some(self.settled),
+                self.goods.among(self.views.rows[self.settled]),
+                patches,
+                self._usual or known,
+            )
+        measured = LeftOutDistances.measure(*given, known or usual)
         if place is not None and known is None:
             try:
                 measured.write(place)
             except OSError as error:  # a folder that may not be written: measured at each start
                 logger.info("%s is not kept: %s", place, error)
-        self._left_out = measured
+        self._left_out, self._usual = measured, usual or measured
         keys = torch.from_numpy(self.bank.image.keys)
         pairs = zip(self.views.rows.tolist(), self.views.tiles.tolist())
         classes = keys[torch.tensor([self.place_in_image[pair] for pair in pairs])]
@@ -148,6 +164,11 @@ class NNHead:
         whole = self.classes.left_out(classes, group)
         found = 1 - measured.cosine
         self._own = found.clone(), whole[None].nan_to_num(2.0)
+        if usual is not None:
+            found[self.settled] = 1 - usual.cosine
+            alone = self.classes.alone().left_out(classes[self.settled], group[self.settled])
+            whole = whole.clone()
+            whole[self.settled] = alone
         found[self.views.good[:, None] & ~self.views.normal] = torch.nan
         return found, whole
 
@@ -238,11 +259,10 @@ class NNHead:
         return HeadOutput(self.blend.patch(cells).to(device), self.blend.image(parts).to(device))
 
 
-def settled_views(bank: MemoryBank, views: Views) -> Tensor:
-    """bool [V]: of entries that say what is usual; all while fewer than `FEW` good ones of them do."""
-    found = views.rows < bank.settled
-    enough = len(torch.unique(views.rows[found & views.good])) >= FEW
-    return found if enough else torch.ones_like(found)
+def settled_entries(bank: MemoryBank, views: Views) -> int:
+    """How many first entries say what is usual; all while fewer than `FEW` good ones of them do."""
+    good = views.rows[(views.rows < bank.settled) & views.good]
+    return bank.settled if len(torch.unique(good)) >= FEW else len(bank.entries)
 
 
 @torch.inference_mode()

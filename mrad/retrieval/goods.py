@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from dataclasses import dataclass
 
@@ -51,6 +52,11 @@ class Views:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def some(self, kept: Tensor) -> Views:
+        """Those whose place is true in bool [V]."""
+        fields = (self.rows, self.tiles, self.good, self.normal, self.anomalous)
+        return Views(*(field[kept] for field in fields))
+
 
 class GoodPatches:
     """The normal patches of good images, L2-normalised, on the encoder's device."""
@@ -82,10 +88,22 @@ class GoodPatches:
         self._patches, self._lock = views.normal.shape[1], threading.Lock()
         self._before = None if before is None else before._cells
         self._cells: GoodCells | None = None
+        self._only: Tensor | None = None
         self._exact = self.keys.is_cuda or len(self) < MANY or len(torch.unique(self.group)) < 2
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def among(self, entries: Tensor) -> GoodPatches:
+        """The same keys, of which only those of some entries, rows [n], are asked; nothing is copied."""
+        other = copy.copy(self)
+        other._only = torch.isin(self.entry, entries.to(self.entry.device))
+        return other
+
+    @property
+    def several_groups(self) -> bool:
+        """Whether keys of more than one group are asked."""
+        return len(torch.unique(self.group if self._only is None else self.group[self._only])) > 1
 
     @torch.inference_mode()
     def nearest(
@@ -101,6 +119,8 @@ class GoodPatches:
         Where no key is left, the cosine is -1 and the key -1. Many keys on the CPU are asked by cells
         (`mrad.retrieval.good_cells`), unless some are left out; all else is exact.
         """
+        if self._only is not None:
+            keys = self._only if keys is None else keys & self._only
         if exclude < 0 and keys is None:
             if (cells := self.cells()) is not None:
                 return cells.nearest(queries, self._patches)

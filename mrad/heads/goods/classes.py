@@ -14,10 +14,16 @@ SHRINK = 0.2
 class GoodClasses:
     """Class features of good images [n, E], L2-normalised, and the group of each."""
 
-    def __init__(self, keys: Tensor, group: Tensor) -> None:
+    def __init__(self, keys: Tensor, group: Tensor, usual: Tensor | None = None) -> None:
+        """`usual` bool [n]: those that say what is usual, all unless told; the others are neighbours."""
         self.keys, self.group = keys.double(), group
-        self.enough = len(torch.unique(group)) > 2
+        self.usual = torch.ones(len(keys), dtype=torch.bool) if usual is None else usual
+        self.enough = len(torch.unique(group[self.usual])) > 2
         """Whether they still show how they vary when one group is left out."""
+
+    def alone(self) -> GoodClasses:
+        """Those alone that say what is usual."""
+        return GoodClasses(self.keys[self.usual], self.group[self.usual])
 
     def distance(self, queries: Tensor, exclude: Tensor | None = None) -> Tensor:
         """How far queries [M, E] are from the good images, float64 [M].
@@ -37,11 +43,15 @@ class GoodClasses:
     def spread(self, queries: Tensor, exclude: Tensor | None = None) -> Tensor:
         """Mahalanobis distance from the good images, float64 [M].
 
-        The covariance is shrunk to an even spread. `exclude` bool [n]: good images left out.
+        From their mean, or from one that does not say what is usual, if that is nearer: so it calms what
+        is like it and moves nothing else. The covariance is shrunk to an even spread. `exclude` bool [n]:
+        good images left out.
         """
-        keys = self.keys if exclude is None else self.keys[~exclude]
+        kept = torch.ones_like(self.usual) if exclude is None else ~exclude
+        keys, taught = self.keys[self.usual & kept], self.keys[~self.usual & kept]
         mean = keys.mean(dim=0)
-        centred, asked = keys - mean, queries.double() - mean
+        centres = torch.cat([mean[None], taught])
+        centred, asked = keys - mean, queries.double()
         count, width = centred.shape
         share = (1 - SHRINK) / max(count - 1, 1)
         even = SHRINK * centred.square().sum() / max(count - 1, 1) / width
@@ -49,13 +59,18 @@ class GoodClasses:
         # Woodbury: an n x n system instead of an E x E one, where there are fewer images.
         if count < width:
             inner = centred @ centred.T + even / share * torch.eye(count, dtype=torch.float64)
-            seen = asked @ centred.T
-            gone = (seen * torch.linalg.solve(inner, seen.T).T).sum(dim=1)
-            square = (asked.square().sum(dim=1) - gone) / even
+            factor, base = torch.linalg.cholesky(inner), centred
         else:
             covariance = share * centred.T @ centred + even * torch.eye(width, dtype=torch.float64)
-            square = (asked * torch.linalg.solve(covariance, asked.T).T).sum(dim=1)
-        root: Tensor = square.clamp_min(0).sqrt()
+            factor, base = torch.linalg.cholesky(covariance), torch.eye(width, dtype=torch.float64)
+        one, other = (
+            torch.linalg.solve_triangular(factor, base @ values.T, upper=False).T
+            for values in (asked - mean, centres - mean)
+        )
+        square = torch.cdist(one, other).square()
+        if count < width:
+            square = (torch.cdist(asked, centres).square() - square) / even
+        root: Tensor = square.amin(dim=1).clamp_min(0).sqrt()
         return root
 
     def left_out(self, queries: Tensor, group: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class LeftOutDistances:
             (entries[row], tile) for row, tile in zip(views.rows.tolist(), views.tiles.tolist())
         )
         groups = _groups(entries, goods.groups.cpu(), pairs)
-        several = len(torch.unique(goods.group)) > 1
+        several = goods.several_groups
         cells = views.normal.shape[1]
         made = cls(
             pairs,
