@@ -10,6 +10,7 @@ import io
 import json
 import os
 import struct
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -171,7 +172,7 @@ def test_the_page_in_the_documentation_is_what_happens():
 
 
 def table() -> str:
-    """A line for each outcome, as all doors have it, with its files."""
+    """Each outcome, as all doors have it, with its files."""
     pictures: dict[str, list[str]] = defaultdict(list)
     for path in PICTURES:
         try:
@@ -191,7 +192,7 @@ def table() -> str:
         shared = (mask.anomalous & truth()).sum() / max(1, (mask.anomalous | truth()).sum())
         right = "right" if shared >= 0.97 else f"marks {mask.share:.0%}"
         masks[_with(right, mask.warnings)].append(path.name)
-    return f"{_rows('pictures', pictures)}\n{_rows('masks', masks)}"
+    return f"{_rows('Pictures', pictures)}\n{_rows('Masks', masks)}"
 
 
 def _with(right: str, warnings: Sequence[str]) -> str:
@@ -200,12 +201,16 @@ def _with(right: str, warnings: Sequence[str]) -> str:
 
 
 def _rows(what: str, outcomes: dict[str, list[str]]) -> str:
-    """Lines of a page are short: the names of an outcome take as many rows as they need."""
-    lines = [f"| {what} | read |", "| --- | --- |"]
-    for outcome, names in outcomes.items():
-        for start in range(0, len(names), 8):
-            lines.append(f"| {' '.join(f'`{n}`' for n in names[start : start + 8])} | {outcome} |")
-    return "\n".join(lines) + "\n"
+    items = [
+        textwrap.fill(
+            f"- {outcome}: {' '.join(f'`{name}`' for name in names)}",
+            130,
+            subsequent_indent="  ",
+            break_on_hyphens=False,
+        )
+        for outcome, names in outcomes.items()
+    ]
+    return "\n".join([f"{what}:", "", *items, ""])
 
 
 def _short(error: Exception, path: Path) -> str:
