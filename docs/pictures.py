@@ -1,4 +1,4 @@
-"""docs/images/concept-*.png: the pictures of docs/concepts.md, from the bundled boards.
+"""docs/images/concept-*.png: pictures of docs/method.md, from the bundled boards.
 
 python docs/pictures.py
 """
