@@ -5,7 +5,6 @@ anomalib itself is not imported, nor needed. MVTec AD's layout is read by `mrad_
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from PIL import Image
 
 from mrad.detector import Detector
 from mrad.errors import DataError
-from mrad.files import atomic_write_bytes
 from mrad.maps import resize_map
 from mrad_indexer.datasets.pairing import pair
 from mrad_indexer.datasets.records import (
@@ -140,14 +138,3 @@ def _batch(
     if pixel_threshold is not None:
         batch["pred_mask"] = batch["anomaly_map"] >= pixel_threshold
     return batch
-
-
-def save(batch: Batch, path: Path) -> None:
-    """One batch as .npz, without pickled objects: `numpy.load(path)`."""
-    arrays = {
-        name: np.array(value) if isinstance(value, list) else value.numpy()
-        for name, value in batch.items()
-    }
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    atomic_write_bytes(path, buffer.getvalue())

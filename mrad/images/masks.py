@@ -100,11 +100,6 @@ def read_any_size(source: ImageInput, options: ReadOptions | None = None) -> Mas
     return Mask(marked & ~ignore, ignore, tuple(notes))
 
 
-def load_mask(mask: ImageInput, size: tuple[int, int]) -> BoolArray:
-    """`read_mask` without what it has to say: bool [height, width]."""
-    return read_mask(mask, size).anomalous
-
-
 def _turn(
     raster: Raster,
     have: tuple[int, ...],

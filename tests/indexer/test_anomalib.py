@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mrad_indexer.anomalib import batches, read_folder, save
-from mrad_indexer.datasets import read_dataset
+from mrad_indexer.anomalib import batches, read_folder
 from mrad_indexer.evaluation.runner import evaluate
 from sklearn.metrics import roc_auc_score
 
@@ -104,16 +103,6 @@ def test_anomalibs_own_metrics_agree(folder, tiny_detector):
                 metric.update(ImageBatch(**batch))
     for metric, value in expected:
         assert float(metric.compute()) == pytest.approx(value, abs=2e-3), metric
-
-
-def test_saved_without_pickle(tmp_path, boards, tiny_detector):
-    dataset = read_dataset(boards)
-    chosen = [r for r in dataset.records if r.image.stem != "broken"][:3]
-    batch = next(batches(tiny_detector, type(dataset)("x", boards, tuple(chosen)), side=32))
-    save(batch, tmp_path / "batch.npz")
-    with np.load(tmp_path / "batch.npz", allow_pickle=False) as loaded:
-        assert loaded["image_path"].tolist() == batch["image_path"]
-        np.testing.assert_array_equal(loaded["anomaly_map"], batch["anomaly_map"].numpy())
 
 
 def test_the_notebook_is_sound():

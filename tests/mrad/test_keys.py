@@ -7,7 +7,7 @@ import pytest
 
 from mrad import Encoder, MemoryBank, Sample
 from mrad.errors import MRADError
-from mrad.images.masks import load_mask
+from mrad.images.masks import read_mask
 from mrad.images.reader import load_image
 from mrad.memory.entry import Entry, Key
 from mrad.memory.keys import Piece, parse_patch_keys, region_grid
@@ -23,7 +23,7 @@ def test_every_patch_a_key(tiny_encoder: Encoder, tiny_samples: list[Sample]) ->
     sample = tiny_samples[0]
     image = load_image(sample.image)
     features, entry = tiny_encoder.encode([image]), Entry.of(sample, image.size)
-    mask = load_mask(sample.mask, image.size)
+    mask = read_mask(sample.mask, image.size).anomalous
     normal, anomalous = region_grid(mask, True, tiny_encoder.image_size, tiny_encoder.grid)
     whole, *keys = keys_of(tiny_encoder, features, 0, entry, Piece(0, True, mask), "all")
     assert (whole.level, whole.region) == ("image", "image")
@@ -41,7 +41,7 @@ def test_every_patch_a_key(tiny_encoder: Encoder, tiny_samples: list[Sample]) ->
 def test_few_patches_of_each_region(tiny_encoder: Encoder, tiny_samples: list[Sample]) -> None:
     image = load_image(tiny_samples[0].image)
     features, entry = tiny_encoder.encode([image]), Entry.of(tiny_samples[0], image.size)
-    mask = load_mask(tiny_samples[0].mask, image.size)
+    mask = read_mask(tiny_samples[0].mask, image.size).anomalous
     every = {
         k.vector.tobytes()
         for k in keys_of(tiny_encoder, features, 0, entry, Piece(0, True, mask), "all")
@@ -76,7 +76,7 @@ def test_an_images_patches_are_kept_as_the_encoder_gave_them(
     sample = tiny_samples[0]
     image = load_image(sample.image)
     features, entry = tiny_encoder.encode([image], raw=True), Entry.of(sample, image.size)
-    mask = load_mask(sample.mask, image.size)
+    mask = read_mask(sample.mask, image.size).anomalous
     keys = every_key(tiny_encoder, features, 0, entry, Piece(0, True, mask))
     local = [key for key in keys if key.level == "local"]
     normal, anomalous = region_grid(mask, True, tiny_encoder.image_size, tiny_encoder.grid)

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from os import cpu_count
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import anyio.to_thread
@@ -101,10 +100,5 @@ class LocalTransport:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

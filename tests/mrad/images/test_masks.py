@@ -11,7 +11,7 @@ from mrad_indexer.datasets import Record
 from PIL import Image
 
 from mrad.errors import MaskError
-from mrad.images.masks import load_mask, read_mask
+from mrad.images.masks import read_mask
 
 
 def test_masks_are_true_above_zero_in_every_form(tmp_path):
@@ -25,17 +25,17 @@ def test_masks_are_true_above_zero_in_every_form(tmp_path):
     wide = Image.fromarray(wanted.astype(np.uint16) * 300)
     sources = [wanted, grey, wanted.astype(float), alpha, Image.fromarray(alpha)]
     for source in (*sources, path, path.read_bytes(), Image.fromarray(wanted), palette, wide):
-        np.testing.assert_array_equal(load_mask(source, (9, 6)), wanted)
+        np.testing.assert_array_equal(read_mask(source, (9, 6)).anomalous, wanted)
 
 
 def test_masks_that_do_not_belong_to_the_image_are_refused(tmp_path):
     with pytest.raises(MaskError, match=r"the mask is \(9, 6\) but its image is \(6, 9\)"):
-        load_mask(np.zeros((6, 9), bool), (6, 9))
+        read_mask(np.zeros((6, 9), bool), (6, 9))
     for bad in (b"nonsense", tmp_path / "gone.png"):
         with pytest.raises(MaskError, match="cannot be read"):
-            load_mask(bad, (6, 9))
+            read_mask(bad, (6, 9))
     with pytest.raises(MaskError):
-        load_mask(np.zeros((2, 2, 2, 2)), (2, 2))
+        read_mask(np.zeros((2, 2, 2, 2)), (2, 2))
 
 
 def turned(size: tuple[int, int], tag: int) -> bytes:
