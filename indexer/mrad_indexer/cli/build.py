@@ -94,8 +94,8 @@ def build_command(
     ] = 1.0,
     roi: options.ROI = None,
     parts: options.Parts = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
+    batch_size: options.BatchSize = 8,
+    device: options.Device = "auto",
     precision: Annotated[
         str | None,
         typer.Option(

@@ -66,7 +66,9 @@ def calibrate_command(
     plot: Annotated[
         Path | None, typer.Option(help="where to write the reliability plot, PNG")
     ] = None,
-    dry_run: Annotated[bool, typer.Option(help="print, do not write into the bank")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print, do not write into the bank")
+    ] = False,
     fusion: options.Fusion = 0.7,
     sigma: options.Sigma = 4.0,
     retrieval: options.Retrieval = "exact",

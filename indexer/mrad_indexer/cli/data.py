@@ -89,7 +89,9 @@ def convert_command(
         typer.Argument(help="a folder of labelme, VOC or YOLO, or COCO's .json"),
     ],
     out: Annotated[Path, typer.Option(help="folder for masks/ and list.csv")],
-    kind: Annotated[str, typer.Option("--from", metavar="auto|labelme|coco|voc|yolo")] = "auto",
+    kind: Annotated[
+        str, typer.Option("--from", metavar="auto|labelme|coco|voc|yolo", help="what drew them")
+    ] = "auto",
     show: Annotated[int, typer.Option(help="how many files that are left out to list")] = 5,
 ) -> None:
     """Turn annotations into masks and a list: `mrad build OUT/list.csv` reads it.

@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from mrad_indexer.cli.common import options
 from mrad_indexer.cli.common.console import console, errors, progress, say
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def demo_command(
     out: Annotated[Path, typer.Option(help="folder for the bank and the pictures")] = Path(
         "demo-output"
     ),
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
+    device: options.Device = "auto",
 ) -> None:
     """See it work, offline: bundled circuit boards, the small encoder that is shipped inside.
 

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeRemainingColumn
 
 from mrad.words import counted
 from mrad_indexer.cli.common import options
-from mrad_indexer.cli.common.console import console, errors, note, say
+from mrad_indexer.cli.common.console import console, note, progress, say
 
 FIGURE = 7
 """Characters of a column of figures."""
@@ -110,15 +109,15 @@ def eval_command(
             reading=options.reading(bit_depth, strict_input, allow_truncated, max_pixels),
         )
         configs[name] = describe(detectors[name], folders[path], choice.checkpoint, product)
-    with _progress() as progress:
-        task = progress.add_task("images", total=len(dataset))
+    with progress() as bar:
+        task = bar.add_task("images", total=len(dataset), note="")
         evaluation = evaluate(
             detectors,
             dataset,
             batch_size=batch_size,
             resolution=resolution,
             configs=configs,
-            progress=lambda done: progress.update(task, completed=done),
+            progress=lambda done: bar.update(task, completed=done),
         )
     show(evaluation)
     say_doubtful(evaluation.dataset["warnings"])
@@ -207,8 +206,3 @@ def write(
     page = render(evaluation, detectors, dataset, title=title, cards=cards)
     atomic_write_bytes(out / "report.html", page.encode("utf-8", "backslashreplace"))
     say(f"{out / 'report.html'} ({len(page) / 1e6:.1f} MB), {out / 'report.json'}")
-
-
-def _progress() -> Progress:
-    columns = (SpinnerColumn(), *Progress.get_default_columns()[:2], MofNCompleteColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=errors, transient=True)

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from platformdirs import user_cache_path
 from pydantic import BaseModel, ValidationError
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mrad.errors import HeadError
 from mrad.words import counted
 from mrad_indexer.cli.common import options
-from mrad_indexer.cli.common.console import MRADGroup, errors, listing, say, warn
+from mrad_indexer.cli.common.console import MRADGroup, errors, listing, progress, say, warn
 
 if TYPE_CHECKING:
     from mrad_indexer.training.compare import Comparison
@@ -124,14 +123,13 @@ def train_command(
     encoder = Encoder.load(encoder_name, pretrained, image_size=image_size, device=device)
     if head is TrainedHead.clip:
         EncoderName.parse(encoder.name).check_text()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=errors) as bar:
+    with progress() as bar:
         tasks: dict[str, Any] = {}
 
         def show(stage: str, done: int, of: int, note: str = "") -> None:
             if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=of)
-            bar.update(tasks[stage], completed=done, description=f"{stage} {note}")
+                tasks[stage] = bar.add_task(stage, total=of, note="")
+            bar.update(tasks[stage], completed=done, note=note)
 
         result = train(
             head.value,

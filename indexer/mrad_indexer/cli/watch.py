@@ -54,7 +54,7 @@ def watch_command(
     """Judge images as they arrive, until Ctrl-C or SIGTERM; what lies there already comes first.
 
     A line for each image is added to OUT/verdicts.jsonl and synced to disk. Stop it, kill it, start
-    it again: no image is judged twice, none is left out.
+    it again: no image is judged twice, none is left out. Exit status 0 when it was stopped.
     """
     from mrad.images.regions import read_alignment, read_parts, read_roi
     from mrad_indexer.loading import HeadChoice

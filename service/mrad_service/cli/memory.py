@@ -16,7 +16,7 @@ Bank = Annotated[Path, typer.Argument(help="the bank's folder; what it learned l
 @app.command("repair")
 def repair_command(
     bank: Bank,
-    dry_run: Annotated[bool, typer.Option(help="look, change nothing")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="look, change nothing")] = False,
 ) -> None:
     """Keep everything of a damaged memory that is whole; set the damaged files aside."""
     from mrad_service.memory.repair import repair
