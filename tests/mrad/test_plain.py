@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mrad import Detector, Encoder, MemoryBank
+from mrad import Detector, Encoder, MemoryBank, Sample
 from mrad.encoder import weights
 from mrad.encoder.cuda import compile_blocks
 from mrad.encoder.encoder import digest_of
@@ -28,6 +28,7 @@ from mrad.errors import (
     UnsupportedEncoderError,
     WeightsNotFoundError,
 )
+from mrad.images.layout import Layout, Tiling
 from tests.mrad.plain import build_clip, build_timm
 
 SMALL = {"embed_dim": 64, "depth": 3, "num_heads": 4, "num_classes": 0}
@@ -344,3 +345,14 @@ def test_the_shipped_one_is_asked_for_both_ways(tiny_samples: Any) -> None:
     with pytest.raises(UnsupportedEncoderError, match="build the memory with 'mrad-mini'"):
         _ = plain.clip
     parts_of(own.clip.visual)
+
+
+def test_tiles_of_a_picture_are_judged_by_their_places(make_image: Any) -> None:
+    encoder = Encoder.from_clip(build_clip(), name="tiny:plain", device="cpu")
+    layout = Layout(Tiling(64, 0.25))
+    samples = [Sample(make_image(seed, (128, 96))[0], False) for seed in range(4)]
+    bank = MemoryBank.from_samples(encoder, samples, layout=layout)
+    (found,) = Detector(encoder, bank).predict([make_image(9, (128, 96), defect=True)[0]])
+    assert len(found.tiles) > 1
+    assert found.anomaly_map is not None
+    assert found.anomaly_map.shape == (96, 128)

@@ -37,6 +37,15 @@ def test_a_gpu_gives_the_cpus_features_through_uploads_and_graphs(tiny_clip):
         assert float(cosine.min()) > 0.999
 
 
+def test_a_gpu_gives_the_cpus_plain_tokens(tiny_clip):
+    towers = (
+        Encoder.from_clip(tiny_clip, 96, name="tiny:plain", device=d) for d in ("cpu", "cuda")
+    )
+    cpu, gpu = (tower.encode(images(5)) for tower in towers)
+    torch.testing.assert_close(gpu.patch.cpu(), cpu.patch, rtol=1e-2, atol=2e-2)
+    torch.testing.assert_close(gpu.class_feature.cpu(), cpu.class_feature, rtol=1e-2, atol=2e-2)
+
+
 def test_a_gpu_resizes_as_pillow_does():
     preprocess = Preprocess(96)
     for image in images(3):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -18,6 +19,8 @@ from mrad import maps
 from mrad.encoder import uploads
 from mrad.encoder.cuda import Graphs
 from mrad.encoder.parts import parts_of
+from mrad.encoder.plain.of_timm import parts_of_timm
+from mrad.encoder.plain.tower import PlainTower
 from mrad.encoder.tower import Tower, neighbourhood_average
 from mrad.heads.clip import CLIPWeights, prompt_probability, region_priors
 from mrad.heads.text import TextTower
@@ -66,6 +69,19 @@ def test_the_tower_stays_on_its_card(tower, fake):
     assert patches.shape == (3, 36, 64)
     for found in (class_feature, patches, neighbourhood_average(patches, tower.grid)):
         assert (found.device, found.dtype) == (HERE, torch.float32)
+
+
+@pytest.fixture(params=["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3"])
+def plain(request) -> PlainTower:
+    size = {"embed_dim": 64, "depth": 2, "num_heads": 4, "img_size": 112, "num_classes": 0}
+    model = timm.create_model(request.param, pretrained=False, **size)
+    return PlainTower(parts_of_timm(model), 112, torch.bfloat16)
+
+
+def test_a_plain_tower_stays_on_its_card(plain, fake):
+    found = move(plain)(empty(2, 3, 112, 112))
+    assert [tuple(part.shape) for part in found] == [(2, 64), (2, plain.grid**2, 64)]
+    assert {(part.device, part.dtype) for part in found} == {(HERE, torch.float32)}
 
 
 def test_a_tensor_of_another_card_is_refused(tower, fake):
