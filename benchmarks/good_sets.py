@@ -40,7 +40,11 @@ class Pictures:
     @classmethod
     def read(cls, encoder: Encoder, folder: Path, good: int, bad: int) -> Pictures:
         """At most so many good and so many defective pictures of a set, the same at each call."""
-        records = _some(read_dataset(folder).records, good, bad)
+        return cls.of(encoder, _some(read_dataset(folder).records, good, bad))
+
+    @classmethod
+    def of(cls, encoder: Encoder, records: Sequence[Record]) -> Pictures:
+        """Pictures of one set."""
         features, masks = [], []
         for start in range(0, len(records), BATCH):
             pictures = [load_image(record.image) for record in records[start : start + BATCH]]
