@@ -22,7 +22,7 @@ BOARDS = ROOT / "mrad" / "demo" / "deep_pcb"
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Path:
-    """`parts/` (good, defect, masks), `good-parts/`, `photos/`, and single images, all circuit boards."""
+    """`parts/` and `photo-set/` (good, defect, masks), `good-parts/`, `photos/`, `list.csv`, single images."""
     return furnish(tmp_path)
 
 
@@ -38,7 +38,19 @@ def furnish(folder: Path) -> Path:
     for name, source in singles.items():
         copy(source, folder / name)
         copy(source, folder / "photos" / name)
-    copy(BOARDS / "query" / "masks" / f"{bad[0].stem}.png", folder / "mask.png")
+    mask = BOARDS / "query" / "masks" / f"{bad[0].stem}.png"
+    copy(mask, folder / "mask.png")
+    copy(good[0], folder / "photo-set/good/good.png")
+    copy(bad[0], folder / "photo-set/defect/bad.png")
+    copy(mask, folder / "photo-set/masks/bad.png")
+    rows = ["image,label,mask,defect"]
+    for path in sorted(folder.glob("parts/*/*.png")):
+        name = path.relative_to(folder).as_posix()
+        if path.parent.name == "good":
+            rows.append(f"{name},good,,")
+        elif path.parent.name == "defect":
+            rows.append(f"{name},defect,parts/masks/{path.name},short")
+    (folder / "list.csv").write_text("\n".join(rows) + "\n")
     return folder
 
 
