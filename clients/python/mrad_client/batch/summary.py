@@ -70,7 +70,7 @@ class Summary:
                 self.doubtful.append(row)
         if row["status"] != "ok" or score is None:
             return
-        self.verdicts[row.get("verdict") or "no verdict"] += 1
+        self.verdicts[row.get("verdict") or "without a verdict"] += 1
         self.scores.append(score)
         if row.get("calibrated_score") is not None:
             self.calibrated.append(row["calibrated_score"])
