@@ -77,11 +77,10 @@ class Detector:
         encoder.owner.check()  # a head may measure the whole memory now
         bank.check(encoder)
         if bank.precision not in (None, encoder.precision):
-            logger.warning(
-                "the memory's keys are in %s, queries in %s: scores and thresholds are a little off",
-                bank.precision,
-                encoder.precision,
+            text = (
+                "the memory's keys are in %s, queries in %s: scores and thresholds are a little off"
             )
+            logger.warning(text, bank.precision, encoder.precision)
         self.encoder, self.bank = encoder, bank
         self.fusion, self.sigma, self.top, self.retrieval = fusion, sigma, top, retrieval
         self._auto = head == AUTO and checkpoint is None

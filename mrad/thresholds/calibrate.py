@@ -7,6 +7,7 @@ threshold catches.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -31,6 +32,11 @@ FEWEST = 2
 """Independent images of a class for it to say anything: one cannot be judged without itself."""
 PIXELS_KEPT = 1_000
 """Of each class, per image, to choose a pixel threshold from."""
+PER_IMAGE = (
+    "score", "anomalous", "own_row", "peak", "whole", "top", "sketch", "similarity_image",
+    "similarity_patch",
+)  # fmt: skip
+"""What `Scored` holds one of for each image, where it was measured."""
 
 
 @dataclass
@@ -61,6 +67,30 @@ class Scored:
     """Why images were left out: they, or their masks, cannot be read."""
     warnings: Counter[str] = field(default_factory=Counter)
     """Code -> images that were read with it, or whose masks were."""
+
+    def some(self, images: Sequence[int]) -> Scored:
+        """Those images alone."""
+        count, found = len(self.score), Scored()
+        for name in PER_IMAGE:
+            if len(values := getattr(self, name)) == count:
+                setattr(found, name, [values[i] for i in images])
+        place = {image: number for number, image in enumerate(images)}
+        for values, image, truth, weight in zip(
+            self.pixels, self.pixel_image, self.pixel_truth, self.pixel_weight
+        ):
+            if image in place:
+                found.pixels.append(values)
+                found.pixel_image.append(place[image])
+                found.pixel_truth.append(truth)
+                found.pixel_weight.append(weight)
+        return found
+
+    def join(self, other: Scored) -> None:
+        """Add the images of another."""
+        self.pixel_image += [image + len(self.score) for image in other.pixel_image]
+        for name in (*PER_IMAGE, "pixels", "pixel_truth", "pixel_weight", "skipped"):
+            getattr(self, name).extend(getattr(other, name))
+        self.warnings.update(other.warnings)
 
     def sample(
         self, image: int, truth: bool, values: Values, rng: np.random.Generator, most: int

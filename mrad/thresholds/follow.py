@@ -15,11 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mrad.calibration import Calibration, Isotonic, Platt, Summary, Tail, Threshold
+from mrad.calibration import Calibration, Isotonic, Platt, Rule, Summary, Tail, Threshold
 from mrad.conformal import Promise
 from mrad.detector import Detector
 from mrad.errors import CalibrationError
 from mrad.fitting import Values
+from mrad.heads.nn import FEW
 from mrad.thresholds.calibrate import TARGET, Cuts, Scored, separation_of, thresholds_of
 from mrad.thresholds.own import memory_of, own_scores
 from mrad.types import ANOMALOUS, NORMAL
@@ -70,11 +71,14 @@ def followed(origin: Calibration, detector: Detector, scored: Scored) -> Calibra
     if not rests_on_own(origin):
         return found
     target = TARGET if origin.image.target_fpr is None else origin.image.target_fpr
+    rule = origin.image.rule
     try:
-        cuts = thresholds_of(detector, scored, origin.image.rule, target, DRAWS)
+        cuts = thresholds_of(detector, scored, rule, target, DRAWS)
+        value = _within(
+            found.image.value, _chosen(detector, scored, set(both), rule, target) or cuts
+        )
     except CalibrationError:  # too few images are left, or they say nothing: it stays
         return found
-    value = min(max(found.image.value, cuts.image.low), cuts.image.high)
     truth = np.array(scored.anomalous, dtype=bool)
     score = np.array(scored.score)
     return found.model_copy(
@@ -121,6 +125,22 @@ def flips(before: Calibration, after: Calibration) -> list[Flip]:
         if verdicts[0] != verdicts[1]:
             found.append(Flip(entry, then.label, *verdicts))
     return found
+
+
+def _within(value: float, cuts: Cuts) -> float:
+    return min(max(value, cuts.image.low), cuts.image.high)
+
+
+def _chosen(
+    detector: Detector, scored: Scored, kept: set[str], rule: Rule, target: float
+) -> Cuts | None:
+    """What is chosen anew on the images that the calibration was made of, while `FEW` good ones are left:
+    lessons, often odd ones, are no sample of what is to come. None with fewer: all have a say."""
+    entries = detector.bank.entries
+    rows = [i for i, row in enumerate(scored.own_row) if entries[row].entry_id in kept]
+    if len(rows) == len(scored.own_row) or sum(not scored.anomalous[i] for i in rows) < FEW:
+        return None
+    return thresholds_of(detector, scored.some(rows), rule, target, DRAWS)
 
 
 def _shift(before: Values, after: Values, cut: float) -> float:

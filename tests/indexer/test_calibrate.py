@@ -5,13 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from mrad_indexer.calibration.calibrate import Scored, calibrate, score_without_self
+from mrad_indexer.calibration.calibrate import (
+    Scored,
+    calibrate,
+    judge_lessons,
+    score_without_self,
+)
 from mrad_indexer.datasets import read_dataset
 
-from mrad import Detector, MemoryBank
+from mrad import Detector, MemoryBank, Sample
 from mrad.errors import CalibrationError
 from mrad.fitting import Points, fit_isotonic, fit_platt
 from mrad.maps import anomaly_map, fuse, top_mean
+from mrad.memory.keys import encode_samples
+from mrad.thresholds.own import score_own
 
 
 def fake_scores(goods=200, bads=60, gap=0.004, seed=0) -> Scored:
@@ -251,3 +258,26 @@ def test_nothing_raw_changes(tiny_encoder, tiny_bank, make_image):
     after = Detector(tiny_encoder, calibration.into(tiny_bank)).predict([image])[0]
     assert before.score == after.score
     assert torch.equal(torch.from_numpy(before.anomaly_map), torch.from_numpy(after.anomaly_map))
+
+
+@pytest.mark.parametrize("head", ["tf", "nn"])
+def test_lessons_are_judged_beside_the_images_of_the_build(
+    tiny_encoder, surface, make_image, head
+) -> None:
+    bank = MemoryBank.from_samples(tiny_encoder, [r.sample() for r in surface.records])
+    lessons = [Sample(make_image(50)[0], False), Sample(make_image(51, defect=True)[0], True)]
+    for entry, keys in encode_samples(tiny_encoder, lessons):
+        bank = bank.add(entry, keys)
+    detector = Detector(tiny_encoder, bank, head)
+    scored = score_without_self(detector, surface)
+    pixels = len(scored.pixels)
+    assert judge_lessons(detector, scored) == 2
+    assert sorted(scored.own_row) == list(range(10))
+    assert scored.anomalous[-2:] == [False, True]
+    own = dict(zip(*(getattr(score_own(detector), name) for name in ("own_row", "score"))))
+    for row, score in zip(scored.own_row, scored.score):
+        assert score == pytest.approx(own[row], abs=2e-4)
+    assert len(scored.pixels) > pixels
+    assert set(scored.pixel_image[pixels:]) == {8}, "nobody knows where the bare defect is"
+    made = calibrate(detector, scored, rule="fpr", draws=10)
+    assert (made.normal, made.anomalous, made.scored) == (5, 5, "leave-one-out")

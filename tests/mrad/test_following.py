@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from mrad import Detector, Encoder, MemoryBank
 from mrad.calibration import Calibration
 from mrad.encoder.encoder import Features
 from mrad.encoder.tower import neighbourhood_average
+from mrad.heads.goods.classes import GoodClasses
 from mrad.memory.entry import Entry, Key, new_entry_id
 from mrad.memory.keys import Piece, keys_of
 from mrad.thresholds.calibrate import calibrate
@@ -140,3 +143,43 @@ def test_near_a_lesson_scores_move_towards_it_and_back_when_it_is_forgotten(
         assert (is_ > was) == bad, (was, is_)
     back = after.with_bank(before.bank)
     assert above(back, now(origin, back), features)[0] == pytest.approx(was, abs=1e-4)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 999), count=st.sampled_from([1, 36]))
+def test_a_lesson_calms_what_is_like_it_as_a_whole_and_moves_no_scale(
+    seed: int, count: int
+) -> None:
+    """The distance of whole images: from what is usual, or from a lesson that is truly nearer."""
+    rng = torch.Generator().manual_seed(seed)
+    kind = torch.randn(64, generator=rng, dtype=torch.float64)
+    far = torch.randn(64, generator=rng, dtype=torch.float64)
+
+    def draw(around: torch.Tensor, images: int) -> torch.Tensor:
+        noise = torch.randn(images, 64, generator=rng, dtype=torch.float64)
+        return torch.nn.functional.normalize(around + 0.2 * noise, dim=1)
+
+    built, lessons = draw(kind, 24), draw(kind + far, count)
+    keys, usual = torch.cat([built, lessons]), torch.arange(24 + count) < 24
+    before = GoodClasses(built, torch.arange(24))
+    after = GoodClasses(keys, torch.arange(24 + count), usual)
+    asked = torch.cat([draw(kind, 20), draw(kind - far, 20)])
+    assert torch.allclose(after.distance(asked), before.distance(asked), rtol=0, atol=1e-9)
+    near = torch.nn.functional.normalize(lessons[:1] + 0.01, dim=1)
+    assert float(after.distance(near)) < 0.5 * float(before.distance(near))
+    assert torch.equal(after.alone().keys, before.keys)
+
+
+def test_while_enough_images_are_left_a_threshold_is_chosen_on_those_it_was_made_of(
+    tiny_encoder: Encoder,
+) -> None:
+    """Lessons are often odd: they are no sample of what is to come."""
+    kinds = Kinds(tiny_encoder, 11)
+    before = Detector(tiny_encoder, memory(kinds), "nn")
+    origin = made(before)
+    after = taught(before, [kinds.lesson("other", True) for _ in range(12)])
+    scored = score_own(after)
+    held = followed(origin, after, scored)
+    odd = [row >= len(before.bank.entries) for row in scored.own_row]
+    moved = replace(scored, score=[0.9999 if new else s for new, s in zip(odd, scored.score)])
+    assert followed(origin, after, moved).image_threshold == held.image_threshold

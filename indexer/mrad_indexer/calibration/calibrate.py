@@ -13,6 +13,7 @@ from mrad.images.guard import code_of
 from mrad.maps import at_shape
 from mrad.thresholds.calibrate import PIXELS_KEPT, TARGET, Scored, calibrate
 from mrad.thresholds.doubles import sketches
+from mrad.thresholds.own import score_own
 from mrad.types import BoolArray, Prediction
 from mrad_indexer.datasets import Dataset, Record
 from mrad_indexer.known import rows_by_features, rows_by_tiles
@@ -45,6 +46,18 @@ def score_without_self(
         if progress is not None:
             progress(start + len(chunk))
     return scored
+
+
+def judge_lessons(detector: Detector, scored: Scored, seed: int = 0) -> int:
+    """Add the images that the memory was taught since it was built, from what it holds of them.
+
+    Each left out, as the others. Returns how many there were to judge; those that are not held whole are
+    left out. Raises `CalibrationError` where the head cannot judge stored images.
+    """
+    own = score_own(detector, thorough=True, seed=seed)
+    rows = [i for i, row in enumerate(own.own_row) if row >= detector.bank.settled]
+    scored.join(own.some(rows))
+    return len(rows)
 
 
 def _open(detector: Detector, records: Sequence[Record], scored: Scored) -> list[Opened]:

@@ -17,7 +17,9 @@ from mrad_indexer.cli.common.console import console, note, progress, say
 
 if TYPE_CHECKING:
     from mrad.calibration import Calibration, Rule, Threshold
+    from mrad.detector import Detector
     from mrad.memory.bank import MemoryBank
+    from mrad.thresholds.calibrate import Scored
 
 SMALL = 90
 """Good images from which leaving one out made no difference on ELPV."""
@@ -118,12 +120,6 @@ def calibrate_command(
     say(f"memory {bank.name}: {memory.composition}")
     if data is None:
         dataset = choose(own_images(memory), split, only)
-        if memory.changes is not None and memory.changes.added:
-            say(
-                f"{memory.changes.added} images that it learned since are in the memory and not among those "
-                "judged here, for their files are not kept: a running server judges them too "
-                "(POST /v1/banks/NAME/calibrate)"
-            )
     else:
         dataset = choose(
             read_dataset(
@@ -159,6 +155,8 @@ def calibrate_command(
             seed=seed,
             progress=lambda done: bar.update(task, completed=done),
         )
+    if data is None and memory.changes is not None and part.settled < len(part.entries):
+        _join_lessons(detector, scored, seed)
     calibration = calibrate(
         detector,
         scored,
@@ -189,6 +187,24 @@ def calibrate_command(
         save_calibration(calibration.into(memory), bank)
         changes = memory.changes
         say(f"written into {bank / 'bank.json' if changes is None else changes.folder}")
+
+
+def _join_lessons(detector: Detector, scored: Scored, seed: int) -> None:
+    """What the memory learned since it was built is judged too; what is not is said."""
+    from mrad.errors import CalibrationError
+    from mrad_indexer.calibration.calibrate import judge_lessons
+
+    lessons = len(detector.bank.entries) - detector.bank.settled
+    try:
+        judged = judge_lessons(detector, scored, seed)
+    except CalibrationError as error:
+        note(f"{counted(lessons, 'image')} that it learned since not judged: {error}")
+        return
+    say(f"{counted(judged, 'image')} that it learned since judged by what it holds of them")
+    if judged < lessons:
+        note(
+            f"{counted(lessons - judged, 'image')} that it learned since not held whole, so not judged"
+        )
 
 
 def whole_of(bank: MemoryBank, head: str, asked: tuple[float, float, str]) -> Calibration:

@@ -10,6 +10,10 @@ FOLDS = 64
 SHRINK = 0.2
 """Share of an even spread in the covariance: few images do not show how they vary."""
 
+APART = 2**0.5
+"""Two good images are so many times as far from each other as from their mean. What is nearer than that to
+a lesson looks as it does; by distance alone, one of many lessons would calm any defect a little."""
+
 
 class GoodClasses:
     """Class features of good images [n, E], L2-normalised, and the group of each."""
@@ -43,9 +47,9 @@ class GoodClasses:
     def spread(self, queries: Tensor, exclude: Tensor | None = None) -> Tensor:
         """Mahalanobis distance from the good images, float64 [M].
 
-        From their mean, or from one that does not say what is usual, if that is nearer: so it calms what
-        is like it and moves nothing else. The covariance is shrunk to an even spread. `exclude` bool [n]:
-        good images left out.
+        From their mean; or, where that is less, `APART` times that from one that does not say what is
+        usual: so it calms what is like it, and nothing else. The covariance is shrunk to an even spread.
+        `exclude` bool [n]: good images left out.
         """
         kept = torch.ones_like(self.usual) if exclude is None else ~exclude
         keys, taught = self.keys[self.usual & kept], self.keys[~self.usual & kept]
@@ -70,6 +74,7 @@ class GoodClasses:
         square = torch.cdist(one, other).square()
         if count < width:
             square = (torch.cdist(asked, centres).square() - square) / even
+        square[:, 1:] *= APART**2
         root: Tensor = square.amin(dim=1).clamp_min(0).sqrt()
         return root
 
