@@ -13,7 +13,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from mrad import __version__
 from mrad_service import problems
 from mrad_service.description import PROBLEMS, complete, operation_id
-from mrad_service.middleware.access import AccessControl, require
+from mrad_service.middleware.access import AccessControl
 from mrad_service.middleware.addresses import Addresses
 from mrad_service.middleware.auth import KeyFile
 from mrad_service.middleware.limits import BodyLimits
@@ -21,7 +21,7 @@ from mrad_service.middleware.observability import Observability
 from mrad_service.models.loading import EncoderOf
 from mrad_service.routes.banks import banks_router
 from mrad_service.routes.health import health_router
-from mrad_service.routes.memory import Teaching, memory_router
+from mrad_service.routes.memory import memory_router
 from mrad_service.routes.oip import oip_router
 from mrad_service.routes.page import page_router
 from mrad_service.routes.score import score_router
@@ -66,18 +66,11 @@ def create_app(settings: Settings, *, encoder_of: EncoderOf | None = None) -> Fa
     )
     app.state.runtime = runtime
     problems.install(app)
-    app.include_router(score_router(require))
-    app.include_router(banks_router(require))
-    teaching = Teaching(
-        settings.max_file_bytes,
-        runtime.encode,
-        runtime.lesson,
-        runtime.copy,
-        runtime.banks.renewal,
-    )
-    app.include_router(memory_router(require, teaching))
+    app.include_router(score_router())
+    app.include_router(banks_router())
+    app.include_router(memory_router())
     app.include_router(health_router(metrics=settings.metrics))
-    app.include_router(oip_router(require))
+    app.include_router(oip_router())
     app.include_router(page_router())
     complete(app)
     audit = Audit(settings.audit_file, settings.audit_closed)

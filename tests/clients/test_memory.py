@@ -9,45 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
 from mrad_client import Client, NotFoundError
-from mrad_service.memory import DurableMemory
-from mrad_service.routes.memory import memory_router
+from mrad_service.serving import make_server
+from mrad_service.settings import Settings
 
-from mrad import Detector, MemoryBank
-from mrad.errors import MRADError
-
-
-class Runtime:
-    """The active bank and its detector; nothing else."""
-
-    def __init__(self, memory: DurableMemory, detector: Detector) -> None:
-        self._memory, self._detector = memory, detector
-
-    def memory(self, bank: str | None) -> DurableMemory:
-        return self._memory
-
-    def detector(self, bank: str | None) -> Detector:
-        return self._detector
+from mrad import Encoder, MemoryBank
 
 
 @pytest.fixture
-def url(tmp_path: Path, tiny_bank: MemoryBank, tiny_detector: Detector) -> Iterator[str]:
+def url(tmp_path: Path, tiny_bank: MemoryBank, tiny_encoder: Encoder) -> Iterator[str]:
     tiny_bank.save(tmp_path / "bank")
-    memory = DurableMemory.open(tmp_path / "bank")
-    app = FastAPI()
-    app.state.runtime = Runtime(memory, tiny_detector)
-    app.include_router(memory_router(lambda scope: lambda: None))
-
-    @app.exception_handler(MRADError)
-    def problem(request: Request, error: MRADError) -> JSONResponse:
-        status = 404 if error.code == "entry_not_found" else 422
-        body = {"status": status, "code": error.code, "detail": str(error)}
-        return JSONResponse(body, status, media_type="application/problem+json")
-
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    settings = Settings(bank=tmp_path / "bank", auth="off", port=0)
+    server = make_server(settings, encoder_of=lambda *_: tiny_encoder)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -55,7 +28,6 @@ def url(tmp_path: Path, tiny_bank: MemoryBank, tiny_detector: Detector) -> Itera
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     thread.join()
-    memory.close()
 
 
 def test_teach_list_and_forget(url: str, make_image: Any) -> None:

@@ -5,61 +5,37 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
+from mrad_service.app import create_app
 from mrad_service.memory import DurableMemory
-from mrad_service.routes.memory import memory_router
+from mrad_service.runtime import Runtime
+from mrad_service.settings import Settings
 from PIL import Image
 
-from mrad import Detector, MemoryBank
-from mrad.errors import MRADError
+from mrad import Encoder, MemoryBank
 
 
-class Runtime:
-    """The smallest thing that serves the routes: one bank, one detector that follows it."""
-
-    def __init__(self, path: Path, encoder) -> None:
-        self.live = DurableMemory.open(path, encoder=encoder)
-        self.current = Detector(encoder, self.live.bank)
-        self.live.subscribe(self._follow)
-
-    def _follow(self, bank: MemoryBank) -> None:
-        self.current = self.current.with_bank(bank)
-
-    def memory(self, bank: str | None) -> DurableMemory:
-        return self.live
-
-    def detector(self, bank: str | None) -> Detector:
-        return self.current
-
-
-def make_app(runtime: Runtime) -> FastAPI:
-    app = FastAPI()
-    app.state.runtime = runtime
-    app.include_router(memory_router(lambda scope: lambda: None))
-
-    @app.exception_handler(MRADError)
-    async def problem(_: Request, error: MRADError) -> JSONResponse:
-        return JSONResponse({"code": error.code, "detail": str(error)}, 400)
-
-    return app
+@contextmanager
+def served(path: Path, encoder: Encoder) -> Iterator[TestClient]:
+    """A server of one bank."""
+    app = create_app(Settings(bank=path, auth="off"), encoder_of=lambda *_: encoder)
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        yield client
 
 
 @pytest.fixture
-def runtime(tmp_path: Path, tiny_bank: MemoryBank, tiny_encoder) -> Iterator[Runtime]:
+def client(tmp_path: Path, tiny_bank: MemoryBank, tiny_encoder: Encoder) -> Iterator[TestClient]:
     tiny_bank.save(tmp_path / "bank")
-    runtime = Runtime(tmp_path / "bank", tiny_encoder)
-    yield runtime
-    runtime.live.close()
+    with served(tmp_path / "bank", tiny_encoder) as client:
+        yield client
 
 
-@pytest.fixture
-def client(runtime: Runtime) -> TestClient:
-    return TestClient(make_app(runtime))
+def runtime_of(client: TestClient) -> Runtime:
+    return client.app.state.runtime  # type: ignore[attr-defined]
 
 
 def png(image) -> bytes:
@@ -68,9 +44,10 @@ def png(image) -> bytes:
     return buffer.getvalue()
 
 
-def test_what_is_taught_is_scored_with_at_once(client, runtime, make_image, tiny_encoder) -> None:
+def test_what_is_taught_is_scored_with_at_once(client, make_image, tiny_encoder) -> None:
+    runtime = runtime_of(client)
     image, mask = make_image(77, defect=True)
-    before = runtime.current.predict([image])[0]
+    before = runtime.detector().predict([image])[0]
     answer = client.post(
         "/v1/memory/entries",
         data={"label": "anomalous", "defect": "blob", "tags": ["a", "b"]},
@@ -79,14 +56,14 @@ def test_what_is_taught_is_scored_with_at_once(client, runtime, make_image, tiny
     assert answer.status_code == 201, answer.text
     entry = answer.json()["entry"]
     assert (entry["label"], entry["tags"], entry["source"]) == ("anomalous", ["a", "b"], "77.png")
-    after = runtime.current.predict([image], evidence=1)[0]
+    after = runtime.detector().predict([image], evidence=1)[0]
     assert after.class_score > before.class_score
     assert after.evidence[0].entry_id == entry["entry_id"]
     assert after.evidence[0].similarity == pytest.approx(1, abs=1e-5)
     thumbnail = client.get(entry["thumbnail"])
     assert thumbnail.content[:2] == b"\xff\xd8"
-    path = runtime.live.folder.bank
-    runtime.live.close()
+    path = runtime.memory().folder.bank
+    client.__exit__(None, None, None)
     with DurableMemory.open(path, encoder=tiny_encoder) as again:
         assert again.get(entry["entry_id"]).defect == "blob"
         assert {str(r) for r in again.bank.patch.region[-2:]} == {"normal", "anomalous"}
@@ -163,7 +140,8 @@ def test_a_retry_adds_nothing(client, make_image) -> None:
     assert client.get("/v1/memory/entries").json()["total"] == 7
 
 
-def test_list_remove_export(client, runtime, tmp_path: Path) -> None:
+def test_list_remove_export(client, tmp_path: Path) -> None:
+    memory = runtime_of(client).memory()
     first = client.get("/v1/memory/entries", params={"limit": 4}).json()
     rest = client.get("/v1/memory/entries", params={"cursor": first["next_cursor"]}).json()
     ids = [entry["entry_id"] for page in (first, rest) for entry in page["entries"]]
@@ -177,9 +155,9 @@ def test_list_remove_export(client, runtime, tmp_path: Path) -> None:
         tar.extractall(tmp_path / "out", filter="data")
     copy = MemoryBank.load(tmp_path / "out" / "bank")
     assert [entry.entry_id for entry in copy.entries] == [
-        entry.entry_id for entry in runtime.live.bank.entries
+        entry.entry_id for entry in memory.bank.entries
     ]
-    assert not any(runtime.live.folder.temporary.iterdir()), "the export cleans up behind itself"
+    assert not any(memory.folder.temporary.iterdir()), "the export cleans up behind itself"
 
 
 def test_what_is_no_image_or_mask_is_refused(client, make_image) -> None:
@@ -202,14 +180,14 @@ def test_a_lesson_adds_what_an_image_of_the_build_added(
     tmp_path: Path, tiny_encoder, tiny_samples, make_image
 ) -> None:
     MemoryBank.from_samples(tiny_encoder, tiny_samples, patch_keys=3).save(tmp_path / "fine")
-    fine = Runtime(tmp_path / "fine", tiny_encoder)
-    before = len(fine.live.bank.patch)
-    answer = TestClient(make_app(fine)).post(
-        "/v1/memory/entries",
-        data={"label": "normal"},
-        files={"image": ("50.png", png(make_image(50, (60, 60))[0]))},
-    )
-    assert answer.status_code == 201, answer.text
-    assert len(fine.live.bank.patch) == before + 3
-    assert fine.live.bank.patch_keys == 3
-    fine.live.close()
+    with served(tmp_path / "fine", tiny_encoder) as client:
+        memory = runtime_of(client).memory()
+        before = len(memory.bank.patch)
+        answer = client.post(
+            "/v1/memory/entries",
+            data={"label": "normal"},
+            files={"image": ("50.png", png(make_image(50, (60, 60))[0]))},
+        )
+        assert answer.status_code == 201, answer.text
+        assert len(memory.bank.patch) == before + 3
+        assert memory.bank.patch_keys == 3

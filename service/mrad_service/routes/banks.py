@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 
 from mrad.calibration import Rule
 from mrad.memory.level import LevelMemory
 from mrad.thresholds.calibrate import TARGET
+from mrad_service.middleware.access import require
 from mrad_service.models.following import Calibrating
 from mrad_service.models.loading import Model
 from mrad_service.routes.score import runtime_of
@@ -18,8 +19,8 @@ from mrad_service.runtime import Runtime
 from mrad_service.schemas.score import Bank, BankList, CalibrationJob, Keys
 
 
-def banks_router(require: Callable[[str], Callable[..., Any]]) -> APIRouter:
-    """The routes; `require(scope)` is the dependency that checks the API key."""
+def banks_router() -> APIRouter:
+    """The routes, each with its scope."""
     router = APIRouter(prefix="/v1", tags=["banks"])
     read, admin = [Depends(require("score"))], [Depends(require("admin"))]
     router.get("/bank", dependencies=read)(get_bank)

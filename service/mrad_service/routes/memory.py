@@ -8,10 +8,10 @@ import json
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Protocol, cast
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, File, Form, Header, Query, Request, Response, UploadFile
 from fastapi.responses import FileResponse
@@ -19,7 +19,6 @@ from PIL import Image
 from starlette.background import BackgroundTask
 
 from mrad.detector import Decoded, Detector
-from mrad.encoder.encoder import Features
 from mrad.encoder.stream import prepare_tile
 from mrad.errors import LayoutError, MaskError
 from mrad.images.guard import refuse_doubtful
@@ -30,8 +29,10 @@ from mrad.memory.living import PROFILE
 from mrad.types import ANOMALOUS, NORMAL, Sample
 from mrad_service.errors import BodyTooLargeError, InvalidRequestError
 from mrad_service.memory import DurableMemory, EntryNotFoundError
-from mrad_service.models.following import Renewal
+from mrad_service.middleware.access import require
 from mrad_service.routes.lessons import UNNAMED, described, effect_of, note_of
+from mrad_service.routes.score import runtime_of
+from mrad_service.runtime import Runtime
 from mrad_service.scheduler.lane import Work
 from mrad_service.schemas.memory import (
     Label,
@@ -50,60 +51,11 @@ Text = Annotated[str, Form(max_length=500)]
 BankName = Annotated[str | None, Query(description="the bank; the active one unless told")]
 
 
-class MemoryRuntime(Protocol):
-    """What these routes ask of `app.state.runtime`. None is the active bank.
-
-    The runtime subscribes its detector to the memory (`memory.subscribe`), so that what was
-    acknowledged is found by the next request.
-    """
-
-    def memory(self, bank: str | None) -> DurableMemory:
-        """The living memory of a bank."""
-        ...
-
-    def detector(self, bank: str | None) -> Detector:
-        """The detector that serves it; its encoder makes the keys."""
-        ...
-
-
-def runtime_of(request: Request) -> MemoryRuntime:
-    """The application's runtime."""
-    return cast(MemoryRuntime, request.app.state.runtime)
-
-
-def no_turn(request: Request) -> Iterator[None]:
-    """Nobody else is there."""
-    request.state.work = Work()
-    yield
-
-
-@dataclass(frozen=True)
-class Teaching:
-    """What an addition may cost, and who encodes it."""
-
-    max_file_bytes: int = 32 << 20
-    encode: Callable[[Detector, Decoded], Features] = lambda detector, image: detector.encode(
-        [image]
-    )
-    lesson: Callable[[Request], Iterator[None]] = no_turn
-    """Dependency of what changes the memory: its turn, its deadline, what it holds."""
-    copy: Callable[[Request], Iterator[None]] = no_turn
-    """Dependency of what takes a copy."""
-    renewal: Callable[[str | None], Renewal | None] = lambda bank: None
-    """What the latest lesson did to a bank's thresholds; waits for it, within bounds."""
-
-
-def memory_router(
-    require: Callable[[str], Callable[..., Any]], teaching: Teaching | None = None
-) -> APIRouter:
-    """The routes; `require(scope)` is the dependency that checks the API key."""
+def memory_router() -> APIRouter:
+    """The routes, each with its scope."""
     router = APIRouter(prefix="/v1/memory", tags=["memory"])
-    read, write = [Depends(require("score"))], [Depends(require("write"))]
-    admin = [Depends(require("admin"))]
-    entry = "/entries/{entry_id}"
-    teaching = teaching or Teaching()
-    change = [*write, Depends(teach_with(teaching)), Depends(teaching.lesson)]
-    copy = [*admin, Depends(teaching.copy)]
+    read, write, admin = ([Depends(require(scope))] for scope in ("score", "write", "admin"))
+    entry, change = "/entries/{entry_id}", [*write, Depends(turn_to_change)]
     router.post("/entries", dependencies=[*change, Depends(known_fields)], status_code=201)(
         add_entry
     )
@@ -111,8 +63,19 @@ def memory_router(
     router.get(entry, dependencies=read)(get_entry)
     router.get(f"{entry}/thumbnail", dependencies=read, response_class=Response)(get_thumbnail)
     router.delete(entry, dependencies=change)(remove_entry)
+    copy = [*admin, Depends(turn_to_copy)]
     router.get("/export", dependencies=copy, response_class=FileResponse)(export_memory)
     return router
+
+
+def turn_to_change(request: Request) -> Iterator[None]:
+    """Dependency of what changes the memory: its turn, its deadline, what it holds."""
+    yield from runtime_of(request).lesson(request)
+
+
+def turn_to_copy(request: Request) -> Iterator[None]:
+    """Dependency of what takes a copy."""
+    yield from runtime_of(request).copy(request)
 
 
 async def known_fields(request: Request) -> None:
@@ -122,15 +85,6 @@ async def known_fields(request: Request) -> None:
         raise InvalidRequestError(
             f"nothing reads {', '.join(unknown)}; an entry has {', '.join(sorted(FIELDS))}"
         )
-
-
-def teach_with(teaching: Teaching) -> Callable[[Request], None]:
-    """The dependency that tells the route its limits."""
-
-    def tell(request: Request) -> None:
-        request.state.teaching = teaching
-
-    return tell
 
 
 def add_entry(
@@ -160,11 +114,10 @@ def add_entry(
     A defect without a mask teaches the image level only: nobody knows which patches are defective.
     Send an `Idempotency-Key` and retry freely; with another image, mask or label it is refused.
     """
-    memory = runtime_of(request).memory(bank)
-    detector = runtime_of(request).detector(bank)
-    teaching: Teaching = request.state.teaching
-    pixels = _read(image, teaching)
-    painted = _read(mask, teaching) if mask is not None else None
+    runtime = runtime_of(request)
+    memory, detector = runtime.memory(bank), runtime.detector(bank)
+    pixels = _read(image, runtime)
+    painted = _read(mask, runtime) if mask is not None else None
     work: Work = request.state.work
     work.reserve(pixels, painted)
     decoded = detector.decode(pixels, replace(detector.reading, name=image.filename or ""))
@@ -179,7 +132,7 @@ def add_entry(
         tuple(tags or ()),
     )  # fmt: skip
     entry = Entry.of(sample, decoded.size, getattr(request.state, "key_name", ""))
-    keys = _keys(teaching, work, detector, decoded, entry, region)
+    keys = _keys(runtime, work, detector, decoded, entry, region)
     thumbnail, content = thumbnail_of(decoded.image), digest_of(pixels, painted)
     work.check()
     standing = memory.add(entry, keys, thumbnail, idempotency_key, content)
@@ -192,7 +145,7 @@ def add_entry(
         entry=described(request, memory, standing), repeated=repeated, entries=len(memory),
         note=note_of(region, keys, detector.head.name) if anomalous else unnamed,
         warnings=list(warnings),
-        effect=None if repeated else effect_of(request, memory, teaching.renewal(bank)),
+        effect=None if repeated else effect_of(request, memory, runtime.banks.renewal(bank)),
     )  # fmt: skip
 
 
@@ -233,7 +186,7 @@ def _region(
 
 
 def _keys(
-    teaching: Teaching,
+    runtime: Runtime,
     work: Work,
     detector: Detector,
     decoded: Decoded,
@@ -255,7 +208,7 @@ def _keys(
         if not places.whole:
             one = replace(decoded, pixels=prepare_tile(detector.encoder, decoded.looked_at, tile))
         work.check()
-        features = teaching.encode(detector, one)
+        features = runtime.encode(detector, one)
         keys += keys_of(detector.encoder, features, 0, entry, piece, detector.bank.patch_keys)
     return keys
 
@@ -294,10 +247,10 @@ def get_thumbnail(request: Request, entry_id: str, bank: BankName = None) -> Res
 
 def remove_entry(request: Request, entry_id: str, bank: BankName = None) -> MemoryRemoved:
     """Forget an entry. 200 once that is on disk and scored with."""
-    memory = runtime_of(request).memory(bank)
+    runtime = runtime_of(request)
+    memory = runtime.memory(bank)
     memory.remove(entry_id)
-    teaching: Teaching = request.state.teaching
-    effect = effect_of(request, memory, teaching.renewal(bank))
+    effect = effect_of(request, memory, runtime.banks.renewal(bank))
     return MemoryRemoved(entry_id=entry_id, entries=len(memory), effect=effect)
 
 
@@ -321,9 +274,10 @@ def export_memory(request: Request, bank: BankName = None) -> FileResponse:
     )
 
 
-def _read(file: UploadFile, teaching: Teaching) -> bytes:
-    if (file.size or 0) > teaching.max_file_bytes:
-        raise BodyTooLargeError(f"the file has more than {teaching.max_file_bytes} bytes")
+def _read(file: UploadFile, runtime: Runtime) -> bytes:
+    most = runtime.settings.max_file_bytes
+    if (file.size or 0) > most:
+        raise BodyTooLargeError(f"the file has more than {most} bytes")
     return file.file.read()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,6 +18,7 @@ from mrad.images.options import ReadOptions
 from mrad.thresholds.taught import as_taught
 from mrad.types import Prediction
 from mrad_service.errors import ClientGoneError, InvalidRequestError, UnknownBankError
+from mrad_service.middleware.access import require
 from mrad_service.models.loading import Model
 from mrad_service.oip.codec import (
     HEADER_LENGTH,
@@ -39,8 +39,8 @@ from mrad_service.scoring.uploads import FileLimits
 from mrad_service.scoring.verdict import Verdict
 
 
-def oip_router(require: Callable[[str], Callable[..., Any]]) -> APIRouter:
-    """The routes; `require(scope)` is the dependency that checks the API key."""
+def oip_router() -> APIRouter:
+    """The routes, each with its scope."""
     router = APIRouter(prefix="/v2", tags=["open inference protocol"])
     read_scope = [Depends(require("score"))]
     router.get("", dependencies=read_scope)(server_metadata)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -14,6 +13,7 @@ from PIL import Image
 from mrad.errors import MRADError
 from mrad.images.options import ReadOptions
 from mrad.types import Prediction
+from mrad_service.middleware.access import require
 from mrad_service.models.loading import Model
 from mrad_service.runtime import Runtime
 from mrad_service.scheduler.queue import Job
@@ -37,8 +37,8 @@ def runtime_of(request: Request) -> Runtime:
     return cast(Runtime, request.app.state.runtime)
 
 
-def score_router(require: Callable[[str], Callable[..., Any]]) -> APIRouter:
-    """The route; `require(scope)` is the dependency that checks the API key."""
+def score_router() -> APIRouter:
+    """The routes, each with its scope."""
     router = APIRouter(prefix="/v1", tags=["score"])
     router.post(
         "/score",
