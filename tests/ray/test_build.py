@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from mrad_indexer.build.build import BuildOptions, Built, build
+from mrad_indexer.cli.common.tiles import shard_size
+from mrad_indexer.cutting import extent_of
 from mrad_indexer.datasets import read_dataset
 
 from mrad import Encoder
 from mrad.errors import EncoderMismatchError, ImageError
+from mrad.images.layout import Layout
+from mrad.images.tiles import Tiling
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'mrad[ray]'")
 from mrad_indexer.build.ray import RayEngine
@@ -53,6 +58,23 @@ def test_killed_workers_lose_nothing_and_the_bank_is_that_of_a_local_build(
     assert killed
     assert on_ray.encoded == 41
     same(on_ray, build(encoder, dataset, tmp_path / "local", OPTIONS))
+
+
+def test_tiles_are_the_unit_of_work(
+    ray_cluster: Any, images: Path, load: Load, tmp_path: Path
+) -> None:
+    """A shard has so many pictures as have some 64 tiles; its batches are of tiles, whoever encodes it."""
+    encoder, dataset = load(), read_dataset(images)
+    layout = Layout(Tiling(32, 0.25))
+    extent = extent_of(dataset, encoder.image_size)
+    each = len(layout.places(extent.middle).tiles)
+    size = shard_size(layout, extent)
+    assert each > 1
+    assert size * each <= 64 < (size + 1) * each
+    options = replace(OPTIONS, layout=layout, shard=size, batch_size=5)
+    on_ray = build(encoder, dataset, tmp_path / "ray", options, engine=RayEngine(load, workers=2))
+    assert len(set(on_ray.bank.image.tile.tolist())) == each
+    same(on_ray, build(encoder, dataset, tmp_path / "local", options))
 
 
 class Stop(Exception):

@@ -1,7 +1,7 @@
 /** The page: wires images, picture, judgement and teaching together. */
 
 import { alive, bank as askBank, key } from "./api.js";
-import { $, announce, count, digits, show } from "./dom.js";
+import { $, announce, count, digits, el, show } from "./dom.js";
 import { rangeOf } from "./heat.js";
 import { listen } from "./intake.js";
 import { Look } from "./look.js";
@@ -178,6 +178,18 @@ function setBoxes(item) {
   view.parts = item.result?.parts ?? [];
   view.strongest = item.result?.verdict === "anomalous" ? item.result.peak_box : null;
   view.region = item.region?.polygons[0] ?? null;
+  show($("region-save"), view.region !== null);
+}
+
+/** The region as a file for a new memory: this one has learned what lies outside, too. */
+function saveRegion() {
+  if (!current?.region) return;
+  const file = new Blob([JSON.stringify(current.region)], { type: "application/json" });
+  const address = URL.createObjectURL(file);
+  el("a", { href: address, download: "roi.json" }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 60_000);
+  $("look-hint").textContent = "Build a memory with it: mrad build … --roi roi.json. The memory in use keeps "
+    + "its own region: it holds what was outside, too, and its threshold was measured so.";
 }
 
 /** Judge the current image anew, of a region alone or of all of it. */
@@ -259,6 +271,7 @@ function listenToControls() {
     view.outlines = event.target.checked;
     if (current) view.draw(current.name);
   });
+  $("region-save").addEventListener("click", saveRegion);
   $("tiles").addEventListener("change", () => current && refresh(current));
   $("shared").addEventListener("change", () => current && refresh(current));
   $("score-again").addEventListener("click", () => {

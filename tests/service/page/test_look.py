@@ -13,6 +13,7 @@ from PIL import Image
 
 from mrad import MemoryBank
 from mrad.images.layout import Layout
+from mrad.images.regions import read_roi
 from mrad.images.tiles import Tiling
 
 SIDE = 1000
@@ -28,6 +29,16 @@ def large(tmp_path_factory, make_image) -> Path:
     path = tmp_path_factory.mktemp("large") / "large.jpg"
     Image.fromarray(values).save(path, quality=95)
     return path
+
+
+@pytest.fixture
+def coarse(open_page, serve, tiny_encoder, tiny_samples, tmp_path):
+    """The same of a memory that looks at a quarter of the tiles closely."""
+    layout = Layout(Tiling(SIDE, 0.25, closely=0.25))
+    MemoryBank.from_samples(tiny_encoder, tiny_samples, layout=layout).save(tmp_path / "coarse")
+    settings = Settings(bank=tmp_path / "coarse", auth="off", batch_wait=0.0)
+    with serve(create_app(settings, encoder_of=lambda bank, device: tiny_encoder)) as url:
+        yield open_page(url)
 
 
 @pytest.fixture
@@ -88,7 +99,7 @@ def test_a_picture_of_20_megapixels_is_looked_at_nearer_in_its_own_pixels(cut, l
     assert cut.errors() == []
 
 
-def test_a_region_drawn_on_the_page_is_judged_alone(page, images):
+def test_a_region_drawn_on_the_page_is_judged_alone_and_saved(page, images, tmp_path):
     page.give(*images(1, defect=True))
     page.sees("caption", "at or above")
     page.run(
@@ -112,8 +123,36 @@ def test_a_region_drawn_on_the_page_is_judged_alone(page, images):
     np.testing.assert_allclose(sent["polygons"][0], corners, atol=1)
     page.until(lambda: (page.pixels() != before).any(), "the map has changed")
     assert page["region-off"].is_displayed()
+    page.driver.execute_cdp_cmd(
+        "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
+    )
+    page["region-save"].click()
+    saved = tmp_path / "roi.json"
+    page.until(saved.exists, "the region is saved")
+    area = read_roi(saved)  # as `mrad build --roi` reads it
+    assert area.size == (160, 128)
+    np.testing.assert_allclose(area.polygons[0], corners, atol=1)
+    assert "mrad build" in page["look-hint"].text
     page["region-off"].click()
     page.until(lambda: page.run("return window.sent.length") == 2, "all of it is judged again")
     page.settled()
     assert page.run("return window.sent[1]") is None
+    assert not page["region-save"].is_displayed()
     assert page.errors() == []
+
+
+def test_what_was_looked_at_coarsely_only_is_dark_and_said(coarse, large):
+    coarse.give(large)
+    coarse.sees("verdict", "looked at coarsely only")
+    coarse["tiles"].click()
+    coarse.run("document.getElementById('outlines').click()")
+    coarse.slide("opacity", 0)
+    dark, light = coarse.run(
+        "const c = document.getElementById('picture');"
+        "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+        "const level = (x, y) => d[4 * (Math.floor(y * c.height) * c.width + Math.floor(x * c.width))];"
+        "const all = []; for (let y = .05; y < 1; y += .1) for (let x = .05; x < 1; x += .1)"
+        " all.push(level(x, y)); all.sort((a, b) => a - b); return [all[20], all[95]]"
+    )
+    assert dark < 0.6 * light
+    assert coarse.errors() == []
