@@ -101,6 +101,19 @@ def fetch(name: str, pretrained: str) -> Path:
     return path
 
 
+def published(name: str, tag: str | None) -> tuple[str, str]:
+    """An encoder's name and the tag of its published weights, as `locate` and `fetch` take them.
+
+    timm's tag may belong to the name; without one it is timm's own choice. open_clip's is `openai`.
+    """
+    if not name.startswith(TIMM):
+        return name, tag or "openai"
+    from mrad.encoder.plain.of_timm import TimmName
+
+    found = TimmName.of(name.removeprefix(TIMM))
+    return f"{TIMM}{found.architecture}", tag or found.tag
+
+
 def verify(path: Path) -> dict[str, Any]:
     """Read a file of weights without unpickling; report its digest, tensors and parameters.
 

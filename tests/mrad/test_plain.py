@@ -302,7 +302,7 @@ def test_what_is_not_there_is_said(
     def offline(*_: object, **__: object) -> str:
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
+    monkeypatch.setattr("open_clip.pretrained.hf_hub_download", offline)
     with pytest.raises(WeightsNotFoundError, match="no network") as caught:
         Encoder.load(NAME, device="cpu")
     assert "timm-test_vit/r160_in1k" in str(caught.value)
@@ -315,16 +315,24 @@ def test_weights_of_the_hub_lie_where_they_are_found_again(
     weights_file(path)
     asked = []
 
-    def hub(repository: str, file: str, **_: object) -> str:
-        asked.append((repository, file))
+    def hub(repo_id: str, filename: str, **_: object) -> str:
+        asked.append((repo_id, filename))
         return str(path)
 
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", hub)
+    monkeypatch.setattr("open_clip.pretrained.hf_hub_download", hub)
     first = Encoder.load("timm:test_vit", device="cpu")
     assert asked == [("timm/test_vit.r160_in1k", "model.safetensors")]
     assert first.name == NAME
     assert Encoder.load(NAME, device="cpu").identity == first.identity
     assert len(asked) == 1
+    from mrad_indexer.cli.main import app
+    from typer.testing import CliRunner
+
+    for command in (["fetch", "timm:test_vit"], ["verify", NAME]):
+        done = CliRunner().invoke(app, ["weights", *command])
+        assert done.exit_code == 0, done.output
+    assert str(first.identity.digest) in done.output
+    assert len(asked) == 1, "it is there already"
     assert ("timm:test_vit", "r160_in1k") in [
         (item.name, item.pretrained) for item in weights.list_weights()
     ]

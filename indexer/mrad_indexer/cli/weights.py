@@ -11,7 +11,7 @@ import typer
 from mrad_indexer.cli.common.console import MRADGroup, errors, listing, say
 
 app = typer.Typer(cls=MRADGroup, help="Encoders' weights: list, fetch, verify.")
-Name = Annotated[str, typer.Argument(help="an open_clip model, as ViT-L-14-336")]
+Name = Annotated[str, typer.Argument(help="an open_clip model, as ViT-L-14-336, or timm:NAME")]
 
 
 @app.command("list")
@@ -54,15 +54,19 @@ def list_command(
 @app.command("fetch")
 def fetch_command(
     name: Name,
-    pretrained: Annotated[str, typer.Argument(help="a tag of open_clip, as openai")] = "openai",
+    pretrained: Annotated[
+        str | None,
+        typer.Argument(help="a tag of open_clip, or of timm  [openai; timm's own choice]"),
+    ] = None,
 ) -> None:
     """Download weights once; afterwards they are found without a network."""
-    from mrad.encoder.weights import fetch, locate
+    from mrad.encoder.weights import fetch, locate, published
 
-    path = locate(name, pretrained)
+    name, tag = published(name, pretrained)
+    path = locate(name, tag)
     if path is None:
-        with errors.status(f"{name} {pretrained}"):
-            path = fetch(name, pretrained)
+        with errors.status(f"{name} {tag}"):
+            path = fetch(name, tag)
     say(str(path))
 
 
@@ -75,12 +79,18 @@ def verify_command(
 ) -> None:
     """Read weights without unpickling: digest, tensors; by name also whether the encoder loads."""
     from mrad.encoder.encoder import Encoder
-    from mrad.encoder.weights import locate, verify
+    from mrad.encoder.identity import TIMM
+    from mrad.encoder.weights import locate, published, verify
     from mrad.errors import WeightsNotFoundError
     from mrad.models import shipped
 
     by_name = not Path(source).is_file()
-    named = shipped().get(source) if pretrained is None else locate(source, pretrained)
+    if by_name and source.startswith(TIMM):
+        source, tag = published(source, pretrained)
+        named = locate(source, tag)
+        source, pretrained = f"{source}.{tag}", None
+    else:
+        named = shipped().get(source) if pretrained is None else locate(source, pretrained)
     path = named if by_name else Path(source)
     if path is None:
         what = f"{source} {pretrained or ''}".strip()

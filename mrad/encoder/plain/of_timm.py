@@ -80,7 +80,7 @@ def fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
 
 def download(name: TimmName, folder: Path) -> Path:
     """The weights' safetensors from the hub. Raises what a hub client raises, `WeightsNotFoundError`."""
-    from huggingface_hub import hf_hub_download
+    from open_clip.pretrained import download_pretrained_from_hf
 
     config = timm.get_pretrained_cfg(str(name))
     if config is None or not config.hf_hub_id:
@@ -90,7 +90,7 @@ def download(name: TimmName, folder: Path) -> Path:
             "bring a file with --weights"
         )
     file = config.hf_hub_filename or "model.safetensors"
-    return Path(hf_hub_download(config.hf_hub_id, file, cache_dir=str(folder)))
+    return Path(download_pretrained_from_hf(config.hf_hub_id, file, cache_dir=str(folder)))
 
 
 def config_of(model: nn.Module) -> dict[str, Any]:
