@@ -6,6 +6,7 @@ from typing import Literal
 
 from fastapi import Request
 
+from mrad.detector import Detector
 from mrad.images.masks import Mask
 from mrad.memory.entry import Entry, Key
 from mrad.thresholds.follow import Flip, flips
@@ -20,15 +21,39 @@ THIN = (
     "of this defect; paint more generously, or cut the image closer"
 )
 EMPTY = "the mask is empty: the image is learned as defective as a whole, and no part of it"
-GOOD_ONLY = """head nn compares with good images alone, so this defect is kept and moves no score; \
+GOOD_ONLY = """head nn compares with good images alone: this picture is recognised when it is shown \
+again, and no other score moves; \
 head combined uses it: mrad calibrate BANK --head combined, and serve it anew"""
+NOT_HELD = """the memory holds no patches, or as many as it may, so this picture is not recognised when \
+it is shown again"""
 UNNAMED = """the memory holds several products, and this lesson names none (object_name): requests \
 that name a product do not know it"""
 FLIPS = 50
 """Images of the memory that an answer names at most."""
 
 
-def note_of(region: Mask | None, keys: list[Key], head: str) -> str | None:
+def note_of(
+    detector: Detector, entry: Entry, keys: list[Key], region: Mask | None, unnamed: bool
+) -> str | None:
+    """What a lesson does not do; None for nothing.
+
+    Args:
+        detector: as it was before.
+        entry: what was taught.
+        keys: what it added.
+        region: the mask of a defect.
+        unnamed: it names no product, and the memory holds several.
+    """
+    defect = entry.label == ANOMALOUS
+    said = [
+        UNNAMED if unnamed else None,
+        _of_defect(region, keys, detector.head.name) if defect else None,
+        None if detector.bank.keeps_local else NOT_HELD,
+    ]
+    return "; ".join(text for text in said if text) or None
+
+
+def _of_defect(region: Mask | None, keys: list[Key], head: str) -> str | None:
     """What a taught defect, with its mask, does not do for the head that judges; None for nothing."""
     if head == "nn":
         return GOOD_ONLY

@@ -30,7 +30,7 @@ from mrad.types import ANOMALOUS, NORMAL, Sample
 from mrad_service.errors import BodyTooLargeError, InvalidRequestError
 from mrad_service.memory import DurableMemory, EntryNotFoundError
 from mrad_service.middleware.access import require
-from mrad_service.routes.lessons import UNNAMED, described, effect_of, note_of
+from mrad_service.routes.lessons import described, effect_of, note_of
 from mrad_service.routes.score import runtime_of
 from mrad_service.runtime import Runtime
 from mrad_service.scheduler.lane import Work
@@ -125,7 +125,7 @@ def add_entry(
     products = memory.bank.objects
     if not object_name and len(products) == 1 and all(e.object_name for e in memory.bank.entries):
         object_name = products[0]
-    unnamed = UNNAMED if len(products) > 1 and not object_name else None
+    unnamed = len(products) > 1 and not object_name
     region, warnings = _region(painted, decoded, anomalous, mask_orientation, detector)
     sample = Sample(
         decoded.image, anomalous, None, source or image.filename or "", object_name, defect,
@@ -143,7 +143,7 @@ def add_entry(
     response.status_code = 200 if repeated else 201
     return MemoryAdded(
         entry=described(request, memory, standing), repeated=repeated, entries=len(memory),
-        note=note_of(region, keys, detector.head.name) if anomalous else unnamed,
+        note=note_of(detector, entry, keys, region, unnamed),
         warnings=list(warnings),
         effect=None if repeated else effect_of(request, memory, runtime.banks.renewal(bank)),
     )  # fmt: skip
