@@ -92,9 +92,9 @@ class Stamps:
 class LivingFolder:
     """Where a living memory lies."""
 
-    def __init__(self, bank: Path, live: Path | None = None) -> None:
+    def __init__(self, bank: Path) -> None:
         self.bank = bank.resolve()
-        self.live = live or self.bank.with_name(self.bank.name + ".live")
+        self.live = self.bank.with_name(self.bank.name + ".live")
         self.lock = self.live / "LOCK"
         self.database = self.live / "memory.sqlite"
         self.temporary = self.live / "tmp"

@@ -44,7 +44,7 @@ def png(image) -> bytes:
     return buffer.getvalue()
 
 
-def test_what_is_taught_is_scored_with_at_once(client, make_image, tiny_encoder) -> None:
+def test_what_is_taught_is_scored_with_at_once(client, make_image) -> None:
     runtime = runtime_of(client)
     image, mask = make_image(77, defect=True)
     before = runtime.detector().predict([image])[0]
@@ -64,7 +64,7 @@ def test_what_is_taught_is_scored_with_at_once(client, make_image, tiny_encoder)
     assert thumbnail.content[:2] == b"\xff\xd8"
     path = runtime.memory().folder.bank
     client.__exit__(None, None, None)
-    with DurableMemory.open(path, encoder=tiny_encoder) as again:
+    with DurableMemory.open(path) as again:
         assert again.get(entry["entry_id"]).defect == "blob"
         assert {str(r) for r in again.bank.patch.region[-2:]} == {"normal", "anomalous"}
 

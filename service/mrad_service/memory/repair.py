@@ -32,13 +32,13 @@ class Repair:
     """Where the replaced files lie now; None where nothing was replaced."""
 
 
-def repair(bank: Path, *, dry_run: bool = False, live: Path | None = None) -> Repair:
+def repair(bank: Path, *, dry_run: bool = False) -> Repair:
     """Make `bank` and what it learned whole again, from every file and row that still is.
 
     Raises `BankLockedError` while a server has the memory, and `BankCorruptError` where a file of the
     bank itself is damaged: that can only be restored from a copy, or built anew.
     """
-    folder, found = LivingFolder(bank, live), Repair()
+    folder, found = LivingFolder(bank), Repair()
     if lost := reseal(folder.bank, dry_run=dry_run):
         found.lost.append(lost)
     base = MemoryBank.load(folder.bank, living=False)

@@ -7,7 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from mrad.errors import BaseChangedError, LogCorruptError, LogWriteError, MRADError
 from mrad.lock import WriterLock
@@ -19,9 +19,6 @@ from mrad_service.memory.committer import Committer, Pending
 from mrad_service.memory.errors import MemoryClosedError
 from mrad_service.memory.state import MemoryState, Page, check_repeat
 
-if TYPE_CHECKING:
-    from mrad.encoder.encoder import Encoder
-
 logger = logging.getLogger(__name__)
 Callback = Callable[[MemoryBank], None]
 
@@ -29,14 +26,12 @@ Callback = Callable[[MemoryBank], None]
 class DurableMemory:
     """A bank folder and everything it learned since. Thread-safe; one writer process."""
 
-    def __init__(self, folder: LivingFolder, lock: WriterLock, encoder: Encoder | None) -> None:
+    def __init__(self, folder: LivingFolder, lock: WriterLock) -> None:
         """Use `open`."""
         self.folder, self._lock = folder, lock
         self._database, saved = folder.open()
         try:
             bank = MemoryBank.load(folder.bank, living=False)
-            if encoder is not None:
-                bank.check(encoder)
             self._stamps = Stamps.of(folder)
             self._state = MemoryState(bank, saved, folder.live)
         except BaseException:
@@ -52,26 +47,19 @@ class DurableMemory:
         self._committer = Committer(self._commit, self._rest, f"memory {folder.bank.name}")
 
     @classmethod
-    def open(
-        cls, path: str | Path, *, encoder: Encoder | None = None, live: Path | None = None
-    ) -> DurableMemory:
-        """Take the lock, verify every digest, read what was learned.
-
-        Args:
-            path: the bank's folder, which is never written to.
-            encoder: refuse a bank of another one.
-            live: where what is learned lies; `<path>.live` unless told.
+    def open(cls, path: str | Path) -> DurableMemory:
+        """Take the lock of a bank's folder, verify every digest, read what was learned.
 
         Raises `BankLockedError`, `LogCorruptError`, `BaseChangedError`, `LogWriteError` where nothing
-        can be written, and what `MemoryBank.load` and `MemoryBank.check` raise.
+        can be written, and what `MemoryBank.load` raises.
         """
-        folder = LivingFolder(Path(path), live)
+        folder = LivingFolder(Path(path))
         folder.base_digest()  # a bank must be there before anything is made beside it
         try:
             folder.create()
             lock = WriterLock(folder.lock)
             try:
-                return cls(folder, lock, encoder)
+                return cls(folder, lock)
             except BaseException:
                 lock.release()
                 raise
