@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from functools import partial
+from itertools import chain, islice
+from typing import Protocol, TypeAlias, TypeVar
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -38,14 +41,51 @@ class Cut(Protocol):
 C = TypeVar("C", bound=Cut)
 
 
+Batch: TypeAlias = "tuple[list[tuple[C, Tile]], list[Future[Tensor] | Tensor]]"
+"""Tiles with their pictures, and their pixels."""
+LANES = 4
+"""Batches encoded at once on the CPU, at most: each needs the memory of one."""
+
+
 def encode_tiles(
     encoder: Encoder, pictures: Iterable[C], batch_size: int
 ) -> Iterator[tuple[list[tuple[C, Tile]], Features]]:
     """Batches of tiles in order, each with its features; a batch may hold tiles of several pictures.
 
-    Pictures are taken when their first tile is needed, so memory holds two batches of prepared tiles
-    and the pictures that these belong to, however many there are.
+    Pictures are taken when their first tile is needed, so memory holds a few batches of prepared tiles
+    and the pictures that these belong to, however many there are. On the CPU batches are encoded side
+    by side, each on its share of the cores: threads that share one batch wait for each other at every
+    layer, and all of them for the core that decodes.
     """
+    batches = _batches(encoder, pictures, batch_size)
+    ahead = list(islice(batches, 2))
+    cores = torch.get_num_threads()
+    lanes = min(LANES, cores) if encoder.device.type == "cpu" else 1
+    if lanes == 1 or len(ahead) < 2:
+        for tiles, pixels in chain(ahead, batches):
+            yield tiles, _encoded(encoder, pixels)
+        return
+    encoding: deque[tuple[list[tuple[C, Tile]], Future[Features]]] = deque()
+    share = cores // lanes
+    with ThreadPoolExecutor(lanes, initializer=partial(torch.set_num_threads, share)) as pool:
+        torch.set_num_threads(share)  # what the caller does with a batch runs beside the next ones
+        try:
+            for tiles, pixels in chain(ahead, batches):
+                encoding.append((tiles, pool.submit(_encoded, encoder, pixels)))
+                if len(encoding) > lanes:
+                    tiles, features = encoding.popleft()
+                    yield tiles, features.result()
+            while encoding:
+                tiles, features = encoding.popleft()
+                yield tiles, features.result()
+        finally:
+            torch.set_num_threads(cores)
+            for _, features in encoding:
+                features.cancel()
+
+
+def _batches(encoder: Encoder, pictures: Iterable[C], batch_size: int) -> Iterator[Batch[C]]:
+    """Batches of tiles whose pixels are prepared in threads, one batch ahead."""
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         waiting: deque[tuple[C, Tile, Future[Tensor] | Tensor]] = deque()
         try:
@@ -53,9 +93,9 @@ def encode_tiles(
                 for tile in picture.places.tiles:
                     waiting.append((picture, tile, _prepared(pool, encoder, picture, tile)))
                     if len(waiting) == 2 * batch_size:
-                        yield _encoded(encoder, waiting, batch_size)
+                        yield _taken(waiting, batch_size)
             while waiting:
-                yield _encoded(encoder, waiting, batch_size)
+                yield _taken(waiting, batch_size)
         finally:
             for _, _, pixels in waiting:
                 if isinstance(pixels, Future):
@@ -74,9 +114,10 @@ def _prepared(
     return pool.submit(prepare_tile, encoder, picture.image, tile) if ready is None else ready
 
 
-def _encoded(
-    encoder: Encoder, waiting: deque[tuple[C, Tile, Future[Tensor] | Tensor]], batch_size: int
-) -> tuple[list[tuple[C, Tile]], Features]:
+def _taken(waiting: deque[tuple[C, Tile, Future[Tensor] | Tensor]], batch_size: int) -> Batch[C]:
     batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
-    pixels = [p.result() if isinstance(p, Future) else p for _, _, p in batch]
-    return [(picture, tile) for picture, tile, _ in batch], encoder.encode_prepared(pixels)
+    return [(picture, tile) for picture, tile, _ in batch], [pixels for *_, pixels in batch]
+
+
+def _encoded(encoder: Encoder, pixels: Sequence[Future[Tensor] | Tensor]) -> Features:
+    return encoder.encode_prepared([p.result() if isinstance(p, Future) else p for p in pixels])

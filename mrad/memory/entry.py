@@ -8,7 +8,7 @@ import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from mrad.files import utf8
 from mrad.types import ANOMALOUS, NORMAL, FloatArray, ImageInput, Level, Sample
@@ -64,8 +64,7 @@ def _file_of(image: ImageInput) -> str:
     return Path(image).name if isinstance(image, str | Path) else ""
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """One key of one entry. `size` is the number of grid cells that it averages."""
 
     level: Level

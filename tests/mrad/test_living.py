@@ -204,6 +204,6 @@ def test_a_log_of_0_1_that_a_kill_cut_short_gives_its_whole_records(
 
 def test_the_encoder_is_checked_with_what_was_learned(base: Path) -> None:
     teach(base, lesson(1))
-    wrong = replace(lesson(2).keys[0], vector=np.full(6, np.nan, np.float32))
-    teach(base, replace(lesson(2), keys=(replace(wrong, entry_id="x"),)))
+    wrong = lesson(2).keys[0]._replace(vector=np.full(6, np.nan, np.float32))
+    teach(base, replace(lesson(2), keys=(wrong._replace(entry_id="x"),)))
     assert not MemoryBank.load(base).image.finite

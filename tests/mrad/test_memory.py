@@ -178,10 +178,10 @@ def test_keys_must_belong_to_one_entry_each_and_agree_in_width():
     with pytest.raises(BankError, match="share an entry_id"):
         MemoryBank.from_keys(IDENTITY, [entry, entry], [key])
     with pytest.raises(BankError, match="unknown entries"):
-        MemoryBank.from_keys(IDENTITY, [entry], [replace(key, entry_id="stranger")])
+        MemoryBank.from_keys(IDENTITY, [entry], [key._replace(entry_id="stranger")])
     with pytest.raises(DimensionError, match="image keys differ in width"):
-        MemoryBank.from_keys(IDENTITY, [entry], [key, replace(key, vector=unit(np.ones(5)))])
-    wide = replace(key, entry_id="b", vector=unit(np.ones(5)))
+        MemoryBank.from_keys(IDENTITY, [entry], [key, key._replace(vector=unit(np.ones(5)))])
+    wide = key._replace(entry_id="b", vector=unit(np.ones(5)))
     with pytest.raises(DimensionError, match="do not fit a level of width 4"):
         bank_of([0, 1]).add(Entry("b", NORMAL), [wide])
 

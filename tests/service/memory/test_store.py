@@ -7,7 +7,6 @@ import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,9 +142,9 @@ def test_what_it_refuses(base: Path, lesson) -> None:
             memory.remove("nobody")
         other, keys = lesson(3)
         with pytest.raises(DimensionError):
-            memory.add(other, [replace(keys[0], vector=np.ones(5, np.float32))])
+            memory.add(other, [keys[0]._replace(vector=np.ones(5, np.float32))])
         with pytest.raises(NonFiniteError):
-            memory.add(other, [replace(keys[0], vector=keys[0].vector * np.float32(np.nan))])
+            memory.add(other, [keys[0]._replace(vector=keys[0].vector * np.float32(np.nan))])
         with pytest.raises(BankError, match="no key"):
             memory.add(other, [])
         with pytest.raises(BankError, match="came with"):
