@@ -63,14 +63,18 @@ def outline(inside: BoolArray, *, thick: bool = False) -> BoolArray:
     return edge if thick else edge & inside
 
 
+def smoothed(cells: Tensor, image_size: int, sigma: float = 4.0) -> Tensor:
+    """Values of patches [B, N] -> map float32 [B, S, S]: upsampled, then blurred."""
+    grid = round(cells.shape[1] ** 0.5)
+    if grid * grid != cells.shape[1]:
+        raise MRADError(f"{cells.shape[1]} patch values do not fill a square grid")
+    operator = map_operator(grid, image_size, sigma, cells.device)
+    return operator @ cells.float().view(-1, grid, grid) @ operator.T
+
+
 def anomaly_map(patch: Tensor, image_size: int, sigma: float = 4.0) -> Tensor:
-    """Patch probabilities [B, N] -> map float32 [B, S, S]: upsampled, then blurred."""
-    grid = round(patch.shape[1] ** 0.5)
-    if grid * grid != patch.shape[1]:
-        raise MRADError(f"{patch.shape[1]} patch probabilities do not fill a square grid")
-    operator = map_operator(grid, image_size, sigma, patch.device)
-    cells = patch.float().view(-1, grid, grid)
-    return (operator @ cells @ operator.T).clamp_(0, 1)  # rounding leads a hair beyond 1
+    """As `smoothed`, of patch probabilities: no value leaves [0, 1]."""
+    return smoothed(patch, image_size, sigma).clamp_(0, 1)  # rounding leads a hair beyond 1
 
 
 def top_mean(maps: Tensor, fraction: float = 0.01) -> Tensor:

@@ -53,13 +53,17 @@ class Features:
         """[B, N, W], L2-normalised."""
         return F.normalize(self.patch, dim=-1)
 
-    def local_query(self) -> Tensor:
-        """[B, N, W], before the average, L2-normalised. Raises `EncoderError` where not asked for."""
+    def local_raw(self) -> Tensor:
+        """[B, N, W], before the average. Raises `EncoderError` where not asked for."""
         if self.patch_raw is None:
             raise EncoderError(
                 "the features before the average were not kept: encode with raw=True"
             )
-        return F.normalize(self.patch_raw, dim=-1)
+        return self.patch_raw
+
+    def local_query(self) -> Tensor:
+        """As `local_raw`, L2-normalised."""
+        return F.normalize(self.local_raw(), dim=-1)
 
     def __len__(self) -> int:
         return int(self.class_feature.shape[0])

@@ -24,9 +24,9 @@ from mrad.heads.choose import check_good_parts
 from mrad.heads.goods.classes import GoodClasses
 from mrad.heads.goods.left_out import LeftOutDistances, stored_at
 from mrad.heads.goods.standard import Blend, CellScale, CellSums, chosen, left_out_cells
-from mrad.maps import anomaly_map, top_mean
+from mrad.maps import smoothed, top_mean
 from mrad.retrieval.goods import GoodPatches, Views
-from mrad.types import ANOMALOUS, NORMAL, WHOLE
+from mrad.types import ANOMALOUS, WHOLE
 
 if TYPE_CHECKING:
     from mrad.encoder.encoder import Encoder
@@ -90,19 +90,19 @@ class NNHead:
         self.groups = groups_of(bank, self.views, cells)
         before, device = getattr(self, "goods", None), self.encoder.device
         self.goods = GoodPatches(bank.local, self.views, self.groups, device, before)
-        normal = torch.from_numpy(bank.image.labels == NORMAL)
-        entry = torch.from_numpy(bank.image.entry)[normal]
         # What is usual is said by the images that the bank was built of: a lesson moves no scale.
         count = settled_entries(bank, self.views)
         self.settled = self.views.rows < count
-        keys = torch.from_numpy(bank.image.keys)[normal]
-        self.classes = GoodClasses(keys, self.groups[entry], entry < count)
         self.place_in_image = {
             pair: row
             for row, pair in enumerate(zip(bank.image.entry.tolist(), bank.image.tile.tolist()))
         }
         pairs = list(zip(self.views.rows.tolist(), self.views.tiles.tolist()))
         self.places = bank.places(pairs)
+        self._wholes, good = self._stored_wholes(pairs), self.views.good
+        self.classes = GoodClasses(
+            self._wholes[good], self.groups[self.views.rows[good]], self.settled[good]
+        )
         found = self.left_out()
         tops = self.tops(found.cells)
         labels = bank.image.labels[[self.place_in_image[pair] for pair in pairs]]
@@ -157,20 +157,24 @@ class NNHead:
             except OSError as error:  # a folder that may not be written: measured at each start
                 logger.info("%s is not kept: %s", place, error)
         self._left_out, self._usual = measured, usual or measured
-        keys = torch.from_numpy(self.bank.image.keys)
-        pairs = zip(self.views.rows.tolist(), self.views.tiles.tolist())
-        classes = keys[torch.tensor([self.place_in_image[pair] for pair in pairs])]
         group = self.groups[self.views.rows]
-        whole = self.classes.left_out(classes, group)
+        whole = self.classes.left_out(self._wholes, group)
         found = 1 - measured.cosine
         self._own = found.clone(), whole[None].nan_to_num(2.0)
         if usual is not None:
             found[self.settled] = 1 - usual.cosine
-            alone = self.classes.alone().left_out(classes[self.settled], group[self.settled])
+            alone = self.classes.alone().left_out(self._wholes[self.settled], group[self.settled])
             whole = whole.clone()
             whole[self.settled] = alone
         found[self.views.good[:, None] & ~self.views.normal] = torch.nan
         return found, whole
+
+    def _stored_wholes(self, pairs: list[tuple[int, int]]) -> Tensor:
+        """`whole_images` of the views, whose entries and tiles are `pairs`."""
+        keys = torch.from_numpy(self.bank.image.keys)
+        classes = keys[torch.tensor([self.place_in_image[pair] for pair in pairs])]
+        raw = torch.from_numpy(self.bank.local.keys)
+        return whole_images(classes, raw.view(len(pairs), -1, self.bank.local.dim))
 
     def stored(self, batch: int = BATCH) -> Iterator[Features]:
         """The images that the memory holds whole, as the encoder gave them, in the order of `views`."""
@@ -199,7 +203,7 @@ class NNHead:
     def tops(self, cells: Tensor) -> Tensor:
         """The top score [V] of maps of patch values [V, N]."""
         side = self.encoder.image_size
-        return torch.cat([top_mean(anomaly_map(part, side)) for part in cells.split(BATCH)])
+        return torch.cat([top_mean(smoothed(part, side)) for part in cells.split(BATCH)])
 
     def patch_distances(self, features: Features, exclude: Tensor | None) -> Tensor:
         """1 - cosine of each patch to the nearest good one, [B, N], on the CPU."""
@@ -211,7 +215,8 @@ class NNHead:
 
     def measure(self, features: Features, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
         """Patch values [B, N] in spreads, and the statistics [K, B] of the whole images."""
-        distance, whole = self.patch_distances(features, exclude), features.class_query().cpu()
+        distance = self.patch_distances(features, exclude)
+        whole = whole_images(features.class_query(), features.local_raw()).cpu()
         places = (WHOLE,) * len(whole) if features.places is None else features.places
         if exclude is None:
             return self.cell_scale(distance, places), self.classes.distance(whole)[None]
@@ -263,6 +268,22 @@ def settled_entries(bank: MemoryBank, views: Views) -> int:
     """How many first entries say what is usual; all while fewer than `FEW` good ones of them do."""
     good = views.rows[(views.rows < bank.settled) & views.good]
     return bank.settled if len(torch.unique(good)) >= FEW else len(bank.entries)
+
+
+def whole_images(classes: Tensor, patches: Tensor) -> Tensor:
+    """What an image is like as a whole: class feature and mean patch, each and together of length 1.
+
+    The class feature knows what a picture shows, the mean patch knows surfaces; distances of the two
+    together tell more defects than of either (`benchmarks good_parts`).
+
+    Args:
+        classes: [B, E], L2-normalised.
+        patches: [B, N, W], before the average, not normalised.
+
+    Returns [B, E + W].
+    """
+    mean = F.normalize(patches.mean(dim=1), dim=-1)
+    return F.normalize(torch.cat([classes, mean.to(classes.device)], dim=-1), dim=-1)
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""How unlike the good images a whole image is, by its class feature."""
+"""How unlike the good images a whole image is, by one feature of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ a lesson looks as it does; by distance alone, one of many lessons would calm any
 
 
 class GoodClasses:
-    """Class features of good images [n, E], L2-normalised, and the group of each."""
+    """Features of whole good images [n, E], L2-normalised, and the group of each."""
 
     def __init__(self, keys: Tensor, group: Tensor, usual: Tensor | None = None) -> None:
         """`usual` bool [n]: those that say what is usual, all unless told; the others are neighbours."""
