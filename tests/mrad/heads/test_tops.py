@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mrad import load_head
+from mrad.heads import load_head
 from mrad.maps import anomaly_map, smoothed
 
 
