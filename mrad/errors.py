@@ -18,7 +18,8 @@ class MissingPackageError(MRADError):
     def of(cls, error: ImportError, doing: str) -> MissingPackageError:
         """`doing`: what could not be done, as `a.png cannot be read`."""
         module = (error.name or "").partition(".")[0]
-        package = {"PIL": "pillow", "faiss": "mrad[cpu]' or 'mrad[gpu]"}.get(module, module)
+        extras = {"PIL": "pillow", "faiss": "mrad[cpu]' or 'mrad[gpu]", "ray": "mrad[ray]"}
+        package = extras.get(module, module)
         remedy = f": pip install '{package}'" if package else ""
         return cls(f"{doing}: {module or 'a package'} is missing or broken ({error}){remedy}")
 

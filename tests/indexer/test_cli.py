@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from mrad import MemoryBank
-from mrad.errors import BankNotFoundError, MRADError
+from mrad.errors import BankNotFoundError, MissingPackageError, MRADError
 from mrad.retrieval.choose import make_retriever
 
 COMMANDS = (
@@ -58,6 +58,15 @@ def test_every_command_has_help(mrad, name):
     done = mrad(name, "--help")
     assert done.exit_code == 0
     assert "Usage" in done.stdout
+
+
+def test_a_missing_package_is_named_with_what_to_install(mrad, tmp_path, boards, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mrad_indexer.build.ray", None)
+    done = mrad("build", boards, "--out", tmp_path / "b", "--engine", "ray")
+    assert done.exit_code == 2
+    assert "(missing_package)" in done.stderr
+    error = ModuleNotFoundError("No module named 'ray'", name="ray.data")
+    assert "pip install 'mrad[ray]'" in str(MissingPackageError.of(error, "it cannot run"))
 
 
 def test_defaults_in_brackets_are_shown(mrad):
