@@ -122,6 +122,7 @@ def test_this_is_fine_lowers_the_score(page, images):
     assert "lower" in page["changed"].text
     assert entries(page.url)[0]["label"] == "normal"
     page.sees("lessons", "Good")
+    page.sees("verdict", "Recognised: this picture was taught as good")
 
 
 def test_everything_works_from_the_keyboard(page, images):
