@@ -68,6 +68,9 @@ def test_thresholds_of_one_product_stand_beside_those_of_all(
     assert own.image.target_fpr == 0.2
     assert after.model_copy(update={"objects": {}}) == before.model_copy(update={"objects": {}})
 
+    (shown,) = json.loads(mrad("bank", "inspect", bank, "--json").stdout)["calibration"].values()
+    assert shown["objects"] == {"caps": own.image_threshold}
+    assert "its own of caps: image threshold" in mrad("bank", "inspect", bank).stdout
     judge = Judge.of(tiny_encoder, MemoryBank.load(bank), product="caps")
     assert judge.threshold == own.image_threshold
     assert judge.threshold != derived.threshold, "another rate was asked for"

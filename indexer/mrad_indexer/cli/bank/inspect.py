@@ -87,6 +87,10 @@ def describe(bank: MemoryBank, path: Path) -> dict[str, Any]:
                 "scored": facts.get("scored"),
                 "made_at": facts.get("made_at"),
                 "settings": facts.get("settings"),
+                "objects": {
+                    name: own.get("image", {}).get("value")
+                    for name, own in (facts.get("objects") or {}).items()
+                },
             }
             for head, facts in (bank.calibration or {}).items()
         },
@@ -240,3 +244,5 @@ def _show_calibration(facts: dict[str, Any]) -> None:
             f"good and {counted(found['anomalous'], 'defective image')} ({found['scored']}), "
             f"{found['made_at']}"
         )
+        for name, threshold in found["objects"].items():
+            say(f"  its own of {name}: image threshold {threshold:.5f}")
