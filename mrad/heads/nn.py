@@ -148,7 +148,7 @@ class NNHead:
                 self.views.some(self.settled),
                 self.goods.among(self.views.rows[self.settled]),
                 patches,
-                self._usual or known,
+                self._known_usual(),
             )
         measured = LeftOutDistances.measure(*given, known or usual)
         if place is not None and known is None:
@@ -175,6 +175,14 @@ class NNHead:
         classes = keys[torch.tensor([self.place_in_image[pair] for pair in pairs])]
         raw = torch.from_numpy(self.bank.local.keys)
         return whole_images(classes, raw.view(len(pairs), -1, self.bank.local.dim))
+
+    def _known_usual(self) -> LeftOutDistances | None:
+        """What was measured among settled images, unless one of those is a lesson here."""
+        lessons = {
+            self.bank.entries[row].entry_id for row in self.views.rows[~self.settled].tolist()
+        }
+        found = self._usual
+        return None if found is None or {one for one, _ in found.views} & lessons else found
 
     def stored(self, batch: int = BATCH) -> Iterator[Features]:
         """The images that the memory holds whole, as the encoder gave them, in the order of `views`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -68,3 +70,25 @@ def test_the_first_mask_changes_what_stands_beside_nn(mini_encoder: Encoder) -> 
     views = Views.of(with_mask.local, mini_encoder.grid**2)
     np.testing.assert_allclose(masked.head.left_out_output(views).patch, patch, atol=2e-4)
     np.testing.assert_allclose(masked.head.left_out_output(views).image, image, atol=2e-4)
+
+
+def test_scales_are_those_of_the_build_however_a_taught_memory_is_opened(
+    mini_encoder: Encoder, tmp_path: Path
+) -> None:
+    built = MemoryBank.from_samples(mini_encoder, samples(10, 2))
+    taught = built
+    for entry, keys in encode_samples(mini_encoder, samples(13, 0)[10:]):
+        taught = taught.add(entry, keys)
+    before = Detector(mini_encoder, built, "nn")
+    learned = before.with_bank(taught)
+    taught.save(tmp_path / "bank")
+    opened = [Detector(mini_encoder, MemoryBank.load(tmp_path / "bank"), "nn") for _ in range(2)]
+    for detector in (learned, *opened):  # the second reads what the first kept of its distances
+        for name in ("cell_scale", "blend"):
+            one, other = getattr(detector.head, name), getattr(before.head, name)
+            if name == "cell_scale":
+                torch.testing.assert_close(one.mean, other.mean)
+                torch.testing.assert_close(one.spread, other.spread)
+            else:
+                assert one.top.mean == pytest.approx(other.top.mean, abs=1e-5)
+                assert one.parts[0].mean == pytest.approx(other.parts[0].mean, abs=1e-5)
