@@ -29,7 +29,9 @@ class Preprocess:
 
         side = (self.image_size, self.image_size)
         resized = np.asarray(image.resize(side, Image.Resampling.BICUBIC))
-        return self._normalised(torch.from_numpy(resized.copy()).permute(2, 0, 1).float())
+        # In order first, then as floats: a third of the time, the same numbers.
+        levels = torch.from_numpy(resized.copy()).permute(2, 0, 1).contiguous()
+        return self._normalised(levels.float())
 
     def resize(self, image: torch.Tensor) -> torch.Tensor:
         """The same on whatever device `image`, uint8 [3, H, W], is on: float32 [3, S, S] there.
