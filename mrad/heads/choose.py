@@ -21,6 +21,8 @@ GOOD_PARTS_ALONE = frozenset({"nn", "combined"})
 MOST, NEARLY = 0.5, 0.8
 """Share of a picture above which a mask says nothing of where the defect is; share of such masks among
 all above which no mask decides which head is asked."""
+ENOUGH = 5
+"""Good parts from which `combined` tells more than `tf`, by the mean over sets (`benchmarks good_parts`)."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,11 @@ def check_good_parts(bank: MemoryBank) -> None:
 def default_head(bank: MemoryBank, checkpoint: str | Path | None = None) -> Choice:
     """The head that a memory is asked by unless told.
 
-    Its calibration's, where it was calibrated for one head alone; the paper's `tf` where both levels
-    hold both classes; `combined` where only whole images are known to be defective, so that `tf` has no
-    map, where masks say nothing, and where every defect is another product's, so that `tf` knows
-    nothing of this one; `nn` where the memory holds good ones alone. A checkpoint is asked itself. Raises what keeps every head
-    from it.
+    Its calibration's, where it was calibrated for one head alone. With masked defects: `combined` where
+    the memory knows enough good parts of one product, else the paper's `tf`, which also judges what no
+    memory knows. `combined` too where only whole images are known to be defective, so that `tf` has no
+    map, where masks say nothing, and where every defect is another product's; `nn` where the memory
+    holds good images alone. A checkpoint is asked itself. Raises what keeps every head from it.
     """
     if checkpoint is not None:
         from mrad.heads.checkpoint import load_checkpoint
@@ -94,12 +96,25 @@ def default_head(bank: MemoryBank, checkpoint: str | Path | None = None) -> Choi
             return Choice("combined", f"of {alone} the memory knows no defect: only good ones")
         if problem(bank, "nn") is None and (useless := _useless_masks(bank)):
             return Choice("combined", useless)
+        if problem(bank, "nn") is None and (good := _own_good_parts(bank)) >= ENOUGH:
+            return Choice("combined", f"defects, and {good} good images of one product")
         return Choice("tf", "both levels of the memory hold both classes")
     if problem(bank, "nn") is None:
         if all(bank.image.counts):
             return Choice("combined", "the memory holds good images, and defects without masks")
         return Choice("nn", "the memory holds good images alone")
     raise problem(bank, "nn") or MRADError("no head can serve this memory")
+
+
+def _own_good_parts(bank: MemoryBank) -> int:
+    """Good images that are held whole, where all images are of one product or of none that is named.
+
+    A memory of several products is one for products that it does not know, whose good parts lie far
+    from all of these.
+    """
+    if len({entry.object_name for entry in bank.entries}) > 1:
+        return 0
+    return len(np.unique(bank.local.entry[bank.local.labels == NORMAL]))
 
 
 def _useless_masks(bank: MemoryBank) -> str:

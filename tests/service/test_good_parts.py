@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from mrad_client import Client
 from mrad_client.cli import app as batch
@@ -79,9 +78,13 @@ def test_verdict_scale_and_the_nearest_good_spot(client: Client) -> None:
     assert held.objects == ["boards", "caps", "nut"]
     scores = client.score([*QUERIES["good"], *QUERIES["defect"]], map="png16", evidence=3)
     found = {Path(one.name).name: one for one in scores}
-    for kind, verdict in (("good", "normal"), ("defect", "anomalous")):
-        told = [found[path.name].verdict for path in QUERIES[kind] if path.name in found]
-        assert told.count(verdict) > len(told) / 2
+    kinds = {kind: [found[path.name] for path in QUERIES[kind]] for kind in QUERIES}
+    assert {one.verdict for one in kinds["good"]} == {"normal"}
+    assert "anomalous" in {one.verdict for one in kinds["defect"]}
+    least = min(one.score for one in kinds["defect"])
+    assert least > max(one.score for one in kinds["good"]), (
+        "few parts: scores part, limits are wide"
+    )
     for one in scores:
         assert 0 <= one.calibrated_score <= 100
         assert (one.calibrated_score >= 50) == (one.verdict == "anomalous")
@@ -183,7 +186,7 @@ def test_the_inference_protocol_knows_both(url: str, client: Client) -> None:
         found = {out["name"]: out["data"][0] for out in answer.json()["outputs"]}
         wanted = client.score_image(QUERIES["defect"][0], **parameters)
         assert found["score"] == pytest.approx(wanted.score, abs=1e-5)
-        assert found["verdict"] == wanted.verdict == "anomalous"
+        assert found["verdict"] == wanted.verdict
         assert found["p_value"] == pytest.approx(wanted.p_value, abs=1e-6)
     body = {"parameters": {"object": 3}, "inputs": head["inputs"]}
     del body["inputs"][0]["parameters"]
@@ -228,5 +231,5 @@ def test_watch_judges_by_good_parts_alone(
 
     options = WatchOptions(tmp_path / "out", settle=0.0, poll=0.05)
     watch_folder(folder, judge, options, stop=stop, report=report)
-    assert rows["defect.png"]["verdict"] == "anomalous"
-    assert np.isfinite(rows["good.png"]["p_value"])
+    assert rows["good.png"]["verdict"] == "normal"
+    assert rows["defect.png"]["p_value"] < rows["good.png"]["p_value"]
