@@ -147,14 +147,14 @@ def test_inspect(mrad, board_bank):
     assert facts["levels"]["patch"]["anomalous"] == 7
     assert facts["defects"] == {"blob": 8}
     assert facts["objects"] == {"boards": {"normal": 8, "anomalous": 8}}
-    assert 0 < facts["calibration"]["tf"]["image_threshold"] < 1
+    assert 0 < facts["calibration"]["combined"]["image_threshold"] < 1
     assert [row["source"] for row in facts["skipped"]] == ["good/broken.png"]
     shown = mrad("bank", "inspect", board_bank).stdout
     for text in (
         "every digest holds",
         "single patches, for nn",
         "tiny at 96 px",
-        "calibration of tf",
+        "calibration of combined",
         "good/broken.png",
     ):
         assert text in shown

@@ -59,6 +59,13 @@ def with_masks(root: Path, images: Path, _) -> None:
     copies(root / "masks", some(images, "masks", BADS))
 
 
+def few_good_with_masks(root: Path, images: Path, _) -> None:
+    """Four good parts are too few to ask for `nn` too."""
+    with_masks(root, images, _)
+    for path in sorted((root / "good").iterdir())[4:]:
+        path.unlink()
+
+
 def worthless_masks(root: Path, images: Path, make_image) -> None:
     """Inverted, full and empty: each is read, with a warning, and none says where a defect is."""
     with_masks(root, images, make_image)
@@ -92,7 +99,8 @@ KINDS = [
     Kind("without masks", without_masks, "combined", "f1", ("tf", "ft", "clip")),
     Kind("another product", with_another_product, "combined", "f1"),
     Kind("one good", one_good, "nn", None, ("tf", "ft", "clip")),
-    Kind("with masks", with_masks, "tf", "f1"),
+    Kind("with masks", with_masks, "combined", "f1"),
+    Kind("few good, masks", few_good_with_masks, "tf", "f1"),
     Kind("worthless masks", worthless_masks, "combined", "f1"),
 ]
 

@@ -62,7 +62,7 @@ def test_scores_are_the_detectors_own(scored, photos, board_bank, tiny_clip):
     bank = MemoryBank.load(board_bank)
     judge = Judge.load(board_bank, device="cpu")
     detector = Detector(judge.detector.encoder, bank)
-    calibration = Calibration.of(bank, "tf")
+    calibration = Calibration.of(bank, "combined")
     assert len(rows) == 9
     for name, row in rows.items():
         if row["status"] != "ok":
@@ -239,7 +239,7 @@ def test_colours_mean_the_same_everywhere(board_bank, photos):
 
 
 def test_thresholds(board_bank):
-    calibration = Calibration.of(MemoryBank.load(board_bank), "tf")
+    calibration = Calibration.of(MemoryBank.load(board_bank), "combined")
     assert thresholds(None, None, None) == (None, None)
     assert thresholds(None, 0.4, None) == (0.4, None)
     assert thresholds(calibration, None, None)[0] == calibration.image_threshold
@@ -258,7 +258,7 @@ def test_what_cannot_be_had_is_said(tmp_path, mrad, photos, boards, tiny_options
     assert "no verdicts" in done.stdout
     assert not (tmp_path / "o/results.csv").exists()
     with pytest.raises(CalibrationError, match="calibrated with the checkpoint"):
-        Judge.load(board_bank, head="tf", checkpoint=plain / "x.safetensors", device="cpu")
+        Judge.load(board_bank, head="combined", checkpoint=plain / "x.safetensors", device="cpu")
     only = mrad("score", photos / "good/torn.jpg", "--bank", plain, "--out", tmp_path / "p")
     assert only.exit_code == 1
     assert mrad("score", photos, "--bank", tmp_path).exit_code == 2

@@ -72,7 +72,7 @@ def test_a_turned_grid_gives_a_turned_map(seed, grid):
 def test_a_flat_grid_gives_a_flat_map_and_no_square_is_refused():
     flat = anomaly_map(torch.full((1, 49), 0.375), 98)
     torch.testing.assert_close(flat, torch.full((1, 98, 98), 0.375), atol=1e-6, rtol=0)
-    with pytest.raises(MRADError, match="48 patch probabilities"):
+    with pytest.raises(MRADError, match="48 patch values"):
         anomaly_map(torch.zeros(1, 48), 98)
 
 
