@@ -27,12 +27,12 @@ COMMANDS = (
 )  # fmt: skip
 
 
-def output_without_torch(*arguments: str) -> str:
+def output_without_torch(*arguments: str, but: tuple[str, ...] = ()) -> str:
     """What `mrad` prints, in a process that must not have loaded what starts slowly."""
     program = (
         "import sys; from typer.testing import CliRunner; from mrad_indexer.cli.main import app; "
         f"done = CliRunner().invoke(app, {list(arguments)}); print(done.output); "
-        "print('heavy:', [m for m in ('torch', 'faiss', 'open_clip') if m in sys.modules])"
+        f"print('heavy:', [m for m in {[m for m in ('torch', 'faiss', 'open_clip') if m not in but]} if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "heavy: []" in done.stdout, done.stderr
@@ -43,6 +43,14 @@ def test_help_lists_every_command_and_imports_no_torch():
     shown = output_without_torch("--help")
     for name in COMMANDS:
         assert f" {name} " in shown
+
+
+def test_a_memory_is_inspected_without_torch_or_its_distances(board_bank, tmp_path):
+    bank = tmp_path / "bank"
+    shutil.copytree(board_bank, bank)
+    (bank / "derived").mkdir(exist_ok=True)
+    (bank / "derived" / "left-out-0.safetensors").write_bytes(b"x")
+    assert "16 images" in output_without_torch("bank", "inspect", str(bank), but=("faiss",))
 
 
 def test_a_dataset_is_checked_without_torch(boards):

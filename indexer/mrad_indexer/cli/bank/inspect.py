@@ -116,8 +116,8 @@ def _level(level: LevelMemory) -> dict[str, int]:
 
 def _indexes(bank: MemoryBank, path: Path) -> list[dict[str, Any]]:
     """Approximate indexes in the bank's folder, and their error against exact retrieval."""
-    if not (path / "derived").is_dir():
-        return []  # nothing to import torch for
+    if not any(one.is_dir() for one in path.glob("derived/*")):
+        return []  # nothing to import torch for: distances of `nn` are files
     from mrad.retrieval.approximate.derived import fingerprint, stored
 
     found = []
