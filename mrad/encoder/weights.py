@@ -271,7 +271,8 @@ def _resolve(name: str, pretrained: str | Path | None) -> tuple[Path, dict[str, 
         if name not in shipped:
             raise WeightsNotFoundError(
                 f"{name} is not shipped inside (shipped: {', '.join(shipped) or 'none'}): name a "
-                "pretrained tag or the path of a checkpoint"
+                "pretrained tag or the path of a checkpoint (--weights FILE; a model of timm is timm:NAME); "
+                "docs/offline.md says where to get one"
             )
         return shipped[name], {}
     local = Path(pretrained).expanduser()

@@ -171,7 +171,7 @@ def _about(judge: Judge, bank: Path) -> dict[str, object]:
 def show(summary: Summary, judge: Judge) -> None:
     """The highest scores: 0 to 100 where the memory is calibrated, beside the raw ones."""
     from mrad_client.batch.names import on_one_line
-    from mrad_client.batch.summary import as_shown, strongest
+    from mrad_client.batch.summary import as_shown, judged, strongest
 
     scaled = judge.calibration is not None
     known = judge.calibration is not None and judge.calibration.model is not None
@@ -179,9 +179,8 @@ def show(summary: Summary, judge: Judge) -> None:
     places = any(strongest(row) for _, _, row in summary.worst[:ROWS])
     rows: list[list[Part]] = []
     for _, _, row in summary.worst[:ROWS]:
-        verdict = row["verdict"] or "–"
-        colour = {"anomalous": "red", "normal": "green"}.get(verdict, "")
-        cells: list[Part] = [as_shown(row), (verdict, colour)]
+        colour = {"anomalous": "red", "normal": "green"}.get(row["verdict"], "")
+        cells: list[Part] = [as_shown(row), (judged(row) or "–", colour)]
         if scaled:
             chance = row[chances]
             cells += ["–" if chance is None else f"{100 * chance:.1f} %", f"{row['score']:.5f}"]

@@ -164,6 +164,11 @@ def as_shown(row: Row) -> str:
     return f"{row['score']:.5f}" if scaled is None else f"{scaled:.1f}"
 
 
+def judged(row: Row) -> str:
+    """The verdict for people, and whether the picture itself was taught; empty for none."""
+    return (row.get("verdict") or "") + (" as taught" if row.get("recognised") else "")
+
+
 def strongest(row: Row) -> str:
     """The middle of an anomalous image's strongest place, `x,y` in its pixels; empty for others."""
     if row.get("verdict") != "anomalous" or not row.get("peak_box"):
@@ -198,5 +203,5 @@ def _card(row: Row, page: Path, base: Path) -> str:
     return (
         f"<figure>{picture}<figcaption><span class=number title='raw {row['score']:.5f}'>"
         f"{as_shown(row)}</span> "
-        f"<span class={verdict or 'none'}>{verdict}</span>{chance}{place}<br>{name}</figcaption></figure>"
+        f"<span class={verdict or 'none'}>{judged(row)}</span>{chance}{place}<br>{name}</figcaption></figure>"
     )
