@@ -2,7 +2,7 @@
 
 A bank stores one calibration for each head (`bank.calibration = {"tf": {...}}`); it holds for the
 settings that it names. A value at or above a threshold is anomalous. Good images alone are enough for
-thresholds (`mrad.conformal`); probabilities need defects.
+thresholds (`mrad.confidence`); probabilities need defects.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mrad.conformal import Promise, rank_of
+from mrad.confidence import Promise, Separation, rank_of
 from mrad.errors import CalibrationError
-from mrad.separation import Separation
 from mrad.words import counted
 
 if TYPE_CHECKING:

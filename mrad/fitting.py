@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mrad.calibration import Isotonic, Platt, Reliability, Tail, Threshold
-from mrad.conformal import interval, rank_of
+from mrad.confidence import interval, rank_of
 
 Values = npt.NDArray[np.float64]
 Truth = npt.NDArray[np.bool_]

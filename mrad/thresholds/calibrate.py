@@ -17,12 +17,11 @@ import numpy.typing as npt
 import torch
 
 from mrad.calibration import Calibration, Rule, Summary, Tail, Threshold
-from mrad.conformal import independent
+from mrad.confidence import Separation, independent
 from mrad.detector import Detector
 from mrad.errors import CalibrationError
 from mrad.fitting import FITS, Points, Values, best_f1, by_false_alarms, reliability_of
 from mrad.heads.nn import NNHead
-from mrad.separation import Separation
 from mrad.thresholds.doubles import groups_of
 from mrad.types import BoolArray
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mrad.calibration import Calibration, Isotonic, Platt, Rule, Summary, Tail, Threshold
-from mrad.conformal import Promise
+from mrad.confidence import Promise
 from mrad.detector import Detector
 from mrad.errors import CalibrationError
 from mrad.fitting import Values

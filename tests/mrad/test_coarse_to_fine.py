@@ -12,21 +12,10 @@ from mrad import Detector, MemoryBank
 from mrad.errors import LayoutError, MRADError
 from mrad.images.layout import PLAIN, Layout
 from mrad.images.tiles import Tiling
-from mrad.tiled import Canvas, Rules
+from mrad.tiled import Canvas
+from tests.fields import RULES, look
 
-RULES = Rules(grid=6, image_size=96, sigma=4.0, top=0.01, fusion=0.7)
 SIZE = (600, 400)
-
-
-def look(canvas: Canvas, field) -> Canvas:
-    """Every tile of a canvas with `field(x, y)` at its patches' centres."""
-    for tile in canvas.places.tiles:
-        left, top, right, bottom = tile.box
-        x = left + (np.arange(6) + 0.5) * (right - left) / 6
-        y = top + (np.arange(6) + 0.5) * (bottom - top) / 6
-        patch = torch.tensor(field(x[None, :], y[:, None]), dtype=torch.float32).expand(6, 6)
-        canvas.add(tile, patch.flatten(), 0.5, (torch.zeros(3), torch.zeros(36, 4)))
-    return canvas
 
 
 def bump(x, y):

@@ -15,21 +15,13 @@ from mrad.heads.goods.levels import PlaceLevels
 from mrad.images.layout import PLAIN, Layout
 from mrad.images.tiles import Tiling, auto_tiling
 from mrad.maps import anomaly_map, map_operator, top_mean
-from mrad.tiled import Axis, Canvas, Rules, blend
-
-RULES = Rules(grid=6, image_size=96, sigma=4.0, top=0.01, fusion=0.7)
+from mrad.tiled import Axis, Canvas, blend
+from tests.fields import RULES, look
 
 
 def canvas_of(size, tiling, field) -> Canvas:
     """A canvas whose patch probabilities are `field(x, y)` at each patch's centre."""
-    canvas = Canvas(Layout(tiling).places(size), RULES)
-    for tile in canvas.places.tiles:
-        left, top, right, bottom = tile.box
-        x = left + (np.arange(6) + 0.5) * (right - left) / 6
-        y = top + (np.arange(6) + 0.5) * (bottom - top) / 6
-        patch = torch.tensor(field(x[None, :], y[:, None]), dtype=torch.float32).expand(6, 6)
-        canvas.add(tile, patch.flatten(), 0.5, (torch.zeros(3), torch.zeros(36, 4)))
-    return canvas
+    return look(Canvas(Layout(tiling).places(size), RULES), field)
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.77])

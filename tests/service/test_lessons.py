@@ -21,8 +21,8 @@ from PIL import Image
 
 from mrad import Detector, Encoder, MemoryBank, Sample
 from mrad.calibration import Calibration
+from mrad.confidence import Separation
 from mrad.memory.living import CALIBRATION
-from mrad.separation import Separation
 from mrad.thresholds.calibrate import calibrate
 from mrad.thresholds.own import memory_of, score_own
 

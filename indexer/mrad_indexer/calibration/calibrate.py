@@ -66,9 +66,9 @@ def _open(detector: Detector, records: Sequence[Record], scored: Scored) -> list
     for record in records:
         try:
             decoded = detector.decode(record.image)
-            for text in decoded.warnings:
-                if code_of(text) == "not_aligned":  # a build leaves it out, too
-                    raise ImageError(text)
+            if detector.layout.align is not None and decoded.move is None:
+                scored.skipped.append(f"{record.source}: it could not be aligned")
+                continue  # a build leaves it out, too
             truth = record.truth(decoded.size, decoded.orientation)
             opened.append((record, decoded, None if truth is None else truth.anomalous))
             said = (*decoded.warnings, *(truth.warnings if truth is not None else ()))

@@ -8,6 +8,7 @@ import base64
 import binascii
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -277,10 +278,10 @@ def file_name(disposition: bytes, options: dict[bytes, bytes]) -> str:
     found = EXTENDED.search(disposition)
     if found is not None:
         charset, quoted = found.group(1).decode("ascii"), found.group(2).decode("ascii")
-        try:
+        with suppress(
+            LookupError
+        ):  # of a character set that nobody knows `filename=` is what is left
             return unquote(quoted, encoding=charset or "utf-8", errors="replace")
-        except LookupError:
-            pass  # a character set that nobody knows
     return options.get(b"filename", b"").decode("utf-8", "replace")
 
 

@@ -1,7 +1,8 @@
-"""What good parts that were judged unseen promise of good parts to come: no defect is needed.
+"""What the scores of known images let one say, each with its 95 % interval.
 
-Conformal reasoning: where a new good part and the n known ones might have come in any order, its score
-is above the k-th largest of theirs with probability k / (n + 1), whatever the scores look like.
+False alarms, from good parts alone (conformal reasoning): where a new good part and the n known ones might
+have come in any order, its score is above the k-th largest of theirs with probability k / (n + 1), whatever
+the scores look like. And whether scores tell defective images from good ones at all.
 """
 
 from __future__ import annotations
@@ -76,3 +77,33 @@ def interval(falling: Values, rank: int) -> tuple[float, float]:
     few, many = binom.ppf([(1 - SURE) / 2, (1 + SURE) / 2], parts, share).astype(int)
     high = float(falling[few - 1]) if few >= 1 else max(1.0, float(falling[0]))
     return float(falling[min(many, parts - 1)]), high
+
+
+class Separation(BaseModel):
+    """How well the scores told defective images from good ones: area under the ROC curve, 95 %."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    auroc: float
+    low: float
+    high: float
+    hint: str = ""
+    """What would tell them apart better, where that is known."""
+
+    @classmethod
+    def of(cls, bad: npt.NDArray[np.float64], good: npt.NDArray[np.float64]) -> Separation:
+        """Of scores, at least one of each; the interval is Hanley and McNeil's."""
+        above_, equal = (bad[:, None] > good).mean(), (bad[:, None] == good).mean()
+        area = float(above_ + equal / 2)
+        one, two = area / (2 - area), 2 * area**2 / (1 + area)
+        square = area * (1 - area) + (len(bad) - 1) * (one - area**2)
+        square += (len(good) - 1) * (two - area**2)
+        error = math.sqrt(max(square, 0.0) / (len(bad) * len(good)))
+        return cls(
+            auroc=area, low=max(0.0, area - 1.96 * error), high=min(1.0, area + 1.96 * error)
+        )
+
+    @property
+    def tells(self) -> bool:
+        """Whether it is more than chance."""
+        return self.low > 0.5

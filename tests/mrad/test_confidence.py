@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrad.calibration import Tail
-from mrad.conformal import Promise, independent, rank_of
+from mrad.confidence import Promise, independent, rank_of
 from mrad.fitting import by_false_alarms
 
 SHAPES = {
