@@ -93,3 +93,25 @@ def test_few_keys_and_keys_that_no_cells_suit_are_searched_exactly(monkeypatch) 
     assert hard.cells() is None
     asked = patches(1, 2)
     torch.testing.assert_close(hard.nearest(asked)[0], (asked @ hard.keys.T).amax(dim=1))
+
+
+def test_cells_know_the_directions_that_the_keys_vary_along_and_the_cosine_is_taken_in_full(
+    monkeypatch,
+) -> None:
+    monkeypatch.setattr(goods, "MANY", 1_000)
+    wide = torch.randn(WIDTH, 3 * WIDTH, generator=torch.Generator().manual_seed(4))
+    faint = torch.Generator().manual_seed(5)
+    keys = patches(PARTS, 1) @ wide
+    keys = F.normalize(keys + 0.02 * torch.randn(keys.shape, generator=faint), dim=1)
+    held = memory(keys)
+    cells = held.cells()
+    assert cells.axes.shape == (3 * WIDTH, 32), "24 directions, filled up to a vector's length"
+    asked = F.normalize(patches(1, 2) @ wide, dim=1)
+    cosine, key = held.nearest(asked)
+    torch.testing.assert_close(cosine, (asked * keys[key]).sum(dim=1))
+    inside = keys - keys @ cells.axes @ cells.axes.T
+    left = (asked - asked @ cells.axes @ cells.axes.T).norm(dim=1)
+    slack = 2 * inside.norm(dim=1).max() * left
+    exact = held.by_blocks(asked)[0]
+    found = cells._search(asked, asked @ cells.axes, cells.index.nlist, 1)[0]
+    assert (found >= exact - slack - 1e-3).all(), "the bound that the module states"
