@@ -11,17 +11,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mrad.errors import MRADError
-from mrad.types import BoolArray, FloatArray
+from mrad.types import BoolArray, Box, FloatArray
 
 if TYPE_CHECKING:
     from mrad.images.strips import Strips
 
 STRIP = 128
 """Rows of an overlay that are coloured at once."""
+SPOT = (95, 242, 255)
+"""Colour of the frame around the strongest place."""
 
 
 @lru_cache(maxsize=8)
@@ -242,6 +244,33 @@ def overlay(
         if unseen is not None:
             mixed[rows][unseen[rows]] //= 3
     return Image.fromarray(mixed)
+
+
+def mark_strongest(picture: Image.Image, box: Box, width: int) -> None:
+    """Frame the strongest place of an anomalous image on which nothing is outlined, and call it so.
+
+    Args:
+        picture: an overlay, RGB; it is drawn on.
+        box: [x_min, y_min, x_max, y_max), pixels of the image.
+        width: of the image, which the overlay may be a smaller copy of.
+    """
+    scale, pen = picture.width / width, ImageDraw.Draw(picture)
+    left, top, right, bottom = (round(scale * edge) for edge in box)
+    thick = 1 + max(picture.size) // 500
+    pen.rectangle(
+        (left, top, max(left, right - 1), max(top, bottom - 1)), outline=SPOT, width=thick
+    )
+    font, text = ImageFont.load_default(max(11, max(picture.size) // 45)), "strongest place"
+    wide, high = (math.ceil(edge) for edge in pen.textbbox((0, 0), text, font)[2:])
+    if wide > picture.width or high > picture.height:
+        return
+    above = top - high - thick
+    at = (
+        min(left, picture.width - wide),
+        above if above >= 0 else min(bottom + thick, picture.height - high),
+    )
+    pen.rectangle((*at, at[0] + wide, at[1] + high), (0, 0, 0))
+    pen.text(at, text, SPOT, font)
 
 
 @lru_cache(maxsize=1)

@@ -196,6 +196,28 @@ def test_an_anomalous_image_without_an_outline_shows_its_strongest_place(board_b
         assert not (drawn == SPOT).all(axis=-1).any()
 
 
+def test_what_is_too_small_or_of_another_shape_is_in_the_tables_and_on_screen(
+    tmp_path, mrad, make_image, board_bank
+):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for name, size in (("thumb", (3, 3)), ("long", (400, 60)), ("usual", (120, 90))):
+        make_image(3, size)[0].save(photos / f"{name}.png")
+    formats = ("--format", "csv", "--format", "jsonl")
+    done = mrad("score", photos, "--bank", board_bank, "--out", out, "--device", "cpu", *formats)
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    told = {row["name"]: [text.split(":")[0] for text in row.get("warnings", ())] for row in rows}
+    assert "too_small" in told["thumb.png"]
+    assert told["long.png"] == ["other_shape"]
+    assert not {"too_small", "other_shape"} & set(told["usual.png"])
+    table, page = read(out / "results.csv"), (out / "summary.html").read_text()
+    for name, code in (("thumb.png", "too_small"), ("long.png", "other_shape")):
+        assert code in table[name]["warnings"]
+        assert code in done.output
+    assert "give the original, not a thumbnail" in page
+    assert "crop it as they are" in page
+
+
 def test_the_strongest_place_stands_in_list_and_page(tmp_path, mrad, photos, board_bank):
     name, out = "bad & <b>/41.png", tmp_path / "o"
     command = ["score", photos / name, "--bank", board_bank, "--out", out, "--device", "cpu"]

@@ -19,7 +19,9 @@ from mrad_indexer.scoring.judge import Judge
 from PIL import Image
 
 from mrad import Detector, Encoder, MemoryBank
-from mrad.images.layout import Layout
+from mrad.errors import DataError
+from mrad.images.align import Reference
+from mrad.images.layout import PLAIN, Layout
 from mrad.images.regions import Area, parse_parts
 from mrad.images.tiles import Tiling
 from tests.plates import LEFT, SIZE, moved, plate
@@ -300,6 +302,17 @@ def test_eval_judges_coarse_to_fine_as_the_detector_does(bank, dataset, tiny_enc
     assert item.scores[0].score == pytest.approx(direct.score, abs=1e-6)
 
 
+@pytest.fixture
+def aligned_plates(tmp_path):
+    """A folder of three plates and one other picture, and what aligns them by the first."""
+    data = tmp_path / "data"
+    (data / "good").mkdir(parents=True)
+    for number, shift in enumerate(((0, 0), (12, 7), (-8, 5))):
+        moved(plate(), shift).save(data / "good" / f"{number}.png")
+    plate(5).save(data / "good" / "other.png")
+    return data, Layout(None, None, (Area.of_box(LEFT, SIZE, "left"),), Reference.of(plate()))
+
+
 def test_parts_that_move_by_the_command_line(tmp_path):
     """The first good picture is what others are aligned with; one that cannot be is skipped and named."""
     data, parts = tmp_path / "data", tmp_path / "parts.json"
@@ -327,3 +340,50 @@ def test_parts_that_move_by_the_command_line(tmp_path):
         assert "not_aligned" not in json.dumps(row)
     result = run("eval", data, "--bank", tmp_path / "bank", "--out", tmp_path / "report")
     assert "part left" in result
+    assert "left out" in result
+    assert "other.png: it could not be aligned" in result
+
+
+def test_all_candidates_are_measured_on_the_images_that_every_one_can_align(
+    aligned_plates, tiny_encoder
+):
+    data, layout = aligned_plates
+    dataset, detectors = read_dataset(data), {}
+    records = [r for r in dataset.records if r.image.name != "other.png"]
+    for name, own in (("plain", PLAIN), ("aligned", layout)):
+        bank = MemoryBank.from_samples(tiny_encoder, [r.sample() for r in records], layout=own)
+        detectors[name] = Detector(tiny_encoder, bank, "nn")
+    done: list[int] = []
+    found = evaluate(detectors, dataset, progress=done.append)
+    assert found.dataset["skipped"] == ["good/other.png: it could not be aligned"]
+    for candidate in found.candidates:
+        assert [item.images for item in candidate.objects] == [3], candidate.name
+    assert done[-1] == len(dataset)
+
+
+def test_a_build_that_aligns_hardly_any_picture_is_an_error(aligned_plates, tiny_encoder, tmp_path):
+    """A memory of one picture in five would pass for one of all; a few refused are counted and named."""
+    data, layout = aligned_plates
+    options = BuildOptions(layout=layout)
+    assert len(build(tiny_encoder, read_dataset(data), tmp_path / "few", options).skipped) == 1
+    for number in range(3):
+        plate(6 + number).save(data / "good" / f"other{number}.png")
+    out = tmp_path / "bank"
+    with pytest.raises(
+        DataError, match=r"4 of 7 images .* no memory was written: align with"
+    ) as told:
+        build(tiny_encoder, read_dataset(data), out, options)
+    assert "could not be aligned" in str(told.value)
+    assert not out.exists()
+    for number in range(3):
+        (data / "good" / f"other{number}.png").unlink()
+    assert len(build(tiny_encoder, read_dataset(data), out, options).bank.entries) == 3
+
+
+def test_a_build_of_mostly_broken_files_says_so(tiny_encoder, tmp_path):
+    (tmp_path / "good").mkdir()
+    plate().save(tmp_path / "good" / "0.png")
+    for number in range(2):
+        (tmp_path / "good" / f"broken{number}.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"2 of 3 images .* mend them"):
+        build(tiny_encoder, read_dataset(tmp_path), tmp_path / "bank")

@@ -10,6 +10,8 @@ import pytest
 from mrad_service.schemas.score import FIELDS
 from PIL import Image
 
+from mrad.maps import SPOT
+
 
 def post(client, *files, **data):
     parts = [("images", (f"{i}.png", file)) for i, file in enumerate(files)]
@@ -78,6 +80,31 @@ def test_overlay_rle_and_polygons(client, png, tiny_detector):
     assert sum(region["area"] for region in answer["regions"]) == inside.sum()
     polygons = post(client, file, map="polygons", pixel_threshold=cut).json()["results"][0]
     assert len(polygons["map"]["data"]) == len(answer["regions"])
+
+
+def test_an_overlay_frames_the_strongest_place_of_an_anomalous_image(client, png):
+    """As those of `mrad score`; where nothing is anomalous, or nobody can say so, nothing is framed."""
+    file = png(6, (140, 82), defect=True)
+
+    def framed(**options) -> tuple[list[int], np.ndarray]:
+        (found,) = post(client, file, map="overlay", **options).json()["results"]
+        data = base64.b64decode(found["map"]["data"])
+        shown = np.asarray(Image.open(io.BytesIO(data)))
+        return found["peak_box"], (shown == SPOT).all(axis=2)
+
+    (left, top, right, bottom), frame = framed(threshold=0.0)
+    assert frame[top, left:right].all()
+    assert frame[top:bottom, right - 1].all()
+    assert not frame[top + 2 : bottom - 2, left + 2 : right - 2].any()
+    for options in ({"threshold": 2.0}, {}):
+        assert not framed(**options)[1].any()
+
+
+def test_warnings_may_be_asked_for_by_name(client, png):
+    (result,) = post(client, png(3, (3, 3)), fields="score,warnings").json()["results"]
+    assert any(text.startswith("too_small") for text in result["warnings"])
+    (alone,) = post(client, png(3, (3, 3)), fields="warnings").json()["results"]
+    assert set(alone) == {"index", "name", "status", "warnings"}
 
 
 def test_evidence_names_the_nearest_entries(client, png, tiny_detector, tiny_bank):

@@ -283,6 +283,27 @@ def test_parts_that_move_are_judged_where_they_are(connect, tiny_bank, tiny_enco
     assert any(text.startswith("not_aligned") for text in lost["warnings"])
 
 
+def test_a_lesson_that_cannot_be_aligned_is_refused(connect, tiny_bank, tmp_path):
+    """What a memory learned of the wrong places would be held for the part for ever."""
+    areas = (Area.of_box(LEFT, SIZE, "left"),)
+    layout = Layout(None, None, areas, Reference.of(plate()))
+    replace(tiny_bank, metadata={"layout": layout.to_json()}).save(tmp_path / "aligned")
+    client = connect(bank=tmp_path / "aligned")
+
+    def teach(picture: Image.Image):
+        files = {"image": ("a.png", encoded(picture))}
+        return client.post("/v1/memory/entries", files=files, data={"label": "normal"})
+
+    before = client.get("/v1/bank").json()["entries"]
+    refused = teach(plate(5))
+    assert (refused.status_code, refused.json()["code"]) == (422, "layout_mismatch")
+    assert "nothing is learned" in refused.json()["detail"]
+    assert "could not be aligned" in refused.json()["detail"]
+    assert client.get("/v1/bank").json()["entries"] == before
+    assert teach(moved(plate(), (12, 7))).status_code == 201
+    assert client.get("/v1/bank").json()["entries"] == before + 1
+
+
 def test_a_request_cannot_align_where_the_bank_does_not(client, png):
     parts = {"size": [200, 100], "align": True, "parts": {"a": {"box": [0, 0, 100, 100]}}}
     files = [("images", ("a.png", png(5, (200, 100))))]

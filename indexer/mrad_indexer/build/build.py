@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -25,7 +26,7 @@ from mrad_client.batch.journal import Journal, JournalError
 
 from mrad.encoder.encoder import Encoder
 from mrad.encoder.named import name_in_bank
-from mrad.errors import BankCorruptError, BankError, BankNotFoundError, DataError
+from mrad.errors import BankCorruptError, BankError, BankNotFoundError, DataError, LayoutError
 from mrad.files import atomic_write_bytes, sha256_file
 from mrad.images.guard import InputProfile
 from mrad.memory.bank import INPUT, PRECISION, TRIAL, MemoryBank, layout_metadata
@@ -123,7 +124,11 @@ def build(
             report(row["images"] + row["skipped"], row["skipped"], True)
         encode = engine or encode_missing
         encoded = encode(encoder, plan, options, work, journal, set(ready), report)
-        bank, skipped = finish(encoder, plan, options, work, out, replace=replace)
+        try:
+            bank, skipped = finish(encoder, plan, options, work, out, replace=replace)
+        except DataError:  # other images or settings are needed, to which no shard here belongs
+            shutil.rmtree(work)
+            raise
         shutil.rmtree(work)
     resumed = len(bank.entries) + len(skipped) - encoded
     return Built(bank, tuple(skipped), encoded, resumed, doubtful_of(bank))
@@ -238,7 +243,7 @@ def finish(
 ) -> tuple[MemoryBank, list[Skipped]]:
     """Join all shards and write the bank.
 
-    Raises `DataError` when no image could be used, `MRADError` when `coreset` leaves a class empty.
+    Raises `DataError` when most images could not be used, `MRADError` when `coreset` leaves a class empty.
     """
     skipped: list[Skipped] = []
     doubtful: list[Skipped] = []
@@ -260,6 +265,8 @@ def finish(
     if not bank.entries:
         first = f", the first: {skipped[0].reason}" if skipped else ""
         raise DataError(f"{plan.dataset.root} holds no image that can be used{first}")
+    if len(skipped) > len(bank.entries):
+        raise DataError(_mostly_skipped(skipped, len(bank.entries), plan, options))
     bank = bounded(bank, encoder.grid**2)
     small = too_small(bank, plan.dataset)
     if options.coreset is not None and options.coreset < len(bank.patch):
@@ -285,6 +292,23 @@ def finish(
         "too_small": small,
     }
     return bank.save(out, replace=replace), skipped
+
+
+def _mostly_skipped(skipped: list[Skipped], kept: int, plan: Plan, options: BuildOptions) -> str:
+    """What is wrong where a memory would hold the lesser part of its images, and what to do about it."""
+    ((code, _),) = Counter(item.code for item in skipped).most_common(1)
+    remedy = "mend them, or take them out of the folder"
+    if code == LayoutError.code:
+        remedy = "draw the region or the parts anew"
+        if options.layout.align is not None:
+            remedy = (
+                'align with a picture that shows more of what they share ("align": "picture.png" in '
+                'parts.json), or, where parts do not move, leave "align" out'
+            )
+    return (
+        f"{len(skipped)} of {kept + len(skipped)} images of {plan.dataset.root} cannot be used, so no memory "
+        f"was written: {remedy}. The first: {skipped[0].source}: {skipped[0].reason}"
+    )
 
 
 def too_small(bank: MemoryBank, dataset: Dataset) -> list[str]:

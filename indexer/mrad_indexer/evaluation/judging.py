@@ -22,6 +22,7 @@ from mrad_indexer.datasets import Dataset, Record
 from mrad_indexer.known import rows_by_features, rows_by_tiles
 
 Detectors = Mapping[str, Detector]
+NOT_ALIGNED = "it could not be aligned"
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,17 @@ class Batch:
     """Of the images, as they were read."""
     masks: Sequence[Mask | None] = ()
     """Brought to the size of the maps; None where unknown."""
-    skipped: Sequence[str] = ()
-    """Images and masks that cannot be read, and why; they are in none of the others."""
+    skipped: Mapping[int, str] = field(default_factory=dict)
+    """Rows whose image or mask cannot be read, or that cannot be aligned, and why; they are in none of the
+    others."""
 
 
 def by_layout(detectors: Detectors) -> list[dict[str, Detector]]:
-    """The detectors in groups that look at images alike."""
+    """The detectors in groups that look at images alike; first those that align, and so leave images out."""
     groups: dict[Layout, dict[str, Detector]] = {}
     for name, detector in detectors.items():
         groups.setdefault(detector.layout, {})[name] = detector
-    return list(groups.values())
+    return [groups[layout] for layout in sorted(groups, key=lambda own: own.align is None)]
 
 
 def judged(
@@ -63,10 +65,11 @@ def judged(
 ) -> Iterator[Batch]:
     """Batches of `rows`; the next is decoded in threads while this one is used.
 
-    `resolution`: side of every map; None for each image's own size. What cannot be read is left out, as
-    from a build, and named. Images that are cut come one at a
-    time, their tiles in batches.
+    `resolution`: side of every map; None for each image's own size. What cannot be read, or not be aligned,
+    is left out, as from a build, and named. Images that are cut come one at a time, their tiles in batches.
     """
+    if not rows:
+        return
     first = next(iter(detectors.values()))
     together = batch_size if first.layout.plain else 1
     chunks = [rows[start : start + together] for start in range(0, len(rows), together)]
@@ -77,9 +80,12 @@ def judged(
             record = dataset.records[row]
             try:
                 decoded = first.decode(record.image)
+                if first.layout.align is not None and decoded.move is None:
+                    found.skipped[row] = f"{record.source}: {NOT_ALIGNED}"
+                    continue  # build, calibrate and the server's lessons leave it out, too
                 mask = mask_at(record, decoded.places.size, resolution, decoded.orientation)
             except (ImageError, MaskError) as error:
-                found.skipped.append(f"{record.source}: {error}")
+                found.skipped[row] = f"{record.source}: {error}"
                 continue
             found.rows.append(row)
             found.decoded.append(decoded)
@@ -116,7 +122,7 @@ class _Opened:
     rows: list[int] = field(default_factory=list)
     decoded: list[Decoded] = field(default_factory=list)
     masks: list[Mask | None] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
+    skipped: dict[int, str] = field(default_factory=dict)
 
 
 def mask_at(

@@ -178,8 +178,8 @@ def evaluate(
         progress: called with the number of images done.
 
     Images go by one object at a time, so that memory holds one object's histograms and one batch.
-    An image that cannot be read, or whose mask cannot, is left out, counted and named, as in a build.
-    Raises `MRADError` when detectors differ in encoder, `DataError` when nothing can be read.
+    An image that cannot be read, whose mask cannot, or that a layout cannot align, is left out, counted and
+    named, as in a build. Raises `MRADError` when detectors differ in encoder, `DataError` when nothing is left.
     """
     _check_encoder(detectors)
     groups = by_layout(detectors)
@@ -190,14 +190,18 @@ def evaluate(
     skipped: list[str] = []
     first = next(iter(detectors))
     for object_name in dataset.objects:
-        rows = [i for i, r in enumerate(dataset.records) if r.object_name == object_name]
+        every = [i for i, r in enumerate(dataset.records) if r.object_name == object_name]
         tallies = {name: _Tally() for name in detectors}
+        left_out: set[int] = set()  # by later groups too, so that figures are of the same images
         for group in groups:
+            rows = [row for row in every if row not in left_out]
+            done += len(every) - len(rows)
             for batch in judged(group, dataset, rows, batch_size, resolution):
                 encode_seconds += batch.encode_seconds
                 if group is groups[0]:
                     warnings.update(codes(batch.warnings))
-                    skipped += batch.skipped
+                skipped += batch.skipped.values()
+                left_out.update(batch.skipped)
                 for name in group:
                     finish[name] += batch.finish_seconds[name]
                     said = _collect(tallies[name], dataset, batch, name)
@@ -207,7 +211,7 @@ def evaluate(
                 if progress is not None:
                     progress(done // len(groups))
         if not tallies[first].scores:
-            raise DataError(f"no image of {object_name} can be read, the first: {skipped[0]}")
+            raise DataError(f"no image of {object_name} can be judged, the first: {skipped[0]}")
         for name, tally in tallies.items():
             results[name].append(_result(object_name, tally))
     return Evaluation(

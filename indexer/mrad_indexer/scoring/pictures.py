@@ -7,11 +7,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from mrad_client.batch.pictures import mark_strongest
 from PIL import Image
 
 from mrad.errors import MRADError
-from mrad.maps import outline, overlay, resize_map
+from mrad.maps import mark_strongest, outline, overlay, resize_map
 from mrad.types import FloatArray, Prediction
 from mrad_indexer.scoring.judge import Judge
 

@@ -24,6 +24,7 @@ FIELDS = (
     "recognised",
     "parts",
     "tiles",
+    "warnings",
 )
 MAX_EVIDENCE = 50
 MAX_PARTS = 100

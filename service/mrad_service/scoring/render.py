@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image
 
-from mrad.maps import overlay, regions
-from mrad.types import BoolArray, FloatArray
+from mrad.maps import mark_strongest, overlay, regions
+from mrad.types import BoolArray, Box, FloatArray
 from mrad_service.schemas.score import MapFormat
 
 CUT = ("rle", "polygons")
 """Formats that show what is at or above the pixel threshold."""
+Strongest: TypeAlias = tuple[Box, int]
+"""A box in pixels of the image, and the image's width."""
 
 
 def render(
@@ -23,6 +25,7 @@ def render(
     image: Image.Image,
     cut: float | None,
     unseen: BoolArray | None = None,
+    strongest: Strongest | None = None,
 ) -> dict[str, Any]:
     """The `map` of a result.
 
@@ -32,6 +35,7 @@ def render(
         image: the upright input, for an overlay.
         cut: for `rle` and `polygons`.
         unseen: see `mrad.maps.overlay`.
+        strongest: what an overlay frames; None: nothing.
     """
     if kind == "png16":
         data: Any = _base64(png16(values))
@@ -39,7 +43,10 @@ def render(
         data = _base64(npy(values))
     elif kind == "overlay":
         buffer = io.BytesIO()
-        overlay(image, values, unseen=unseen).save(buffer, "PNG", compress_level=1)
+        picture = overlay(image, values, unseen=unseen)
+        if strongest is not None:
+            mark_strongest(picture, *strongest)
+        picture.save(buffer, "PNG", compress_level=1)
         data = _base64(buffer.getvalue())
     elif kind == "rle":
         data = run_lengths(values >= np.float32(cut or 0.0))

@@ -117,7 +117,9 @@ class Judge:
         values = prediction.anomaly_map
         if values is not None and self._kind != "none":
             unseen = prediction.unseen(values.shape)
-            made["map"] = render(self._kind, values, image, self._cut, unseen)
+            anomalous = self.verdict.says(score) == "anomalous" and prediction.peak_box is not None
+            framed = (prediction.peak_box, prediction.size[0]) if anomalous else None
+            made["map"] = render(self._kind, values, image, self._cut, unseen, framed)
             made["map"]["size"] = values.shape[::-1]
             self._budget.spend(_size(made["map"]["data"]))
         if values is not None and self._regions and self._cut is not None:

@@ -333,8 +333,8 @@ def test_what_cannot_be_read_is_left_out_and_named(detectors, data, tmp_path, ev
     assert evaluation.dataset["skipped"] == []
     cap = found.candidates[0].objects[0]
     assert (cap.images, cap.anomalous) == (6, 3)
-    assert "cannot be read: 2 images" in notes(found)[0]
+    assert "left out, for they cannot be read, or not be aligned: 2 images" in notes(found)[0]
     for file in (tmp_path / "cap/test").rglob("*.png"):
         file.write_bytes(b"no picture")
-    with pytest.raises(DataError, match="no image of cap can be read"):
+    with pytest.raises(DataError, match="no image of cap can be judged"):
         evaluate(detectors, read_dataset(tmp_path), batch_size=3)

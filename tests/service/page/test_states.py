@@ -130,3 +130,18 @@ def test_a_doubtful_picture_is_said_beside_its_verdict_and_in_the_list(page, tmp
     page.sees("verdict", "Look before you trust this")
     page.sees("verdict", "the file does not say its depth; 12 bits assumed")
     page.sees("queue", "doubtful picture")
+
+
+def test_a_thumbnail_and_a_strip_are_said_to_be_unlike_the_memorys_pictures(
+    page, tmp_path, make_image
+):
+    for name, size, text in (
+        ("thumb", (3, 3), "give the original, not a thumbnail or a crop"),
+        ("long", (400, 60), "it shows something else, or is squeezed otherwise"),
+    ):
+        make_image(3, size)[0].save(tmp_path / f"{name}.png")
+        page.give(tmp_path / f"{name}.png")
+        page.all("#queue li button")[-1].click()
+        page.sees("verdict", "Look before you trust this")
+        page.sees("verdict", text)
+    assert page["queue"].text.count("doubtful picture") == 2
