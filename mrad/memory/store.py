@@ -17,9 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from struct import Struct
 from typing import Any, TypeVar
 
-import faiss
 import numpy as np
 import pyarrow as pa
 
@@ -55,6 +55,11 @@ ALWAYS = LEVELS[:2]
 """Those that banks of every format have."""
 ENTRIES = "entries.parquet"
 THUMBNAILS = "thumbnails.parquet"
+FLAT = Struct("<4siqqq?iQ")
+"""What stands before the vectors of a flat FAISS index: kind, width, vectors, two numbers that are not
+used, whether it is trained, metric, numbers that follow."""
+KINDS = (b"IxFI", b"IxF2")
+"""Of flat indexes: by inner product, by L2."""
 
 
 def save_bank(bank: C, path: Path, *, replace: bool = False) -> C:
@@ -167,6 +172,8 @@ def _counts(level: LevelMemory) -> dict[str, Any]:
 
 
 def _write_index(level: LevelMemory, path: Path) -> None:
+    import faiss
+
     index = faiss.IndexFlatIP(level.dim)
     index.add(np.ascontiguousarray(level.keys, dtype=np.float32))
     try:
@@ -286,18 +293,19 @@ def map_keys(file: Path, count: int, dim: int) -> FloatArray:
     """The vectors float32 [count, dim] of a flat FAISS index; many are mapped: read when they are used.
 
     A copy of few is safe from whoever overwrites the file meanwhile. Writing to them changes this process's copy, never the file. Raises `ValueError` for an index that
-    is not flat, or holds anything else than the file's last count * dim numbers.
+    is not flat, or holds anything else than count * dim numbers. Read without FAISS, whose import takes
+    longer than that.
     """
-    index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
-    if not isinstance(index, faiss.IndexFlat) or index.d != dim or index.ntotal != count:
-        raise ValueError(f"{file.name} holds {index.ntotal} x {index.d}, listed {count} x {dim}")
+    with file.open("rb") as opened:
+        start = opened.read(FLAT.size)
+    if len(start) < FLAT.size or start[:4] not in KINDS:
+        raise ValueError(f"{file.name} is no flat index, listed {count} x {dim}")
+    _, width, total, _, _, _, _, numbers = FLAT.unpack(start)
+    if width != dim or total != count:
+        raise ValueError(f"{file.name} holds {total} x {width}, listed {count} x {dim}")
+    if numbers != count * dim or file.stat().st_size != FLAT.size + 4 * numbers:
+        raise ValueError(f"{file.name} is laid out otherwise than this version reads it")
     if not count:
         return np.empty((0, dim), np.float32)
-    start = file.stat().st_size - 4 * count * dim
-    keys: FloatArray = np.memmap(file, np.float32, mode="c", offset=start, shape=(count, dim))
-    if keys.nbytes <= MAPPED_FROM:
-        keys = np.array(keys)
-    for row in (0, count - 1):
-        if np.asarray(index.reconstruct(row)).tobytes() != keys[row].tobytes():
-            raise ValueError(f"{file.name} is laid out otherwise than this version reads it")
-    return keys
+    keys: FloatArray = np.memmap(file, "<f4", mode="c", offset=FLAT.size, shape=(count, dim))
+    return np.array(keys) if keys.nbytes <= MAPPED_FROM else keys

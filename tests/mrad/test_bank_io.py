@@ -140,7 +140,7 @@ def test_any_change_to_any_file_is_noticed_before_it_is_parsed(name, folder, mon
     def parsed(*_: object, **__: object) -> None:
         raise AssertionError("parsed a file whose digest is wrong")
 
-    monkeypatch.setattr(bank_io.faiss, "read_index", parsed)
+    monkeypatch.setattr(bank_io, "map_keys", parsed)
     monkeypatch.setattr(bank_io, "read_rows", parsed)
     whole = (folder / name).read_bytes()
     flipped = bytearray(whole)
@@ -289,8 +289,11 @@ def test_only_a_flat_index_of_the_listed_size_is_mapped(tmp_path: Path):
     file.write_bytes(file.read_bytes() + bytes(4))
     with pytest.raises(ValueError, match="laid out otherwise"):
         bank_io.map_keys(file, 4, 8)
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(ValueError, match="no flat index"):
+        bank_io.map_keys(file, 4, 8)
     faiss.write_index(coded, str(file))
-    with pytest.raises(ValueError, match="listed"):
+    with pytest.raises(ValueError, match="no flat index, listed 4 x 8"):
         bank_io.map_keys(file, 4, 8)
 
 
