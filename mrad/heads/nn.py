@@ -6,7 +6,6 @@ the good images themselves, each left out (`mrad.heads.goods.standard`), so scor
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from mrad.encoder.encoder import Encoder
     from mrad.memory.bank import MemoryBank
 
-logger = logging.getLogger(__name__)
 DOUBLE = 0.998
 """Measured with `mrad-mini`: the same picture recompressed or brightened has 0.998 or more."""
 FEW = 10
@@ -152,11 +150,10 @@ class NNHead:
             )
         measured = LeftOutDistances.measure(*given, known or usual)
         if place is not None and known is None:
-            try:
-                measured.write(place)
-            except OSError as error:  # a folder that may not be written: measured at each start
-                logger.info("%s is not kept: %s", place, error)
+            measured.write(place)
         self._left_out, self._usual = measured, usual or measured
+        if measured.several:
+            self.goods.elsewhere = measured.cosine.flatten()[self.goods.rows]
         group = self.groups[self.views.rows]
         whole = self.classes.left_out(self._wholes, group)
         found = 1 - measured.cosine

@@ -11,7 +11,7 @@ from torch import Tensor
 from mrad.errors import HeadError
 from mrad.heads import HeadOutput
 from mrad.heads.choose import check_two_classes
-from mrad.heads.goods.sums import LeftOutSums, stored_query
+from mrad.heads.goods.sums import LeftOutSums, stored_at, stored_query
 from mrad.retrieval.base import Retriever, at_reference_shares
 from mrad.retrieval.choose import make_retriever
 from mrad.retrieval.goods import Views
@@ -62,8 +62,13 @@ class TFHead:
 
     def left_out_output(self, views: Views) -> HeadOutput:
         """As `__call__` judges the images that the memory holds whole, each without its own keys."""
+        place, known = stored_at(self.bank), self._sums
+        if known is None and place is not None:
+            known = LeftOutSums.read(place, self.levels)
         query = stored_query(self.bank, views, self.encoder.device)
-        self._sums = LeftOutSums.measure(self.bank, views, query, self._sums)
+        self._sums = LeftOutSums.measure(self.bank, views, query, known)
+        if known is None and place is not None:
+            self._sums.write(place)
         return self._sums.output(views.rows)
 
     def resume(self, other: TFHead) -> None:

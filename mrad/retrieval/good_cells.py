@@ -63,12 +63,19 @@ class GoodCells:
 
     @classmethod
     def build(
-        cls, keys: Tensor, group: Tensor, before: GoodCells | None = None
+        cls,
+        keys: Tensor,
+        group: Tensor,
+        before: GoodCells | None = None,
+        elsewhere: Tensor | None = None,
     ) -> GoodCells | None:
-        """Over `keys` [n, W], L2-normalised; None where no number of cells finds enough.
+        """An index, or None where no number of cells finds enough.
 
-        `group` int64 [n]: keys of one group are of the same part. `before`: of an earlier state of the
-        memory, whose cells are kept while it is of about the same size.
+        Args:
+            keys: [n, W], L2-normalised.
+            group: int64 [n]; keys of one group are of the same part.
+            before: of an earlier state of the memory; its cells are kept while it is of about the same size.
+            elsewhere: cosine [n] of each key to the nearest of another group; None: not known yet.
         """
         if (
             before is not None
@@ -97,7 +104,9 @@ class GoodCells:
         index.add(along)
         made = cls(index, keys, axes, 0, 0.0, len(keys))
         asked = _sample(group)
-        exact = torch.cat([_exact(keys, group, rows) for rows in asked])
+        exact = torch.cat(
+            [_exact(keys, group, r) if elsewhere is None else elsewhere[r] for r in asked]
+        )
         for probes in PROBES:
             found = torch.cat([made._without_own(rows, group, probes) for rows in asked])
             made.probes, made.recall = probes, float((found >= exact - 1e-5).double().mean())

@@ -88,6 +88,8 @@ class GoodPatches:
         self._patches, self._lock = views.normal.shape[1], threading.Lock()
         self._before = None if before is None else before._cells
         self._cells: GoodCells | None = None
+        self.elsewhere: Tensor | None = None
+        """Cosine [n] of each key to the nearest of another group, once that was measured."""
         self._only: Tensor | None = None
         self._exact = self.keys.is_cuda or len(self) < MANY or len(torch.unique(self.group)) < 2
 
@@ -133,7 +135,7 @@ class GoodPatches:
         """The cells by which the keys are asked, made when first needed; None where search is exact."""
         with self._lock:
             if self._cells is None and not self._exact:
-                self._cells = GoodCells.build(self.keys, self.group, self._before)
+                self._cells = GoodCells.build(self.keys, self.group, self._before, self.elsewhere)
                 self._exact = self._cells is None
         return self._cells
 

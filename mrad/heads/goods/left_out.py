@@ -7,24 +7,17 @@ a forgotten image are measured again.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
-from mrad.files import atomic_write_bytes
+from mrad.heads.goods import kept
 from mrad.memory.bank import MemoryBank
 from mrad.retrieval.goods import GoodPatches, Views, within_itself
 
-logger = logging.getLogger(__name__)
 VERSION = 1
 Query = Callable[[int], Tensor]
 """View -> its patches [N, W], L2-normalised, on the encoder's device."""
@@ -137,7 +130,7 @@ class LeftOutDistances:
             self.nearest[view] = torch.where(closer, _entries_of(key, goods), self.nearest[view])
 
     def write(self, path: Path) -> None:
-        """Keep it at `path`. Raises `OSError`."""
+        """Keep it at `path`, or say in the log why not."""
         facts = {
             "version": VERSION,
             "views": self.views,
@@ -145,49 +138,28 @@ class LeftOutDistances:
             "entries": self.entries,
             "several": self.several,
         }
-        data = save({"cosine": self.cosine, "nearest": self.nearest}, {"mrad": json.dumps(facts)})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_bytes(path, hashlib.sha256(data).digest() + data)
+        kept.write(path, {"cosine": self.cosine, "nearest": self.nearest}, facts)
 
     @classmethod
     def read(cls, path: Path) -> LeftOutDistances | None:
         """What `write` kept; None where it is absent, damaged or of another version."""
-        try:
-            content = path.read_bytes()
-            digest, data = content[:32], content[32:]
-            if hashlib.sha256(data).digest() != digest:
-                raise ValueError("it fails its checksum")
-            header = int.from_bytes(data[:8], "little")
-            facts = json.loads(json.loads(data[8 : 8 + header])["__metadata__"]["mrad"])
-            if facts["version"] != VERSION:
-                return None
-            tensors = load(data)
-            return cls(
-                tuple((entry, int(tile)) for entry, tile in facts["views"]),
-                tuple(frozenset(group) for group in facts["groups"]),
-                tuple(facts["entries"]),
-                tensors["cosine"],
-                tensors["nearest"],
-                bool(facts["several"]),
-            )
-        except FileNotFoundError:
+        found = kept.read(path)
+        if found is None or found[1].get("version") != VERSION:
             return None
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            logger.warning("%s is not used and made again: %s", path, error)
-            return None
+        tensors, facts = found
+        return cls(
+            tuple((entry, int(tile)) for entry, tile in facts["views"]),
+            tuple(frozenset(group) for group in facts["groups"]),
+            tuple(facts["entries"]),
+            tensors["cosine"],
+            tensors["nearest"],
+            bool(facts["several"]),
+        )
 
 
 def stored_at(bank: MemoryBank) -> Path | None:
     """Where a bank that lies on disk keeps its distances; None for one in memory, or that learned."""
-    folder = bank.local.folder
-    if folder is None or bank.changes is not None or not len(bank.local):
-        return None
-    digest = hashlib.sha256(f"{VERSION} {bank.local.keys.shape}".encode())
-    rows = np.unique(np.linspace(0, len(bank.local) - 1, 1_024).astype(np.int64))
-    for part in (bank.local.labels, bank.local.entry, bank.local.keys[rows]):
-        digest.update(np.ascontiguousarray(part).tobytes())
-    digest.update(repr([entry.entry_id for entry in bank.entries]).encode())
-    return folder / "derived" / f"left-out-{digest.hexdigest()[:16]}.safetensors"
+    return kept.place(bank, "left-out", VERSION, [bank.local])
 
 
 def _entries_of(keys: Tensor, goods: GoodPatches) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 from mrad.encoder.encoder import Features
 from mrad.encoder.tower import neighbourhood_average
 from mrad.heads import HeadOutput
+from mrad.heads.goods import kept
 from mrad.memory.level import LevelMemory
 from mrad.retrieval.base import at_reference_shares, probability_of
 from mrad.retrieval.goods import Views
@@ -30,6 +32,7 @@ BLOCK = 8_192
 """Keys at a time."""
 BATCH = 8
 """Images at a time."""
+VERSION = 1
 Query = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
 """Views -> class queries [B, E] and patch queries [B, N, W], L2-normalised."""
 
@@ -108,6 +111,21 @@ class LeftOutSums:
             found = _sums(patch.flatten(0, 1), *picked[1], own.repeat_interleave(cells))
             self.patch[batch] += sign * found.view(len(batch), cells, 2)
 
+    def write(self, path: Path) -> None:
+        """Keep it at `path`, or say in the log why not."""
+        facts = {"version": VERSION, "views": self.views, "entries": self.entries}
+        kept.write(path, {"image": self.image, "patch": self.patch}, facts)
+
+    @classmethod
+    def read(cls, path: Path, levels: tuple[LevelMemory, LevelMemory]) -> LeftOutSums | None:
+        """What `write` kept of `levels`; None where it is absent, damaged or of another version."""
+        found = kept.read(path)
+        if found is None or found[1].get("version") != VERSION:
+            return None
+        tensors, facts = found
+        views = tuple((entry, int(tile)) for entry, tile in facts["views"])
+        return cls(views, tuple(facts["entries"]), levels, tensors["image"], tensors["patch"])
+
     def output(self, rows: Tensor) -> HeadOutput:
         """As `tf` judges images of the entries `rows` [V], each without its own keys."""
         count, cells = self.patch.shape[:2]
@@ -118,6 +136,11 @@ class LeftOutSums:
             at_reference_shares(patch, self.levels[1], own).view(count, cells),
             at_reference_shares(image, self.levels[0], rows),
         )
+
+
+def stored_at(bank: MemoryBank) -> Path | None:
+    """Where a bank that lies on disk keeps its sums; None for one in memory, or that learned."""
+    return kept.place(bank, "sums", VERSION, [bank.local, bank.image, bank.patch])
 
 
 def stored_query(bank: MemoryBank, views: Views, device: torch.device | str) -> Query:

@@ -11,7 +11,8 @@ import torch
 from mrad import Detector, Encoder, MemoryBank, Sample
 from mrad.demo import FOLDER
 from mrad.encoder.encoder import Features
-from mrad.heads.goods.sums import stored_query
+from mrad.heads.goods import sums
+from mrad.heads.goods.sums import LeftOutSums, stored_query
 from mrad.memory.keys import encode_samples
 from mrad.retrieval.goods import Views
 
@@ -92,3 +93,31 @@ def test_scales_are_those_of_the_build_however_a_taught_memory_is_opened(
             else:
                 assert one.top.mean == pytest.approx(other.top.mean, abs=1e-5)
                 assert one.parts[0].mean == pytest.approx(other.parts[0].mean, abs=1e-5)
+
+
+def test_sums_are_kept_with_the_bank_and_measured_again_where_damaged(
+    mini_encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    MemoryBank.from_samples(mini_encoder, samples(4, 2)).save(tmp_path / "bank")
+    first = Detector(mini_encoder, MemoryBank.load(tmp_path / "bank"), "combined")
+    (kept,) = (tmp_path / "bank" / "derived").glob("sums-*")
+
+    def opened() -> Detector:
+        return Detector(mini_encoder, MemoryBank.load(tmp_path / "bank"), "combined")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sums, "_sums", None)  # whoever measures fails
+        again = opened()
+    views = first.head.views
+    for name in ("patch", "image"):
+        one, other = (getattr(d.head.base.left_out_output(views), name) for d in (first, again))
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    learned = first.bank.remove(first.bank.entries[0].entry_id)
+    anew = Detector(mini_encoder, learned, "combined").head._output
+    torch.testing.assert_close(again.with_bank(learned).head._output.patch, anew.patch)
+    data = bytearray(kept.read_bytes())
+    data[-5] ^= 1
+    kept.write_bytes(data)
+    assert LeftOutSums.read(kept, (first.bank.image, first.bank.patch)) is None
+    torch.testing.assert_close(opened().head._output.patch, first.head._output.patch)
+    assert kept.read_bytes() != data

@@ -1,0 +1,68 @@
+"""What was measured of a memory's own images, kept beside the bank: files in `derived/`.
+
+They hold nothing that cannot be measured again, so one that is damaged or cannot be written costs time alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from mrad.files import atomic_write_bytes
+from mrad.memory.bank import MemoryBank
+from mrad.memory.level import LevelMemory
+
+logger = logging.getLogger(__name__)
+ROWS = 1_024
+"""Keys of a level that tell it from others; labels and entries are looked at whole."""
+
+
+def place(bank: MemoryBank, kind: str, version: int, levels: Sequence[LevelMemory]) -> Path | None:
+    """Where what is measured of `levels` lies; None for a bank in memory, or one that learned."""
+    folder = bank.local.folder
+    if folder is None or bank.changes is not None or not len(bank.local):
+        return None
+    shapes = " ".join(str(level.keys.shape) for level in levels)
+    digest = hashlib.sha256(f"{version} {shapes}".encode())
+    for level in levels:
+        rows = np.unique(np.linspace(0, len(level) - 1, ROWS).astype(np.int64))
+        for part in (level.labels, level.entry, level.keys[rows]):
+            digest.update(np.ascontiguousarray(part).tobytes())
+    digest.update(repr([entry.entry_id for entry in bank.entries]).encode())
+    return folder / "derived" / f"{kind}-{digest.hexdigest()[:16]}.safetensors"
+
+
+def write(path: Path, tensors: dict[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Tensors and facts (plain JSON values), with a checksum; where that fails it is logged."""
+    data = save(tensors, {"mrad": json.dumps(facts)})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_bytes(path, hashlib.sha256(data).digest() + data)
+    except OSError as error:  # a folder that may not be written: measured at each start
+        logger.info("%s is not kept: %s", path, error)
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What `write` kept; None where it is absent or damaged."""
+    try:
+        content = path.read_bytes()
+        digest, data = content[:32], content[32:]
+        if hashlib.sha256(data).digest() != digest:
+            raise ValueError("it fails its checksum")
+        header = int.from_bytes(data[:8], "little")
+        facts = json.loads(json.loads(data[8 : 8 + header])["__metadata__"]["mrad"])
+        return load(data), facts
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        logger.warning("%s is not used and made again: %s", path, error)
+        return None
