@@ -102,14 +102,26 @@ def working_size(section: Section, image_size: int) -> tuple[int, int]:
     return max(1, round(wide * shrink)), max(1, round(high * shrink))
 
 
+def tops_around(section: Section, tops: Tensor) -> Tensor:
+    """The largest top score of each tile and of those that overlap it, [n] as `tops` of the section's tiles."""
+    places = [divmod(tile.number - section.first, len(section.columns)) for tile in section.tiles]
+    rows, columns = (list(own) for own in zip(*places))
+    found = torch.full((len(section.rows), len(section.columns)), -torch.inf)
+    found[rows, columns] = tops
+    for starts, side in ((section.columns, section.tile[0]), (section.rows, section.tile[1])):
+        at = torch.tensor(starts)
+        found = torch.stack([found[:, (at - start).abs() < side].amax(dim=1) for start in starts])
+    return found[rows, columns]
+
+
 @dataclass(frozen=True)
 class Peak:
-    """The tile that shows an anomaly most, at one level, and what it asked the memory with."""
+    """The patch that shows an anomaly most, and what it asked the memory with."""
 
     value: float
     tile: Tile
     query: Tensor
-    cell: int = 0
+    cell: int
     """Number of the patch on the grid."""
 
 
@@ -138,7 +150,8 @@ class Canvas:
         self._grids: dict[int, Tensor] = {}
         self._levels: dict[int, float] = {}
         self._tops: dict[int, float] = {}
-        self._peaks: dict[str, tuple[Peak, Peak]] = {}
+        self._queries: dict[int, Tensor] = {}
+        self._peaks: dict[str, Peak] = {}
         self._taught: dict[int, dict[int, float]] = {}
         self._counted = 0
         self._lock = threading.Lock()
@@ -164,7 +177,7 @@ class Canvas:
             tile: which.
             patch: probabilities [N].
             image: its own probability.
-            queries: its class [E] and patch [N, W] features, of which the strongest are kept.
+            queries: its class [E] and patch [N, W] features, of which the strongest patch is kept.
             taught: what `mrad.retrieval.taught` found of it.
         """
         grid = self.rules.grid
@@ -175,18 +188,13 @@ class Canvas:
             shown = torch.where(_centres(section.counts(tile), grid), cells, -1.0)
         best = int(shown.argmax())
         top = self._top(section, tile, cells)
-        score = (1 - self.rules.fusion) * top + self.rules.fusion * image
-        whole = Peak(score, tile, queries[0])
         local = Peak(float(shown[best]), tile, queries[1][best].clone(), best)
         with self._lock:
             self._grids[tile.number] = cells.view(grid, grid)
             self._levels[tile.number], self._tops[tile.number] = image, top
-            self._taught[tile.number] = taught or {}
-            before = self._peaks.get(section.name, (whole, local))
-            self._peaks[section.name] = (
-                whole if whole.value > before[0].value else before[0],
-                local if local.value > before[1].value else before[1],
-            )
+            self._taught[tile.number], self._queries[tile.number] = taught or {}, queries[0]
+            before = self._peaks.get(section.name, local)
+            self._peaks[section.name] = local if local.value > before.value else before
 
     def closer(self) -> Canvas | None:
         """After a coarse look: where the picture's strongest tiles are gathered. None after a last look.
@@ -236,29 +244,31 @@ class Canvas:
         return [self._taught[tile.number] for tile in self.places.tiles]
 
     def parts(self) -> list[PartScore]:
-        """Each section's scores, in the layout's order.
+        """Each section's scores, in the layout's order: those of its worst place (`_worst`)."""
+        return [self._worst(section)[1] for section in self.places.sections]
 
-        A section's score is that of its worst tile, scored as an image of its own: both terms are of the
-        same tile. The largest top score of one and the largest image level of another would be the
-        maxima of two noises, which grow with the number of good tiles and meet in no defect.
+    def _worst(self, section: Section) -> tuple[Tile, PartScore]:
+        """A section's worst place: the tile there, and the score.
+
+        Each tile is scored as an image of its own, but with the largest top score of the tiles that overlap it:
+        they show the same defect, seldom all of it, and not the same one has both terms largest. The largest
+        top score and the largest image level of any two tiles would be the maxima of two noises.
         """
-        found = []
-        for section in self.places.sections:
-            numbers = [tile.number for tile in section.tiles]
-            tops = torch.tensor([self._tops[number] for number in numbers])
-            levels = torch.tensor([self._levels[number] for number in numbers])
-            scores = fuse(tops, levels, self.rules.fusion)
-            worst = int(scores.argmax())
-            level, top = self._levels[numbers[worst]], self._tops[numbers[worst]]
-            found.append(PartScore(section.name, section.box, float(scores[worst]), level, top))
-        return found
+        numbers = [tile.number for tile in section.tiles]
+        tops = tops_around(section, torch.tensor([self._tops[number] for number in numbers]))
+        levels = torch.tensor([self._levels[number] for number in numbers])
+        scores = fuse(tops, levels, self.rules.fusion)
+        worst = int(scores.argmax())
+        score, level, top = float(scores[worst]), self._levels[numbers[worst]], float(tops[worst])
+        return section.tiles[worst], PartScore(section.name, section.box, score, level, top)
 
     def asked(self, name: str) -> tuple[Asked, Asked]:
         """What asks the memory for evidence: a section's worst tile, and its strongest patch."""
-        whole, local = self._peaks[name]
+        (section,) = (section for section in self.places.sections if section.name == name)
+        (tile, _), local = self._worst(section), self._peaks[name]
         cell = divmod(local.cell, self.rules.grid)
-        box = None if self.places.whole else whole.tile.box
-        return Asked(whole.query, box), Asked(
+        box = None if self.places.whole else tile.box
+        return Asked(self._queries[tile.number], box), Asked(
             local.query, cell_box(cell, self.rules.grid, local.tile.box), cell
         )
 

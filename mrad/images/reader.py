@@ -77,7 +77,7 @@ def read_image(source: ImageInput, *, options: ReadOptions | None = None) -> Pic
     name = name_of(source, options)
 
     def read() -> Picture:
-        return _picture(read_raster(source, options, name), options, name)
+        return _picture(read_raster(source, options, name), options, name, source)
 
     return guarded(read, name)
 
@@ -253,9 +253,9 @@ def _array(array: np.ndarray, options: ReadOptions) -> Raster:
     return Raster(np.ascontiguousarray(array[..., :3]), stated, alpha)
 
 
-def _picture(raster: Raster, options: ReadOptions, name: str) -> Picture:
+def _picture(raster: Raster, options: ReadOptions, name: str, source: ImageInput) -> Picture:
     image, notes, assumed = to_rgb(raster, options, name)
-    if image is raster.samples:  # the caller may go on with its own
+    if image is source or type(image) is not Image.Image:  # the caller may go on with its own
         image = image.copy()
     if image.width < 1 or image.height < 1:
         raise ImageError(f"{name} has no pixels")

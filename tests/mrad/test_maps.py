@@ -198,3 +198,22 @@ def test_an_outline_is_scikit_images_boundary(seed, height, width):
     for thick, mode in ((False, "inner"), (True, "thick")):
         found = find_boundaries(inside, mode=mode)
         np.testing.assert_array_equal(outline(inside, thick=thick), found)
+
+
+@pytest.mark.parametrize("kind", ["smooth", "noise", "steps", "flat", "unknown"])
+def test_the_top_of_a_map_is_that_of_all_its_pixels_in_order(kind):
+    """To the digit: only what cannot be among the largest is not put in order."""
+    noise = torch.rand(4, 1, 22, 22, generator=torch.Generator().manual_seed(0))
+    maps = F.interpolate(noise, size=264, mode="bilinear")[:, 0]
+    if kind == "noise":
+        maps = torch.rand(4, 264, 264, generator=torch.Generator().manual_seed(1)) ** 8
+    elif kind == "steps":
+        maps = maps.round(decimals=1)
+    elif kind == "flat":
+        maps = torch.full_like(maps, 0.3)
+    elif kind == "unknown":
+        maps[1, 5, 7] = torch.nan
+    for fraction in (0.0, 0.001, 0.01, 0.05, 0.5, 1.0):
+        count = max(1, int(264 * 264 * fraction))
+        wanted = maps.flatten(1).topk(count, dim=1).values.mean(dim=1)
+        assert torch.equal(top_mean(maps, fraction).nan_to_num(9.0), wanted.nan_to_num(9.0))

@@ -15,7 +15,7 @@ from mrad.heads.goods.levels import PlaceLevels
 from mrad.images.layout import PLAIN, Layout
 from mrad.images.tiles import Tiling, auto_tiling
 from mrad.maps import anomaly_map, map_operator, top_mean
-from mrad.tiled import Axis, Canvas, blend
+from mrad.tiled import Axis, Canvas, blend, tops_around
 from tests.fields import RULES, look
 
 
@@ -93,16 +93,36 @@ def test_the_score_is_that_of_the_worst_place():
     assert part.top_score > float(top_mean(whole[None])[0])
 
 
-def test_both_terms_of_a_score_are_of_the_same_tile():
-    """One tile has the largest top, another the largest level: neither alone is the worst."""
+def test_both_terms_of_a_score_are_of_tiles_that_overlap():
+    """A defect at the edge of two tiles raises the top of one and the level of the other."""
     canvas = canvas_of((500, 400), Tiling(100, 0.25), lambda x, y: 0 * x + 0 * y + 0.4)
     tops, levels = canvas._tops, canvas._levels
-    high_top, high_level, both = (t.number for t in canvas.places.tiles[:3])
-    tops[high_top], levels[high_level] = 0.9, 0.6
-    tops[both], levels[both] = 0.8, 0.58
+    numbers = [t.number for t in canvas.places.tiles]
+    here, beside, far = numbers[0], numbers[1], numbers[20]
+    tops[beside], levels[here], levels[far] = 0.9, 0.6, 0.62
     (part,) = canvas.parts()
-    assert (part.top_score, part.class_score) == (0.8, 0.58)
-    assert part.score == pytest.approx(0.3 * 0.8 + 0.7 * 0.58)
+    assert (part.top_score, part.class_score) == (pytest.approx(0.9), 0.6)
+    assert part.score == pytest.approx(0.3 * 0.9 + 0.7 * 0.6)
+    assert canvas.asked("")[0].box == canvas.places.tiles[0].box
+
+
+@pytest.mark.parametrize(("overlap", "reach"), [(0.0, 0), (0.25, 1), (0.6, 2)])
+def test_only_tiles_that_share_pixels_lend_their_top(overlap, reach):
+    layout = Layout(Tiling(100, overlap))
+    (section,) = layout.places((1000, 500)).sections
+    across = len(section.columns)
+    tops = torch.zeros(len(section.tiles))
+    row, column = 2, 4
+    tops[row * across + column] = 1.0
+    found = tops_around(section, tops).view(-1, across)
+    wanted = torch.zeros_like(found)
+    wanted[row - reach : row + reach + 1, column - reach : column + reach + 1] = 1
+    torch.testing.assert_close(found, wanted)
+    kept = frozenset(tile.number for tile in section.tiles[::3])
+    some = replace(section, only=kept)
+    torch.testing.assert_close(
+        tops_around(some, torch.arange(len(kept)).float()).amax(), torch.tensor(len(kept) - 1.0)
+    )
 
 
 def test_a_tile_takes_part_by_its_shares_alone():
