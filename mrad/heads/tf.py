@@ -12,9 +12,8 @@ from mrad.errors import HeadError
 from mrad.heads import HeadOutput
 from mrad.heads.choose import check_two_classes
 from mrad.heads.goods.sums import LeftOutSums, stored_at, stored_query
-from mrad.retrieval.base import Retriever, at_reference_shares
-from mrad.retrieval.choose import make_retriever
 from mrad.retrieval.goods import Views
+from mrad.retrieval.lessons import judged, retriever_of
 
 if TYPE_CHECKING:
     from mrad.encoder.encoder import Encoder, Features
@@ -42,23 +41,23 @@ class TFHead:
         self._sums: LeftOutSums | None = None
 
     def attach(self, bank: MemoryBank, mode: str = "exact") -> None:
-        """Index both levels; exact or approximate retrieval by `mode`."""
+        """Index both levels; exact or approximate retrieval by `mode`. What was taught since the build counts
+        near itself (`mrad.retrieval.lessons`)."""
         check_two_classes(bank, self.name)
         self.bank, self.levels = bank, (bank.image, bank.patch)
-        self.image: Retriever = make_retriever(bank.image, mode=mode, device=self.encoder.device)
-        self.patch: Retriever = make_retriever(bank.patch, mode=mode, device=self.encoder.device)
+        self.image, self.patch = (
+            retriever_of(level, bank.settled, mode=mode, device=self.encoder.device)
+            for level in self.levels
+        )
 
     def __call__(self, features: Features, exclude: Tensor | None = None) -> HeadOutput:
         """See `mrad.heads.Head`."""
         query = features.patch_query()
         batch, cells, width = query.shape
         rows = None if exclude is None else exclude.repeat_interleave(cells)
-        patch = self.patch.probability(query.reshape(-1, width), rows)
-        image = self.image.probability(features.class_query(), exclude)
-        return HeadOutput(
-            at_reference_shares(patch, self.levels[1], rows).view(batch, cells),
-            at_reference_shares(image, self.levels[0], exclude),
-        )
+        patch = judged(self.patch, self.levels[1], query.reshape(-1, width), rows)
+        image = judged(self.image, self.levels[0], features.class_query(), exclude)
+        return HeadOutput(patch.view(batch, cells), image)
 
     def left_out_output(self, views: Views) -> HeadOutput:
         """As `__call__` judges the images that the memory holds whole, each without its own keys."""

@@ -105,7 +105,7 @@ class LevelMemory:
         }
         return cls(**columns)
 
-    def take(self, rows: npt.NDArray[Any]) -> LevelMemory:
+    def take(self, rows: npt.NDArray[Any] | slice) -> LevelMemory:
         """Some keys, by number or bool [n], as if they were all of a memory."""
         return LevelMemory(**{name: getattr(self, name)[rows] for name in COLUMNS})
 

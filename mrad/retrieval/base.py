@@ -78,18 +78,32 @@ def at_reference_shares(
     Returns float32 [M]; unchanged where nothing is excluded and the counts are the reference's, or a
     class is missing.
     """
-    if (exclude is None and level.counts == level.refers_to) or not all(level.refers_to):
+    if exclude is None and level.counts == level.refers_to:
         return probability
-    total, reference = np.array(level.counts), np.array(level.refers_to)
-    asked = total[None]
-    if exclude is not None:
-        entries = int(level.entry.max()) + 1
-        own = np.bincount(level.entry * 2 + level.labels, minlength=2 * entries).reshape(entries, 2)
-        rows = exclude.cpu().numpy()
-        known = (rows >= 0) & (rows < entries)
-        asked = total - np.where(known[:, None], own[rows.clip(0, entries - 1)], 0)
-    with np.errstate(divide="ignore"):
-        ratio = np.log(reference) - np.log(asked)  # infinite where a class is all one's own
+    return scaled_by(probability, level, counts_without(level, len(level), exclude))
+
+
+def counts_without(
+    level: LevelMemory, count: int, exclude: Tensor | None
+) -> npt.NDArray[np.float64]:
+    """Of the first `count` keys, those of each class but of the entries `exclude` [M]: [M or 1, 2]."""
+    entry, labels = level.entry[:count], level.labels[:count].astype(np.int64)
+    total = np.bincount(labels, minlength=2)[None].astype(np.float64)
+    if exclude is None:
+        return total
+    entries = int(entry.max()) + 1
+    own = np.bincount(entry * 2 + labels, minlength=2 * entries).reshape(entries, 2)
+    rows = exclude.cpu().numpy()
+    known = (rows >= 0) & (rows < entries)
+    return total - np.where(known[:, None], own[rows.clip(0, entries - 1)], 0)
+
+
+def scaled_by(probability: Tensor, level: LevelMemory, asked: npt.NDArray[np.float64]) -> Tensor:
+    """As `at_reference_shares`; `asked`: [M or 1, 2] keys of each class that were asked, or weights."""
+    if not all(level.refers_to):
+        return probability
+    with np.errstate(divide="ignore"):  # infinite where a class is all one's own
+        ratio = np.log(np.array(level.refers_to)) - np.log(asked)
     shift = torch.from_numpy(np.nan_to_num(ratio[:, ANOMALOUS] - ratio[:, 1 - ANOMALOUS], posinf=0))
     odds = torch.logit(probability.double()) + shift.to(probability.device)
     return torch.sigmoid(odds).float()

@@ -22,7 +22,7 @@ from mrad.thresholds.follow import flips, followed
 from mrad.thresholds.own import anchored, score_own
 
 HEADS = ("tf", "nn", "combined")
-FAR_SCORE = {"tf": 0.03, "nn": 0.03, "combined": 0.1}
+FAR_SCORE = {"tf": 0.001, "nn": 0.03, "combined": 0.1}
 """What 36 lessons of a kind that has nothing in common with a memory of 24 images may move the distance of
 its other images' scores from the threshold by; scores of good and defective ones lie 0.3 and more apart
 with `nn` and `combined`."""

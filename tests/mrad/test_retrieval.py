@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from mrad.memory.level import LevelMemory
 from mrad.retrieval.base import at_reference_shares, probability_of
 from mrad.retrieval.choose import make_retriever
 from mrad.retrieval.exact import ExactRetriever
+from mrad.retrieval.lessons import WithLessons, judged, retriever_of
 
 
 def naive(queries: np.ndarray, keys: np.ndarray, labels: np.ndarray, banned=None) -> np.ndarray:
@@ -184,15 +187,61 @@ def test_lessons_that_say_nothing_new_leave_every_probability(lessons: int, labe
     level = _level(vectors, [0] * 6 + [1] * 6)
     queries = torch.from_numpy(vectors + 0.1)
 
-    def judged(memory: LevelMemory) -> torch.Tensor:
+    def told(memory: LevelMemory) -> torch.Tensor:
         retriever = ExactRetriever(memory.keys, memory.labels, memory.entry)
         return at_reference_shares(retriever.probability(queries), memory)
 
-    before, taught = judged(level), level
+    before, taught = told(level), level
     own = vectors[level.labels == label]
     for _ in range(lessons):
         taught = taught.join(_level(own, [label] * len(own)))  # each key of the class once more
     assert taught.refers_to == level.counts != taught.counts
-    assert torch.allclose(judged(taught), before, atol=1e-6)
+    assert torch.allclose(told(taught), before, atol=1e-6)
     unbalanced = ExactRetriever(taught.keys, taught.labels, taught.entry).probability(queries)
     assert (unbalanced - before).abs().min() > 0.05, "the number alone would move them"
+
+
+def _built_and_taught(seed: int, lessons: int) -> tuple[LevelMemory, int, torch.Tensor]:
+    """12 good and 4 defective keys, then lessons; and queries."""
+    keys, _, asked = make(seed, 16 + lessons, 9)
+    built = _level(keys[:16], [0] * 12 + [1] * 4)
+    if not lessons:
+        return built, 16, torch.from_numpy(asked)
+    extra = _level(keys[16:], [place % 2 for place in range(lessons)])
+    extra = replace(extra, entry=extra.entry + 16)
+    return built.join(extra), 16, torch.from_numpy(asked)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0, 1, 7]), st.booleans())
+def test_lessons_count_by_how_much_nearer_they_are(seed: int, lessons: int, own: bool) -> None:
+    level, count, queries = _built_and_taught(seed, lessons)
+    exclude = torch.arange(len(queries)) * 2 if own else None
+    found = judged(retriever_of(level, 16, mode="exact", device="cpu"), level, queries, exclude)
+    for place, query in enumerate(queries.numpy().astype(np.float64)):
+        cosine = level.keys.astype(np.float64) @ query
+        full = np.arange(len(level)) < count
+        left = level.entry != (2 * place if own else -1)
+        nearest = 1 - cosine[full & left].max()
+        weight = np.where(full, 1.0, np.clip(1 - (1 - cosine) / nearest, 0, 1)) * left
+        mean = [
+            np.average(np.exp(cosine[level.labels == label]), weights=weight[level.labels == label])
+            for label in (0, 1)
+        ]
+        assert found[place] == pytest.approx(4 * mean[1] / (12 * mean[0] + 4 * mean[1]), abs=1e-5)
+
+
+def test_a_lesson_the_build_knows_as_well_moves_nothing_and_one_alone_is_near_itself() -> None:
+    level, _, _ = _built_and_taught(1, 0)
+    known = torch.from_numpy(level.keys)
+    before = judged(retriever_of(level, 16, mode="exact", device="cpu"), level, known)
+    lesson = np.float32([[0] * 11 + [1]])
+    taught = level.join(replace(_level(lesson, [1]), entry=np.array([16])))
+    after = retriever_of(taught, 16, mode="exact", device="cpu")
+    assert isinstance(after, WithLessons)
+    assert torch.allclose(judged(after, taught, known), before, atol=1e-6)
+    near = torch.from_numpy(lesson)
+    was = judged(retriever_of(level, 16, mode="exact", device="cpu"), level, near)
+    assert judged(after, taught, near) > was
+    few = taught.take(slice(4, None))  # eight good ones: every key counts in full
+    assert not isinstance(retriever_of(few, 16, mode="exact", device="cpu"), WithLessons)

@@ -11,7 +11,7 @@ from mrad.heads import Head
 from mrad.heads.goods.standard import TILE_WEIGHT
 from mrad.heads.tf import TFHead
 from mrad.memory.bank import MemoryBank
-from mrad.retrieval.base import at_reference_shares
+from mrad.retrieval.lessons import judged
 from mrad.types import NORMAL, Place
 
 MOST = 20_000
@@ -44,8 +44,8 @@ class PlaceLevels:
         if len(set(places)) < 2:
             return cls({})
         own = torch.from_numpy(level.entry[rows])
-        found = head.image.probability(torch.from_numpy(level.keys[rows]), own)
-        values = at_reference_shares(found, level, own).cpu().double().numpy()
+        found = judged(head.image, level, torch.from_numpy(level.keys[rows]), own)
+        values = found.cpu().double().numpy()
         overall, by_place = float(values.mean()), dict[Place, list[float]]()
         for place, value in zip(places, values.tolist()):
             if place is not None:

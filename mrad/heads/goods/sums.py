@@ -2,7 +2,8 @@
 
 `tf` judges an image by two sums of exp(cosine) at each level, one over the keys of each class. A new
 entry adds its keys to the sums of every image, and one that is forgotten takes its keys away: nothing
-else has to be measured again.
+else has to be measured again. Where lessons count near what they teach (`mrad.retrieval.lessons`), all is
+measured again when an entry of the build is forgotten.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +23,9 @@ from mrad.encoder.tower import neighbourhood_average
 from mrad.heads import HeadOutput
 from mrad.heads.goods import kept
 from mrad.memory.level import LevelMemory
-from mrad.retrieval.base import at_reference_shares, probability_of
+from mrad.retrieval.base import counts_without, probability_of, scaled_by
 from mrad.retrieval.goods import Views
+from mrad.retrieval.lessons import judging, weights
 
 if TYPE_CHECKING:
     from mrad.memory.bank import MemoryBank
@@ -32,9 +34,85 @@ BLOCK = 8_192
 """Keys at a time."""
 BATCH = 8
 """Images at a time."""
-VERSION = 1
+VERSION = 2
+KEPT = ("total", "taught", "nearest")
+"""Tensors of `Sums`."""
 Query = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
 """Views -> class queries [B, E] and patch queries [B, N, W], L2-normalised."""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Of M queries, over the keys of one level."""
+
+    total: Tensor
+    """float64 [M, 2], sum of exp(cosine - 1) over the normal and the anomalous keys, as they count."""
+    taught: Tensor
+    """float64 [M, 2], how much keys count that do not count in full."""
+    nearest: Tensor
+    """float32 [M], the largest cosine to a key that counts in full."""
+
+    @classmethod
+    def empty(cls, count: int) -> Sums:
+        """Of no key."""
+        zeros = torch.zeros(count, 2, dtype=torch.float64)
+        return cls(zeros, zeros.clone(), torch.full((count,), -1.0))
+
+    def put(self, places: Tensor, other: Sums, rows: Tensor) -> None:
+        """Take over what another one has of queries."""
+        for name in KEPT:
+            getattr(self, name)[places] = getattr(other, name)[rows]
+
+    def add(
+        self, places: Tensor, queries: Tensor, keys: Keys, own: Tensor, full: bool, sign: float
+    ) -> None:
+        """Add keys, or take them away; those of the entries `own` [m] aside.
+
+        `full`: they count in full; else as near as they are.
+        """
+        leave = bool((own >= 0).any())
+        for start in range(0, len(keys.labels), BLOCK):
+            part = slice(start, start + BLOCK)
+            cosine = queries @ keys.keys[part].to(queries.device).T
+            if leave:
+                banned = keys.entry[part][None] == own[:, None]
+                cosine.masked_fill_(banned.to(cosine.device), -torch.inf)
+            near = self.nearest[places].to(cosine.device)
+            if full:
+                weight = torch.isfinite(cosine).float()
+                self.nearest[places] = torch.maximum(near, cosine.amax(dim=1)).cpu()
+            else:
+                weight = weights(cosine, near)
+            summed = weight * cosine.sub_(1).exp_()
+            for label in (0, 1):
+                mine = torch.from_numpy(keys.labels[part] == label).to(cosine.device)
+                if bool(mine.any()):
+                    one = summed[:, mine].sum(dim=1, dtype=torch.float64)
+                    self.total[places, label] += sign * one.cpu()
+                    if not full:
+                        one = weight[:, mine].sum(dim=1, dtype=torch.float64)
+                        self.taught[places, label] += sign * one.cpu()
+
+    def probability(self, level: LevelMemory, judging: int | None, own: Tensor) -> Tensor:
+        """As `tf` judges queries of the entries `own` [M]."""
+        found = probability_of(self.total.clamp_min(0).log())
+        count = len(level) if judging is None else judging
+        asked = counts_without(level, count, own) + self.taught.clamp_min(0).numpy()
+        return scaled_by(found, level, asked)
+
+
+class Keys(NamedTuple):
+    """Some keys of a level."""
+
+    keys: Tensor
+    labels: npt.NDArray[np.uint8]
+    entry: Tensor
+
+    @classmethod
+    def of(cls, level: LevelMemory, chosen: slice | npt.NDArray[np.int64]) -> Keys:
+        """By their places."""
+        keys = torch.from_numpy(np.ascontiguousarray(level.keys[chosen]))
+        return cls(keys, level.labels[chosen], torch.from_numpy(level.entry[chosen]))
 
 
 @dataclass(frozen=True)
@@ -46,10 +124,14 @@ class LeftOutSums:
     entries: tuple[str, ...]
     levels: tuple[LevelMemory, LevelMemory]
     """Image and patch level that were summed over."""
-    image: Tensor
-    """float64 [V, 2], sum of exp(cosine - 1) over the normal and the anomalous keys."""
-    patch: Tensor
-    """float64 [V, N, 2]."""
+    judging: tuple[int | None, int | None]
+    """Keys of each level that count in full (`mrad.retrieval.lessons.judging`); None: all."""
+    built: tuple[str, ...]
+    """Entries whose keys those are; empty where all count in full at both levels."""
+    image: Sums
+    """[V]."""
+    patch: Sums
+    """[V * N]."""
 
     @classmethod
     @torch.inference_mode()
@@ -62,30 +144,37 @@ class LeftOutSums:
             (entries[row], tile) for row, tile in zip(views.rows.tolist(), views.tiles.tolist())
         )
         cells = views.normal.shape[1]
-        zeros = torch.zeros(len(pairs), 2, dtype=torch.float64)
-        made = cls(
-            pairs,
-            entries,
-            (bank.image, bank.patch),
-            zeros,
-            torch.zeros(len(pairs), cells, 2, dtype=torch.float64),
-        )
-        old: dict[tuple[str, int], int] = {}
-        if known is not None and known.patch.shape[1] == cells:
-            old = {pair: view for view, pair in enumerate(known.views)}
+        levels = bank.image, bank.patch
+        full = judging(bank.image, bank.settled), judging(bank.patch, bank.settled)
+        built = () if full == (None, None) else entries[: bank.settled]
+        empty = Sums.empty(len(pairs)), Sums.empty(len(pairs) * cells)
+        made = cls(pairs, entries, levels, full, built, *empty)
+        if known is not None and not made._follows(known):
+            known = None
+        old = {pair: view for view, pair in enumerate(known.views)} if known is not None else {}
         kept = [view for view, pair in enumerate(pairs) if pair in old]
         fresh = [view for view, pair in enumerate(pairs) if pair not in old]
         if known is not None and kept:
-            places = [old[pairs[view]] for view in kept]
-            made.image[kept], made.patch[kept] = known.image[places], known.patch[places]
+            places, rows = torch.tensor(kept), torch.tensor([old[pairs[view]] for view in kept])
+            made.image.put(places, known.image, rows)
+            made.patch.put(_cells(places, cells), known.patch, _cells(rows, cells))
             before, now = set(known.entries), set(entries)
             gone = [row for row, entry in enumerate(known.entries) if entry not in now]
             new = [row for row, entry in enumerate(entries) if entry not in before]
             made._add(kept, views, query, known.levels, gone, -1.0)
-            made._add(kept, views, query, made.levels, new, 1.0)
+            made._add(kept, views, query, levels, new, 1.0)
         if fresh:
-            made._add(fresh, views, query, made.levels, None, 1.0)
+            made._add(fresh, views, query, levels, None, 1.0)
         return made
+
+    def _follows(self, known: LeftOutSums) -> bool:
+        """Whether the same keys count in full, so that the rest can be taken over."""
+        counted = [count is None for count in self.judging]
+        return (
+            counted == [count is None for count in known.judging]
+            and self.built == known.built
+            and len(self.patch.total) * len(known.views) == len(known.patch.total) * len(self.views)
+        )
 
     def _add(
         self,
@@ -99,22 +188,33 @@ class LeftOutSums:
         """Add, or take away, the keys of entries `rows` of `levels`; None: all but a view's own."""
         if rows is not None and not rows:
             return
-        picked = [_keys_of(level, rows) for level in levels]
-        if not any(len(labels) for _, labels, _ in picked):
-            return
+        parts = [_parts(level, full, rows) for level, full in zip(levels, self.judging)]
+        cells = views.normal.shape[1]
         for start in range(0, len(chosen), BATCH):
-            batch = chosen[start : start + BATCH]
+            batch = torch.tensor(chosen[start : start + BATCH])
             own = views.rows[batch] if rows is None else torch.full((len(batch),), -1)
-            image, patch = query(batch)
-            self.image[batch] += sign * _sums(image, *picked[0], own)
-            cells = patch.shape[1]
-            found = _sums(patch.flatten(0, 1), *picked[1], own.repeat_interleave(cells))
-            self.patch[batch] += sign * found.view(len(batch), cells, 2)
+            image, patch = query(batch.tolist())
+            for keys, full in parts[0]:
+                self.image.add(batch, image, keys, own, full, sign)
+            at, own = _cells(batch, cells), own.repeat_interleave(cells)
+            for keys, full in parts[1]:
+                self.patch.add(at, patch.flatten(0, 1), keys, own, full, sign)
 
     def write(self, path: Path) -> None:
         """Keep it at `path`, or say in the log why not."""
-        facts = {"version": VERSION, "views": self.views, "entries": self.entries}
-        kept.write(path, {"image": self.image, "patch": self.patch}, facts)
+        facts = {
+            "version": VERSION,
+            "views": self.views,
+            "entries": self.entries,
+            "judging": self.judging,
+            "built": self.built,
+        }
+        tensors = {
+            f"{level}.{name}": getattr(getattr(self, level), name)
+            for level in ("image", "patch")
+            for name in KEPT
+        }
+        kept.write(path, tensors, facts)
 
     @classmethod
     def read(cls, path: Path, levels: tuple[LevelMemory, LevelMemory]) -> LeftOutSums | None:
@@ -123,19 +223,28 @@ class LeftOutSums:
         if found is None or found[1].get("version") != VERSION:
             return None
         tensors, facts = found
-        views = tuple((entry, int(tile)) for entry, tile in facts["views"])
-        return cls(views, tuple(facts["entries"]), levels, tensors["image"], tensors["patch"])
+        image, patch = (
+            Sums(*(tensors[f"{level}.{name}"] for name in KEPT)) for level in ("image", "patch")
+        )
+        return cls(
+            tuple((entry, int(tile)) for entry, tile in facts["views"]),
+            tuple(facts["entries"]),
+            levels,
+            (facts["judging"][0], facts["judging"][1]),
+            tuple(facts["built"]),
+            image,
+            patch,
+        )
 
     def output(self, rows: Tensor) -> HeadOutput:
         """As `tf` judges images of the entries `rows` [V], each without its own keys."""
-        count, cells = self.patch.shape[:2]
-        patch = probability_of(self.patch.flatten(0, 1).clamp_min(0).log())
-        image = probability_of(self.image.clamp_min(0).log())
-        own = rows.repeat_interleave(cells)
-        return HeadOutput(
-            at_reference_shares(patch, self.levels[1], own).view(count, cells),
-            at_reference_shares(image, self.levels[0], rows),
+        count = len(self.views)
+        cells = len(self.patch.total) // max(count, 1)
+        patch = self.patch.probability(
+            self.levels[1], self.judging[1], rows.repeat_interleave(cells)
         )
+        image = self.image.probability(self.levels[0], self.judging[0], rows)
+        return HeadOutput(patch.view(count, cells), image)
 
 
 def stored_at(bank: MemoryBank) -> Path | None:
@@ -163,30 +272,16 @@ def stored_query(bank: MemoryBank, views: Views, device: torch.device | str) -> 
     return ask
 
 
-def _keys_of(
-    level: LevelMemory, rows: list[int] | None
-) -> tuple[Tensor, npt.NDArray[np.uint8], Tensor]:
-    """Keys, labels and entries of those entries; None: all."""
-    chosen = slice(None) if rows is None else np.flatnonzero(np.isin(level.entry, rows))
-    keys = torch.from_numpy(np.ascontiguousarray(level.keys[chosen]))
-    return keys, level.labels[chosen], torch.from_numpy(level.entry[chosen])
+def _cells(views: Tensor, cells: int) -> Tensor:
+    """The places of the views' patches."""
+    return (views[:, None] * cells + torch.arange(cells)).flatten()
 
 
-def _sums(
-    queries: Tensor, keys: Tensor, labels: npt.NDArray[np.uint8], entry: Tensor, own: Tensor
-) -> Tensor:
-    """float64 [M, 2]: sums of exp(cosine - 1) over keys of each class, but of the entry `own` [M]."""
-    found = torch.zeros(len(queries), 2, dtype=torch.float64)
-    leave = bool((own >= 0).any())
-    for start in range(0, len(labels), BLOCK):
-        part = slice(start, start + BLOCK)
-        weights = (queries @ keys[part].to(queries.device).T).sub_(1).exp_()
-        if leave:
-            banned = entry[part][None] == own[:, None]
-            weights.masked_fill_(banned.to(weights.device), 0.0)
-        for label in (0, 1):
-            mine = torch.from_numpy(labels[part] == label)
-            if bool(mine.any()):
-                total = weights[:, mine.to(weights.device)].sum(dim=1, dtype=torch.float64)
-                found[:, label] += total.cpu()
-    return found
+def _parts(level: LevelMemory, full: int | None, rows: list[int] | None) -> list[tuple[Keys, bool]]:
+    """Keys of the entries `rows`, None: all; those that count in full first, and whether they do."""
+    count = len(level) if full is None else full
+    if rows is None:
+        found = [(Keys.of(level, slice(None, count)), True)]
+        return [*found, (Keys.of(level, slice(count, None)), False)]
+    chosen = np.flatnonzero(np.isin(level.entry, rows))
+    return [(Keys.of(level, chosen), full is None)] if len(chosen) else []

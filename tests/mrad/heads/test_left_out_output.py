@@ -62,6 +62,26 @@ def test_own_images_are_judged_as_if_each_were_new_whatever_was_learnt(
         np.testing.assert_allclose(output.image, image, atol=2e-4)
 
 
+@pytest.mark.parametrize("head", ["tf", "combined"])
+def test_the_same_holds_where_lessons_count_near_what_they_teach(
+    mini_encoder: Encoder, head: str
+) -> None:
+    built = MemoryBank.from_samples(mini_encoder, samples(10, 3))
+    detector = Detector(mini_encoder, built, head)
+    lessons = encode_samples(mini_encoder, [*samples(12, 0)[10:], *samples(0, 5)[3:]])
+    first, second, third, fourth = (one for one in lessons)
+    taught = built.add(*first).add(*third)
+    states = [built, taught, taught.add(*second).add(*fourth), taught.remove(first[0].entry_id)]
+    states += [taught.remove(built.entries[1].entry_id), built]
+    states += [taught.remove(built.entries[11].entry_id).remove(built.entries[12].entry_id)]
+    for state in states:
+        detector = detector.with_bank(state)
+        output = detector.head.left_out_output(Views.of(state.local, mini_encoder.grid**2))
+        patch, image = judged_one_by_one(detector)
+        np.testing.assert_allclose(output.patch, patch, atol=2e-4)
+        np.testing.assert_allclose(output.image, image, atol=2e-4)
+
+
 def test_the_first_mask_changes_what_stands_beside_nn(mini_encoder: Encoder) -> None:
     bare = MemoryBank.from_samples(mini_encoder, samples(4, 0, 2))
     detector = Detector(mini_encoder, bare, "combined")
