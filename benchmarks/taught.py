@@ -135,6 +135,8 @@ class Tally:
     flipped: int = 0
     far: int = 0
     far_flipped: int = 0
+    far_right: int = 0
+    """Of those: judged as they are labelled since the lesson."""
     farthest: float = 0.0
     """Of those: how far from the threshold, in calibrated points, before or after."""
     near: int = 0
@@ -180,6 +182,7 @@ def measure(course: Course, encoder: Encoder, head: str, quick: bool) -> Iterato
                 tally.flipped += int((found != before).sum())
                 tally.far += int(far.sum())
                 tally.far_flipped += int((found != before)[far].sum())
+                tally.far_right += int(((found != before) & (found == bad))[far].sum())
                 for place in np.flatnonzero((found != before) & far):
                     points = origin.calibrated(raw[place]), held.calibrated(now_raw[place])
                     tally.farthest = max(tally.farthest, *(abs(one - 50) for one in points))
@@ -195,6 +198,7 @@ def measure(course: Course, encoder: Encoder, head: str, quick: bool) -> Iterato
                 f"{found[~bad].sum()}, {found[bad].sum()}",
                 f"{tally.flipped}/{tally.runs * len(bad)}",
                 f"{tally.far_flipped}/{tally.far}",
+                str(tally.far_right) if tally.far_flipped else "–",
                 f"{tally.farthest:.0f}" if tally.far_flipped else "–",
                 f"{tally.as_taught}/{tally.near}",
                 f"{tally.corrected}/{tally.wrong}",
@@ -213,13 +217,14 @@ def verdicts(quick: bool) -> Table:
             print(*rows[-8:], sep="\n", flush=True)
     columns = [
         "set", "head", "flagged before (good, bad)", "lessons", "flagged after", "flipped",
-        "flipped far", "by points", "doubles as taught", "corrected",
+        "flipped far", "to the truth", "by points", "doubles as taught", "corrected",
     ]  # fmt: skip
     notes = [
         f"Up to {MEMORY} images of each class in the memory, as many asked, none of them taught; encoder "
         "mrad-mini; thresholds of the memory's own images, followed. One lesson: the sum over "
         f"{SINGLE} lessons, each taught alone.",
-        "`far`: asked images that are less like any lesson than like the memory; `by points`: how far, at "
+        "`far`: asked images that are less like any lesson than like the memory; `to the truth`: those of them "
+        "that flipped and are judged as labelled now; `by points`: how far, at "
         "most, those of them that flipped lay from the threshold, before or after, of the calibrated 100 "
         "(a typical good part lies 40 below). `doubles`: the taught "
         "image recompressed, brightened by 3 %, moved by two pixels. `corrected`: doubles that were judged "

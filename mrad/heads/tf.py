@@ -13,7 +13,7 @@ from mrad.heads import HeadOutput
 from mrad.heads.choose import check_two_classes
 from mrad.heads.goods.sums import LeftOutSums, stored_at, stored_query
 from mrad.retrieval.goods import Views
-from mrad.retrieval.lessons import judged, retriever_of
+from mrad.retrieval.lessons import built_entries, judged, retriever_of
 
 if TYPE_CHECKING:
     from mrad.encoder.encoder import Encoder, Features
@@ -45,8 +45,9 @@ class TFHead:
         near itself (`mrad.retrieval.lessons`)."""
         check_two_classes(bank, self.name)
         self.bank, self.levels = bank, (bank.image, bank.patch)
+        entries = built_entries(bank)
         self.image, self.patch = (
-            retriever_of(level, bank.settled, mode=mode, device=self.encoder.device)
+            retriever_of(level, entries, mode=mode, device=self.encoder.device)
             for level in self.levels
         )
 

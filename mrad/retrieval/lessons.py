@@ -9,6 +9,7 @@ nearest key of the build: 1 where it is the very same, 0 where the build knows s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,24 +24,40 @@ from mrad.retrieval.base import (
     scaled_by,
 )
 from mrad.retrieval.choose import make_retriever
+from mrad.types import ANOMALOUS
+
+if TYPE_CHECKING:
+    from mrad.memory.bank import MemoryBank
 
 FEW = 10
-"""Good entries of the build that judge alone; with fewer every key counts in full."""
+"""Good images of the build that judge alone; with fewer every key counts in full."""
+LEAST_BAD = 2
+"""Defective ones likewise: one of them is left out where it is judged itself."""
 LEAST = 1e-6
 """Of a distance."""
 
 
-def judging(level: LevelMemory, settled: int) -> int | None:
-    """Keys of the first `settled` entries, where these judge and later ones count near them alone.
+def built_entries(bank: MemoryBank) -> int | None:
+    """How many first entries judge; None: all do, for there are too few of the build.
 
-    None with too few of the first, `FEW` good entries and two defective ones: then all judge.
+    It must have `FEW` good images and two defective ones.
     """
-    count = int((level.entry < settled).sum())
-    if (level.entry[:count] >= settled).any():  # keys come in the order they were added
+    bad = sum(entry.label for entry in bank.entries[: bank.settled])
+    return bank.settled if bank.settled - bad >= FEW and bad >= LEAST_BAD else None
+
+
+def judging(level: LevelMemory, entries: int | None) -> int | None:
+    """Keys of the first entries (`built_entries`), which count in full; None: all do.
+
+    Also where those entries lack defective keys at this level.
+    """
+    if entries is None:
         return None
+    count = int((level.entry < entries).sum())
     entry, labels = level.entry[:count], level.labels[:count]
-    good, bad = (len(np.unique(entry[labels == label])) for label in (0, 1))
-    return count if good >= FEW and bad >= 2 else None
+    if (entry >= entries).any():  # keys come in the order they were added
+        return None
+    return count if len(np.unique(entry[labels == ANOMALOUS])) >= LEAST_BAD else None
 
 
 def weights(cosine: Tensor, nearest: Tensor) -> Tensor:
@@ -107,10 +124,10 @@ class WithLessons:
 
 
 def retriever_of(
-    level: LevelMemory, settled: int, *, mode: str, device: torch.device | str
+    level: LevelMemory, entries: int | None, *, mode: str, device: torch.device | str
 ) -> Retriever | WithLessons:
-    """Of a level of a memory whose first `settled` entries it was built of."""
-    count = judging(level, settled)
+    """Of a level of a memory; `entries`: `built_entries` of it."""
+    count = judging(level, entries)
     if count is None or count == len(level):
         return make_retriever(level, mode=mode, device=device)
     return WithLessons.of(level, count, mode=mode, device=device)

@@ -25,7 +25,7 @@ from mrad.heads.goods import kept
 from mrad.memory.level import LevelMemory
 from mrad.retrieval.base import counts_without, probability_of, scaled_by
 from mrad.retrieval.goods import Views
-from mrad.retrieval.lessons import judging, weights
+from mrad.retrieval.lessons import built_entries, judging, weights
 
 if TYPE_CHECKING:
     from mrad.memory.bank import MemoryBank
@@ -145,7 +145,8 @@ class LeftOutSums:
         )
         cells = views.normal.shape[1]
         levels = bank.image, bank.patch
-        full = judging(bank.image, bank.settled), judging(bank.patch, bank.settled)
+        first = built_entries(bank)
+        full = judging(bank.image, first), judging(bank.patch, first)
         built = () if full == (None, None) else entries[: bank.settled]
         empty = Sums.empty(len(pairs)), Sums.empty(len(pairs) * cells)
         made = cls(pairs, entries, levels, full, built, *empty)

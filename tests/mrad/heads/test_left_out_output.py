@@ -11,8 +11,7 @@ import torch
 from mrad import Detector, Encoder, MemoryBank, Sample
 from mrad.demo import FOLDER
 from mrad.encoder.encoder import Features
-from mrad.heads.goods import sums
-from mrad.heads.goods.sums import LeftOutSums, stored_query
+from mrad.heads.goods.sums import LeftOutSums, Sums, stored_query
 from mrad.memory.keys import encode_samples
 from mrad.retrieval.goods import Views
 
@@ -126,7 +125,7 @@ def test_sums_are_kept_with_the_bank_and_measured_again_where_damaged(
         return Detector(mini_encoder, MemoryBank.load(tmp_path / "bank"), "combined")
 
     with monkeypatch.context() as patched:
-        patched.setattr(sums, "_sums", None)  # whoever measures fails
+        patched.setattr(Sums, "add", None)  # whoever measures fails
         again = opened()
     views = first.head.views
     for name in ("patch", "image"):
