@@ -193,7 +193,7 @@ def against_bare(
         rows.append(row(name, images, ours, seen))
         ratios[f"http against bare, {name}"] = ratio(base, ours)
     notes = [f"{name}: {found}" for name, found in ratios.items()] + [
-        f"{images} JPEGs of 640 x 640 (DeepPCB) a run, mrad-mini, TF, no maps; {threads} torch "
+        f"{images} JPEGs of 640 x 640 (DeepPCB) a run, mrad-mini, `combined`, no maps; {threads} torch "
         "threads on both sides; the load generator runs on the same cores. The bare detector reads "
         "the same files and judges them in a process of its own.",
     ]

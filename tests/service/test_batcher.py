@@ -334,3 +334,29 @@ def test_the_rate_counts_busy_time_only() -> None:
     rate.start(1000.0)
     rate.done(1001.0, 4)
     assert rate() == pytest.approx(4)
+
+
+def test_what_none_follows_is_finished_where_it_was_encoded_unless_it_has_maps(start) -> None:
+    batcher, detector, watch = start(running=False, max_batch=1)
+    names: list[str] = []
+
+    def job(*numbers: int, **options: Any) -> Job:
+        made = job_of(detector, *numbers, **options)
+        made.finish = lambda *_: names.append(threading.current_thread().name)
+        return made
+
+    def done(*numbers: int, **options: Any) -> list[str]:
+        names.clear()
+        one = job(*numbers, **options)
+        batcher.submit(one)
+        if len(numbers) > 1:
+            until(lambda: len(batcher._ready) == len(numbers) - 1)
+        detector.go.set()
+        one.future.result(20)
+        until(lambda: watch.inside == 0)
+        return list(names)
+
+    assert done(1, 2, 3)[0].startswith("finish")
+    assert done(4) == ["device-0"]
+    (name,) = done(5, wanted=Wanted(maps=True))
+    assert name.startswith("finish")

@@ -6,8 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from mrad.encoder.encoder import Features
 from mrad_service.scheduler.queue import Item
+from mrad_service.scheduler.tiles import TileItem
 
 
 class Observer(Protocol):
@@ -123,3 +126,17 @@ class BatchSize:
         self._clean += 1
         if self._clean >= 50 and self.now < self._most:
             self.now, self._clean = min(self._most, 2 * self.now), 0
+
+
+def soon_finished(groups: Sequence[Group], device: torch.device) -> bool:
+    """Whether the thread that encoded `groups` had best finish them too, if no image follows.
+
+    It has all of a CPU's cores, which the threads that finish share and have to be woken for: so one
+    client that waits has its answer sooner. Not so where maps are written, which may take long, and
+    whoever comes meanwhile would wait for it.
+    """
+    return device.type == "cpu" and not any(
+        isinstance(item, TileItem) or item.job.wanted.maps
+        for group in groups
+        for item in group.items
+    )

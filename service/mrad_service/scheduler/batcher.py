@@ -1,5 +1,4 @@
-"""A bounded queue, threads that decode, one that encodes for each device, threads that
-finish. A device never waits for JPEGs while another image is ready."""
+"""Threads decode, encode (one a device) and finish; a device never waits while an image is ready."""
 
 from __future__ import annotations
 
@@ -22,6 +21,7 @@ from mrad_service.scheduler.batch import (
     kind,
     least_laden,
     same_encoder,
+    soon_finished,
     split,
 )
 from mrad_service.scheduler.cores import usable_cores
@@ -50,19 +50,15 @@ class Batcher:
         self._to_decode, self._to_encode, self._to_finish, self._left = (
             threading.Condition(self._lock) for _ in range(4)
         )
-        self._queue = FairQueue()
-        self._admission = Admission(limits)
+        self._queue, self._admission = FairQueue(), Admission(limits)
         self._jobs: set[Job] = set()
-        self._decoding = [0] * devices
-        self._busy = [False] * devices
+        self._decoding, self._busy = [0] * devices, [False] * devices
         self._ready: deque[Item] = deque()
         self._encoded: deque[Group] = deque()
-        self._inside = 0
-        self._rate = Rate()
-        self._came = 0.0
+        self._inside, self._groups = 0, 0
+        self._rate, self._came = Rate(), 0.0
         self._waits = [BatchWait(limits.batch_wait) for _ in range(devices)]
         self._sizes = [BatchSize(limits.max_batch) for _ in range(devices)]
-        self._groups = 0
         self.pixels = Room(limits.max_decoded_bytes, "decoded pixels")
         self._open: set[Item] = set()  # images that are cut and not settled
         self._draining = self._closed = False
@@ -140,9 +136,8 @@ class Batcher:
         """Stop every thread; whoever still waits is told."""
         with self._lock:
             self._draining = self._closed = True
-            error = DrainingError("the server stopped before this was done")
             for job in list(self._jobs):
-                job.drop(error)
+                job.drop(DrainingError("the server stopped before this was done"))
             self._tell_all()
         for thread in self._threads:
             thread.join(timeout=10)
@@ -327,8 +322,13 @@ class Batcher:
                 continue
             groups = [Group(device, *part) for part in split(items, result)]
             with self._lock:
-                self._encoded.extend(groups)
-                self._to_finish.notify(len(groups))
+                more = self._queue or self._ready or self._encoded or any(self._decoding)
+                here = not more and soon_finished(groups, where)
+                if not here:
+                    self._encoded.extend(groups)
+                    self._to_finish.notify(len(groups))
+            for group in groups if here else ():
+                self._finish(group)
         self._sizes[device].recover()
         self._observer.stage("encode", time.perf_counter() - began, batch)
 
