@@ -27,5 +27,8 @@ class ReadOptions:
     """Take a file that ends early, with a warning, instead of refusing it."""
     strict: bool = False
     """Refuse a picture that there is anything to warn of, once all is known about it."""
+    least_side: int | None = None
+    """A JPEG may be decoded smaller, by its decoder's own scale, with sides of so many pixels at least: for a
+    look at it, as by `mrad data check`. Scores would change by more than rounding (`benchmarks scaled`)."""
     name: str = ""
     """What errors call the picture; a path names itself."""

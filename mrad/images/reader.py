@@ -270,7 +270,7 @@ def _picture(raster: Raster, options: ReadOptions, name: str, source: ImageInput
         raster.pages,
         float(values.mean()),
         float(values.std()),
-        image.size,
+        image.size if raster.full is None else raster.full[:: -1 if raster.orientation > 4 else 1],
     )
     return replace(picture, warnings=(*notes, *_flat(picture)))
 

@@ -199,3 +199,28 @@ def test_the_top_share_counts_pixels_of_interest_only(tiny_encoder, tiny_bank, m
     assert other.top_score == pytest.approx(inside[-int(len(inside) * 0.01) :].mean(), abs=1e-6)
     assert other.class_score == plain.class_score  # the same tile: its bounding box is the picture
     assert (other.anomaly_map == 0).mean() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("tiling", [None, Tiling(64)])
+def test_only_pixels_of_the_region_are_scaled_and_encoded(tiny_encoder, wide, monkeypatch, tiling):
+    """A region of a twentieth of the picture costs a twentieth, by a bank's layout and by a request's."""
+    bank = MemoryBank.from_samples(tiny_encoder, wide, layout=Layout(tiling))
+    large = Image.new("RGB", (1200, 960), (200, 30, 30))
+    large.paste(wide[0].image, (100, 200))
+    boxes = Layout(tiling, Area.of_box((100, 200, 340, 296), (1200, 960)))
+    seen: list[tuple[int, int]] = []
+    prepare = type(tiny_encoder).prepare
+
+    def counted(self, image):
+        seen.append(image.size)
+        return prepare(self, image)
+
+    monkeypatch.setattr(type(tiny_encoder), "prepare", counted)
+    (found,) = Detector(tiny_encoder, bank).predict([large], layout=boxes)
+    tiles = boxes.places(large.size).tiles
+    assert seen == [
+        (right - left, bottom - top) for left, top, right, bottom in (t.box for t in tiles)
+    ]
+    assert all(t.box[0] >= 100 and t.box[2] <= 340 and t.box[1] >= 200 for t in tiles)
+    assert sum(width * height for width, height in seen) < 2 * 240 * 96
+    assert not found.anomaly_map[:200].any()

@@ -28,15 +28,19 @@ EXTRA = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
 def read_jpeg(
     data: bytes, opened: Image.Image, orientation: int, options: ReadOptions, name: str
 ) -> Raster:
-    """Of 8 bit; `opened` by Pillow, which knows its colours."""
+    """Of 8 bit; `opened` by Pillow, which knows its colours. Smaller where `options.least_side` lets it be."""
     import simplejpeg
 
+    least = options.least_side
+    scale = {} if least is None else {"min_height": least, "min_width": least, "min_factor": 1}
     space = {"L": "GRAY", "RGB": "RGB"}.get(opened.mode, "CMYK")
     notes: tuple[str, ...] = ()
     try:
-        values = simplejpeg.decode_jpeg(data, colorspace=space, strict=True)
+        values = simplejpeg.decode_jpeg(data, colorspace=space, strict=True, **scale)
     except ValueError as error:
-        values = None if space == "CMYK" else simplejpeg.decode_jpeg(data, space, strict=False)
+        values = (
+            None if space == "CMYK" else simplejpeg.decode_jpeg(data, space, strict=False, **scale)
+        )
         notes = (_damage(str(error), data, options, name),)
     if space == "CMYK":
         opened.load()
@@ -44,7 +48,7 @@ def read_jpeg(
     else:
         image = Image.fromarray(values[..., 0] if space == "GRAY" else values)
     notes = tuple(note for note in notes if note)
-    return Raster(image, orientation=orientation, lossy=True, warnings=notes)
+    return Raster(image, orientation=orientation, lossy=True, warnings=notes, full=opened.size)
 
 
 def jpeg_damage(data: bytes, options: ReadOptions, name: str) -> str:

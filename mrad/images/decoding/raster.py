@@ -35,6 +35,8 @@ class Raster:
     blank_before: int = 0
     """Earlier pages that are blank or smaller."""
     lossy: bool = False
+    full: tuple[int, int] | None = None
+    """Width, height as stored, where `samples` may be smaller."""
     warnings: tuple[str, ...] = ()
     colours: npt.NDArray[Any] | None = None
     """[H, W, 3 or 4] where `samples` are a palette's indices; only where indices were asked for."""

@@ -9,9 +9,14 @@ import pytest
 import typer
 from mrad_indexer.cli import data as cli_data
 from mrad_indexer.datasets import read_dataset
-from mrad_indexer.datasets.check import check
+from mrad_indexer.datasets.check import check, looked_at
 from PIL import Image
 from typer.testing import CliRunner
+
+from mrad.errors import ImageError
+from mrad.images.guard import code_of
+from mrad.images.options import ReadOptions
+from mrad.images.reader import read_image
 
 
 @pytest.fixture
@@ -84,3 +89,48 @@ def test_a_path_that_is_no_dataset(tmp_path):
     assert result.exit_code == 2
     assert "layouts" in run("--help").output
     assert "mvtec" in run("layouts").output
+
+
+def large_jpeg(path, orientation: int | None = None) -> None:
+    levels = np.random.default_rng(0).integers(0, 255, (90, 120, 3)).astype(np.uint8)
+    image = Image.fromarray(levels).resize((2400, 1800), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    image.save(path, "JPEG", quality=90, exif=exif)
+
+
+def test_a_large_jpeg_is_looked_at_smaller_and_told_at_its_own_size(tmp_path):
+    """An eighth of each side is decoded: a tenth of the time; the pixels' number is the file's."""
+    for orientation, size in ((None, (2400, 1800)), (6, (1800, 2400))):
+        large_jpeg(tmp_path / "a.jpg", orientation)
+        picture = looked_at(tmp_path / "a.jpg", ReadOptions())
+        full = read_image(tmp_path / "a.jpg")
+        assert picture.size == full.size == size
+        assert picture.image.size == (size[0] // 8, size[1] // 8)
+        assert full.image.size == size, "what is scored is never scaled so"
+        assert picture.orientation == full.orientation
+        assert picture.brightness == pytest.approx(full.brightness, abs=3)
+        assert picture.warnings == full.warnings == ()
+    small = tmp_path / "small.jpg"
+    Image.new("RGB", (9, 5), (200, 10, 10)).save(small, "JPEG")
+    assert looked_at(small, ReadOptions()).image.size == (9, 5)
+
+
+def test_damage_shows_in_a_jpeg_that_is_looked_at_smaller(tmp_path):
+    large_jpeg(tmp_path / "a.jpg")
+    data = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "short.jpg").write_bytes(data[: len(data) * 2 // 3])
+    with pytest.raises(ImageError, match="ends early"):
+        looked_at(tmp_path / "short.jpg", ReadOptions())
+    kept = looked_at(tmp_path / "short.jpg", ReadOptions(allow_truncated=True))
+    assert [code_of(text) for text in kept.warnings] == ["truncated"]
+
+
+def test_fine_noise_is_not_taken_for_one_level(tmp_path):
+    noise = np.random.default_rng(0).integers(122, 134, (2048, 2048)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.jpg", "JPEG", quality=100)
+    Image.new("L", (2048, 2048), 90).save(tmp_path / "flat.jpg", "JPEG")
+    assert looked_at(tmp_path / "noise.jpg", ReadOptions()).warnings == ()
+    (told,) = looked_at(tmp_path / "flat.jpg", ReadOptions()).warnings
+    assert code_of(told) == "uniform"
