@@ -261,6 +261,10 @@ def _picture(raster: Raster, options: ReadOptions, name: str, source: ImageInput
         raise ImageError(f"{name} has no pixels")
     small = (min(SAMPLED, image.width), min(SAMPLED, image.height))
     values = np.asarray(image.resize(small, Image.Resampling.NEAREST).convert("L"), dtype=float)
+    size = image.size
+    if raster.full is not None:  # as stored
+        width, height = raster.full
+        size = (height, width) if 5 <= raster.orientation <= 8 else (width, height)
     picture = Picture(
         image,
         notes,
@@ -270,7 +274,7 @@ def _picture(raster: Raster, options: ReadOptions, name: str, source: ImageInput
         raster.pages,
         float(values.mean()),
         float(values.std()),
-        image.size if raster.full is None else raster.full[:: -1 if raster.orientation > 4 else 1],
+        size,
     )
     return replace(picture, warnings=(*notes, *_flat(picture)))
 
