@@ -91,6 +91,9 @@ class Stem(nn.Module):
     def __init__(self, convolutions: nn.Module) -> None:
         super().__init__()
         own = copy.deepcopy(convolutions).float()
+        for layer in own.modules():
+            if isinstance(layer, nn.ReLU):
+                layer.inplace = True  # new memory for each takes longer than the layer itself
         # oneDNN and cuDNN read neighbouring channels together faster.
         self.convolutions: nn.Module = own.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
