@@ -309,3 +309,13 @@ def test_a_memory_that_learned_keeps_the_shares_that_its_scores_refer_to(
     assert loaded.image.refers_to == before == taught.image.refers_to
     assert loaded.image.counts == (before[0], before[1] + 1)
     assert loaded.remove("taught").image.refers_to == before
+
+
+def test_levels_are_written_as_faiss_writes_them(tiny_bank: MemoryBank, tmp_path: Path) -> None:
+    tiny_bank.save(tmp_path / "bank")
+    for name in ("image", "patch", "local"):
+        keys, file = getattr(tiny_bank, name).keys, tmp_path / "bank" / f"{name}.faiss"
+        index = faiss.IndexFlatIP(keys.shape[1])
+        index.add(np.ascontiguousarray(keys))
+        assert faiss.serialize_index(index).tobytes() == file.read_bytes()
+        assert faiss.read_index(str(file)).ntotal == len(keys)
