@@ -11,11 +11,16 @@ from mrad_indexer.calibration.calibrate import (
     judge_lessons,
     score_without_self,
 )
+from mrad_indexer.cli.calibrate import show
+from mrad_indexer.cli.common import console
 from mrad_indexer.datasets import read_dataset
 
 from mrad import Detector, MemoryBank, Sample
 from mrad.errors import CalibrationError
 from mrad.fitting import Points, fit_isotonic, fit_platt
+from mrad.heads.goods.left_out import watched
+from mrad.images.layout import Layout
+from mrad.images.tiles import Tiling
 from mrad.maps import anomaly_map, fuse, top_mean
 from mrad.memory.keys import encode_samples
 from mrad.thresholds.own import score_own
@@ -281,3 +286,37 @@ def test_lessons_are_judged_beside_the_images_of_the_build(
     assert set(scored.pixel_image[pixels:]) == {8}, "nobody knows where the bare defect is"
     made = calibrate(detector, scored, rule="fpr", draws=10)
     assert (made.normal, made.anomalous, made.scored) == (5, 5, "leave-one-out")
+
+
+def test_a_threshold_that_catches_no_defect_and_what_probabilities_suppose_are_said(
+    tiny_detector, capsys
+):
+    made = calibrate(tiny_detector, fake_scores(100, 50, gap=0.002), rule="fpr", draws=5)
+    none = made.image.model_copy(update={"recall": 0.0})
+    show(made.model_copy(update={"image": none}))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the image threshold catches none of the known defective images (recall 0 %)" in said
+    assert "suppose that 33.3 % of images are defective" in said
+    show(made)
+    assert "catches none" not in capsys.readouterr().out
+
+
+def test_measuring_a_memorys_own_tiles_against_each_other_shows_how_far_it_is(
+    tiny_encoder, make_image, monkeypatch, capsys
+):
+    image = make_image(1, (128, 128))[0]
+    samples = [Sample(make_image(seed, (128, 128))[0], False) for seed in (1, 2, 3)]
+    bank = MemoryBank.from_samples(tiny_encoder, samples, layout=Layout(Tiling(64)))
+    told: list[tuple[int, int]] = []
+    with watched(lambda done, total: told.append((done, total))):
+        detector = Detector(tiny_encoder, bank, "nn")
+    assert told[-1][0] == told[-1][1] == len(detector.head.views)
+    assert [done for done, _ in told] == list(range(1, len(told) + 1))
+    count = len(told)
+    Detector(tiny_encoder, bank, "nn").predict([image])
+    assert len(told) == count, "nobody watches any more"
+    for seconds, shown in ((100.0, False), (0.0, True)):
+        monkeypatch.setattr(console, "QUIET", seconds)
+        with console.measuring():
+            Detector(tiny_encoder, bank, "nn")
+        assert ("each against the others" in capsys.readouterr().err) == shown

@@ -11,11 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from mrad_service.app import create_app
 from mrad_service.memory import DurableMemory
 from mrad_service.models import following
+from mrad_service.routes import lessons
+from mrad_service.scoring.verdict import Verdict
 from mrad_service.settings import Settings
 from PIL import Image
 
@@ -25,6 +28,7 @@ from mrad.confidence import Separation
 from mrad.memory.living import CALIBRATION
 from mrad.thresholds.calibrate import calibrate
 from mrad.thresholds.own import memory_of, score_own
+from mrad.types import Prediction
 
 ENTRIES = "/v1/memory/entries"
 
@@ -318,3 +322,47 @@ def test_a_taught_picture_is_recognised_in_answers_until_it_is_forgotten(
     for gone in (entry, later):
         assert client.delete(f"{ENTRIES}/{gone}").status_code == 200
     assert "recognised" not in asked(0.0)
+
+
+def test_a_good_lesson_against_a_clear_verdict_says_what_it_lets_pass(
+    own_path: Path,
+    connect: Callable[..., TestClient],
+    make_image: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = connect()
+    flawed = make_image(330, defect=True)[0]
+    said = teach(client, flawed, "anomalous")["warnings"]
+    assert not any(text.startswith("against_verdict") for text in said), "only good lessons"
+    monkeypatch.setattr(lessons, "CLEAR", 101.0)
+    assert teach(client, make_image(331, defect=True)[0])["warnings"] == []
+    monkeypatch.setattr(lessons, "CLEAR", 0.0)
+    before = client.post(
+        "/v1/score", files={"images": ("a.png", png(make_image(332, defect=True)[0]))}
+    ).json()["results"][0]
+    (text,) = teach(client, make_image(332, defect=True)[0])["warnings"]
+    assert text.startswith("against_verdict: this picture scored")
+    scored = float(text.split("scored ")[1].split()[0])
+    assert scored == pytest.approx(before["calibrated_score"], abs=1.5)
+    assert "region" in text
+    assert "above the limit of the map" in text
+
+
+def test_what_a_good_lesson_lets_pass_depends_on_the_head(own_path: Path) -> None:
+    class Model:
+        calibration = Calibration.of(MemoryBank.load(own_path), "tf")
+
+    verdict = Verdict(Model.calibration.image_threshold, 0.5, Model())  # type: ignore[arg-type]
+    shown = np.zeros((8, 8), np.float32)
+    shown[2:4, 2:4] = 0.9
+
+    def told(score: float, head: str) -> str | None:
+        found = Prediction(score, 0.0, 0.0, size=(8, 8), anomaly_map=shown)
+        return lessons.against_verdict(found, verdict, head)
+
+    assert told(Model.calibration.image_threshold, "nn") is None, "50 of 100 is not clear"
+    text = told(2.0, "nn")
+    assert text is not None
+    assert "1 region (6.2 % of it)" in text
+    assert "in every picture" in text
+    assert "in every picture" not in (told(2.0, "tf") or "")

@@ -327,7 +327,7 @@ export interface components {
             class_score?: number | null;
             verdict?: ("normal" | "anomalous") | null;
             threshold?: number | null;
-            /** @description of a defect; null where the calibration knew good images alone */
+            /** @description of a defect, where as many images are defective as in the calibration: it may differ from the verdict; null where the calibration knew good images alone */
             probability?: number | null;
             /** @description share of good parts that look as unusual, or more; no probability of a defect */
             p_value?: number | null;

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mrad.words import counted
 from mrad_indexer.cli.common import options
-from mrad_indexer.cli.common.console import console, note, progress, say
+from mrad_indexer.cli.common.console import console, measuring, note, progress, say
 
 if TYPE_CHECKING:
     from mrad.calibration import Calibration, Rule, Threshold
@@ -137,15 +137,16 @@ def calibrate_command(
         dataset = of_product(dataset, product)
         whole = whole_of(memory, choice.of(memory).name, (fusion, sigma, retrieval))
         choice = choice.of(memory, part)
-    detector = detector_of(
-        encoder_of(memory, pretrained=pretrained, device=device, precision=precision),
-        part,
-        choice,
-        fusion=fusion,
-        sigma=sigma,
-        retrieval=retrieval,
-        reading=options.reading(bit_depth, strict_input, allow_truncated, max_pixels),
-    )
+    with measuring():
+        detector = detector_of(
+            encoder_of(memory, pretrained=pretrained, device=device, precision=precision),
+            part,
+            choice,
+            fusion=fusion,
+            sigma=sigma,
+            retrieval=retrieval,
+            reading=options.reading(bit_depth, strict_input, allow_truncated, max_pixels),
+        )
     with progress() as bar:
         task = bar.add_task("images", total=len(dataset), note="")
         scored = score_without_self(
@@ -177,13 +178,18 @@ def calibrate_command(
     show(calibration)
     if plot is not None:
         _write_plot(calibration, plot)
+    before = whole
+    if whole is None:
+        with contextlib.suppress(CalibrationError):  # the first of this head
+            before = Calibration.of(memory, calibration.head)
+    replaced = before if product is None or before is None else before.objects.get(product)
+    if replaced is not None:
+        _say_replaced(replaced, calibration, dry_run)
     if not dry_run:
         if whole is not None and product is not None:
             calibration = with_object(whole, product, calibration, detector)
-        else:
-            with contextlib.suppress(CalibrationError):  # the first of this head
-                before = Calibration.of(memory, calibration.head)
-                calibration = keeping_objects(calibration, before)
+        elif before is not None:
+            calibration = keeping_objects(calibration, before)
         save_calibration(calibration.into(memory), bank)
         changes = memory.changes
         say(f"written into {bank / 'bank.json' if changes is None else changes.folder}")
@@ -257,7 +263,9 @@ def show(calibration: Calibration) -> None:
     if part is not None and calibration.model is not None:
         say(
             f"probabilities ({calibration.model.method}), on images not fitted on: Brier "
-            f"{part.brier:.3f}, mean error {part.expected_error:.3f}"
+            f"{part.brier:.3f}, mean error {part.expected_error:.3f}; they suppose that "
+            f"{_percent(calibration.prevalence or 0)} of images are defective, as here, and the threshold "
+            "does not: the two may disagree"
         )
     else:
         say(
@@ -271,7 +279,41 @@ def show(calibration: Calibration) -> None:
             f"{calibration.weakness}. More images, masks, a stronger encoder or a trained head may help "
             "(docs/your-product.md)"
         )
+    _say_caught(calibration)
     _say_promise(calibration)
+
+
+def _say_replaced(before: Calibration, now: Calibration, dry_run: bool) -> None:
+    """What the threshold was, and what it is: a stricter one must not go without a word."""
+    old, new = before.image, now.image
+    flags = "as many"
+    if new.value != old.value:
+        flags = "more" if new.value < old.value else "fewer"
+    would = "would replace" if dry_run else "replaces"
+    text = f"{new.value:.5f} ({_rule(new)}) {would} {old.value:.5f} ({_rule(old)}), made {before.made_at}"
+    for name in ("fusion", "sigma", "retrieval", "checkpoint"):
+        if before.settings.get(name) != now.settings.get(name):
+            note(f"{text}; with other settings of {name}, so the two do not compare")
+            return
+    note(f"{text}: {flags} pictures are flagged")
+
+
+def _rule(cut: Threshold) -> str:
+    """How a threshold was chosen, as one asks for it again."""
+    if cut.target_fpr is None:
+        return f"--rule {cut.rule}"
+    return f"--fpr {cut.target_fpr:g}"
+
+
+def _say_caught(calibration: Calibration) -> None:
+    """A threshold that no known defect reaches is said."""
+    for cut, what, cure in (
+        (calibration.image, "defective images", "a larger --fpr, or --rule f1, catches more"),
+        (calibration.pixel, "defective pixels", "maps will outline nothing; --rule f1 may help"),
+    ):
+        if cut is not None and cut.recall == 0:
+            level = "image" if cut is calibration.image else "pixel"
+            note(f"the {level} threshold catches none of the known {what} (recall 0 %): {cure}")
 
 
 def _say_promise(calibration: Calibration) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from mrad.words import counted
 from mrad_indexer.cli.common import options
-from mrad_indexer.cli.common.console import console, note, progress, say
+from mrad_indexer.cli.common.console import console, measuring, note, progress, say
 
 FIGURE = 7
 """Characters of a column of figures."""
@@ -99,15 +99,16 @@ def eval_command(
         [(choice.of(banks[path], parts[path]), path) for choice in asked for path in banks]
     )
     for (choice, path), name in names.items():
-        detectors[name] = detector_of(
-            encoder,
-            parts[path],
-            choice,
-            fusion=fusion,
-            sigma=sigma,
-            retrieval=retrieval,
-            reading=options.reading(bit_depth, strict_input, allow_truncated, max_pixels),
-        )
+        with measuring():
+            detectors[name] = detector_of(
+                encoder,
+                parts[path],
+                choice,
+                fusion=fusion,
+                sigma=sigma,
+                retrieval=retrieval,
+                reading=options.reading(bit_depth, strict_input, allow_truncated, max_pixels),
+            )
         configs[name] = describe(detectors[name], folders[path], choice.checkpoint, product)
     with progress() as bar:
         task = bar.add_task("images", total=len(dataset), note="")

@@ -11,7 +11,7 @@ import typer
 
 from mrad_indexer.cli.common import options
 from mrad_indexer.cli.common.advice import without_memory
-from mrad_indexer.cli.common.console import Part, console, errors, listing, say
+from mrad_indexer.cli.common.console import Part, console, errors, listing, measuring, say
 from mrad_indexer.cli.common.tiles import describe
 
 if TYPE_CHECKING:
@@ -107,22 +107,23 @@ def score_command(
 
     items = find_items(sources)
     choice = HeadChoice.parse(head)
-    judge = Judge.load(
-        bank,
-        head=choice.name,
-        checkpoint=checkpoint or choice.checkpoint,
-        product=product,
-        threshold=threshold,
-        target_fpr=target_fpr,
-        pretrained=pretrained,
-        device=device,
-        precision=precision,
-        reading=options.reading(bit_depth, strict_input, allow_truncated, max_pixels),
-        roi=None if roi is None else read_roi(roi, size_of(items[0].path)),
-        parts=() if parts is None else read_parts(parts, size_of(items[0].path)),
-        align=False if parts is None else read_alignment(parts),
-        closely=tile_closely,
-    )
+    with measuring():
+        judge = Judge.load(
+            bank,
+            head=choice.name,
+            checkpoint=checkpoint or choice.checkpoint,
+            product=product,
+            threshold=threshold,
+            target_fpr=target_fpr,
+            pretrained=pretrained,
+            device=device,
+            precision=precision,
+            reading=options.reading(bit_depth, strict_input, allow_truncated, max_pixels),
+            roi=None if roi is None else read_roi(roi, size_of(items[0].path)),
+            parts=() if parts is None else read_parts(parts, size_of(items[0].path)),
+            align=False if parts is None else read_alignment(parts),
+            closely=tile_closely,
+        )
     say(f"memory {bank.name}: {judge.detector.bank.composition}", style="dim", to=errors)
     if judge.calibration is not None and judge.calibration.weakness:
         say(f"do not trust the verdicts: {judge.calibration.weakness}", style="yellow", to=errors)

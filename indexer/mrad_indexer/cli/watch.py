@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mrad_indexer.cli.common import options
-from mrad_indexer.cli.common.console import errors, say
+from mrad_indexer.cli.common.console import errors, measuring, say
 
 if TYPE_CHECKING:
     from mrad_client.batch.journal import Row
@@ -62,22 +62,23 @@ def watch_command(
     from mrad_indexer.watch import WatchOptions, watch_folder
 
     choice = HeadChoice.parse(head)
-    judge = Judge.load(
-        bank,
-        head=choice.name,
-        checkpoint=choice.checkpoint,
-        product=product,
-        threshold=threshold,
-        target_fpr=target_fpr,
-        pretrained=pretrained,
-        device=device,
-        precision=precision,
-        reading=options.reading(bit_depth, strict_input, allow_truncated, max_pixels),
-        roi=None if roi is None else read_roi(roi),
-        parts=() if parts is None else read_parts(parts),
-        align=False if parts is None else read_alignment(parts),
-        closely=tile_closely,
-    )
+    with measuring():
+        judge = Judge.load(
+            bank,
+            head=choice.name,
+            checkpoint=choice.checkpoint,
+            product=product,
+            threshold=threshold,
+            target_fpr=target_fpr,
+            pretrained=pretrained,
+            device=device,
+            precision=precision,
+            reading=options.reading(bit_depth, strict_input, allow_truncated, max_pixels),
+            roi=None if roi is None else read_roi(roi),
+            parts=() if parts is None else read_parts(parts),
+            align=False if parts is None else read_alignment(parts),
+            closely=tile_closely,
+        )
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

@@ -7,7 +7,9 @@ a forgotten image are measured again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,19 @@ from mrad.retrieval.goods import GoodPatches, Views, within_itself
 VERSION = 1
 Query = Callable[[int], Tensor]
 """View -> its patches [N, W], L2-normalised, on the encoder's device."""
+Progress = Callable[[int, int], None]
+"""Called with how many images, or tiles, are measured, and how many there are."""
+_progress: ContextVar[Progress | None] = ContextVar("_progress", default=None)
+
+
+@contextmanager
+def watched(progress: Progress) -> Iterator[None]:
+    """Within it, whoever measures a memory's own images in this thread tells how far it is."""
+    before = _progress.set(progress)
+    try:
+        yield
+    finally:
+        _progress.reset(before)
 
 
 @dataclass(frozen=True)
@@ -90,6 +105,8 @@ class LeftOutDistances:
                 made._renew(view, known, place, moved, fresh, views, goods, query)
             else:
                 made._measure(view, None, views, goods, query)
+            if (tell := _progress.get()) is not None:
+                tell(view + 1, len(pairs))
         return made
 
     def _measure(

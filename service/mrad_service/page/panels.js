@@ -91,6 +91,12 @@ export function advice(problem) {
   return known[problem.code] ?? `Code: ${problem.code}`;
 }
 
+/** Why a verdict and its probability may differ. */
+const DISAGREE = [
+  "Not as the verdict says",
+  "the limit is set by false alarms or by the best mix; the probability supposes the calibration's share of defects",
+];
+
 function sign(verdict) {
   return el("span", { className: "sign", "aria-hidden": "true" }, SIGNS[verdict]);
 }
@@ -101,6 +107,8 @@ function leading(result, bank, items) {
   const first = [["Score, 0 to 100", readable(result)], ["Limit", "50"]];
   if (result.probability != null) {
     first.push(["Probability of a defect", `${Math.round(100 * result.probability)} %`]);
+    const likely = result.probability >= 0.5 ? "anomalous" : "normal";
+    if (result.verdict != null && result.verdict !== likely) first.push(DISAGREE);
   } else if (result.p_value != null) {
     first.push(["Good parts as unusual", `${(100 * result.p_value).toFixed(1)} %`]);
   }

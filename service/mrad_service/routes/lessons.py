@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 from fastapi import Request
 
 from mrad.detector import Detector
 from mrad.images.masks import Mask
+from mrad.maps import regions
 from mrad.memory.entry import Entry, Key
 from mrad.thresholds.follow import Flip, flips
-from mrad.types import ANOMALOUS
+from mrad.thresholds.taught import as_taught
+from mrad.types import ANOMALOUS, Prediction
+from mrad.words import counted
 from mrad_service.memory import DurableMemory
 from mrad_service.models.following import Renewal
 from mrad_service.schemas.memory import Flip as FlipShown
 from mrad_service.schemas.memory import LessonEffect, MemoryEntry, label_name
+from mrad_service.scoring.verdict import Verdict
 
 THIN = (
     "the mask covers no patch wholly: the image as a whole is learned, but heat maps learn nothing "
@@ -28,6 +33,8 @@ NOT_HELD = """the memory holds no patches, or as many as it may, so this picture
 it is shown again"""
 UNNAMED = """the memory holds several products, and this lesson names none (object_name): requests \
 that name a product do not know it"""
+CLEAR = 75.0
+"""Calibrated score from which a verdict is clear; the limit is 50."""
 FLIPS = 50
 """Images of the memory that an answer names at most."""
 
@@ -65,6 +72,38 @@ def _of_defect(region: Mask | None, keys: list[Key], head: str) -> str | None:
 def teaches_patches(keys: list[Key]) -> bool:
     """Whether a defect's keys have one of its patches, which a heat map learns from."""
     return any(key.level == "patch" and key.label == ANOMALOUS for key in keys)
+
+
+def against_verdict(prediction: Prediction, verdict: Verdict, head: str) -> str | None:
+    """What a picture that is taught as good, against a clear verdict, lets pass from now on; with a code.
+
+    Args:
+        prediction: of the memory before the lesson, with its map.
+        verdict: the limits in force.
+        head: the one that judges.
+    """
+    cuts = verdict.threshold, verdict.pixel_threshold
+    judged = as_taught(prediction, verdict.model.calibration, *cuts)
+    score = verdict.calibrated(judged.score)
+    if score is None or score < CLEAR:
+        return None
+    shown, cut = judged.anomaly_map, verdict.pixel_threshold
+    where = ""
+    if shown is not None and cut is not None:
+        count = len(regions(shown, cut, size=judged.size))
+        share = 100 * float((shown >= np.float32(cut)).mean())
+        where = (
+            f", with {counted(count, 'region')} ({share:.2g} % of it) above the limit of the map"
+        )
+    passes = (
+        "what is seen there is usual from now on, in every picture: defects like it may pass"
+        if head in ("nn", "combined")
+        else "it passes when it is shown again, and pictures like it score lower"
+    )
+    return (
+        f"against_verdict: this picture scored {score:.0f} of 100 (limit 50){where}. Taught as good, {passes}. "
+        "If it is defective, remove the entry"
+    )
 
 
 def effect_of(

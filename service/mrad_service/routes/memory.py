@@ -26,11 +26,13 @@ from mrad.images.masks import Mask, Orientation, read_mask
 from mrad.memory.entry import Entry, Key
 from mrad.memory.keys import keys_of, pieces_of
 from mrad.memory.living import PROFILE
+from mrad.thresholds.own import MAP_PIXELS
+from mrad.tiled import Canvas
 from mrad.types import ANOMALOUS, NORMAL, Sample
 from mrad_service.errors import BodyTooLargeError, InvalidRequestError
 from mrad_service.memory import DurableMemory, EntryNotFoundError
 from mrad_service.middleware.access import require
-from mrad_service.routes.lessons import described, effect_of, note_of
+from mrad_service.routes.lessons import against_verdict, described, effect_of, note_of
 from mrad_service.routes.score import runtime_of
 from mrad_service.runtime import Runtime
 from mrad_service.scheduler.lane import Work
@@ -41,6 +43,7 @@ from mrad_service.schemas.memory import (
     MemoryPage,
     MemoryRemoved,
 )
+from mrad_service.scoring.verdict import Verdict
 
 FIELDS = frozenset(
     ("image", "label", "mask", "mask_orientation", "source", "object_name", "defect", "tags")
@@ -132,7 +135,14 @@ def add_entry(
         tuple(tags or ()),
     )  # fmt: skip
     entry = Entry.of(sample, decoded.size, getattr(request.state, "key_name", ""))
-    keys = _keys(runtime, work, detector, decoded, entry, region)
+    verdict = Verdict.of(runtime.model(bank))
+    looked = not anomalous and verdict.model.calibration is not None
+    before = detector.canvas(decoded.places) if looked else None
+    keys = _keys(runtime, work, detector, decoded, entry, region, before)
+    if before is not None:
+        judged = detector.conclude(before, map_pixels=MAP_PIXELS)
+        against = against_verdict(judged, verdict, detector.head.name)
+        warnings = (*warnings, *([against] if against else []))
     thumbnail, content = thumbnail_of(decoded.image), digest_of(pixels, painted)
     work.check()
     standing = memory.add(entry, keys, thumbnail, idempotency_key, content)
@@ -192,8 +202,9 @@ def _keys(
     decoded: Decoded,
     entry: Entry,
     mask: Mask | None,
+    canvas: Canvas | None = None,
 ) -> list[Key]:
-    """The keys of all tiles, one tile at a time.
+    """The keys of all tiles, one tile at a time; `canvas`: where each is drawn as it is judged now.
 
     A lesson adds what an image of the build added, so that no image counts for more than another.
     """
@@ -209,6 +220,8 @@ def _keys(
             one = replace(decoded, pixels=prepare_tile(detector.encoder, decoded.looked_at, tile))
         work.check()
         features = runtime.encode(detector, one)
+        if canvas is not None:
+            detector.draw([(canvas, tile)], features)
         keys += keys_of(detector.encoder, features, 0, entry, piece, detector.bank.patch_keys)
     return keys
 

@@ -251,7 +251,9 @@ class Result(BaseModel):
     verdict: Literal["normal", "anomalous"] | None = None
     threshold: float | None = None
     probability: float | None = Field(
-        None, description="of a defect; null where the calibration knew good images alone"
+        None,
+        description="of a defect, where as many images are defective as in the calibration: it may differ "
+        "from the verdict; null where the calibration knew good images alone",
     )
     p_value: float | None = Field(
         None,

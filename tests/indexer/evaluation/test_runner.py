@@ -294,7 +294,7 @@ def test_calibrate_command_writes_into_the_bank_and_nothing_else(
     command, data, tmp_path, tiny_encoder
 ):
     before = MemoryBank.load(tmp_path / "bank")
-    files = {p.name: p.read_bytes() for p in (tmp_path / "bank").iterdir() if p.suffix != ".json"}
+    files = {p.name: p.read_bytes() for p in (tmp_path / "bank").glob("*.*") if p.suffix != ".json"}
     dry = command("calibrate", tmp_path / "bank", data, "--draws", 10, "--dry-run")
     assert dry.exit_code == 0, dry.output
     assert MemoryBank.load(tmp_path / "bank").digest == before.digest
@@ -304,7 +304,7 @@ def test_calibrate_command_writes_into_the_bank_and_nothing_else(
     assert plot.read_bytes().startswith(b"\x89PNG")
     after = MemoryBank.load(tmp_path / "bank", encoder=tiny_encoder)
     assert files == {
-        p.name: p.read_bytes() for p in (tmp_path / "bank").iterdir() if p.suffix != ".json"
+        p.name: p.read_bytes() for p in (tmp_path / "bank").glob("*.*") if p.suffix != ".json"
     }
     calibration = Calibration.of(after, "tf")
     assert calibration.scored == "leave-one-out"
@@ -338,3 +338,23 @@ def test_what_cannot_be_read_is_left_out_and_named(detectors, data, tmp_path, ev
         file.write_bytes(b"no picture")
     with pytest.raises(DataError, match="no image of cap can be judged"):
         evaluate(detectors, read_dataset(tmp_path), batch_size=3)
+
+
+def test_calibrating_again_says_what_it_replaces_and_a_threshold_that_catches_nothing(
+    command, data, tmp_path
+):
+    bank = tmp_path / "bank"
+    strict = command("calibrate", bank, data, "--draws", 5, "--fpr", "0.01")
+    assert strict.exit_code == 0, strict.output
+    held = Calibration.of(MemoryBank.load(bank), "tf")
+    shown = " ".join(command("calibrate", bank, data, "--draws", 5, "--dry-run").output.split())
+    assert f"would replace {held.image_threshold:.5f} (--fpr 0.01), made {held.made_at}" in shown
+    again = " ".join(command("calibrate", bank, data, "--draws", 5).output.split())
+    new = Calibration.of(MemoryBank.load(bank), "tf")
+    assert f"{new.image_threshold:.5f} (--rule {new.image.rule}) replaces" in again
+    flags = "fewer" if new.image_threshold > held.image_threshold else "more"
+    assert new.image_threshold == held.image_threshold or f"{flags} pictures are flagged" in again
+    other = " ".join(
+        command("calibrate", bank, data, "--draws", 5, "--fusion", "0.5").output.split()
+    )
+    assert "with other settings of fusion" in other

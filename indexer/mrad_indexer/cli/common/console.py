@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 # No console reads markup: paths and the names of people's objects and defects hold brackets.
 console = Console(markup=False, highlight=False)
 errors = Console(stderr=True, markup=False, highlight=False)
+QUIET = 1.0
+"""Seconds that a memory's own images are measured for without a word."""
 Part = str | tuple[str, str]
 """A text, or a text and its style."""
 
@@ -108,3 +112,24 @@ def progress() -> Progress:
     from mrad_client.batch.screen import progress
 
     return progress(errors)
+
+
+@contextmanager
+def measuring() -> Iterator[None]:
+    """A bar while a memory's own images, or tiles, are measured against each other, where that takes long."""
+    from mrad.heads.goods.left_out import watched
+
+    began, bar = time.monotonic(), progress()
+    task = bar.add_task("memory's own images, each against the others", total=None, note="")
+
+    def tell(done: int, total: int) -> None:
+        if time.monotonic() - began >= QUIET:
+            bar.start()
+            bar.update(task, completed=done, total=total)
+
+    try:
+        with watched(tell):
+            yield
+    finally:
+        if bar.live.is_started:
+            bar.stop()
