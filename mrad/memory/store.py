@@ -175,7 +175,9 @@ def _write_index(level: LevelMemory, path: Path) -> None:
     """A flat index by inner product, as FAISS writes it, without a copy of the vectors in between."""
     vectors = np.ascontiguousarray(level.keys, dtype="<f4")
     with path.open("wb") as file:
-        file.write(FLAT.pack(KINDS[0], level.dim, len(level), 1 << 20, 1 << 20, True, 0, vectors.size))
+        file.write(
+            FLAT.pack(KINDS[0], level.dim, len(level), 1 << 20, 1 << 20, True, 0, vectors.size)
+        )
         file.write(vectors.data)
 
 
