@@ -76,11 +76,11 @@ class Known:
     def __init__(self, head: NNHead, judged: Judged) -> None:
         features = judged.pictures.take(judged.rows)
         self.distance = head.patch_distances(features, None)
-        self.left_out = head._left_out
+        self.left_out, self.spread = head._left_out, head._left_out_spread
 
     def lend(self, head: NNHead) -> NNHead:
         """A head, before `attach`, that does not look for them again."""
-        head._left_out = self.left_out
+        head._left_out, head._left_out_spread = self.left_out, self.spread
         head.patch_distances = lambda features, exclude: self.distance  # type: ignore[method-assign]
         return head
 

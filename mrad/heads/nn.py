@@ -1,6 +1,6 @@
 """Nearest good part: how far is the nearest patch, and the nearest image, of the memory's good ones.
 
-Needs good images alone and no training. Every distance is told in spreads of the same distance among
+A patch's distance is told twice, from the nearest good patch and by the spread of all (`goods.spread`). Needs good images alone and no training. Every distance is told in spreads of the same distance among
 the good images themselves, each left out (`mrad.heads.goods.standard`), so scores compare between products.
 """
 
@@ -20,9 +20,12 @@ from mrad.encoder.tower import neighbourhood_average
 from mrad.errors import HeadError
 from mrad.heads import HeadOutput
 from mrad.heads.choose import check_good_parts
+from mrad.heads.goods.cells import CellScales, GoodCells
 from mrad.heads.goods.classes import GoodClasses
-from mrad.heads.goods.left_out import LeftOutDistances, stored_at
-from mrad.heads.goods.standard import Blend, CellScale, CellSums, chosen, left_out_cells
+from mrad.heads.goods.left_out import LeftOutDistances, Query, stored_at
+from mrad.heads.goods.spread import GoodSpread, LeftOutSpread, usual_views
+from mrad.heads.goods.spread import stored_at as spread_stored_at
+from mrad.heads.goods.standard import Blend, chosen
 from mrad.maps import smoothed, top_mean
 from mrad.retrieval.goods import GoodPatches, Views
 from mrad.types import ANOMALOUS, WHOLE
@@ -75,6 +78,7 @@ class NNHead:
         self.encoder = encoder
         self._left_out: LeftOutDistances | None = None
         self._usual: LeftOutDistances | None = None
+        self._left_out_spread: LeftOutSpread | None = None
 
     @torch.inference_mode()
     def attach(self, bank: MemoryBank, mode: str = "exact") -> None:
@@ -116,16 +120,13 @@ class NNHead:
         distance, whole = self._distances_left_out()
         good, group = self.views.good & self.settled, self.groups[self.views.rows]
         places = chosen(self.places, good)
-        self._sums = CellSums.of(distance[good], places)
-        self.cell_scale = self._sums.scale()
-        self._good_distances, self._good_groups = distance[good], group[good]
-        self._good_places = places
-        cells = self.cell_scale(distance, self.places)
-        cells[good] = left_out_cells(distance[good], group[good], places)
+        self._cells = GoodCells(distance[:, good], group[good], places)
+        cells = self._cells.scales(distance, self.places)
+        cells[good] = self._cells.left_out()
         return LeftOut(cells.nan_to_num(0.0), whole[None], self.views.good)
 
     def _distances_left_out(self) -> tuple[Tensor, Tensor]:
-        """Of every view: patch distances [V, N], NaN outside what is of interest; class distance [V].
+        """Of every view: patch distances [K, V, N], NaN outside what is of interest; class distance [V].
 
         Those of settled images are to settled ones alone.
         """
@@ -157,14 +158,42 @@ class NNHead:
         group = self.groups[self.views.rows]
         whole = self.classes.left_out(self._wholes, group)
         found = 1 - measured.cosine
-        self._own = found.clone(), whole[None].nan_to_num(2.0)
+        spread, calmed = self._spread_left_out(measured, patches)
+        self._own = torch.stack([found, *calmed]), whole[None].nan_to_num(2.0)
         if usual is not None:
+            found = found.clone()
             found[self.settled] = 1 - usual.cosine
             alone = self.classes.alone().left_out(self._wholes[self.settled], group[self.settled])
             whole = whole.clone()
             whole[self.settled] = alone
-        found[self.views.good[:, None] & ~self.views.normal] = torch.nan
-        return found, whole
+            calmed = [
+                one.where(~self.settled[:, None], other) for one, other in zip(calmed, spread)
+            ]
+        distance = torch.stack([found, *calmed])
+        distance[:, self.views.good[:, None] & ~self.views.normal] = torch.nan
+        return distance, whole
+
+    def _spread_left_out(
+        self, measured: LeftOutDistances, query: Query
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Of every view, distances [V, N] by the spread; then with what taught images calm.
+
+        Both are empty where there are too few good images for a spread.
+        """
+        known, place = self._left_out_spread, spread_stored_at(self.bank)
+        if known is None and place is not None:
+            known = LeftOutSpread.read(place)
+        usual = usual_views(measured, self.views.good & self.settled)
+        known = known if known is not None and known.usual == usual else None
+        self.spread = GoodSpread(self.goods, self.views, self.settled, known)
+        if not self.spread.enough:
+            return [], []
+        given = self.spread, measured, self.views, query
+        found = LeftOutSpread.measure(*given, usual, known)
+        if place is not None and known is None:
+            found.write(place)
+        self._left_out_spread = found
+        return [found.values], [found.calmed(*given)]
 
     def _stored_wholes(self, pairs: list[tuple[int, int]]) -> Tensor:
         """`whole_images` of the views, whose entries and tiles are `pairs`."""
@@ -197,7 +226,7 @@ class NNHead:
     def left_out_measures(self) -> tuple[Tensor, Tensor]:
         """As `measure` of the images in `views`, each without its own group."""
         distance, parts = self._own
-        rows = zip(self.views.rows.tolist(), distance.split(1), self.places)
+        rows = zip(self.views.rows.tolist(), distance.split(1, dim=1), self.places)
         return torch.cat([self._scale_without(row)(one, [at]) for row, one, at in rows]), parts
 
     def left_out_output(self, views: Views) -> HeadOutput:
@@ -211,12 +240,21 @@ class NNHead:
         return torch.cat([top_mean(smoothed(part, side)) for part in cells.split(BATCH)])
 
     def patch_distances(self, features: Features, exclude: Tensor | None) -> Tensor:
-        """1 - cosine of each patch to the nearest good one, [B, N], on the CPU."""
+        """Of each patch, [K, B, N], on the CPU: 1 - cosine to the nearest good one; by the spread."""
         asked = features.local_query()
+        rows = [-1] * len(asked) if exclude is None else exclude.tolist()
         if exclude is None:
-            return (1 - self.goods.nearest(asked.flatten(0, 1))[0]).view(asked.shape[:2]).cpu()
-        found = [self.goods.nearest(one, row)[0] for one, row in zip(asked, exclude.tolist())]
-        return (1 - torch.stack(found)).cpu()
+            nearest, key = (
+                one.view(asked.shape[:2]) for one in self.goods.nearest(asked.flatten(0, 1))
+            )
+        else:
+            pairs = [self.goods.nearest(one, row) for one, row in zip(asked, rows)]
+            nearest, key = (torch.stack(one) for one in zip(*pairs))
+        found = [(1 - nearest).cpu()]
+        if self.spread.enough:
+            far = [self.spread.distance(*one) for one in zip(asked, key, rows)]
+            found.append(torch.stack(far))
+        return torch.stack(found)
 
     def measure(self, features: Features, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
         """Patch values [B, N] in spreads, and the statistics [K, B] of the whole images."""
@@ -224,28 +262,19 @@ class NNHead:
         whole = whole_images(features.class_query(), features.local_raw()).cpu()
         places = (WHOLE,) * len(whole) if features.places is None else features.places
         if exclude is None:
-            return self.cell_scale(distance, places), self.classes.distance(whole)[None]
+            return self._cells.scales(distance, places), self.classes.distance(whole)[None]
         own, parts = exclude.tolist(), torch.empty(1, len(whole), dtype=torch.float64)
-        scaled = torch.empty(distance.shape)
+        scaled = torch.empty(distance.shape[1:])
         for row in dict.fromkeys(own):  # the tiles of one picture together
             mine = torch.tensor([one == row for one in own])
             left = None if row < 0 else self.classes.group == self.groups[row]
             parts[0, mine] = self.classes.distance(whole[mine], left)
-            scaled[mine] = self._scale_without(row)(distance[mine], chosen(places, mine))
+            scaled[mine] = self._scale_without(row)(distance[:, mine], chosen(places, mine))
         return scaled, parts
 
-    def _scale_without(self, row: int) -> CellScale:
-        """The scale of a patch's distance as images other than an entry's group give it; -1: all.
-
-        An image that is left out must not have helped to say what is usual of it: places where it
-        alone varies would look calm, and a threshold taken from such values would be too low.
-        """
-        own = self._good_groups == (self.groups[row] if row >= 0 else -1)
-        if not bool(own.any()) or bool(own.all()):
-            return self.cell_scale
-        places = chosen(self._good_places, own)
-        part = CellSums.of(self._good_distances[own], places, self._sums)
-        return self._sums.less(part).scale()
+    def _scale_without(self, row: int) -> CellScales:
+        """The scale of patch distances as images other than an entry's group give it; -1: all."""
+        return self._cells.without(int(self.groups[row]) if row >= 0 else -1)
 
     def typical(self) -> tuple[float, float]:
         """Patch values of good images that were left out: the median, and what only the top reaches."""

@@ -153,19 +153,6 @@ def squares(count: Tensor, total: Tensor, square: Tensor, mean: Tensor) -> Tenso
     return (square - 2 * mean * total + count * mean.square()).clamp_min(0)
 
 
-def left_out_cells(distances: Tensor, group: Tensor, places: Places = None) -> Tensor:
-    """Good images' distances [V, N] on the scale of the others: a group at a time is left out."""
-    found, every = torch.empty_like(distances), CellSums.of(distances, places)
-    own = torch.unique(group)
-    for one in own.tolist():
-        mine = group == one
-        here = chosen(places, mine)
-        part = CellSums.of(distances[mine], here, every)
-        others = every if len(own) == 1 else every.less(part)
-        found[mine] = others.scale()(distances[mine], here)
-    return found
-
-
 def chosen(places: Places, rows: Tensor) -> Places:
     """Those of the `places` whose row is true in bool [V]."""
     if places is None:

@@ -149,5 +149,5 @@ def test_an_image_left_out_says_nothing_of_what_is_usual(
     usual, rest = head.measure(features, None)
     np.testing.assert_allclose(parts.numpy(), rest.numpy(), rtol=1e-4)
     assert np.corrcoef(cells.flatten(), usual.flatten())[0, 1] > 0.98
-    own = detector.head.cell_scale(1 - detector.head.goods.nearest(features.local_query()[0], 0)[0])
+    own = detector.head._cells.scales(detector.head.patch_distances(features, torch.tensor([0])))
     assert float(cells.max()) > float(own.max()), "its own extremes would have looked usual"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from mrad.heads.goods.standard import CellScale, CellSums, left_out_cells
+from mrad.heads.goods.cells import GoodCells
+from mrad.heads.goods.standard import CellScale, CellSums
 
 
 def test_images_taken_away_say_nothing_and_the_others_are_not_looked_at_again():
@@ -16,7 +17,8 @@ def test_images_taken_away_say_nothing_and_the_others_are_not_looked_at_again():
     found = CellSums.of(distances).less(CellSums.of(distances[:2])).scale()
     torch.testing.assert_close(found.mean, expected.mean)
     torch.testing.assert_close(found.spread, expected.spread)
-    torch.testing.assert_close(left_out_cells(distances, group)[:2], expected(distances[:2]))
+    found = GoodCells(distances[None], group, None).left_out()
+    torch.testing.assert_close(found[:2], expected(distances[:2]))
 
 
 def test_a_place_leans_on_all_others_and_never_varies_by_nothing():

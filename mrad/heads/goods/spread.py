@@ -1,0 +1,276 @@
+"""How unlike good patches a patch is, in the directions in which those hardly vary.
+
+The nearest good patch says little where a defect is weak: any patch is about as far from its nearest in
+the directions in which good ones vary anyway. The Mahalanobis distance counts each direction by how much
+good patches vary in it. Together they tell more defects than either (`benchmarks good_parts`), and the
+nearest patch still serves where a memory holds several products, of which one spread says less.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mrad.heads.goods import kept
+from mrad.heads.goods.classes import APART, FOLDS
+from mrad.heads.goods.left_out import LeftOutDistances, Query
+from mrad.memory.bank import MemoryBank
+from mrad.retrieval.goods import GoodPatches, Views
+
+VERSION = 1
+
+ENOUGH = 3
+"""Good images from which a spread is known when one of them is left out."""
+LEAST_RIDGE = 1e-4
+"""Of the mean variance, added to every direction: what a feature's rounding could say is not counted."""
+
+
+@dataclass(frozen=True)
+class PatchSums:
+    """What a spread follows from; images can be taken away again."""
+
+    count: int
+    total: Tensor
+    """float64 [W]."""
+    products: Tensor
+    """float64 [W, W]."""
+
+    @classmethod
+    def of(cls, patches: Tensor) -> PatchSums:
+        """Of `patches` [n, W], L2-normalised, an image's at a time."""
+        return cls(
+            len(patches), patches.sum(dim=0).double().cpu(), (patches.T @ patches).double().cpu()
+        )
+
+    def plus(self, other: PatchSums) -> PatchSums:
+        """Of both."""
+        count, total = self.count + other.count, self.total + other.total
+        return PatchSums(count, total, self.products + other.products)
+
+    def less(self, part: PatchSums) -> PatchSums:
+        """Without some of them."""
+        count, total = self.count - part.count, self.total - part.total
+        return PatchSums(count, total, self.products - part.products)
+
+    def spread(self, images: int, device: torch.device | str) -> PatchSpread:
+        """How the patches of so many `images` vary; the fewer, the more evenly they are taken to."""
+        mean = self.total / self.count
+        covariance = self.products / self.count - torch.outer(mean, mean)
+        ridge = max(LEAST_RIDGE, images**-2) * float(covariance.diagonal().mean().clamp_min(1e-12))
+        even = torch.eye(len(mean), dtype=torch.float64)
+        root = torch.linalg.cholesky(covariance + ridge * even)
+        factor = torch.linalg.solve_triangular(root, even, upper=False).T
+        return PatchSpread(mean.float().to(device), factor.float().contiguous().to(device))
+
+
+@dataclass(frozen=True)
+class PatchSpread:
+    """Where good patches lie, and how they vary."""
+
+    mean: Tensor
+    """[W]."""
+    factor: Tensor
+    """[W, W]: times it, good patches vary by 1 in every direction."""
+
+    def distance(self, patches: Tensor) -> Tensor:
+        """Mahalanobis distance [...] of patches [..., W] from the mean."""
+        found: Tensor = torch.linalg.vector_norm((patches - self.mean) @ self.factor, dim=-1)
+        return found
+
+    def apart(self, patches: Tensor, keys: Tensor) -> Tensor:
+        """Distance [n] of patches [n, W] from keys [n, W], as `distance` measures, times `APART`."""
+        found: Tensor = torch.linalg.vector_norm((patches - keys) @ self.factor, dim=-1)
+        return APART * found
+
+
+class GoodSpread:
+    """The spread of a memory's good patches, of all images and without some."""
+
+    def __init__(
+        self, goods: GoodPatches, views: Views, settled: Tensor, known: LeftOutSpread | None = None
+    ) -> None:
+        """
+        Args:
+            goods: the good patches.
+            views: the images that the memory holds whole.
+            settled: bool [V], which of them say what is usual; of those, the good ones do.
+            known: of the same spread; its sums are taken over.
+        """
+        self.goods = goods
+        rows = views.rows[views.good & settled].unique()
+        usual = torch.zeros(len(goods.groups), dtype=torch.bool)
+        usual[rows] = True
+        self._usual = usual.to(goods.keys.device)
+        groups = goods.groups.cpu()[rows].unique()
+        self.images = len(groups)
+        folds = torch.tensor_split(groups, min(FOLDS, max(1, self.images)))
+        self._fold = {group: fold for fold in folds for group in fold.tolist()}
+        self.enough = self.images >= ENOUGH
+        self.sums: PatchSums | None = None
+        if self.enough:
+            self.sums = self._of(self._usual[goods.entry]) if known is None else known.sums
+        self._whole: PatchSpread | None = None
+        self._last: tuple[Tensor, PatchSpread] | None = None
+
+    def _of(self, keys: Tensor) -> PatchSums:
+        """Of some `keys` bool [n]; an image at a time, for float32 adds up few numbers exactly enough."""
+        width = self.goods.keys.shape[1]
+        empty = torch.zeros(width, dtype=torch.float64)
+        found = PatchSums(0, empty, torch.zeros(width, width, dtype=torch.float64))
+        rows = keys.nonzero()[:, 0]
+        entry = self.goods.entry[rows]
+        for one in torch.unique(entry).tolist():
+            found = found.plus(PatchSums.of(self.goods.keys[rows[entry == one]]))
+        return found
+
+    def whole(self) -> PatchSpread:
+        """Of all images that say what is usual."""
+        assert self.sums is not None, "too few images"
+        if self._whole is None:
+            self._whole = self.sums.spread(self.images, self.goods.keys.device)
+        return self._whole
+
+    def without(self, row: int) -> PatchSpread:
+        """Of those of other groups than an entry's; -1: all. Of many groups several are left out at once."""
+        fold = self._fold.get(int(self.goods.groups[row])) if row >= 0 else None
+        if fold is None or self.sums is None:
+            return self.whole()
+        last, device = self._last, self.goods.group.device
+        if last is not None and last[0] is fold:
+            return last[1]
+        left = torch.isin(self.goods.group, fold.to(device)) & self._usual[self.goods.entry]
+        found = self.sums.less(self._of(left)).spread(self.images - len(fold), device)
+        self._last = fold, found
+        return found
+
+    def taught(self, entry: Tensor) -> Tensor:
+        """Which of the entry rows [n], -1 for none, are good ones that do not say what is usual."""
+        return (entry >= 0) & ~self._usual[entry.long().clamp_min(0).to(self._usual.device)].to(
+            entry.device
+        )
+
+    def distance(self, patches: Tensor, key: Tensor | None = None, row: int = -1) -> Tensor:
+        """Distance [n], on the CPU, of patches [n, W]; a taught good patch calms what is like it.
+
+        Args:
+            patches: L2-normalised.
+            key: int64 [n], the nearest good patch of each, of those that may be asked; None: nothing calms.
+            row: the entry that is left out, with its group; -1: none.
+        """
+        spread = self.without(row)
+        found = spread.distance(patches)
+        if key is None:
+            return found.cpu()
+        entry = self.goods.entry[key.clamp_min(0)].where(key >= 0, -1)
+        taught = self.taught(entry)
+        if bool(taught.any()):
+            near = spread.apart(patches[taught], self.goods.keys[key[taught]])
+            found[taught] = torch.minimum(found[taught], near)
+        return found.cpu()
+
+
+@dataclass(frozen=True)
+class LeftOutSpread:
+    """Of every patch of every stored image: its distance by the spread of the other images.
+
+    A lesson does not change what is usual, so old images are not measured again.
+    """
+
+    views: tuple[tuple[str, int], ...]
+    """Entry and tile of each of the V views."""
+    groups: tuple[frozenset[str], ...]
+    """Entries that each view was not measured by."""
+    usual: tuple[tuple[str, int], ...]
+    """The views that say what is usual."""
+    sums: PatchSums
+    values: Tensor
+    """float32 [V, N]."""
+
+    @classmethod
+    @torch.inference_mode()
+    def measure(
+        cls,
+        spread: GoodSpread,
+        measured: LeftOutDistances,
+        views: Views,
+        query: Query,
+        usual: tuple[tuple[str, int], ...],
+        known: LeftOutSpread | None,
+    ) -> LeftOutSpread:
+        """Of the views of `measured`.
+
+        Args:
+            spread: of the memory's good patches; there are enough of them.
+            measured: names the views and their groups.
+            views: the images that the memory holds whole.
+            query: the patches of a view.
+            usual: the views that say what is usual (`usual_views`).
+            known: what was measured of an earlier state with the same spread; what holds is taken over.
+        """
+        assert spread.sums is not None, "too few images"
+        values = torch.empty(len(measured.views), views.normal.shape[1])
+        old = {} if known is None else {pair: at for at, pair in enumerate(known.views)}
+        for view, pair in enumerate(measured.views):
+            at = old.get(pair)
+            if known is not None and at is not None and known.groups[at] == measured.groups[view]:
+                values[view] = known.values[at]
+            else:
+                values[view] = spread.distance(query(view), None, int(views.rows[view]))
+        return cls(measured.views, measured.groups, usual, spread.sums, values)
+
+    def calmed(
+        self, spread: GoodSpread, measured: LeftOutDistances, views: Views, query: Query
+    ) -> Tensor:
+        """The values [V, N] with what good images that were taught since calm; as `measure`."""
+        found = self.values.clone()
+        for view, nearest in enumerate(measured.nearest):
+            taught = spread.taught(nearest)
+            if bool(taught.any()):
+                row, patches = int(views.rows[view]), query(view)[taught]
+                _, key = spread.goods.nearest(patches, row, spread.taught(spread.goods.entry))
+                found[view, taught] = spread.distance(patches, key, row)
+        return found
+
+    def write(self, path: Path) -> None:
+        """Keep it at `path`, or say in the log why not."""
+        facts = {
+            "version": VERSION,
+            "views": self.views,
+            "groups": [sorted(group) for group in self.groups],
+            "usual": self.usual,
+            "count": self.sums.count,
+        }
+        tensors = {
+            "total": self.sums.total,
+            "products": self.sums.products,
+            "values": self.values,
+        }
+        kept.write(path, tensors, facts)
+
+    @classmethod
+    def read(cls, path: Path) -> LeftOutSpread | None:
+        """What `write` kept; None where it is absent, damaged or of another version."""
+        found = kept.read(path)
+        if found is None or found[1].get("version") != VERSION:
+            return None
+        tensors, facts = found
+        return cls(
+            tuple((entry, int(tile)) for entry, tile in facts["views"]),
+            tuple(frozenset(group) for group in facts["groups"]),
+            tuple((entry, int(tile)) for entry, tile in facts["usual"]),
+            PatchSums(int(facts["count"]), tensors["total"], tensors["products"]),
+            tensors["values"],
+        )
+
+
+def usual_views(measured: LeftOutDistances, usual: Tensor) -> tuple[tuple[str, int], ...]:
+    """Entry and tile of the views that `usual` bool [V] marks."""
+    return tuple(pair for pair, used in zip(measured.views, usual.tolist()) if used)
+
+
+def stored_at(bank: MemoryBank) -> Path | None:
+    """Where a bank that lies on disk keeps it; None for one in memory, or that learned."""
+    return kept.place(bank, "spread", VERSION, [bank.local])

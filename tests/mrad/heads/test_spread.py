@@ -1,0 +1,111 @@
+"""How unlike good patches a patch is by the directions in which those vary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mrad import Detector, Encoder, MemoryBank, Sample
+from mrad.demo import FOLDER
+from mrad.heads.goods.classes import APART
+from mrad.heads.goods.spread import LEAST_RIDGE, GoodSpread, LeftOutSpread, PatchSums
+from mrad.memory.keys import encode_samples
+
+GOOD = sorted((FOLDER / "memory" / "good").glob("*.png"))
+
+
+def taken(paths: list[Path]) -> list[Sample]:
+    return [Sample(path, anomalous=False, source=path.name) for path in paths]
+
+
+@pytest.fixture(scope="module")
+def twelve(mini_encoder: Encoder) -> MemoryBank:
+    return MemoryBank.from_samples(mini_encoder, taken(GOOD[:12]))
+
+
+def test_it_is_the_mahalanobis_distance():
+    generator = torch.manual_seed(0)
+    patches = torch.randn(4_000, 6, generator=generator) * torch.tensor([3, 2, 1, 1, 0.5, 0.01])
+    spread = PatchSums.of(patches).spread(1_000, "cpu")
+    asked = torch.randn(5, 6, generator=generator)
+    covariance = np.cov(patches.double().T, bias=True)
+    covariance += LEAST_RIDGE * np.trace(covariance) / 6 * np.eye(6)
+    off = (asked - patches.mean(dim=0)).double().numpy()
+    expected = np.sqrt(np.einsum("ni,ij,nj->n", off, np.linalg.inv(covariance), off))
+    np.testing.assert_allclose(spread.distance(asked), expected, rtol=1e-3)
+    assert float(spread.apart(asked[:1], asked[:1])) == 0
+    assert float(spread.apart(asked[:1], spread.mean[None])) == pytest.approx(
+        APART * expected[0], rel=1e-3
+    )
+
+
+def test_few_images_are_taken_to_vary_more_evenly():
+    patches = torch.randn(500, 4) * torch.tensor([1, 1, 1, 0.001])
+    odd = torch.tensor([[0.0, 0, 0, 0.5]])
+    sums = PatchSums.of(patches)
+    few, many = (float(sums.spread(images, "cpu").distance(odd)) for images in (3, 40))
+    assert few < many / 5
+
+
+def test_images_left_out_say_nothing(mini_encoder: Encoder, twelve: MemoryBank) -> None:
+    head = Detector(mini_encoder, twelve, "nn").head
+    for row in (0, 7):
+        others = twelve.remove(twelve.entries[row].entry_id)
+        expected = Detector(mini_encoder, others, "nn").head.spread.whole()
+        found = head.spread.without(row)
+        torch.testing.assert_close(found.mean, expected.mean)
+        asked = torch.nn.functional.normalize(torch.randn(9, expected.mean.shape[0]), dim=1)
+        torch.testing.assert_close(
+            found.distance(asked), expected.distance(asked), rtol=1e-3, atol=0
+        )
+
+
+def test_two_good_images_have_none(mini_encoder: Encoder) -> None:
+    bank = MemoryBank.from_samples(mini_encoder, taken(GOOD[:2]))
+    head = Detector(mini_encoder, bank, "nn").head
+    assert not head.spread.enough
+    assert len(head.patch_distances(mini_encoder.encode([str(GOOD[3])]), None)) == 1
+
+
+def test_a_lesson_calms_what_is_like_it_and_moves_nothing_else(
+    mini_encoder: Encoder, twelve: MemoryBank
+) -> None:
+    before = Detector(mini_encoder, twelve, "nn")
+    ((entry, keys),) = encode_samples(mini_encoder, taken(GOOD[20:21]))
+    after = before.with_bank(twelve.add(entry, keys))
+    torch.testing.assert_close(after.head.spread.whole().factor, before.head.spread.whole().factor)
+
+    def by_spread(detector: Detector, path: Path) -> torch.Tensor:
+        return detector.head.patch_distances(mini_encoder.encode([str(path)]), None)[1]
+
+    assert float(by_spread(after, GOOD[20]).max()) < 0.1 * float(
+        by_spread(before, GOOD[20]).median()
+    )
+    other, same = by_spread(before, GOOD[30]), by_spread(after, GOOD[30])
+    assert bool((same <= other + 1e-4).all())
+    assert float((same < other - 1e-4).double().mean()) < 0.05
+
+
+def test_it_is_kept_with_the_bank_and_damage_is_noticed(
+    mini_encoder: Encoder, twelve: MemoryBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twelve.save(tmp_path / "bank")
+
+    def opened() -> LeftOutSpread:
+        head = Detector(mini_encoder, MemoryBank.load(tmp_path / "bank"), "nn").head
+        return head._left_out_spread
+
+    first = opened()
+    (kept,) = (tmp_path / "bank" / "derived").glob("spread-*")
+    with monkeypatch.context() as patched:
+        patched.setattr(GoodSpread, "_of", None)  # whoever measures fails
+        patched.setattr(GoodSpread, "distance", None)
+        torch.testing.assert_close(opened().values, first.values, rtol=0, atol=0)
+    data = bytearray(kept.read_bytes())
+    data[-5] ^= 1
+    kept.write_bytes(data)
+    assert LeftOutSpread.read(kept) is None
+    torch.testing.assert_close(opened().values, first.values)
