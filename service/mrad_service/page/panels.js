@@ -91,11 +91,12 @@ export function advice(problem) {
   return known[problem.code] ?? `Code: ${problem.code}`;
 }
 
-/** Why a verdict and its probability may differ. */
-const DISAGREE = [
-  "Not as the verdict says",
-  "the limit is set by false alarms or by the best mix; the probability supposes the calibration's share of defects",
-];
+/** Why a verdict and its probability differ, where they do. */
+function disagree({ probability, verdict }) {
+  if (probability == null || verdict == null || (probability >= 0.5) === (verdict === "anomalous")) return null;
+  const text = "The verdict is by the limit; the probability supposes as many defects as the calibration had, so the two may differ.";
+  return el("p", { className: "hint" }, text);
+}
 
 function sign(verdict) {
   return el("span", { className: "sign", "aria-hidden": "true" }, SIGNS[verdict]);
@@ -107,12 +108,10 @@ function leading(result, bank, items) {
   const first = [["Score, 0 to 100", readable(result)], ["Limit", "50"]];
   if (result.probability != null) {
     first.push(["Probability of a defect", `${Math.round(100 * result.probability)} %`]);
-    const likely = result.probability >= 0.5 ? "anomalous" : "normal";
-    if (result.verdict != null && result.verdict !== likely) first.push(DISAGREE);
   } else if (result.p_value != null) {
     first.push(["Good parts as unusual", `${(100 * result.p_value).toFixed(1)} %`]);
   }
-  return [bar(result.calibrated_score / 100, 0.5), rows(first)];
+  return [bar(result.calibrated_score / 100, 0.5), rows(first), disagree(result)];
 }
 
 /** What an engineer asks for: the raw numbers. */

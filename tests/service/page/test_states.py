@@ -145,3 +145,27 @@ def test_a_thumbnail_and_a_strip_are_said_to_be_unlike_the_memorys_pictures(
         page.sees("verdict", "Look before you trust this")
         page.sees("verdict", text)
     assert page["queue"].text.count("doubtful picture") == 2
+
+
+@pytest.mark.parametrize(
+    ("verdict", "probability", "differs"),
+    [
+        ("anomalous", 0.2, True),
+        ("normal", 0.8, True),
+        ("anomalous", 0.8, False),
+        (None, 0.8, False),
+    ],
+)
+def test_why_a_verdict_and_its_probability_differ_is_said(page, verdict, probability, differs):
+    result = {
+        "score": 0.5, "class_score": 0.5, "calibrated_score": 60, "verdict": verdict,
+        "threshold": 0.4, "probability": probability, "warnings": [],
+    }  # fmt: skip
+    shown = page.run(
+        "return import('/page/panels.js').then((panels) => {"
+        "  panels.showVerdict({state: 'done', name: 'a.png', result: arguments[0]}, {}, []);"
+        "  return document.getElementById('verdict').textContent; })",
+        result,
+    )
+    assert "Probability of a defect" in shown
+    assert ("supposes as many defects as the calibration had" in shown) == differs
