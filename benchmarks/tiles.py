@@ -45,13 +45,12 @@ PANELS = ((3, 2), (4, 3), (6, 5), (7, 7))
 HEADS = ("tf", "nn", "combined")
 ALIGNED = 30
 """Boards of the panel that is also looked at in tiles that are boards."""
-MOST_KNOWN = 200
-"""Tiles whose features are kept: about those of one board's panels."""
+FEW, MOST_KNOWN = 12, 200
+"""Boards that panels of the largest size are made of; tiles whose features are kept."""
 CLOSELY = 0.25
 MAP = 2_000_000
 """Pixels of the maps that figures are taken from."""
-TIMED = 3
-"""Pictures of a panel whose seconds are taken."""
+TIMED = 3  # pictures of each size whose seconds are taken
 CLASSES = ("below 1 patch", "1 to 4 patches", "above 4 patches")
 
 
@@ -209,6 +208,7 @@ def mosaics(
         rows.append(["single boards", head, "–", *single.cells(), "–", "–", "–", "–"])
     tf, known = detectors["tf"], dict[bytes, Features]()
     for across, down in panels:
+        count = min(pictures, FEW) if (across, down) == PANELS[-1] else pictures
         exact = {n: d.with_layout(Layout(Tiling(BOARD, 0.0))) for n, d in detectors.items()}
         coarse = boards.bank.layout.looked_at_closely(CLOSELY)
         looks: dict[str, dict[str, Detector]] = {
@@ -219,7 +219,7 @@ def mosaics(
         if across * down == ALIGNED:
             looks["tiles that are boards"] = exact
         tallies = {(look, head): Tally() for look, own in looks.items() for head in own}
-        for number, (picture, mask) in enumerate(boards.panels(across, down, pictures)):
+        for number, (picture, mask) in enumerate(boards.panels(across, down, count)):
             for look, own in looks.items():
                 if look == "tiles" or own is exact:
                     found = together(own, picture, known)
@@ -237,11 +237,11 @@ def mosaics(
         for (look, head), tally in tallies.items():
             rows.append([
                 f"{across * down} boards, {mask.size / 1e6:.1f} MP", head, look, *tally.cells(),
-                f"{tally.hits} of {pictures}", f"{median(tally.seconds):.2f} s",
+                f"{tally.hits} of {count}", f"{median(tally.seconds):.2f} s",
                 f"{100 * bare[head]:.0f} %" if look == "tiles" else "–", f"{peak:.0f} MB",
             ])  # fmt: skip
     return Table(
-        f"Panels of DeepPCB boards: {pictures} without and {pictures} with one defective board",
+        "Panels of DeepPCB boards: as many without as with one defective board",
         ["picture", "head", "looked at", "image AUROC", "pixel AUROC", "AUPRO", "peak on the defect",
          "a picture, of a core", "of the encoder's bare rate", "most memory so far"],
         rows,
