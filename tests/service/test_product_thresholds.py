@@ -61,3 +61,17 @@ def test_a_products_own_rule_outlives_lessons(
         after = client.get("/v1/bank", params={"object": "nuts"}).json()
         assert after["threshold"] is not None
         assert after["entries"] == 9
+
+        address, whole = "/v1/banks/both/calibrate", Calibration.of(MemoryBank.load(path), "nn")
+        assert client.post(address, params={"object": "pens"}).status_code == 404
+        begun = client.post(address, params={"object": "nuts", "target_fpr": 0.25})
+        assert begun.json()["object"] == "nuts", begun.text
+        while (job := client.get(address).json())["state"] not in ("done", "failed"):
+            time.sleep(0.05)
+        assert job["state"] == "done", job
+        assert job["images"] == 9
+        assert held().image.target_fpr == 0.25
+        after = client.get("/v1/bank", params={"object": "nuts"}).json()
+        assert after["threshold"] == job["threshold"] == held().image_threshold
+        now = Calibration.of(MemoryBank.load(path), "nn")
+        assert now.image == whole.image, "that of all stays"

@@ -74,6 +74,8 @@ export interface components {
         /** @description A calibration on the memory's own images, on its way or done. */
         CalibrationJob: {
             bank: string;
+            /** @description product that it is of; null: all */
+            object: string | null;
             /** @enum {string} */
             state: "none" | "waiting" | "running" | "done" | "failed";
             /** @description images judged so far */

@@ -18,7 +18,7 @@ from mrad.heads.goods import kept
 from mrad.heads.goods.classes import APART, FOLDS
 from mrad.heads.goods.left_out import LeftOutDistances, Query
 from mrad.memory.bank import MemoryBank
-from mrad.retrieval.goods import GoodPatches, Views
+from mrad.retrieval.goods import BLOCK, GoodPatches, Views
 
 VERSION = 1
 
@@ -40,7 +40,7 @@ class PatchSums:
 
     @classmethod
     def of(cls, patches: Tensor) -> PatchSums:
-        """Of `patches` [n, W], L2-normalised, an image's at a time."""
+        """Of `patches` [n, W], L2-normalised."""
         return cls(
             len(patches), patches.sum(dim=0).double().cpu(), (patches.T @ patches).double().cpu()
         )
@@ -116,14 +116,12 @@ class GoodSpread:
         self._last: tuple[Tensor, PatchSpread] | None = None
 
     def _of(self, keys: Tensor) -> PatchSums:
-        """Of some `keys` bool [n]; an image at a time, for float32 adds up few numbers exactly enough."""
+        """Of some `keys` bool [n], a block at a time: float32 adds few numbers exactly enough."""
         width = self.goods.keys.shape[1]
         empty = torch.zeros(width, dtype=torch.float64)
         found = PatchSums(0, empty, torch.zeros(width, width, dtype=torch.float64))
-        rows = keys.nonzero()[:, 0]
-        entry = self.goods.entry[rows]
-        for one in torch.unique(entry).tolist():
-            found = found.plus(PatchSums.of(self.goods.keys[rows[entry == one]]))
+        for rows in keys.nonzero()[:, 0].split(BLOCK):
+            found = found.plus(PatchSums.of(self.goods.keys[rows]))
         return found
 
     def whole(self) -> PatchSpread:

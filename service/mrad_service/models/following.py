@@ -13,12 +13,12 @@ import structlog
 
 from mrad.calibration import Calibration, Rule
 from mrad.detector import Detector
-from mrad.errors import MRADError
+from mrad.errors import CalibrationError, MRADError
 from mrad.heads.tf import TFHead
 from mrad.memory.living import CALIBRATION
 from mrad.thresholds.calibrate import calibrate
 from mrad.thresholds.follow import followed
-from mrad.thresholds.objects import keeping_objects
+from mrad.thresholds.objects import keeping_objects, with_object
 from mrad.thresholds.own import anchored, memory_of, score_own
 from mrad_service.memory import DurableMemory
 from mrad_service.models.loading import Model
@@ -59,6 +59,8 @@ class Calibrating:
 
     rule: Rule | None
     target_fpr: float
+    product: str | None = None
+    """Of whose images alone; None: of all."""
     state: Literal["waiting", "running", "done", "failed"] = "waiting"
     done: int = 0
     images: int = 0
@@ -100,10 +102,15 @@ class Following:
             self._end(renewal, "the server is stopping")
         return renewal
 
-    def calibrate(self, rule: Rule | None, target_fpr: float) -> Calibrating:
-        """Begin to calibrate on the memory's own images; one at a time, or the one that runs."""
+    def calibrate(self, rule: Rule | None, target_fpr: float, product: str | None) -> Calibrating:
+        """Begin to calibrate on the memory's own images; one at a time, or the one that runs.
+
+        Raises `UnknownObjectError`.
+        """
+        if product is not None:
+            self._current().bank.of_object(product)
         if self.job is None or self.job.state in ("done", "failed"):
-            self.job = Calibrating(rule, target_fpr)
+            self.job = Calibrating(rule, target_fpr, product)
             try:
                 self._workers.submit(self._calibrate, self.job)
             except RuntimeError:
@@ -116,10 +123,18 @@ class Following:
 
         job.state, model = "running", self._current()
         try:
-            detector = self._resumed(model.detectors[0])
+            detector, whole = model.detectors[0], model.calibration
+            if job.product is None:
+                detector = self._resumed(detector)
+            elif whole is None:
+                raise CalibrationError(
+                    "thresholds of one product are kept beside those of all: calibrate without object first"
+                )
+            else:
+                detector = detector.of_object(job.product)
             scored = score_own(detector, thorough=True, progress=progress)
             checkpoint = model.spec.checkpoint.name if model.spec.checkpoint else ""
-            made = calibrate(
+            own = calibrate(
                 detector,
                 scored,
                 rule=job.rule,
@@ -127,11 +142,15 @@ class Following:
                 source="the memory itself",
                 checkpoint=checkpoint,
             )
-            made = keeping_objects(anchored(made, detector.bank, scored), model.calibration)
+            if job.product is None:
+                made = keeping_objects(anchored(own, detector.bank, scored), whole)
+                self._origin = made
+            else:
+                assert whole is not None
+                made = with_object(whole, job.product, own, detector)
             self._memory.put(CALIBRATION + made.head, made.model_dump_json().encode())
-            self._origin = made
             self._publish(model, made)
-            job.calibration, job.state = made, "done"
+            job.calibration, job.state = own, "done"
         except MRADError as error:
             job.state, job.why = "failed", str(error)
         except Exception as error:

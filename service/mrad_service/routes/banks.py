@@ -75,12 +75,20 @@ def calibrate_bank(
     target_fpr: Annotated[
         float, Query(gt=0, lt=1, description="share of good images to come that may be flagged")
     ] = TARGET,
+    object_name: Annotated[
+        str | None,
+        Query(
+            alias="object",
+            max_length=200,
+            description="product: its own thresholds, beside those of all",
+        ),
+    ] = None,
 ) -> CalibrationJob:
     """Choose thresholds anew on the images that the memory holds, each left out. 202 at once.
 
     Scoring goes on; the thresholds come into force together, and are on disk, when `state` is `done`.
     """
-    job = runtime_of(request).banks.following(name).calibrate(rule, target_fpr)
+    job = runtime_of(request).banks.following(name).calibrate(rule, target_fpr, object_name)
     return job_of(name, job)
 
 
@@ -93,11 +101,19 @@ def job_of(name: str, job: Calibrating | None) -> CalibrationJob:
     """For clients."""
     if job is None:
         return CalibrationJob(
-            bank=name, state="none", done=0, images=0, why="", threshold=None, pixel_threshold=None
+            bank=name,
+            object=None,
+            state="none",
+            done=0,
+            images=0,
+            why="",
+            threshold=None,
+            pixel_threshold=None,
         )
     held = job.calibration
     return CalibrationJob(
         bank=name,
+        object=job.product,
         state=job.state,
         done=job.done,
         images=job.images,

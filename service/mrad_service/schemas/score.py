@@ -377,6 +377,7 @@ class CalibrationJob(BaseModel):
     """A calibration on the memory's own images, on its way or done."""
 
     bank: str
+    object: str | None = Field(description="product that it is of; null: all")
     state: Literal["none", "waiting", "running", "done", "failed"]
     done: int = Field(description="images judged so far")
     images: int = Field(description="in all; 0 before that is known")
