@@ -78,18 +78,18 @@ class Sums:
                 banned = keys.entry[part][None] == own[:, None]
                 cosine.masked_fill_(banned.to(cosine.device), -torch.inf)
             near = self.nearest[places].to(cosine.device)
+            weight = None if full else weights(cosine, near)
             if full:
-                weight = torch.isfinite(cosine).float()
                 self.nearest[places] = torch.maximum(near, cosine.amax(dim=1)).cpu()
-            else:
-                weight = weights(cosine, near)
-            summed = weight * cosine.sub_(1).exp_()
+            summed = cosine.sub_(1).exp_()
+            if weight is not None:
+                summed *= weight
             for label in (0, 1):
                 mine = torch.from_numpy(keys.labels[part] == label).to(cosine.device)
                 if bool(mine.any()):
                     one = summed[:, mine].sum(dim=1, dtype=torch.float64)
                     self.total[places, label] += sign * one.cpu()
-                    if not full:
+                    if weight is not None:
                         one = weight[:, mine].sum(dim=1, dtype=torch.float64)
                         self.taught[places, label] += sign * one.cpu()
 
