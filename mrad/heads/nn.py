@@ -22,7 +22,7 @@ from mrad.heads import HeadOutput
 from mrad.heads.choose import check_good_parts
 from mrad.heads.goods.cells import CellScales, GoodCells
 from mrad.heads.goods.classes import GoodClasses
-from mrad.heads.goods.left_out import LeftOutDistances, Query, stored_at
+from mrad.heads.goods.left_out import LeftOutDistances, Query, eased, stored_at
 from mrad.heads.goods.spread import GoodSpread, LeftOutSpread, usual_views
 from mrad.heads.goods.spread import stored_at as spread_stored_at
 from mrad.heads.goods.standard import Blend, chosen
@@ -139,17 +139,15 @@ class NNHead:
         place, known = stored_at(self.bank), self._left_out
         if known is None and place is not None:
             known = LeftOutDistances.read(place)
-        given = self.bank, self.views, self.goods, patches
         usual = None
         if not bool(self.settled.all()):
+            build = self.goods.among(self.views.rows[self.settled])
             usual = LeftOutDistances.measure(
-                self.bank,
-                self.views.some(self.settled),
-                self.goods.among(self.views.rows[self.settled]),
-                patches,
-                self._known_usual(),
+                self.bank, self.views, build, patches, self._known_usual()
             )
-        measured = LeftOutDistances.measure(*given, known or usual)
+        measured = LeftOutDistances.measure(
+            self.bank, self.views, self.goods, patches, known or usual
+        )
         if place is not None and known is None:
             measured.write(place)
         self._left_out, self._usual = measured, usual or measured
@@ -157,19 +155,15 @@ class NNHead:
             self.goods.elsewhere = measured.cosine.flatten()[self.goods.rows]
         group = self.groups[self.views.rows]
         whole = self.classes.left_out(self._wholes, group)
-        found = 1 - measured.cosine
+        built = 1 - self._usual.cosine
         spread, calmed = self._spread_left_out(measured, patches)
-        self._own = torch.stack([found, *calmed]), whole[None].nan_to_num(2.0)
+        near = eased(built, 1 - measured.cosine)
+        self._own = torch.stack([near, *calmed]), whole[None].nan_to_num(2.0)
         if usual is not None:
-            found = found.clone()
-            found[self.settled] = 1 - usual.cosine
             alone = self.classes.alone().left_out(self._wholes[self.settled], group[self.settled])
             whole = whole.clone()
             whole[self.settled] = alone
-            calmed = [
-                one.where(~self.settled[:, None], other) for one, other in zip(calmed, spread)
-            ]
-        distance = torch.stack([found, *calmed])
+        distance = torch.stack([built, *spread])
         distance[:, self.views.good[:, None] & ~self.views.normal] = torch.nan
         return distance, whole
 
@@ -204,11 +198,12 @@ class NNHead:
 
     def _known_usual(self) -> LeftOutDistances | None:
         """What was measured among settled images, unless one of those is a lesson here."""
-        lessons = {
-            self.bank.entries[row].entry_id for row in self.views.rows[~self.settled].tolist()
-        }
-        found = self._usual
-        return None if found is None or {one for one, _ in found.views} & lessons else found
+        found, entries = self._usual, self.bank.entries
+        if found is None:
+            return None
+        asked = frozenset(found.entries) if found.asked is None else found.asked
+        lessons = {entries[row].entry_id for row in self.views.rows[~self.settled].tolist()}
+        return None if asked & lessons else found
 
     def stored(self, batch: int = BATCH) -> Iterator[Features]:
         """The images that the memory holds whole, as the encoder gave them, in the order of `views`."""
@@ -250,11 +245,24 @@ class NNHead:
         else:
             pairs = [self.goods.nearest(one, row) for one, row in zip(asked, rows)]
             nearest, key = (torch.stack(one) for one in zip(*pairs))
-        found = [(1 - nearest).cpu()]
+        found = [self._eased(1 - nearest, asked, key, rows).cpu()]
         if self.spread.enough:
             far = [self.spread.distance(*one) for one in zip(asked, key, rows)]
             found.append(torch.stack(far))
         return torch.stack(found)
+
+    def _eased(self, distance: Tensor, asked: Tensor, key: Tensor, rows: list[int]) -> Tensor:
+        """Distances [B, N] of patches to the nearest good `key`, as far as taught ones count (`eased`)."""
+        entry = self.goods.entry[key.clamp_min(0)].where(key >= 0, -1)
+        taught = self.spread.taught(entry)
+        if not bool(taught.any()):
+            return distance
+        found = distance.clone()
+        for image, row in enumerate(rows):
+            if bool((mine := taught[image]).any()):
+                usual = self.goods.nearest(asked[image, mine], row, self.spread.of_build())[0]
+                found[image, mine] = eased(1 - usual, distance[image, mine])
+        return found
 
     def measure(self, features: Features, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
         """Patch values [B, N] in spreads, and the statistics [K, B] of the whole images."""

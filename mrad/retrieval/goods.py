@@ -91,6 +91,8 @@ class GoodPatches:
         self.elsewhere: Tensor | None = None
         """Cosine [n] of each key to the nearest of another group, once that was measured."""
         self._only: Tensor | None = None
+        self.only: tuple[int, ...] | None = None
+        """Entry rows whose keys are asked; None: all."""
         self._exact = self.keys.is_cuda or len(self) < MANY or len(torch.unique(self.group)) < 2
 
     def __len__(self) -> int:
@@ -100,6 +102,7 @@ class GoodPatches:
         """The same keys, of which only those of some entries, rows [n], are asked; nothing is copied."""
         other = copy.copy(self)
         other._only = torch.isin(self.entry, entries.to(self.entry.device))
+        other.only = tuple(entries.unique().tolist())
         return other
 
     @property

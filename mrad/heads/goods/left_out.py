@@ -53,6 +53,8 @@ class LeftOutDistances:
     """int32 [V, N], place in `entries` of the image that the nearest patch belongs to; -1 for none."""
     several: bool
     """Whether there was more than one group; else each view was compared within itself."""
+    asked: frozenset[str] | None = None
+    """Entries whose patches were compared with; None: all."""
 
     @classmethod
     @torch.inference_mode()
@@ -87,6 +89,7 @@ class LeftOutDistances:
             torch.empty(len(pairs), cells),
             torch.empty(len(pairs), cells, dtype=torch.int32),
             several,
+            None if goods.only is None else frozenset(entries[row] for row in goods.only),
         )
         old = {}
         if known is not None and known.several == several and known.cosine.shape[1:] == (cells,):
@@ -95,7 +98,7 @@ class LeftOutDistances:
         if known is not None and old:
             rows = {entry: row for row, entry in enumerate(entries)}
             moved = torch.tensor([rows.get(entry, -2) for entry in known.entries] + [-1]).int()
-            before = set(known.entries)
+            before = frozenset(known.entries) if known.asked is None else known.asked
             new = torch.tensor([entry not in before for entry in entries])
             fresh = new[goods.entry.cpu()]
         fresh = fresh.to(goods.keys.device)
@@ -193,3 +196,17 @@ def _groups(
     for entry, number in numbers.items():
         members.setdefault(number, set()).add(entry)
     return tuple(frozenset(members[numbers[entry]]) for entry, _ in pairs)
+
+
+def eased(built: Tensor, found: Tensor) -> Tensor:
+    """Distances where some of what was compared with was taught since the build.
+
+    A taught patch calms by as much as it is nearer than all of the build; one that is hardly nearer, as some
+    patch of many lessons is to any, calms hardly.
+
+    Args:
+        built: distances to what the memory was built of.
+        found: to all that it holds, of the same shape.
+    """
+    nearer = (built - found).clamp_min(0)
+    return built - nearer.square() / built.clamp_min(1e-6)

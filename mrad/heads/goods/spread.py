@@ -111,7 +111,7 @@ class GoodSpread:
         self.enough = self.images >= ENOUGH
         self.sums: PatchSums | None = None
         if self.enough:
-            self.sums = self._of(self._usual[goods.entry]) if known is None else known.sums
+            self.sums = self._of(self.of_build()) if known is None else known.sums
         self._whole: PatchSpread | None = None
         self._last: tuple[Tensor, PatchSpread] | None = None
 
@@ -139,10 +139,14 @@ class GoodSpread:
         last, device = self._last, self.goods.group.device
         if last is not None and last[0] is fold:
             return last[1]
-        left = torch.isin(self.goods.group, fold.to(device)) & self._usual[self.goods.entry]
+        left = torch.isin(self.goods.group, fold.to(device)) & self.of_build()
         found = self.sums.less(self._of(left)).spread(self.images - len(fold), device)
         self._last = fold, found
         return found
+
+    def of_build(self) -> Tensor:
+        """bool [n]: the good patches that say what is usual."""
+        return self._usual[self.goods.entry]
 
     def taught(self, entry: Tensor) -> Tensor:
         """Which of the entry rows [n], -1 for none, are good ones that do not say what is usual."""

@@ -111,6 +111,10 @@ def test_scales_are_those_of_the_build_however_a_taught_memory_is_opened(
             torch.testing.assert_close(scale.spread, known.spread, rtol=1e-4, atol=1e-5)
         assert one.blend.top.mean == pytest.approx(other.blend.top.mean, abs=1e-5)
         assert one.blend.parts[0].mean == pytest.approx(other.blend.parts[0].mean, abs=1e-5)
+        patch, image = judged_one_by_one(detector)
+        output = one.left_out_output(one.views)
+        np.testing.assert_allclose(output.patch, patch, atol=2e-4)
+        np.testing.assert_allclose(output.image, image, atol=2e-4)
 
 
 def test_sums_are_kept_with_the_bank_and_measured_again_where_damaged(

@@ -11,6 +11,7 @@ import torch
 from mrad import Detector, Encoder, MemoryBank, Sample
 from mrad.demo import FOLDER
 from mrad.heads.goods.classes import APART
+from mrad.heads.goods.left_out import eased
 from mrad.heads.goods.spread import LEAST_RIDGE, GoodSpread, LeftOutSpread, PatchSums
 from mrad.memory.keys import encode_samples
 
@@ -109,3 +110,9 @@ def test_it_is_kept_with_the_bank_and_damage_is_noticed(
     kept.write_bytes(data)
     assert LeftOutSpread.read(kept) is None
     torch.testing.assert_close(opened().values, first.values)
+
+
+def test_what_was_taught_calms_by_how_much_nearer_it_is():
+    built = torch.full((4,), 0.4)
+    found = eased(built, torch.tensor([0.0, 0.2, 0.38, 0.4]))
+    torch.testing.assert_close(found, torch.tensor([0.0, 0.3, 0.399, 0.4]))
