@@ -20,8 +20,7 @@ SHRINK = 2.5
 """`auto`, where no mask says more: a tile is shrunk by so much to fit the encoder."""
 PATCHES = 1.0
 """`auto`: the smallest defects should be so many patches wide. Smaller tiles show them larger, and less of
-the part around them: on boards of 640 px tiles of 640 did better than any smaller
-(benchmarks/results/tiles.md)."""
+the part around them."""
 
 
 @dataclass(frozen=True)
