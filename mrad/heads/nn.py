@@ -1,6 +1,6 @@
 """Nearest good part: how far is the nearest patch, and the nearest image, of the memory's good ones.
 
-A patch's distance is told twice, from the nearest good patch and by the spread of all (`goods.spread`). Needs good images alone and no training. Every distance is told in spreads of the same distance among
+A patch is measured in two ways: from the nearest good patch, and by the spread of all (`goods.spread`). It needs good images alone and no training. Every distance is told in spreads of the same distance among
 the good images themselves, each left out (`mrad.heads.goods.standard`), so scores compare between products.
 """
 
@@ -260,7 +260,7 @@ class NNHead:
         found = distance.clone()
         for image, row in enumerate(rows):
             if bool((mine := taught[image]).any()):
-                usual = self.goods.nearest(asked[image, mine], row, self.spread.of_build())[0]
+                usual = self.goods.nearest(asked[image, mine], row, self.spread.of_build)[0]
                 found[image, mine] = eased(1 - usual, distance[image, mine])
         return found
 

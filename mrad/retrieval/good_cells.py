@@ -24,6 +24,7 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 SearchParameters: Any = faiss.SearchParametersIVF
+Selector: Any = faiss.IDSelectorBitmap
 
 MANY = 8_192
 """Keys from which cells are worth the time that it takes to make them."""
@@ -133,6 +134,13 @@ class GoodCells:
         cosine[rows] = torch.where(closer, better, cosine[rows])
         key[rows] = torch.where(closer, found, key[rows])
         return cosine, key
+
+    @torch.inference_mode()
+    def nearest_among(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """As `nearest` among some `keys` bool [n], of queries that all decide."""
+        chosen = np.packbits(keys.numpy(), bitorder="little")
+        among = Selector(chosen)
+        return self._search(queries, queries @ self.axes, AGAIN * self.probes, 2 * SHORT, among)
 
     def _search(
         self, queries: Tensor, along: Tensor, probes: int, short: int, among: Any = None

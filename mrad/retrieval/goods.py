@@ -86,7 +86,9 @@ class GoodPatches:
         self.groups = groups.to(device)
         self.group = self.groups[self.entry]
         self._patches, self._lock = views.normal.shape[1], threading.Lock()
-        self._before = None if before is None else before._cells
+        self._before: GoodCells | None = None
+        if before is not None:
+            self._before = before._cells or before._before
         self._cells: GoodCells | None = None
         self.elsewhere: Tensor | None = None
         """Cosine [n] of each key to the nearest of another group, once that was measured."""
@@ -122,16 +124,17 @@ class GoodPatches:
             keys: bool [n], those that are asked; None: all.
 
         Where no key is left, the cosine is -1 and the key -1. Many keys on the CPU are asked by cells
-        (`mrad.retrieval.good_cells`), unless some are left out; all else is exact.
+        (`mrad.retrieval.good_cells`), unless a group is left out; all else is exact.
         """
         if self._only is not None:
             keys = self._only if keys is None else keys & self._only
-        if exclude < 0 and keys is None:
-            if (cells := self.cells()) is not None:
+        if exclude < 0 and (cells := self.cells()) is not None:
+            if keys is None:
                 return cells.nearest(queries, self._patches)
-            if self.keys.is_cuda:
-                cosine, found = nearest(queries, self.keys, 1)
-                return cosine[:, 0], found[:, 0]
+            return cells.nearest_among(queries, keys)
+        if exclude < 0 and keys is None and self.keys.is_cuda:
+            cosine, found = nearest(queries, self.keys, 1)
+            return cosine[:, 0], found[:, 0]
         return self.by_blocks(queries, exclude, keys)
 
     def cells(self) -> GoodCells | None:
@@ -139,7 +142,7 @@ class GoodPatches:
         with self._lock:
             if self._cells is None and not self._exact:
                 self._cells = GoodCells.build(self.keys, self.group, self._before, self.elsewhere)
-                self._exact = self._cells is None
+                self._exact, self._before = self._cells is None, None
         return self._cells
 
     @torch.inference_mode()

@@ -71,6 +71,18 @@ def test_what_is_left_out_is_searched_exactly(many) -> None:
     assert (key >= CELLS).all()
 
 
+def test_some_of_the_keys_are_searched_by_cells_too(many) -> None:
+    asked, first = patches(3, 2), torch.arange(len(many)) < len(many) // 2
+    cosine, key = many.nearest(asked, keys=first)
+    exact, _ = many.by_blocks(asked, keys=first)
+    assert bool(first[key].all())
+    assert (cosine <= exact + 1e-5).all()
+    assert ((cosine - exact).abs() < 1e-5).double().mean() >= 0.99
+    none, key = many.nearest(asked, keys=first & ~first)
+    assert bool((none == -1).all())
+    assert bool((key == -1).all())
+
+
 def test_cells_are_kept_while_the_memory_learns_and_made_anew_when_it_has_doubled(many) -> None:
     first = many.cells()
     learned = memory(torch.cat([many.keys, patches(2, 3)]), many)

@@ -25,13 +25,17 @@ VERSION = 1
 ENOUGH = 3
 """Good images from which a spread is known when one of them is left out."""
 LEAST_RIDGE = 1e-4
-"""Of the mean variance, added to every direction: what a feature's rounding could say is not counted."""
+"""Of the mean variance, added to every direction: those in which nothing varies count for no more."""
+LEAST_VARIANCE = 1e-9
+"""Where good patches are all the same; float32 knows a patch's numbers to about 1e-8."""
 
 
 @dataclass(frozen=True)
 class PatchSums:
     """What a spread follows from; images can be taken away again."""
 
+    centre: Tensor
+    """[W], what is taken off every patch first: float32 products would round away a small spread."""
     count: int
     total: Tensor
     """float64 [W]."""
@@ -39,31 +43,33 @@ class PatchSums:
     """float64 [W, W]."""
 
     @classmethod
-    def of(cls, patches: Tensor) -> PatchSums:
-        """Of `patches` [n, W], L2-normalised."""
-        return cls(
-            len(patches), patches.sum(dim=0).double().cpu(), (patches.T @ patches).double().cpu()
-        )
+    def none(cls, centre: Tensor) -> PatchSums:
+        """Of no patch."""
+        total = torch.zeros(len(centre), dtype=torch.float64)
+        return cls(centre, 0, total, torch.outer(total, total))
 
-    def plus(self, other: PatchSums) -> PatchSums:
-        """Of both."""
-        count, total = self.count + other.count, self.total + other.total
-        return PatchSums(count, total, self.products + other.products)
+    def plus(self, patches: Tensor) -> PatchSums:
+        """With `patches` [n, W], L2-normalised."""
+        off = patches - self.centre.to(patches.device)
+        total, products = off.sum(dim=0).double().cpu(), (off.T @ off).double().cpu()
+        count = self.count + len(patches)
+        return PatchSums(self.centre, count, self.total + total, self.products + products)
 
     def less(self, part: PatchSums) -> PatchSums:
-        """Without some of them."""
+        """Without some of them; of one centre."""
         count, total = self.count - part.count, self.total - part.total
-        return PatchSums(count, total, self.products - part.products)
+        return PatchSums(self.centre, count, total, self.products - part.products)
 
     def spread(self, images: int, device: torch.device | str) -> PatchSpread:
         """How the patches of so many `images` vary; the fewer, the more evenly they are taken to."""
         mean = self.total / self.count
         covariance = self.products / self.count - torch.outer(mean, mean)
-        ridge = max(LEAST_RIDGE, images**-2) * float(covariance.diagonal().mean().clamp_min(1e-12))
+        typical = float(covariance.diagonal().mean().clamp_min(LEAST_VARIANCE))
         even = torch.eye(len(mean), dtype=torch.float64)
-        root = torch.linalg.cholesky(covariance + ridge * even)
+        root = torch.linalg.cholesky(covariance + max(LEAST_RIDGE, images**-2) * typical * even)
         factor = torch.linalg.solve_triangular(root, even, upper=False).T
-        return PatchSpread(mean.float().to(device), factor.float().contiguous().to(device))
+        centre = self.centre.double().cpu() + mean
+        return PatchSpread(centre.float().to(device), factor.float().contiguous().to(device))
 
 
 @dataclass(frozen=True)
@@ -100,28 +106,32 @@ class GoodSpread:
             known: of the same spread; its sums are taken over.
         """
         self.goods = goods
-        rows = views.rows[views.good & settled].unique()
         usual = torch.zeros(len(goods.groups), dtype=torch.bool)
-        usual[rows] = True
+        usual[views.rows[views.good & settled]] = True
         self._usual = usual.to(goods.keys.device)
-        groups = goods.groups.cpu()[rows].unique()
+        self.of_build = self._usual[goods.entry]
+        """bool [n]: the good patches that say what is usual."""
+        groups = (
+            goods.group[self.of_build].unique().cpu()
+        )  # a picture may have no patch of interest
         self.images = len(groups)
         folds = torch.tensor_split(groups, min(FOLDS, max(1, self.images)))
         self._fold = {group: fold for fold in folds for group in fold.tolist()}
         self.enough = self.images >= ENOUGH
         self.sums: PatchSums | None = None
         if self.enough:
-            self.sums = self._of(self.of_build()) if known is None else known.sums
+            self.sums = self._of(self.of_build) if known is None else known.sums
         self._whole: PatchSpread | None = None
         self._last: tuple[Tensor, PatchSpread] | None = None
 
     def _of(self, keys: Tensor) -> PatchSums:
         """Of some `keys` bool [n], a block at a time: float32 adds few numbers exactly enough."""
-        width = self.goods.keys.shape[1]
-        empty = torch.zeros(width, dtype=torch.float64)
-        found = PatchSums(0, empty, torch.zeros(width, width, dtype=torch.float64))
+        if self.sums is None:
+            found = PatchSums.none(self.goods.keys[keys][:BLOCK].mean(dim=0))
+        else:
+            found = PatchSums.none(self.sums.centre)
         for rows in keys.nonzero()[:, 0].split(BLOCK):
-            found = found.plus(PatchSums.of(self.goods.keys[rows]))
+            found = found.plus(self.goods.keys[rows])
         return found
 
     def whole(self) -> PatchSpread:
@@ -139,14 +149,10 @@ class GoodSpread:
         last, device = self._last, self.goods.group.device
         if last is not None and last[0] is fold:
             return last[1]
-        left = torch.isin(self.goods.group, fold.to(device)) & self.of_build()
+        left = torch.isin(self.goods.group, fold.to(device)) & self.of_build
         found = self.sums.less(self._of(left)).spread(self.images - len(fold), device)
         self._last = fold, found
         return found
-
-    def of_build(self) -> Tensor:
-        """bool [n]: the good patches that say what is usual."""
-        return self._usual[self.goods.entry]
 
     def taught(self, entry: Tensor) -> Tensor:
         """Which of the entry rows [n], -1 for none, are good ones that do not say what is usual."""
@@ -178,7 +184,8 @@ class GoodSpread:
 class LeftOutSpread:
     """Of every patch of every stored image: its distance by the spread of the other images.
 
-    A lesson does not change what is usual, so old images are not measured again.
+    A lesson does not change what is usual, once the build has some good images (`mrad.heads.nn.FEW`), so
+    old images are not measured again.
     """
 
     views: tuple[tuple[str, int], ...]
@@ -226,7 +233,7 @@ class LeftOutSpread:
     def calmed(
         self, spread: GoodSpread, measured: LeftOutDistances, views: Views, query: Query
     ) -> Tensor:
-        """The values [V, N] with what good images that were taught since calm; as `measure`."""
+        """The values [V, N] with what good images that were taught since calm; arguments as of `measure`."""
         found = self.values.clone()
         for view, nearest in enumerate(measured.nearest):
             taught = spread.taught(nearest)
@@ -246,6 +253,7 @@ class LeftOutSpread:
             "count": self.sums.count,
         }
         tensors = {
+            "centre": self.sums.centre.cpu(),
             "total": self.sums.total,
             "products": self.sums.products,
             "values": self.values,
@@ -263,7 +271,9 @@ class LeftOutSpread:
             tuple((entry, int(tile)) for entry, tile in facts["views"]),
             tuple(frozenset(group) for group in facts["groups"]),
             tuple((entry, int(tile)) for entry, tile in facts["usual"]),
-            PatchSums(int(facts["count"]), tensors["total"], tensors["products"]),
+            PatchSums(
+                tensors["centre"], int(facts["count"]), tensors["total"], tensors["products"]
+            ),
             tensors["values"],
         )
 

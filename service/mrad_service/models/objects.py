@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from mrad.calibration import Calibration
 from mrad.errors import CalibrationError
+from mrad.heads.choose import problem
 from mrad.thresholds.objects import calibration_of_object
 from mrad_service.models.loading import Model
 
@@ -41,8 +42,16 @@ class Objects:
 
     def _made(self, whole: Model, name: str, before: Model | None) -> Model:
         bank = whole.bank.of_object(name)
+        head = whole.detectors[0].head.name
         if before is not None and before.bank.entries == bank.entries:
             detectors = before.detectors  # other products learned
+        elif (
+            before is not None
+            and before.spec == whole.spec
+            and before.detectors[0].head.name == head
+            and problem(bank, head) is None
+        ):  # it goes on from what was measured of this product
+            detectors = tuple(detector.with_bank(bank) for detector in before.detectors)
         else:
             detectors = tuple(detector.of_object(name) for detector in whole.detectors)
         calibration: Calibration | None = None

@@ -14,6 +14,7 @@ from mrad.heads.goods.classes import APART
 from mrad.heads.goods.left_out import eased
 from mrad.heads.goods.spread import LEAST_RIDGE, GoodSpread, LeftOutSpread, PatchSums
 from mrad.memory.keys import encode_samples
+from mrad.retrieval.goods import GoodPatches, Views
 
 GOOD = sorted((FOLDER / "memory" / "good").glob("*.png"))
 
@@ -30,7 +31,7 @@ def twelve(mini_encoder: Encoder) -> MemoryBank:
 def test_it_is_the_mahalanobis_distance():
     generator = torch.manual_seed(0)
     patches = torch.randn(4_000, 6, generator=generator) * torch.tensor([3, 2, 1, 1, 0.5, 0.01])
-    spread = PatchSums.of(patches).spread(1_000, "cpu")
+    spread = PatchSums.none(patches.mean(dim=0)).plus(patches).spread(1_000, "cpu")
     asked = torch.randn(5, 6, generator=generator)
     covariance = np.cov(patches.double().T, bias=True)
     covariance += LEAST_RIDGE * np.trace(covariance) / 6 * np.eye(6)
@@ -46,9 +47,38 @@ def test_it_is_the_mahalanobis_distance():
 def test_few_images_are_taken_to_vary_more_evenly():
     patches = torch.randn(500, 4) * torch.tensor([1, 1, 1, 0.001])
     odd = torch.tensor([[0.0, 0, 0, 0.5]])
-    sums = PatchSums.of(patches)
+    sums = PatchSums.none(torch.zeros(4)).plus(patches)
     few, many = (float(sums.spread(images, "cpu").distance(odd)) for images in (3, 40))
     assert few < many / 5
+
+
+@pytest.mark.parametrize("varies", [0.0, 1e-4, 1e-3])
+def test_parts_that_hardly_vary_have_a_spread(varies: float):
+    """As film, or blank sheets: float32 products of whole patches round such a spread away."""
+    generator = torch.manual_seed(0)
+    mean = torch.nn.functional.normalize(torch.randn(384, generator=generator), dim=0)
+    noise = varies * torch.randn(8_000, 384, generator=generator) / 384**0.5
+    noise[:, :300] = 0
+    patches = torch.nn.functional.normalize(mean + noise, dim=1)
+    sums = PatchSums.none(patches[:100].mean(dim=0)).plus(patches)
+    for images in (3, 40, 1_000):
+        spread = sums.spread(images, "cpu")
+        assert bool(spread.distance(patches[:50]).isfinite().all())
+        odd = patches[:1] + 0.01 * torch.eye(384)[:1]
+        assert float(spread.distance(odd)) > 2 * float(spread.distance(patches[:50]).max())
+
+
+def test_a_picture_without_a_patch_of_interest_is_no_image_of_the_spread(
+    mini_encoder: Encoder,
+) -> None:
+    bank = MemoryBank.from_samples(mini_encoder, taken(GOOD[:3]))
+    cells = mini_encoder.grid**2
+    bank.local.region[cells : 2 * cells] = "outside"
+    views = Views.of(bank.local, cells)
+    goods = GoodPatches(bank.local, views, torch.arange(3), "cpu")
+    spread = GoodSpread(goods, views, torch.ones(3, dtype=torch.bool))
+    assert spread.images == 2
+    assert not spread.enough
 
 
 def test_images_left_out_say_nothing(mini_encoder: Encoder, twelve: MemoryBank) -> None:
