@@ -20,7 +20,7 @@ from mrad.encoder.tower import neighbourhood_average
 from mrad.errors import HeadError
 from mrad.heads import HeadOutput
 from mrad.heads.choose import check_good_parts
-from mrad.heads.goods.cells import CellScales, GoodCells
+from mrad.heads.goods.cells import CellScales, LeftOutCells
 from mrad.heads.goods.classes import GoodClasses
 from mrad.heads.goods.left_out import LeftOutDistances, Query, eased, stored_at
 from mrad.heads.goods.spread import GoodSpread, LeftOutSpread, usual_views
@@ -120,7 +120,7 @@ class NNHead:
         distance, whole = self._distances_left_out()
         good, group = self.views.good & self.settled, self.groups[self.views.rows]
         places = chosen(self.places, good)
-        self._cells = GoodCells(distance[:, good], group[good], places)
+        self._cells = LeftOutCells(distance[:, good], group[good], places)
         cells = self._cells.scales(distance, self.places)
         cells[good] = self._cells.left_out()
         return LeftOut(cells.nan_to_num(0.0), whole[None], self.views.good)

@@ -12,6 +12,7 @@ the map's top, are asked again among many more cells: none of the others can be 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from dataclasses import dataclass
@@ -38,8 +39,8 @@ DECISIVE = 0.1
 """Share of an image's patches, the farthest, that are asked again."""
 KEPT = 0.999
 """Share of the keys' squared length along the directions that cells know."""
-SHORT = 2
-"""Keys whose cosine is taken in full; twice as many for the patches that decide."""
+SHORTS = (2, 4, 8)
+"""Keys whose cosine is taken in full, likewise: near ties want more; twice as many for the patches that decide."""
 ITERATIONS, POINTS = 6, 64
 """Of k-means, and keys for each cell that it sees: cells need not be good, recall is measured."""
 SAMPLE_IMAGES, SAMPLE_PATCHES = 8, 64
@@ -57,6 +58,8 @@ class GoodCells:
     axes: Tensor
     """[W, d], orthonormal directions."""
     probes: int
+    short: int
+    """Keys of those cells whose cosine is taken in full."""
     recall: float
     """Of the nearest key, on stored patches without their own image."""
     trained: int
@@ -86,7 +89,9 @@ class GoodCells:
             index: Any = faiss.clone_index(before.index)
             index.reset()
             index.add((keys @ before.axes).numpy())
-            return cls(index, keys, before.axes, before.probes, before.recall, before.trained)
+            return cls(
+                index, keys, before.axes, before.probes, before.short, before.recall, before.trained
+            )
         count = 2 ** round(math.log2(2 * len(keys) ** 0.5))
         axes = _directions(keys[:: max(1, len(keys) // (POINTS * count))])
         along = (keys @ axes).numpy()
@@ -103,18 +108,18 @@ class GoodCells:
         index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, POINTS
         index.train(along)
         index.add(along)
-        made = cls(index, keys, axes, 0, 0.0, len(keys))
+        made = cls(index, keys, axes, 0, 0, 0.0, len(keys))
         asked = _sample(group)
         exact = torch.cat(
             [_exact(keys, group, r) if elsewhere is None else elsewhere[r] for r in asked]
         )
-        for probes in PROBES:
-            found = torch.cat([made._without_own(rows, group, probes) for rows in asked])
-            made.probes, made.recall = probes, float((found >= exact - 1e-5).double().mean())
+        for made.probes, made.short in itertools.product(PROBES, SHORTS):
+            found = torch.cat([made._without_own(rows, group) for rows in asked])
+            made.recall = float((found >= exact - 1e-5).double().mean())
             if made.recall >= WANTED:
                 logger.info(
                     "nearest of %d good patches: %d of %d cells, %d of %d directions, recall %.3f",
-                    len(keys), probes, count, axes.shape[1], len(axes), made.recall,
+                    len(keys), made.probes, count, axes.shape[1], len(axes), made.recall,
                 )  # fmt: skip
                 return made
         logger.info("nearest of %d good patches: exact, cells find too few", len(keys))
@@ -124,12 +129,14 @@ class GoodCells:
     def nearest(self, queries: Tensor, cells: int) -> tuple[Tensor, Tensor]:
         """Cosine and key of each query [M, W]; the first `cells` are one image's, and so on."""
         along = queries @ self.axes
-        cosine, key = self._search(queries, along, self.probes, SHORT)
+        cosine, key = self._search(queries, along, self.probes, self.short)
         width = cells if len(queries) % cells == 0 else len(queries)
         most = max(1, round(DECISIVE * width))
         rows = cosine.view(-1, width).topk(most, largest=False).indices
         rows = (rows + torch.arange(0, len(queries), width)[:, None]).flatten()
-        better, found = self._search(queries[rows], along[rows], AGAIN * self.probes, 2 * SHORT)
+        better, found = self._search(
+            queries[rows], along[rows], AGAIN * self.probes, 2 * self.short
+        )
         closer = better > cosine[rows]
         cosine[rows] = torch.where(closer, better, cosine[rows])
         key[rows] = torch.where(closer, found, key[rows])
@@ -140,7 +147,9 @@ class GoodCells:
         """As `nearest` among some `keys` bool [n], of queries that all decide."""
         chosen = np.packbits(keys.numpy(), bitorder="little")
         among = Selector(chosen)
-        return self._search(queries, queries @ self.axes, AGAIN * self.probes, 2 * SHORT, among)
+        return self._search(
+            queries, queries @ self.axes, AGAIN * self.probes, 2 * self.short, among
+        )
 
     def _search(
         self, queries: Tensor, along: Tensor, probes: int, short: int, among: Any = None
@@ -163,12 +172,12 @@ class GoodCells:
         best, key = (np.take_along_axis(one, place, 1)[:, 0] for one in (cosine, rows))
         return torch.from_numpy(best), torch.from_numpy(key)
 
-    def _without_own(self, rows: Tensor, group: Tensor, probes: int) -> Tensor:
+    def _without_own(self, rows: Tensor, group: Tensor) -> Tensor:
         """As `_exact`, by the index."""
         own = (group == group[rows[0]]).nonzero()[:, 0].numpy().astype(np.int64)
         others = faiss.IDSelectorNot(faiss.IDSelectorBatch(own))
         asked = self.keys[rows]
-        return self._search(asked, asked @ self.axes, probes, SHORT, others)[0]
+        return self._search(asked, asked @ self.axes, self.probes, self.short, others)[0]
 
 
 def _directions(keys: Tensor) -> Tensor:

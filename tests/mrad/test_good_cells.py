@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mrad.memory.level import LevelMemory
 from mrad.retrieval import goods
-from mrad.retrieval.good_cells import DECISIVE, PROBES, GoodCells
+from mrad.retrieval.good_cells import DECISIVE, PROBES, SHORTS, GoodCells
 from mrad.retrieval.goods import GoodPatches, Views
 
 PARTS, CELLS, WIDTH = 20, 100, 24
@@ -127,3 +127,18 @@ def test_cells_know_the_directions_that_the_keys_vary_along_and_the_cosine_is_ta
     exact = held.by_blocks(asked)[0]
     found = cells._search(asked, asked @ cells.axes, cells.index.nlist, 1)[0]
     assert (found >= exact - slack - 1e-3).all(), "the bound that the module states"
+
+
+def test_near_ties_want_more_keys_in_full(monkeypatch) -> None:
+    """Parts that are alike, as a wide tower sees them: what the few directions leave out orders them."""
+    monkeypatch.setattr(goods, "MANY", 1_000)
+    plan = torch.randn(CELLS, 256, generator=torch.Generator().manual_seed(0))
+    noise = torch.Generator().manual_seed(1)
+    alike = plan + 0.03 * torch.randn(PARTS, CELLS, 256, generator=noise)
+    many = memory(F.normalize(alike.flatten(0, 1), dim=1))
+    cells = many.cells()
+    assert isinstance(cells, GoodCells)
+    assert cells.short > SHORTS[0]
+    asked = F.normalize(plan + 0.03 * torch.randn(CELLS, 256, generator=noise), dim=1)
+    exact, _ = many.by_blocks(asked)
+    assert ((many.nearest(asked)[0] - exact).abs() < 1e-5).double().mean() > 0.9

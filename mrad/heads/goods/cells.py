@@ -22,7 +22,7 @@ class CellScales:
         return torch.stack(found).mean(dim=0)
 
 
-class GoodCells:
+class LeftOutCells:
     """The memory's good images, left out: their distances, and the scales that follow from these."""
 
     def __init__(self, distances: Tensor, group: Tensor, places: Places) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mrad.heads.goods.cells import GoodCells
+from mrad.heads.goods.cells import LeftOutCells
 from mrad.heads.goods.standard import CellScale, CellSums
 
 
@@ -17,7 +17,7 @@ def test_images_taken_away_say_nothing_and_the_others_are_not_looked_at_again():
     found = CellSums.of(distances).less(CellSums.of(distances[:2])).scale()
     torch.testing.assert_close(found.mean, expected.mean)
     torch.testing.assert_close(found.spread, expected.spread)
-    found = GoodCells(distances[None], group, None).left_out()
+    found = LeftOutCells(distances[None], group, None).left_out()
     torch.testing.assert_close(found[:2], expected(distances[:2]))
 
 
