@@ -9,11 +9,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 QUICK = 1.702
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[str, list[float], str]]] = {
@@ -91,9 +93,8 @@ class Stem(nn.Module):
     def __init__(self, convolutions: nn.Module) -> None:
         super().__init__()
         own = copy.deepcopy(convolutions).float()
-        for layer in own.modules():
-            if isinstance(layer, nn.ReLU):
-                layer.inplace = True  # new memory for each takes longer than the layer itself
+        for layer in _reading_what_nobody_else_reads(own):
+            layer.inplace = True  # new memory for each takes longer than the layer itself
         # oneDNN and cuDNN read neighbouring channels together faster.
         self.convolutions: nn.Module = own.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -102,6 +103,26 @@ class Stem(nn.Module):
         found = self.convolutions(pixels.contiguous(memory_format=torch.channels_last))
         rows: Tensor = found.flatten(2).transpose(1, 2)
         return rows
+
+
+MAKES_NEW = (nn.Conv2d, _NormBase, nn.GroupNorm, nn.LayerNorm)
+"""Layers whose output is no one else's input but the next layer's, in a chain."""
+
+
+def _reading_what_nobody_else_reads(whole: nn.Module) -> list[nn.ReLU]:
+    """The ReLUs that may write over their input: one anywhere else may read what a shortcut reads too.
+
+    Those are next to a convolution or a norm in an `nn.Sequential`, or are a norm's own activation, as timm's.
+    """
+    found: list[nn.ReLU] = []
+    for parent in whole.modules():
+        own: list[nn.Module] = list(parent.children())
+        if isinstance(parent, MAKES_NEW):
+            found += [layer for layer in own if isinstance(layer, nn.ReLU)]
+        elif type(parent) is nn.Sequential:
+            pairs = pairwise(own)
+            found += [b for a, b in pairs if isinstance(a, MAKES_NEW) and isinstance(b, nn.ReLU)]
+    return found
 
 
 def has_bf16(device: torch.device) -> bool:

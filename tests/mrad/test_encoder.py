@@ -11,16 +11,33 @@ import torch
 import torch.nn.functional as F
 from mrad_service.settings import Settings
 from open_clip.transformer import QuickGELU
+from timm.layers import ConvNormAct, HybridEmbed
+from timm.models.resnetv2 import ResNetV2
 from torch import nn
 
 from benchmarks.paper_loop import average
 from mrad import Encoder, Features
 from mrad.encoder import kernels
 from mrad.encoder.encoder import digest_of, precision_for, resolve_device
-from mrad.encoder.kernels import attend, frozen_mlp, has_bf16
+from mrad.encoder.kernels import Stem, attend, frozen_mlp, has_bf16
+from mrad.encoder.parts import timm_patches
 from mrad.encoder.tower import interpolate_positions, neighbourhood_average
 from mrad.errors import EncoderError, NonFiniteError, UnsupportedEncoderError
 from tests.mrad.plain import build_clip, build_timm, plain_features
+
+
+class PlainPreActivation(nn.Module):
+    """x + convolution(ReLU(x)): the block's input is the shortcut, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.act = nn.Conv2d(3, 8, 4, stride=4), nn.ReLU()
+        self.second = nn.Conv2d(8, 8, 1)
+
+    def forward(self, pixels):
+        x = self.first(pixels)
+        return x + self.second(self.act(x))
+
 
 GEOMETRIES = [  # patch, native size, asked size, QuickGELU, blocks
     (14, 56, 126, True, 3),
@@ -90,6 +107,33 @@ def test_a_timm_tower_behind_open_clip_gives_timms_own_class_token(name, cells):
     torch.testing.assert_close(features.class_feature, own, rtol=1e-4, atol=1e-5)
     assert features.patch.shape == (1, cells**2, encoder.width)
     assert Encoder.from_clip(clip, 96, device="cpu").encode_pixels(pixels[..., :96, :96])
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        lambda: ResNetV2((1, 1), (128, 128), 0, global_pool=""),
+        PlainPreActivation,
+    ],
+    ids=["norms with an activation", "no norm before the activation"],
+)
+def test_activations_before_a_residual_block_leave_its_shortcut_as_it_is(backbone):
+    torch.manual_seed(0)
+    embed = HybridEmbed(backbone(), img_size=64, embed_dim=24).eval()
+    stem, side = timm_patches(embed)
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        own = embed(pixels)
+        torch.testing.assert_close(stem(pixels), own, rtol=1e-4, atol=1e-5)
+    assert own.shape[1] == (64 // side) ** 2
+
+
+def test_activations_of_a_plain_chain_need_no_memory_of_their_own():
+    chain = nn.Sequential(nn.Conv2d(3, 4, 2), nn.ReLU(), nn.Sequential(nn.ReLU()), nn.ReLU())
+    own = [m.inplace for m in Stem(chain).modules() if isinstance(m, nn.ReLU)]
+    assert own == [True, False, False]
+    timm_stem = Stem(ConvNormAct(3, 4, act_kwargs={"inplace": False}))
+    assert [m.inplace for m in timm_stem.modules() if isinstance(m, nn.ReLU)] == [True]
 
 
 def with_a_norm_behind_its_patches():
