@@ -38,9 +38,10 @@ class Watch:
 
     batches: list[int] = field(default_factory=list)
     inside: int = 0
+    stages: list[tuple[str, float]] = field(default_factory=list)
 
     def stage(self, name: str, seconds: float, items: Sequence[Any]) -> None:
-        pass
+        self.stages.append((name, seconds))
 
     def batch(self, size: int) -> None:
         self.batches.append(size)
@@ -159,6 +160,27 @@ def test_small_requests_do_not_wait_for_a_huge_one(start) -> None:
     huge.future.result(20)
     order = [number for batch in detector.seen for number in batch]
     assert max(order.index(200 + i) for i in range(3)) < 20, "each comes within a few turns"
+
+
+def test_time_that_a_device_thread_finishes_is_not_told_as_encoding_too(start, monkeypatch) -> None:
+    batcher, detector, watch = start()
+    finish, threads = detector.finish, []
+
+    def slow(*given: Any, **options: Any) -> list[Prediction]:
+        threads.append(threading.current_thread().name)
+        time.sleep(0.2)
+        return finish(*given, **options)
+
+    monkeypatch.setattr(detector, "finish", slow)
+    job = job_of(detector, 1)
+    job.wanted = Wanted(maps=False)
+    batcher.submit(job)
+    job.future.result(20)
+    until(lambda: any(name == "encode" for name, _ in watch.stages))
+    assert threads[0].endswith("device-0")
+    told = dict(watch.stages)
+    assert told["retrieve"] >= 0.2
+    assert told["encode"] < 0.1
 
 
 def test_an_unreadable_image_is_its_own_outcome(start) -> None:

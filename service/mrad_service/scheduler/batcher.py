@@ -311,7 +311,7 @@ class Batcher:
             detector = items[0].job.model.detectors[device]
             return detector.encode([item.decoded for item in items if item.decoded])
 
-        where = batch[0].job.model.detectors[device].encoder.device
+        where, finishing = batch[0].job.model.detectors[device].encoder.device, 0.0
         for items, result in in_halves(batch, run, where):
             self._lost(device, result)
             if len(items) < len(batch) and not isinstance(result, MRADError):
@@ -327,10 +327,12 @@ class Batcher:
                 if not here:
                     self._encoded.extend(groups)
                     self._to_finish.notify(len(groups))
+            encoded = time.perf_counter()
             for group in groups if here else ():
                 self._finish(group)
+            finishing += time.perf_counter() - encoded  # is told as other stages
         self._sizes[device].recover()
-        self._observer.stage("encode", time.perf_counter() - began, batch)
+        self._observer.stage("encode", time.perf_counter() - began - finishing, batch)
 
     # -- finishing ----------------------------------------------------------------------------
 
