@@ -17,6 +17,8 @@ from mrad.images.regions import read_alignment, read_parts, read_roi
 from mrad.images.tiles import OVERLAP, Size, Tiling, auto_tiling
 from mrad_indexer.datasets import Dataset, Record
 
+NOT_ALIGNED = "it could not be aligned"
+"""Why a picture is left out where a layout aligns pictures with a reference."""
 LOOKED_AT = 200
 """Pictures, spread over the dataset, whose size is read."""
 MASKS = 40

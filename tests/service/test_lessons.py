@@ -26,6 +26,7 @@ from mrad import Detector, Encoder, MemoryBank, Sample
 from mrad.calibration import Calibration
 from mrad.confidence import Separation
 from mrad.memory.living import CALIBRATION
+from mrad.thresholds import taught
 from mrad.thresholds.calibrate import calibrate
 from mrad.thresholds.own import memory_of, score_own
 from mrad.types import Prediction
@@ -334,9 +335,9 @@ def test_a_good_lesson_against_a_clear_verdict_says_what_it_lets_pass(
     flawed = make_image(330, defect=True)[0]
     said = teach(client, flawed, "anomalous")["warnings"]
     assert not any(text.startswith("against_verdict") for text in said), "only good lessons"
-    monkeypatch.setattr(lessons, "CLEAR", 101.0)
+    monkeypatch.setattr(lessons, "CLEAR", 1e6)
     assert teach(client, make_image(331, defect=True)[0])["warnings"] == []
-    monkeypatch.setattr(lessons, "CLEAR", 0.0)
+    monkeypatch.setattr(lessons, "CLEAR", -1e6)
     before = client.post(
         "/v1/score", files={"images": ("a.png", png(make_image(332, defect=True)[0]))}
     ).json()["results"][0]
@@ -361,6 +362,10 @@ def test_what_a_good_lesson_lets_pass_depends_on_the_head(own_path: Path) -> Non
         return lessons.against_verdict(found, verdict, head)
 
     assert told(Model.calibration.image_threshold, "nn") is None, "50 of 100 is not clear"
+    unit = Model.calibration.unit(verdict.threshold)
+    for share, clear in ((0.99, False), (1.01, True)):
+        at = verdict.threshold + share * taught.CLEAR * unit
+        assert (told(at, "nn") is not None) is clear, "clear is what a taught defect is raised to"
     text = told(2.0, "nn")
     assert text is not None
     assert "1 region (6.2 % of it)" in text

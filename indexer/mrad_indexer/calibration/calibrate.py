@@ -15,6 +15,7 @@ from mrad.thresholds.calibrate import PIXELS_KEPT, TARGET, Scored, calibrate
 from mrad.thresholds.doubles import sketches
 from mrad.thresholds.own import score_own
 from mrad.types import BoolArray, Prediction
+from mrad_indexer.cutting import NOT_ALIGNED
 from mrad_indexer.datasets import Dataset, Record
 from mrad_indexer.known import rows_by_features, rows_by_tiles
 
@@ -67,7 +68,7 @@ def _open(detector: Detector, records: Sequence[Record], scored: Scored) -> list
         try:
             decoded = detector.decode(record.image)
             if detector.layout.align is not None and decoded.move is None:
-                scored.skipped.append(f"{record.source}: it could not be aligned")
+                scored.skipped.append(f"{record.source}: {NOT_ALIGNED}")
                 continue  # a build leaves it out, too
             truth = record.truth(decoded.size, decoded.orientation)
             opened.append((record, decoded, None if truth is None else truth.anomalous))

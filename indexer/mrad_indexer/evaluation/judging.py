@@ -18,11 +18,11 @@ from mrad.images.layout import Layout, Places
 from mrad.images.masks import Mask
 from mrad.maps import resize_map
 from mrad.types import BoolArray, Prediction
+from mrad_indexer.cutting import NOT_ALIGNED
 from mrad_indexer.datasets import Dataset, Record
 from mrad_indexer.known import rows_by_features, rows_by_tiles
 
 Detectors = Mapping[str, Detector]
-NOT_ALIGNED = "it could not be aligned"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from mrad.images.masks import Mask
 from mrad.maps import regions
 from mrad.memory.entry import Entry, Key
 from mrad.thresholds.follow import Flip, flips
-from mrad.thresholds.taught import as_taught
+from mrad.thresholds.taught import CLEAR, as_taught
 from mrad.types import ANOMALOUS, Prediction
 from mrad.words import counted
 from mrad_service.memory import DurableMemory
@@ -33,8 +33,6 @@ NOT_HELD = """the memory holds no patches, or as many as it may, so this picture
 it is shown again"""
 UNNAMED = """the memory holds several products, and this lesson names none (object_name): requests \
 that name a product do not know it"""
-CLEAR = 75.0
-"""Calibrated score from which a verdict is clear; the limit is 50."""
 FLIPS = 50
 """Images of the memory that an answer names at most."""
 
@@ -84,8 +82,10 @@ def against_verdict(prediction: Prediction, verdict: Verdict, head: str) -> str 
     """
     cuts = verdict.threshold, verdict.pixel_threshold
     judged = as_taught(prediction, verdict.model.calibration, *cuts)
-    score = verdict.calibrated(judged.score)
-    if score is None or score < CLEAR:
+    score, calibration = verdict.calibrated(judged.score), verdict.model.calibration
+    if score is None or calibration is None or verdict.threshold is None:
+        return None
+    if judged.score < verdict.threshold + CLEAR * calibration.unit(verdict.threshold):
         return None
     shown, cut = judged.anomaly_map, verdict.pixel_threshold
     where = ""
