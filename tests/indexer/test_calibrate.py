@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,7 @@ from mrad_indexer.datasets import read_dataset
 from mrad import Detector, MemoryBank, Sample
 from mrad.errors import CalibrationError
 from mrad.fitting import Points, fit_isotonic, fit_platt
+from mrad.heads.goods import left_out
 from mrad.heads.goods.left_out import watched
 from mrad.images.layout import Layout
 from mrad.images.tiles import Tiling
@@ -319,4 +322,17 @@ def test_measuring_a_memorys_own_tiles_against_each_other_shows_how_far_it_is(
         monkeypatch.setattr(console, "QUIET", seconds)
         with console.measuring():
             Detector(tiny_encoder, bank, "nn")
-        assert ("each against the others" in capsys.readouterr().err) == shown
+        assert ("memory's own images" in capsys.readouterr().err) == shown
+
+
+def test_only_the_measuring_itself_is_timed_and_what_follows_it_is_said(monkeypatch, capsys):
+    """Loading an encoder takes seconds: then the bar would flash for the smallest memory."""
+    for quiet, shown in ((0.2, False), (0.0, True)):
+        monkeypatch.setattr(console, "QUIET", quiet)
+        with console.measuring():
+            time.sleep(0.25)  # an encoder is loaded
+            tell = left_out._progress.get()
+            tell(1, 2)
+            tell(2, 2)
+        said = capsys.readouterr().err
+        assert ("images measured; scales" in said) is shown

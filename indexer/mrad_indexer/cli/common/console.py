@@ -26,6 +26,8 @@ console = Console(markup=False, highlight=False)
 errors = Console(stderr=True, markup=False, highlight=False)
 QUIET = 1.0
 """Seconds that a memory's own images are measured for without a word."""
+MEASURING = "memory's own images, each against the others"
+FOLLOWS = "memory's own images measured; scales and thresholds follow"
 Part = str | tuple[str, str]
 """A text, or a text and its style."""
 
@@ -119,13 +121,18 @@ def measuring() -> Iterator[None]:
     """A bar while a memory's own images, or tiles, are measured against each other, where that takes long."""
     from mrad.heads.goods.left_out import watched
 
-    began, bar = time.monotonic(), progress()
-    task = bar.add_task("memory's own images, each against the others", total=None, note="")
+    began: float | None = None
+    bar = progress()
+    task = bar.add_task(MEASURING, total=None, note="")
 
     def tell(done: int, total: int) -> None:
+        nonlocal began
+        if began is None:  # before it the encoder was loaded
+            began = time.monotonic()
         if time.monotonic() - began >= QUIET:
             bar.start()
-            bar.update(task, completed=done, total=total)
+            text = FOLLOWS if done == total else MEASURING
+            bar.update(task, completed=done, total=total, description=text)
 
     try:
         with watched(tell):
