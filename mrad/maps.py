@@ -259,7 +259,7 @@ def overlay(
 
 
 def mark_strongest(picture: Image.Image, box: Box, width: int) -> None:
-    """Frame the strongest place of an anomalous image on which nothing is outlined, and call it so.
+    """Frame the place of an image where its map is strongest, and call it so.
 
     Args:
         picture: an overlay, RGB; it is drawn on.

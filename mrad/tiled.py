@@ -1,7 +1,7 @@
 """Judged tiles -> the map and the scores of the picture that they were cut from.
 
-Of each tile only its grid of patch probabilities is kept, so memory is flat in the picture's size; the
-map is made from the grids at whatever size it is wanted. Upsampling, blur and blending are linear and
+Of each tile only its grid of patch probabilities and its class feature are kept, not its pixels and patch
+features; the map is made from the grids at whatever size it is wanted. Upsampling, blur and blending are linear and
 separable: along each axis a tile has a matrix, and the map is the sum of `rows grid columns^T`.
 """
 

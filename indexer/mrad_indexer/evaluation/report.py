@@ -161,7 +161,7 @@ def notes(evaluation: Evaluation) -> list[str]:
     found = []
     if left_out := evaluation.dataset.get("skipped", ()):
         found.append(
-            f"left out, for they cannot be read, or not be aligned: {counted(len(left_out), 'image')}: "
+            f"left out, because they cannot be read or aligned: {counted(len(left_out), 'image')}: "
             f"{'; '.join(left_out[:3])}{' and others' if len(left_out) > 3 else ''}"
         )
     for item in evaluation.candidates:

@@ -290,11 +290,18 @@ def test_eval_command_says_what_is_wrong(command, data, tmp_path):
     assert wrong.exit_code == 2
 
 
-def test_calibrate_command_writes_into_the_bank_and_nothing_else(
+def test_calibrate_command_writes_into_the_bank_its_thresholds_and_nothing_else(
     command, data, tmp_path, tiny_encoder
 ):
     before = MemoryBank.load(tmp_path / "bank")
-    files = {p.name: p.read_bytes() for p in (tmp_path / "bank").glob("*.*") if p.suffix != ".json"}
+
+    def everything() -> dict[str, bytes]:
+        """But the manifest, which holds the thresholds, and what is worked out anew where it is gone."""
+        kept = (tmp_path / "bank/bank.json", tmp_path / "bank/derived")
+        found = (p for p in tmp_path.rglob("*") if p.is_file() and not {p, p.parent} & {*kept})
+        return {p.relative_to(tmp_path).as_posix(): p.read_bytes() for p in found}
+
+    files = everything()
     dry = command("calibrate", tmp_path / "bank", data, "--draws", 10, "--dry-run")
     assert dry.exit_code == 0, dry.output
     assert MemoryBank.load(tmp_path / "bank").digest == before.digest
@@ -303,9 +310,7 @@ def test_calibrate_command_writes_into_the_bank_and_nothing_else(
     assert done.exit_code == 0, done.output
     assert plot.read_bytes().startswith(b"\x89PNG")
     after = MemoryBank.load(tmp_path / "bank", encoder=tiny_encoder)
-    assert files == {
-        p.name: p.read_bytes() for p in (tmp_path / "bank").glob("*.*") if p.suffix != ".json"
-    }
+    assert everything() == files | {"plots/reliability.png": plot.read_bytes()}
     calibration = Calibration.of(after, "tf")
     assert calibration.scored == "leave-one-out"
     assert (calibration.normal, calibration.anomalous) == (8, 8)
@@ -333,7 +338,7 @@ def test_what_cannot_be_read_is_left_out_and_named(detectors, data, tmp_path, ev
     assert evaluation.dataset["skipped"] == []
     cap = found.candidates[0].objects[0]
     assert (cap.images, cap.anomalous) == (6, 3)
-    assert "left out, for they cannot be read, or not be aligned: 2 images" in notes(found)[0]
+    assert "left out, because they cannot be read or aligned: 2 images" in notes(found)[0]
     for file in (tmp_path / "cap/test").rglob("*.png"):
         file.write_bytes(b"no picture")
     with pytest.raises(DataError, match="no image of cap can be judged"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -106,7 +107,7 @@ def overlay(
 
 
 def mark_strongest(picture: Image.Image, box: Sequence[int], width: int) -> None:
-    """Frame the strongest place of an anomalous image on which nothing is outlined, and call it so.
+    """Frame the place of an image where its map is strongest, and call it so.
 
     Args:
         picture: an overlay, RGB; it is drawn on.
@@ -120,7 +121,7 @@ def mark_strongest(picture: Image.Image, box: Sequence[int], width: int) -> None
         (left, top, max(left, right - 1), max(top, bottom - 1)), outline=SPOT, width=thick
     )
     font, text = ImageFont.load_default(max(11, max(picture.size) // 45)), "strongest place"
-    wide, high = pen.textbbox((0, 0), text, font)[2:]
+    wide, high = (math.ceil(edge) for edge in pen.textbbox((0, 0), text, font)[2:])
     if wide > picture.width or high > picture.height:
         return
     above = top - high - thick
