@@ -123,6 +123,12 @@ class BankNotLoadedError(ServiceError):
     code = "bank_not_loaded"
 
 
+class CalibratingError(ServiceError):
+    """Another calibration of the bank runs, and was asked otherwise."""
+
+    code = "calibrating"
+
+
 class AuditError(ServiceError):
     """What is done cannot be written down, so it is not done."""
 

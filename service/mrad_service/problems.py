@@ -55,6 +55,7 @@ STATUS: dict[str, int] = {
     "empty_level": 409,
     "bank_rebuilt": 409,
     "bank_not_loaded": 409,
+    "calibrating": 409,
     "bank_not_found": 409,
     "bank_corrupt": 409,
     "bank_version": 409,

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from mrad_service.app import create_app
 from mrad_service.memory import DurableMemory
@@ -357,9 +358,9 @@ def test_what_a_good_lesson_lets_pass_depends_on_the_head(own_path: Path) -> Non
     shown = np.zeros((8, 8), np.float32)
     shown[2:4, 2:4] = 0.9
 
-    def told(score: float, head: str) -> str | None:
+    def told(score: float, head: str, keeps: bool = True) -> str | None:
         found = Prediction(score, 0.0, 0.0, size=(8, 8), anomaly_map=shown)
-        return lessons.against_verdict(found, verdict, head)
+        return lessons.against_verdict(found, verdict, head, keeps)
 
     assert told(Model.calibration.image_threshold, "nn") is None, "50 of 100 is not clear"
     unit = Model.calibration.unit(verdict.threshold)
@@ -371,3 +372,30 @@ def test_what_a_good_lesson_lets_pass_depends_on_the_head(own_path: Path) -> Non
     assert "1 region (6.2 % of it)" in text
     assert "in every picture" in text
     assert "in every picture" not in (told(2.0, "tf") or "")
+    assert "it passes when it is shown again" in (told(2.0, "tf") or "")
+    for head in ("tf", "combined", "nn"):
+        text = told(2.0, head, keeps=False)
+        assert text is not None
+        assert "passes when" not in text, "it is not recognised: the memory keeps no more patches"
+        assert "in every picture" not in text
+        assert ("changes no score" in text) is (head == "nn")
+
+
+def test_a_lesson_does_not_fail_for_the_sake_of_a_warning(
+    own_path: Path,
+    connect: Callable[..., TestClient],
+    make_image: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = connect()
+    monkeypatch.setattr(lessons, "CLEAR", -1e6)
+    for number, step in enumerate(("canvas", "draw", "conclude")):
+        with monkeypatch.context() as patch:
+
+            def fails(*_: Any, **__: Any) -> None:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+            patch.setattr(Detector, step, fails)
+            told = teach(client, make_image(340 + number)[0])
+        assert told["warnings"] == []
+    assert teach(client, make_image(350)[0])["warnings"] != []

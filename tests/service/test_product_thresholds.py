@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fastapi.testclient import TestClient
 from mrad_service.app import create_app
+from mrad_service.routes import lessons
+from mrad_service.scoring.verdict import Verdict
 from mrad_service.settings import Settings
 
 from mrad import Detector, Encoder, MemoryBank, Sample
@@ -43,11 +47,15 @@ def test_a_products_own_rule_outlives_lessons(
 
         threshold = client.get("/v1/bank", params={"object": "nuts"}).json()["threshold"]
         assert threshold == of_nuts.image_threshold
-        answer = client.post(
-            "/v1/memory/entries",
-            files={"image": ("new.png", png(77, (80, 64)))},
-            data={"label": "normal", "object_name": "nuts"},
-        )
+        said: list[Verdict] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(lessons, "against_verdict", lambda _, verdict, *__: said.append(verdict))
+            answer = client.post(
+                "/v1/memory/entries",
+                files={"image": ("new.png", png(77, (80, 64)))},
+                data={"label": "normal", "object_name": "nuts"},
+            )
+        assert [(v.threshold, v.model.part) for v in said] == [(of_nuts.image_threshold, "nuts")]
         assert answer.status_code == 201, answer.text
         end = time.monotonic() + 60
         while Calibration.of(MemoryBank.load(path), "nn").origin == "":
@@ -64,7 +72,20 @@ def test_a_products_own_rule_outlives_lessons(
 
         address, whole = "/v1/banks/both/calibrate", Calibration.of(MemoryBank.load(path), "nn")
         assert client.post(address, params={"object": "pens"}).status_code == 404
-        begun = client.post(address, params={"object": "nuts", "target_fpr": 0.25})
+        worker = client.app.state.runtime.banks.following("both")._workers
+        going = threading.Event()
+        worker.submit(going.wait, 20)  # so that the job waits
+        asked = {"object": "nuts", "target_fpr": 0.25}
+        begun = client.post(address, params=asked)
+        for other in ({}, {"object": "caps"}, asked | {"target_fpr": 0.2}, asked | {"rule": "fpr"}):
+            refused = client.post(address, params=other)
+            assert refused.status_code == 409, other
+            assert refused.json()["code"] == "calibrating"
+            assert "runs already, of 'nuts' (" in refused.json()["detail"]
+            assert "ask again when it is done" in refused.json()["detail"]
+        again = client.post(address, params=asked)
+        assert (again.status_code, again.json()["object"]) == (202, "nuts")
+        going.set()
         assert begun.json()["object"] == "nuts", begun.text
         while (job := client.get(address).json())["state"] not in ("done", "failed"):
             time.sleep(0.05)

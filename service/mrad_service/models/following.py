@@ -20,6 +20,7 @@ from mrad.thresholds.calibrate import calibrate
 from mrad.thresholds.follow import followed
 from mrad.thresholds.objects import keeping_objects, with_object
 from mrad.thresholds.own import anchored, memory_of, score_own
+from mrad_service.errors import CalibratingError
 from mrad_service.memory import DurableMemory
 from mrad_service.models.loading import Model
 
@@ -69,6 +70,17 @@ class Calibrating:
     """Why it failed; nothing was changed then."""
     calibration: Calibration | None = None
 
+    @property
+    def asked(self) -> tuple[Rule | None, float, str | None]:
+        """What tells it from another."""
+        return self.rule, self.target_fpr, self.product
+
+    @property
+    def words(self) -> str:
+        """The same for people."""
+        whose = "all products" if self.product is None else repr(self.product)
+        return f"of {whose} (rule {self.rule or 'by the memory'}, target_fpr {self.target_fpr:g})"
+
 
 class Following:
     """Thresholds of one loaded bank. One thread for all banks does the work."""
@@ -84,6 +96,7 @@ class Following:
         self._memory, self._workers = memory, workers
         self._current, self._publish = current, publish
         self.job: Calibrating | None = None
+        self._beginning = threading.Lock()
         self._origin: Calibration | None = None
         self._last: Detector | None = None
         self.latest: Renewal | None = None
@@ -103,19 +116,28 @@ class Following:
         return renewal
 
     def calibrate(self, rule: Rule | None, target_fpr: float, product: str | None) -> Calibrating:
-        """Begin to calibrate on the memory's own images; one at a time, or the one that runs.
+        """Begin to calibrate on the memory's own images; the job that runs where it was asked the same.
 
-        Raises `UnknownObjectError`.
+        Raises `UnknownObjectError`; `CalibratingError` where one that was asked otherwise runs.
         """
-        if product is not None:
-            self._current().bank.of_object(product)
-        if self.job is None or self.job.state in ("done", "failed"):
-            self.job = Calibrating(rule, target_fpr, product)
-            try:
-                self._workers.submit(self._calibrate, self.job)
-            except RuntimeError:
-                self.job.state, self.job.why = "failed", "the server is stopping"
-        return self.job
+        bank = self._current().bank
+        if product is not None and product not in bank.objects:
+            bank.of_object(product)  # raises, and names those that are held
+        job = Calibrating(rule, target_fpr, product)
+        with self._beginning:
+            if self.job is not None and self.job.state not in ("done", "failed"):
+                if self.job.asked != job.asked:
+                    raise CalibratingError(
+                        f"a calibration runs already, {self.job.words}, and this one is {job.words}: "
+                        "ask again when it is done"
+                    )
+                return self.job
+            self.job = job
+        try:
+            self._workers.submit(self._calibrate, job)
+        except RuntimeError:
+            job.state, job.why = "failed", "the server is stopping"
+        return job
 
     def _calibrate(self, job: Calibrating) -> None:
         def progress(done: int, images: int) -> None:

@@ -86,6 +86,7 @@ def calibrate_bank(
 ) -> CalibrationJob:
     """Choose thresholds anew on the images that the memory holds, each left out. 202 at once.
 
+    The same asked again while it runs gives the job that runs; anything else is refused (409) until it is done.
     Scoring goes on; the thresholds come into force together, and are on disk, when `state` is `done`.
     """
     job = runtime_of(request).banks.following(name).calibrate(rule, target_fpr, object_name)

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, TypeVar
 
 import numpy as np
+import structlog
 from fastapi import Request
 
 from mrad.detector import Detector
+from mrad.encoder.encoder import Features
+from mrad.errors import MRADError
+from mrad.images.layout import Places, Tile
 from mrad.images.masks import Mask
 from mrad.maps import regions
 from mrad.memory.entry import Entry, Key
 from mrad.thresholds.follow import Flip, flips
+from mrad.thresholds.own import MAP_PIXELS
 from mrad.thresholds.taught import CLEAR, as_taught
 from mrad.types import ANOMALOUS, Prediction
 from mrad.words import counted
 from mrad_service.memory import DurableMemory
 from mrad_service.models.following import Renewal
+from mrad_service.scheduler.retry import in_halves
 from mrad_service.schemas.memory import Flip as FlipShown
 from mrad_service.schemas.memory import LessonEffect, MemoryEntry, label_name
 from mrad_service.scoring.verdict import Verdict
 
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
 THIN = (
     "the mask covers no patch wholly: the image as a whole is learned, but heat maps learn nothing "
     "of this defect; paint more generously, or cut the image closer"
@@ -72,13 +81,58 @@ def teaches_patches(keys: list[Key]) -> bool:
     return any(key.level == "patch" and key.label == ANOMALOUS for key in keys)
 
 
-def against_verdict(prediction: Prediction, verdict: Verdict, head: str) -> str | None:
+class Before:
+    """How a picture that is taught as good was judged until now.
+
+    It is for a warning alone: where the device fails at it, there is none, and the lesson goes on.
+    """
+
+    def __init__(self, verdict: Verdict, places: Places, keeps: bool) -> None:
+        """`verdict`: of what judges such pictures, with its limits; `keeps`: see `against_verdict`."""
+        self._keeps = keeps
+        self._verdict, self._detector = verdict, verdict.model.detectors[0]
+        self._failed = False
+        self._canvas = self._run(lambda: self._detector.canvas(places))
+
+    def draw(self, tile: Tile, features: Features) -> None:
+        """Judge a tile of it."""
+        canvas = self._canvas
+        if canvas is not None:
+            self._run(lambda: self._detector.draw([(canvas, tile)], features))
+
+    def warning(self) -> str | None:
+        """See `against_verdict`."""
+        canvas, head = self._canvas, self._detector.head.name
+        if canvas is None or self._failed:
+            return None
+
+        def found() -> str | None:
+            judged = self._detector.conclude(canvas, map_pixels=MAP_PIXELS)
+            return against_verdict(judged, self._verdict, head, self._keeps)
+
+        return self._run(found)
+
+    def _run(self, step: Callable[[], T]) -> T | None:
+        if self._failed:
+            return None
+        ((_, result),) = in_halves([None], lambda _: step(), self._detector.encoder.device)
+        if isinstance(result, MRADError):
+            log.warning("a lesson is not compared with the verdict before it", why=str(result))
+            self._failed = True
+            return None
+        return result
+
+
+def against_verdict(
+    prediction: Prediction, verdict: Verdict, head: str, keeps: bool = True
+) -> str | None:
     """What a picture that is taught as good, against a clear verdict, lets pass from now on; with a code.
 
     Args:
         prediction: of the memory before the lesson, with its map.
         verdict: the limits in force.
         head: the one that judges.
+        keeps: whether the memory keeps its patches, by which pictures are recognised and `nn` compares.
     """
     cuts = verdict.threshold, verdict.pixel_threshold
     judged = as_taught(prediction, verdict.model.calibration, *cuts)
@@ -95,11 +149,16 @@ def against_verdict(prediction: Prediction, verdict: Verdict, head: str) -> str 
         where = (
             f", with {counted(count, 'region')} ({share:.2g} % of it) above the limit of the map"
         )
-    passes = (
-        "what is seen there is usual from now on, in every picture: defects like it may pass"
-        if head in ("nn", "combined")
-        else "it passes when it is shown again, and pictures like it score lower"
-    )
+    if keeps and head in ("nn", "combined"):
+        passes = (
+            "what is seen there is usual from now on, in every picture: defects like it may pass"
+        )
+    elif keeps:
+        passes = "it passes when it is shown again, and pictures like it score lower"
+    elif head == "nn":
+        passes = "it changes no score: the memory keeps no more patches"
+    else:
+        passes = "it and pictures like it score lower"
     return (
         f"against_verdict: this picture scored {score:.0f} of 100 (limit 50){where}. Taught as good, {passes}. "
         "If it is defective, remove the entry"

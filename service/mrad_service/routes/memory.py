@@ -20,19 +20,17 @@ from starlette.background import BackgroundTask
 
 from mrad.detector import Decoded, Detector
 from mrad.encoder.stream import prepare_tile
-from mrad.errors import LayoutError, MaskError
+from mrad.errors import LayoutError, MaskError, MRADError
 from mrad.images.guard import refuse_doubtful
 from mrad.images.masks import Mask, Orientation, read_mask
 from mrad.memory.entry import Entry, Key
 from mrad.memory.keys import keys_of, pieces_of
 from mrad.memory.living import PROFILE
-from mrad.thresholds.own import MAP_PIXELS
-from mrad.tiled import Canvas
 from mrad.types import ANOMALOUS, NORMAL, Sample
 from mrad_service.errors import BodyTooLargeError, InvalidRequestError
 from mrad_service.memory import DurableMemory, EntryNotFoundError
 from mrad_service.middleware.access import require
-from mrad_service.routes.lessons import against_verdict, described, effect_of, note_of
+from mrad_service.routes.lessons import Before, described, effect_of, note_of
 from mrad_service.routes.score import runtime_of
 from mrad_service.runtime import Runtime
 from mrad_service.scheduler.lane import Work
@@ -135,14 +133,10 @@ def add_entry(
         tuple(tags or ()),
     )  # fmt: skip
     entry = Entry.of(sample, decoded.size, getattr(request.state, "key_name", ""))
-    verdict = Verdict.of(runtime.model(bank))
-    looked = not anomalous and verdict.model.calibration is not None
-    before = detector.canvas(decoded.places) if looked else None
+    before = None if anomalous else _before(runtime, bank, object_name, decoded)
     keys = _keys(runtime, work, detector, decoded, entry, region, before)
-    if before is not None:
-        judged = detector.conclude(before, map_pixels=MAP_PIXELS)
-        against = against_verdict(judged, verdict, detector.head.name)
-        warnings = (*warnings, *([against] if against else []))
+    if before is not None and (against := before.warning()):
+        warnings = (*warnings, against)
     thumbnail, content = thumbnail_of(decoded.image), digest_of(pixels, painted)
     work.check()
     standing = memory.add(entry, keys, thumbnail, idempotency_key, content)
@@ -157,6 +151,19 @@ def add_entry(
         warnings=list(warnings),
         effect=None if repeated else effect_of(request, memory, runtime.banks.renewal(bank)),
     )  # fmt: skip
+
+
+def _before(runtime: Runtime, bank: str | None, product: str, decoded: Decoded) -> Before | None:
+    """What judges such pictures now; None where it has no threshold."""
+    model = runtime.model(bank)
+    keeps = model.bank.keeps_local
+    if product in model.bank.objects:  # a new product's pictures are judged by the whole memory
+        try:
+            model = runtime.objects.get(model, product)
+        except MRADError:  # its requests are refused: there is no verdict to contradict
+            return None
+    verdict = Verdict.of(model)
+    return None if model.calibration is None else Before(verdict, decoded.places, keeps)
 
 
 def _widen(memory: DurableMemory, decoded: Decoded) -> None:
@@ -202,9 +209,9 @@ def _keys(
     decoded: Decoded,
     entry: Entry,
     mask: Mask | None,
-    canvas: Canvas | None = None,
+    before: Before | None = None,
 ) -> list[Key]:
-    """The keys of all tiles, one tile at a time; `canvas`: where each is drawn as it is judged now.
+    """The keys of all tiles, one tile at a time; `before`: judges each as it was until now.
 
     A lesson adds what an image of the build added, so that no image counts for more than another.
     """
@@ -220,8 +227,8 @@ def _keys(
             one = replace(decoded, pixels=prepare_tile(detector.encoder, decoded.looked_at, tile))
         work.check()
         features = runtime.encode(detector, one)
-        if canvas is not None:
-            detector.draw([(canvas, tile)], features)
+        if before is not None:
+            before.draw(tile, features)
         keys += keys_of(detector.encoder, features, 0, entry, piece, detector.bank.patch_keys)
     return keys
 
