@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -49,11 +49,41 @@ class Batch:
 
 
 def by_layout(detectors: Detectors) -> list[dict[str, Detector]]:
-    """The detectors in groups that look at images alike; first those that align, and so leave images out."""
+    """The detectors in groups that look at images alike."""
     groups: dict[Layout, dict[str, Detector]] = {}
     for name, detector in detectors.items():
         groups.setdefault(detector.layout, {})[name] = detector
-    return [groups[layout] for layout in sorted(groups, key=lambda own: own.align is None)]
+    return list(groups.values())
+
+
+def refused(
+    groups: Sequence[Detectors],
+    dataset: Dataset,
+    rows: Sequence[int],
+    resolution: int | None,
+    progress: Callable[[], None],
+) -> dict[int, str]:
+    """Those of `rows` that not every group can look at, and why: found without encoding anything.
+
+    `progress`: called once for each row and group.
+    """
+    found: dict[int, str] = {}
+
+    def look(row: int) -> str | None:
+        why = None
+        for group in groups:
+            if why is None:
+                opened = _opened(next(iter(group.values())), dataset, [row], resolution)
+                why = opened.skipped.get(row)
+        return why
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for row, why in zip(rows, pool.map(look, rows)):
+            if why is not None:
+                found[row] = why
+            for _ in groups:
+                progress()
+    return found
 
 
 def judged(
@@ -75,22 +105,7 @@ def judged(
     chunks = [rows[start : start + together] for start in range(0, len(rows), together)]
 
     def decode(chunk: Sequence[int]) -> _Opened:
-        found = _Opened()
-        for row in chunk:
-            record = dataset.records[row]
-            try:
-                decoded = first.decode(record.image)
-                if first.layout.align is not None and decoded.move is None:
-                    found.skipped[row] = f"{record.source}: {NOT_ALIGNED}"
-                    continue  # build, calibrate and the server's lessons leave it out, too
-                mask = mask_at(record, decoded.places.size, resolution, decoded.orientation)
-            except (ImageError, MaskError) as error:
-                found.skipped[row] = f"{record.source}: {error}"
-                continue
-            found.rows.append(row)
-            found.decoded.append(decoded)
-            found.masks.append(mask)
-        return found
+        return _opened(first, dataset, chunk, resolution)
 
     with ThreadPoolExecutor(max_workers=2) as pool:
         pending = pool.submit(decode, chunks[0])
@@ -123,6 +138,27 @@ class _Opened:
     decoded: list[Decoded] = field(default_factory=list)
     masks: list[Mask | None] = field(default_factory=list)
     skipped: dict[int, str] = field(default_factory=dict)
+
+
+def _opened(
+    detector: Detector, dataset: Dataset, rows: Sequence[int], resolution: int | None
+) -> _Opened:
+    found = _Opened()
+    for row in rows:
+        record = dataset.records[row]
+        try:
+            decoded = detector.decode(record.image)
+            if detector.layout.align is not None and decoded.move is None:
+                found.skipped[row] = f"{record.source}: {NOT_ALIGNED}"
+                continue  # build, calibrate and the server's lessons leave it out, too
+            mask = mask_at(record, decoded.places.size, resolution, decoded.orientation)
+        except (ImageError, MaskError) as error:
+            found.skipped[row] = f"{record.source}: {error}"
+            continue
+        found.rows.append(row)
+        found.decoded.append(decoded)
+        found.masks.append(mask)
+    return found
 
 
 def mask_at(

@@ -17,7 +17,7 @@ from mrad.images.layout import Places
 from mrad.maps import at_shape
 from mrad.types import BoolArray, Prediction
 from mrad_indexer.datasets import Dataset
-from mrad_indexer.evaluation.judging import Batch, by_layout, judged
+from mrad_indexer.evaluation.judging import Batch, by_layout, judged, refused
 from mrad_indexer.evaluation.metrics import (
     FUSIONS,
     Curve,
@@ -178,8 +178,10 @@ def evaluate(
         progress: called with the number of images done.
 
     Images go by one object at a time, so that memory holds one object's histograms and one batch.
-    An image that cannot be read, whose mask cannot, or that a layout cannot align, is left out, counted and
-    named, as in a build. Raises `MRADError` when detectors differ in encoder, `DataError` when nothing is left.
+    An image that cannot be read, whose mask cannot, or that a layout does not fit or cannot align, is left out
+    for all detectors, counted and named, as in a build. Where they look at images in several ways, each image
+    is opened once more to find that out first. Raises `MRADError` when detectors differ in encoder, `DataError`
+    when nothing of an object is left.
     """
     _check_encoder(detectors)
     groups = by_layout(detectors)
@@ -189,29 +191,42 @@ def evaluate(
     warnings: Counter[str] = Counter()
     skipped: list[str] = []
     first = next(iter(detectors))
+    passes = 1 if len(groups) == 1 else 2 * len(groups)
+
+    def told(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done // passes)
+
     for object_name in dataset.objects:
         every = [i for i, r in enumerate(dataset.records) if r.object_name == object_name]
         tallies = {name: _Tally() for name in detectors}
-        left_out: set[int] = set()  # by later groups too, so that figures are of the same images
+        left_out: dict[int, str] = {}
+        if len(groups) > 1:  # figures are of the images that all of them can look at
+            left_out = refused(groups, dataset, every, resolution, lambda: told(1))
+        chosen = [row for row in every if row not in left_out]
+        told((len(every) - len(chosen)) * len(groups))
         for group in groups:
-            rows = [row for row in every if row not in left_out]
-            done += len(every) - len(rows)
-            for batch in judged(group, dataset, rows, batch_size, resolution):
+            for batch in judged(group, dataset, chosen, batch_size, resolution):
                 encode_seconds += batch.encode_seconds
                 if group is groups[0]:
                     warnings.update(codes(batch.warnings))
-                skipped += batch.skipped.values()
+                if batch.skipped and len(groups) > 1:
+                    (why, *_) = batch.skipped.values()
+                    raise DataError(f"{why}; it could be read a moment before: evaluate again")
                 left_out.update(batch.skipped)
                 for name in group:
                     finish[name] += batch.finish_seconds[name]
                     said = _collect(tallies[name], dataset, batch, name)
                     if name == first:
                         warnings.update(codes(said))
-                done += len(batch.rows) + len(batch.skipped)
-                if progress is not None:
-                    progress(done // len(groups))
+                told(len(batch.rows) + len(batch.skipped))
+        skipped += left_out.values()
         if not tallies[first].scores:
-            raise DataError(f"no image of {object_name} can be judged, the first: {skipped[0]}")
+            by = " by every candidate" if len(groups) > 1 else ""
+            (why, *_) = left_out.values()
+            raise DataError(f"no image of {object_name} can be judged{by}, the first: {why}")
         for name, tally in tallies.items():
             results[name].append(_result(object_name, tally))
     return Evaluation(
