@@ -16,6 +16,11 @@ from mrad_indexer.cli.main import app
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from mrad.images.align import Reference
+from mrad.images.layout import Layout
+from mrad.images.regions import Area
+from tests.plates import LEFT, SIZE, moved, plate
+
 WORKER = Path(__file__).with_name("tiny_mrad.py")
 CONFIG = {
     "embed_dim": 48,
@@ -101,3 +106,14 @@ def board_bank(tmp_path_factory, mrad: Mrad, boards: Path, tiny_options: list[st
         done = mrad(*arguments)
         assert done.exit_code == 0, done.output
     return out
+
+
+@pytest.fixture
+def aligned_plates(tmp_path):
+    """A folder of three plates and one other picture, and what aligns them by the first."""
+    data = tmp_path / "data"
+    (data / "good").mkdir(parents=True)
+    for number, shift in enumerate(((0, 0), (12, 7), (-8, 5))):
+        moved(plate(), shift).save(data / "good" / f"{number}.png")
+    plate(5).save(data / "good" / "other.png")
+    return data, Layout(None, None, (Area.of_box(LEFT, SIZE, "left"),), Reference.of(plate()))

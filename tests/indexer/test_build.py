@@ -15,6 +15,7 @@ import pytest
 from mrad_client.batch.journal import Journal, JournalError
 from mrad_indexer.build.build import BuildOptions, Plan, build, work_folder
 from mrad_indexer.build.encode import (
+    Skipped,
     decode_record,
     encode_shard,
     from_bytes,
@@ -218,6 +219,33 @@ def test_a_damaged_shard_is_encoded_again(tmp_path, boards, tiny_encoder):
     shard = next(work_folder(out).glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     build(tiny_encoder, dataset, out, OPTIONS)
+    assert same_keys(out, tmp_path / "whole")
+
+
+def test_images_that_cannot_be_read_for_a_time_cost_no_shard_that_is_whole(
+    tmp_path, make_image, tiny_encoder, monkeypatch
+):
+    """As where a network share goes away while a build runs, and comes back."""
+    data, out, away = tmp_path / "data", tmp_path / "bank", set(map(str, range(2, 8)))
+    (data / "good").mkdir(parents=True)
+    for seed in range(8):
+        make_image(seed, (64, 64))[0].save(data / "good" / f"{seed}.png")
+    options, dataset = BuildOptions(batch_size=2, shard=2), read_dataset(data)
+    build(tiny_encoder, dataset, tmp_path / "whole", options)
+
+    def decode(record, **given):
+        if record.image.stem in away:
+            return Skipped(record.source, "the share is away", ImageError.code)
+        return decode_record(record, **given)
+
+    monkeypatch.setattr("mrad_indexer.build.build.decode_record", decode)
+    with pytest.raises(DataError, match=r"6 of 8 images .* is kept \(2 images\): run the same"):
+        build(tiny_encoder, dataset, out, options)
+    assert not out.exists()
+    assert [path.name for path in work_folder(out).glob("*.safetensors")] == ["000000.safetensors"]
+    away.clear()
+    built = build(tiny_encoder, dataset, out, options)
+    assert (built.encoded, built.resumed, built.skipped) == (6, 2, ())
     assert same_keys(out, tmp_path / "whole")
 
 

@@ -2,7 +2,8 @@
 
 OUT.building/ holds `journal.jsonl` (what was asked, then a line for each shard with its digest) and
 the shards. Running the same build again goes on with the shards that are missing. The bank appears
-whole under OUT, then the work folder goes.
+whole under OUT, then the work folder goes. Where too many images could not be used there is no bank, and
+of the shards those stay in which no image is missing.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from mrad.memory.bank import INPUT, PRECISION, TRIAL, MemoryBank, layout_metadat
 from mrad.memory.coreset import bounded, reduced
 from mrad.memory.store import MANIFEST
 from mrad.types import ANOMALOUS
+from mrad.words import counted
 from mrad_indexer.ahead import ahead
 from mrad_indexer.build.encode import (
     Shard,
@@ -102,7 +104,8 @@ def build(
         engine: what encodes the missing shards; None: this process.
 
     Raises `BankError` (`out` is taken), `JournalError` (another build is under way there, or was
-    begun with other images or settings), `DataError`, `NonFiniteError`; with `strict` also
+    begun with other images or settings), `DataError` (fewer than half of the images can be used: no bank, but
+    shards from which no image is missing stay for a later run), `NonFiniteError`; with `strict` also
     `ImageError`, `MaskError`.
     """
     options = options or BuildOptions()
@@ -126,12 +129,30 @@ def build(
         encoded = encode(encoder, plan, options, work, journal, set(ready), report)
         try:
             bank, skipped = finish(encoder, plan, options, work, out, replace=replace)
-        except DataError:  # other images or settings are needed, to which no shard here belongs
-            shutil.rmtree(work)
-            raise
+        except DataError as error:
+            kept = keep_whole_shards(work, journal, len(plan.shards))
+            if not kept:  # nothing to go on from, and other images or settings need not be told so
+                shutil.rmtree(work)
+                raise
+            raise DataError(
+                f"{error}. What was encoded without a fault is kept ({counted(kept, 'image')}): run the same "
+                "build again where images could not be read for a time; with others, add --restart"
+            ) from error
         shutil.rmtree(work)
     resumed = len(bank.entries) + len(skipped) - encoded
     return Built(bank, tuple(skipped), encoded, resumed, doubtful_of(bank))
+
+
+def keep_whole_shards(work: Path, journal: Journal, shards: int) -> int:
+    """Forget the shards from which an image is missing, so that it is read anew; images in the others."""
+    kept = 0
+    for number in range(shards):
+        row = journal.row(str(number)) if str(number) in journal else None
+        if row is not None and not row["skipped"]:
+            kept += row["images"]
+        else:
+            shard_path(work, number).unlink(missing_ok=True)
+    return kept
 
 
 def _discard(work: Path) -> None:
@@ -202,7 +223,7 @@ def encode_missing(
     depth = 2 * options.batch_size if options.layout.plain else LARGE_AHEAD
     decoded = ahead(decode, records, depth=depth)
 
-    def counted(count: int) -> Iterator[Any]:
+    def told(count: int) -> Iterator[Any]:
         for item in islice(decoded, count):
             yield item
             report(1, int(isinstance(item, Skipped)), False)
@@ -210,7 +231,7 @@ def encode_missing(
     for number in missing:
         shard = encode_shard(
             encoder,
-            counted(len(plan.shards[number])),
+            told(len(plan.shards[number])),
             batch_size=options.batch_size,
             added_by=options.added_by,
             patch_keys=options.patch_keys,
