@@ -111,9 +111,15 @@ def scaled_by(probability: Tensor, level: LevelMemory, asked: npt.NDArray[np.flo
 
 def log_sum_exp(scores: Tensor) -> Tensor:
     """`scores` float32 [M, n], overwritten -> float64 [M]; -inf where every key is excluded."""
-    peak = scores.amax(dim=1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
-    sums = scores.sub_(peak).exp_().sum(dim=1, dtype=torch.float64)
-    return sums.log() + peak[:, 0].double()
+    return log_sum_and_peak(scores)[0]
+
+
+def log_sum_and_peak(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """As `log_sum_exp`; and the largest score of each row, float32 [M]."""
+    peak = scores.amax(dim=1, keepdim=True)
+    shift = peak.clamp_min(torch.finfo(scores.dtype).min)
+    sums = scores.sub_(shift).exp_().sum(dim=1, dtype=torch.float64)
+    return sums.log() + shift[:, 0].double(), peak[:, 0]
 
 
 @torch.inference_mode()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import Lock
+
 import faiss
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mrad.errors import DimensionError, EmptyLevelError, NonFiniteError
-from mrad.retrieval.base import BLOCK, log_sum_exp, probability_of
+from mrad.retrieval.base import BLOCK, log_sum_and_peak, probability_of
 from mrad.retrieval.nearest import nearest
 from mrad.types import ANOMALOUS, FloatArray
 
@@ -54,35 +56,46 @@ class ExactRetriever:
         self.entry = torch.from_numpy(np.asarray(entry, dtype=np.int64)[self.rows]).to(device)
         self.block = block
         self._index: faiss.Index | None = None
+        self._lock = Lock()
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    @torch.inference_mode()
     def log_sums(self, queries: Tensor, exclude: Tensor | None = None) -> Tensor:
         """See `Retriever.log_sums`."""
+        return self.sums_and_peak(queries, exclude)[0]
+
+    @torch.inference_mode()
+    def sums_and_peak(
+        self, queries: Tensor, exclude: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`log_sums`, and the largest product of each query, float32 [M]; -inf where all is excluded."""
         queries = self._checked(queries)
-        parts = []
-        for start in range(0, len(queries), QUERY_BLOCK):
-            stop = start + QUERY_BLOCK
-            rows = None if exclude is None else exclude[start:stop].to(self.keys.device)
-            parts.append(self._log_sums(queries[start:stop], rows))
-        empty = torch.empty(0, 2, dtype=torch.float64, device=self.keys.device)
-        return torch.cat(parts) if parts else empty
-
-    def _log_sums(self, queries: Tensor, exclude: Tensor | None) -> Tensor:
+        sums = queries.new_full((len(queries), 2), -torch.inf, dtype=torch.float64)
+        peaks = queries.new_full((len(queries), 2), -torch.inf)
         classes = (0, self.anomalous_from), (self.anomalous_from, len(self.keys))
-        return torch.stack([self._class_sum(queries, exclude, *c) for c in classes], dim=1)
+        for start in range(0, len(queries), QUERY_BLOCK):
+            part = slice(start, start + QUERY_BLOCK)
+            rows = None if exclude is None else exclude[part].to(self.keys.device)
+            for label, (first, end) in enumerate(classes):
+                found = self._class_sum(queries[part], rows, first, end)
+                sums[part, label], peaks[part, label] = found
+        return sums, peaks.amax(dim=1)
 
-    def _class_sum(self, queries: Tensor, exclude: Tensor | None, first: int, end: int) -> Tensor:
+    def _class_sum(
+        self, queries: Tensor, exclude: Tensor | None, first: int, end: int
+    ) -> tuple[Tensor, Tensor]:
+        """Log sum and largest product over the keys from `first` to `end`, sorted by class."""
         total = torch.full((len(queries),), -torch.inf, dtype=torch.float64, device=queries.device)
+        peak = queries.new_full((len(queries),), -torch.inf)
         for start in range(first, end, self.block):
             part = slice(start, min(start + self.block, end))
             scores = queries @ self.keys[part].T
             if exclude is not None:
                 scores.masked_fill_(self.entry[part][None] == exclude[:, None], -torch.inf)
-            total = torch.logaddexp(total, log_sum_exp(scores))
-        return total
+            summed, largest = log_sum_and_peak(scores)
+            total, peak = torch.logaddexp(total, summed), torch.maximum(peak, largest)
+        return total, peak
 
     def probability(self, queries: Tensor, exclude: Tensor | None = None) -> Tensor:
         """See `Retriever.probability`."""
@@ -110,12 +123,18 @@ class ExactRetriever:
         if self.keys.is_cuda:
             similarity, rows = nearest(queries, self.keys, k)
             return similarity.cpu().numpy(), rows.cpu().numpy()
-        if self._index is None:
-            self._index = faiss.IndexFlatIP(self.keys.shape[1])
-            self._index.add(self.keys.numpy())
         found: tuple[FloatArray, npt.NDArray[np.int64]]
-        found = self._index.search(np.ascontiguousarray(queries.numpy()), k)
+        found = self._filled().search(np.ascontiguousarray(queries.numpy()), k)
         return found
+
+    def _filled(self) -> faiss.Index:
+        """FAISS's index of the keys, made once; nobody sees one that is not full."""
+        with self._lock:
+            if self._index is None:
+                index = faiss.IndexFlatIP(self.keys.shape[1])
+                index.add(self.keys.numpy())
+                self._index = index
+            return self._index
 
     def _checked(self, queries: Tensor) -> Tensor:
         if queries.ndim != 2 or queries.shape[1] != self.keys.shape[1]:

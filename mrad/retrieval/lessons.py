@@ -8,10 +8,12 @@ nearest key of the build: 1 where it is the very same, 0 where the build knows s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,6 +26,7 @@ from mrad.retrieval.base import (
     scaled_by,
 )
 from mrad.retrieval.choose import make_retriever
+from mrad.retrieval.exact import ExactRetriever
 from mrad.types import ANOMALOUS
 
 if TYPE_CHECKING:
@@ -34,7 +37,11 @@ FEW = 10
 LEAST_BAD = 2
 """Defective ones likewise: one of them is left out where it is judged itself."""
 LEAST = 1e-6
-"""Of a distance."""
+"""What two distances differ by at least: less is rounding."""
+CODED = 1e-3
+"""What cosines to keys as an index holds them, in half precision, may be too large by."""
+BLOCK = 2_048
+"""Queries, and keys, at a time: a product of theirs takes 16 MiB, its float64 sums twice that."""
 
 
 def built_entries(bank: MemoryBank) -> int | None:
@@ -61,14 +68,86 @@ def judging(level: LevelMemory, entries: int | None) -> int | None:
 
 
 def weights(cosine: Tensor, nearest: Tensor) -> Tensor:
-    """How much keys that were taught count, in [0, 1].
+    """How much keys that were taught count, float32 [M, n] in [0, 1].
 
     Args:
-        cosine: [M, n], of queries to them.
-        nearest: [M], the largest cosine to a key of the build.
+        cosine: float32 [M, n], of queries to them.
+        nearest: float32 [M], the largest cosine to a key of the build.
     """
-    built = (1 - nearest).clamp_min(LEAST)
-    return (1 - (1 - cosine) / built[:, None]).clamp(0, 1)
+    nearest = nearest[:, None].clamp_min(-1)
+    found = (1 - (1 - cosine) / (1 - nearest).clamp_min(LEAST)).clamp_(0, 1)
+    return found.masked_fill_(cosine <= nearest + LEAST, 0.0)
+
+
+class Keys(NamedTuple):
+    """Some keys of a level."""
+
+    keys: Tensor
+    """float32 [n, d]."""
+    labels: npt.NDArray[np.uint8]
+    """[n]."""
+    entry: Tensor
+    """int64 [n]."""
+
+    @classmethod
+    def of(cls, level: LevelMemory, chosen: slice | npt.NDArray[np.int64]) -> Keys:
+        """By their places."""
+        keys = torch.from_numpy(np.ascontiguousarray(level.keys[chosen]))
+        return cls(keys, level.labels[chosen], torch.from_numpy(level.entry[chosen]))
+
+    def cosines(
+        self, queries: Tensor, exclude: Tensor | None
+    ) -> Iterator[tuple[slice, Tensor, npt.NDArray[np.uint8]]]:
+        """Which of `queries` [M, d], their cosines float32 [m, n] to some keys, and those keys' labels.
+
+        -inf to keys of the entries `exclude` int64 [M]. At most `BLOCK` of each at a time.
+        """
+        for first in range(0, len(self.labels), BLOCK):
+            part = slice(first, first + BLOCK)
+            keys, entry = self.keys[part].to(queries.device), self.entry[part].to(queries.device)
+            for start in range(0, len(queries), BLOCK):
+                rows = slice(start, start + BLOCK)
+                cosine = queries[rows] @ keys.T
+                if exclude is not None:
+                    own = entry[None] == exclude[rows].to(entry.device)[:, None]
+                    cosine.masked_fill_(own, -torch.inf)
+                yield rows, cosine, self.labels[part]
+
+    def largest(self, queries: Tensor, exclude: Tensor | None) -> Tensor:
+        """The largest cosine of each of `queries` [M, d], float32 [M]; -inf where all is excluded."""
+        found = queries.new_full((len(queries),), -torch.inf)
+        for rows, cosine, _ in self.cosines(queries, exclude):
+            found[rows] = torch.maximum(found[rows], cosine.amax(dim=1))
+        return found
+
+    def weighed(
+        self, queries: Tensor, nearest: Tensor, exclude: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """What these keys add to the sums of exp(cosine - 1) of each class, and how much they count.
+
+        Args:
+            queries: float32 [M, d], L2-normalised.
+            nearest: as for `weights`.
+            exclude: int64 [M], entries whose keys a query must not retrieve, or -1.
+
+        Returns two float64 [M, 2].
+        """
+        total = queries.new_zeros(len(queries), 2, dtype=torch.float64)
+        counted = torch.zeros_like(total)
+        for rows, cosine, labels in self.cosines(queries, exclude):
+            weight = weights(cosine, nearest[rows])
+            counted[rows] += per_class(weight, labels)
+            total[rows] += per_class(weight.mul_(cosine.sub_(1).exp_()), labels)
+        return total, counted
+
+
+def per_class(values: Tensor, labels: npt.NDArray[np.uint8]) -> Tensor:
+    """`values` float32 [M, n] of keys with `labels` [n], added up in float64: [M, 2]."""
+    found = values.new_zeros(len(values), 2, dtype=torch.float64)
+    for label in np.unique(labels).tolist():
+        mine = torch.from_numpy(np.flatnonzero(labels == label)).to(values.device)
+        found[:, label] = values[:, mine].sum(dim=1, dtype=torch.float64)
+    return found
 
 
 @dataclass(frozen=True)
@@ -79,54 +158,66 @@ class WithLessons:
     count: int
     """So many first keys judge."""
     built: Retriever
-    keys: Tensor
-    """[L, d], taught since."""
-    labels: Tensor
-    """[L]."""
-    entry: Tensor
-    """[L]."""
+    """Of those."""
+    taught: Keys
+    """The others."""
 
     @classmethod
     def of(
         cls, level: LevelMemory, count: int, *, mode: str, device: torch.device | str
     ) -> WithLessons:
-        """`count`: from `judging`; the rest as for `make_retriever`."""
-        first, later = level.take(slice(None, count)), level.take(slice(count, None))
-        return cls(
-            level,
-            count,
-            make_retriever(first, mode=mode, device=device),
-            torch.from_numpy(np.ascontiguousarray(later.keys)).to(device),
-            torch.from_numpy(later.labels.astype(np.int64)).to(device),
-            torch.from_numpy(later.entry).to(device),
-        )
+        """As `retriever_of`; `count`: from `judging`."""
+        # In the bank's folder, so that an index of the keys of the build is found there.
+        first = replace(level.take(slice(None, count)), folder=level.folder)
+        keys, labels, entry = Keys.of(level, slice(count, None))
+        taught = Keys(keys.to(device), labels, entry.to(device))
+        return cls(level, count, make_retriever(first, mode=mode, device=device), taught)
 
     @torch.inference_mode()
     def judged(self, queries: Tensor, exclude: Tensor | None = None) -> Tensor:
-        """Share of the anomalous class at the reference's shares: float32 [M]."""
-        sums = self.built.log_sums(queries, exclude)
-        near, _ = self.built.nearest(queries, 1, exclude)
-        queries = queries.to(self.keys.device, torch.float32)
-        nearest = torch.from_numpy(near[:, 0]).to(queries)
-        cosine = queries @ self.keys.T
-        weight = weights(cosine, nearest)
-        if exclude is not None:
-            own = self.entry[None] == exclude.to(self.entry.device)[:, None]
-            weight = weight.masked_fill(own, 0.0)
-        taught = weight.double() * cosine.double().exp()
-        added, counted = (
-            torch.stack([part[:, self.labels == label].sum(dim=1) for label in (0, 1)], dim=1)
-            for part in (taught, weight.double())
-        )
-        sums = torch.logaddexp(sums, added.log().to(sums.device))
+        """Share of the anomalous class at the reference's shares: float32 [M].
+
+        `queries`, `exclude`: as for `Retriever.probability`.
+        """
+        queries = queries.to(self.taught.keys.device, torch.float32)
+        if isinstance(self.built, ExactRetriever):
+            sums, nearest = self.built.sums_and_peak(queries, exclude)
+        else:
+            sums = self.built.log_sums(queries, exclude)
+            nearest = self._nearest_built(self.built, queries, exclude)
+        total, counted = self.taught.weighed(queries, nearest, exclude)
+        sums = torch.logaddexp(sums, total.log() + 1)
         asked = counts_without(self.level, self.count, exclude) + counted.cpu().numpy()
         return scaled_by(probability_of(sums), self.level, asked)
+
+    def _nearest_built(self, built: Retriever, queries: Tensor, exclude: Tensor | None) -> Tensor:
+        """The largest cosine to a key of the build, float32 [M], wherever a lesson is nearer than that.
+
+        An index misses the nearest key now and then, and a lesson would count too much. So where one is
+        nearer than what the index found, all keys are looked at; elsewhere none counts anyway.
+        """
+        found = torch.from_numpy(built.nearest(queries, 1, exclude)[0][:, 0]).to(queries)
+        asked = (self.taught.largest(queries, exclude) > found - CODED).nonzero()[:, 0]
+        if len(asked):
+            keys = Keys.of(self.level, slice(None, self.count))
+            own = None if exclude is None else exclude[asked.to(exclude.device)]
+            found[asked] = keys.largest(queries[asked], own)
+        return found
 
 
 def retriever_of(
     level: LevelMemory, entries: int | None, *, mode: str, device: torch.device | str
 ) -> Retriever | WithLessons:
-    """Of a level of a memory; `entries`: `built_entries` of it."""
+    """What judges by a level of a memory.
+
+    Args:
+        level: its keys.
+        entries: `built_entries` of the memory.
+        mode: `exact`, `approximate` or `auto`, as for `make_retriever`.
+        device: that queries come on.
+
+    Raises `MRADError` for an unknown `mode`, `EmptyLevelError`.
+    """
     count = judging(level, entries)
     if count is None or count == len(level):
         return make_retriever(level, mode=mode, device=device)
@@ -139,7 +230,14 @@ def judged(
     queries: Tensor,
     exclude: Tensor | None = None,
 ) -> Tensor:
-    """Probabilities float32 [M] at the class shares that scores refer to (`at_reference_shares`)."""
+    """Probabilities float32 [M] at the class shares that scores refer to (`at_reference_shares`).
+
+    Args:
+        retriever: `retriever_of` the level.
+        level: what it retrieves from.
+        queries: float32 [M, d], L2-normalised.
+        exclude: int64 [M], entry rows that a query must not retrieve, -1 for none.
+    """
     if isinstance(retriever, WithLessons):
         return retriever.judged(queries, exclude)
     return at_reference_shares(retriever.probability(queries, exclude), level, exclude)

@@ -22,10 +22,11 @@ from mrad.heads.ft import FTConfig, FTHead, FTWeights
 from mrad.memory.level import LevelMemory
 from mrad.retrieval.approximate import derived as approximate_derived
 from mrad.retrieval.approximate.derived import approximate, stored
-from mrad.retrieval.approximate.index import ApproximateRetriever
+from mrad.retrieval.approximate.index import TOLERANCE, ApproximateRetriever
 from mrad.retrieval.base import streamed_log_sums
 from mrad.retrieval.choose import choose, make_retriever, sharpness_of
 from mrad.retrieval.exact import ExactRetriever
+from mrad.retrieval.lessons import WithLessons, judged, retriever_of
 
 
 def level_of(count: int, home: Path | None = None, seed: int = 0) -> LevelMemory:
@@ -164,6 +165,54 @@ def test_streamed_sums_are_the_exact_ones() -> None:
     exact = ExactRetriever(level.keys, level.labels, level.entry).log_sums(queries, exclude)
     got = streamed_log_sums(level.keys, level.labels, queries, level.entry, exclude)
     torch.testing.assert_close(got, exact, rtol=0, atol=1e-6)
+
+
+def taught_level(home: Path | None = None) -> tuple[LevelMemory, int]:
+    """3,000 keys of a build, then 300 that were taught; and how many entries the build has."""
+    whole = level_of(3_300, home)
+    return replace(whole, keys=whole.keys / 2, reference=level_of(3_000).counts), 1_500
+
+
+def test_lessons_weigh_the_same_beside_an_index_that_misses_the_nearest_key(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mrad.retrieval.approximate.index.NEAREST_PROBES", 1)
+    approximate_derived._living.clear()
+    level, entries = taught_level()
+    exact, index = (
+        retriever_of(level, entries, mode=mode, device="cpu") for mode in ("exact", "approximate")
+    )
+    assert isinstance(exact, WithLessons)
+    assert isinstance(index, WithLessons)
+    later, others = level.keys[3_000:3_060], clustered(60, 1)
+    queries = torch.from_numpy(np.concatenate([later, (later + others) / 2, others]))
+    queries /= queries.norm(dim=1, keepdim=True)
+    for exclude in (None, torch.arange(180) // 2 + 1_500):
+        _, nearest = exact.built.sums_and_peak(queries, exclude)
+        found = torch.from_numpy(index.built.nearest(queries, 1, exclude)[0][:, 0])
+        assert (nearest - found > 1e-3).sum() > 10, "it misses some"
+        wanted = exact.taught.weighed(queries, nearest, exclude)[1]
+        counted = index._nearest_built(index.built, queries, exclude)
+        got = index.taught.weighed(queries, counted, exclude)[1]
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4)
+        one, other = (judged(each, level, queries, exclude) for each in (exact, index))
+        # Two classes, whose log-sums are within the tolerance each.
+        assert (one - other).abs().max() < 2 * TOLERANCE / 4
+
+
+def test_a_taught_memory_opens_with_the_index_of_its_build(
+    tmp_path: Path, builds: list[int]
+) -> None:
+    level, entries = taught_level(tmp_path)
+    build = replace(level.take(slice(None, 3_000)), folder=tmp_path)
+    approximate(build)
+    approximate_derived._living.clear()  # a new process
+    taught = retriever_of(level, entries, mode="approximate", device="cpu")
+    assert isinstance(taught, WithLessons)
+    assert isinstance(taught.built.cells.segments[0].codes, np.memmap)
+    assert len(taught.built) == 3_000
+    assert builds == [3_000]
+    assert len(stored(tmp_path)) == 1
 
 
 def test_a_detector_on_an_approximate_memory(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Barrier
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -15,7 +19,7 @@ from mrad.memory.level import LevelMemory
 from mrad.retrieval.base import at_reference_shares, probability_of
 from mrad.retrieval.choose import make_retriever
 from mrad.retrieval.exact import ExactRetriever
-from mrad.retrieval.lessons import WithLessons, judged, retriever_of
+from mrad.retrieval.lessons import WithLessons, judged, retriever_of, weights
 
 
 def naive(queries: np.ndarray, keys: np.ndarray, labels: np.ndarray, banned=None) -> np.ndarray:
@@ -121,6 +125,55 @@ def test_the_nearest_keys_are_the_largest_products_in_the_callers_numbering():
     np.testing.assert_allclose(similarity, np.take_along_axis(products, rows, 1), atol=1e-6)
     assert rows.shape == (4, 5)
     assert ExactRetriever(keys, labels).nearest(torch.from_numpy(asked), 99)[1].shape == (4, 50)
+
+
+def test_the_largest_product_comes_with_the_sums():
+    keys, labels, asked = make(7, 60, 9)
+    entry = np.arange(60) // 3
+    retriever = ExactRetriever(keys, labels, entry, block=7)
+    queries, own = torch.from_numpy(asked), torch.arange(9)
+    sums, peak = retriever.sums_and_peak(queries)
+    assert torch.equal(sums, retriever.log_sums(queries))
+    np.testing.assert_allclose(peak, (asked @ keys.T).max(axis=1), atol=1e-6)
+    allowed = np.where(entry[None] == own.numpy()[:, None], -np.inf, asked @ keys.T)
+    _, peak = retriever.sums_and_peak(queries, own)
+    np.testing.assert_allclose(peak, allowed.max(axis=1), atol=1e-6)
+    alone = ExactRetriever(keys[:2], labels[:2], np.zeros(2, np.int64))
+    assert torch.isinf(alone.sums_and_peak(queries[:1], torch.tensor([0]))[1]).all()
+
+
+def test_requests_that_come_together_all_search_a_full_index(monkeypatch):
+    made = []
+
+    class Slow:
+        """An index that takes its time to be filled."""
+
+        def __init__(self, width: int) -> None:
+            self.index = index_of(width)
+            made.append(self)
+
+        def add(self, keys: np.ndarray) -> None:
+            time.sleep(0.2)
+            self.index.add(keys)
+
+        def search(self, queries: np.ndarray, k: int):
+            return self.index.search(queries, k)
+
+    index_of = faiss.IndexFlatIP
+    monkeypatch.setattr("mrad.retrieval.exact.faiss.IndexFlatIP", Slow)
+    keys, labels, asked = make(8, 50, 4)
+    retriever = ExactRetriever(keys, labels)
+    together = Barrier(3)
+
+    def ask() -> np.ndarray:
+        together.wait(5)
+        return retriever.nearest(torch.from_numpy(asked), 1)[0][:, 0]
+
+    with ThreadPoolExecutor(3) as pool:
+        answers = [one.result() for one in [pool.submit(ask) for _ in range(3)]]
+    for found in answers:
+        np.testing.assert_allclose(found, (asked @ keys.T).max(axis=1), atol=1e-6)
+    assert len(made) == 1
 
 
 def test_the_same_bits_twice():
@@ -245,3 +298,41 @@ def test_a_lesson_the_build_knows_as_well_moves_nothing_and_one_alone_is_near_it
     assert judged(after, taught, near) > was
     full = retriever_of(taught, None, mode="exact", device="cpu")  # too few of the build
     assert not isinstance(full, WithLessons)
+
+
+def test_what_the_build_knows_as_near_counts_nothing_whatever_is_rounded() -> None:
+    cosine = torch.tensor([[1.0, 0.9999999, 1.0000001, 0.5]] * 3)
+    nearest = torch.tensor([0.9999999, 1.0, 0.75])
+    found = weights(cosine, nearest)
+    assert (found[:2] == 0).all()
+    torch.testing.assert_close(found[2], torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    assert (weights(cosine[:, 3:], torch.tensor([0.5, 0.5000001, 0.6])) == 0).all()
+    none = weights(cosine, torch.full((3,), -torch.inf))  # everything else is left out
+    torch.testing.assert_close(none[0], torch.tensor([1.0, 1.0, 1.0, 0.75]))
+    assert (weights(torch.full((1, 2), -torch.inf), nearest[2:]) == 0).all()
+
+
+def test_a_patch_that_build_and_lesson_both_hold_is_judged_as_before() -> None:
+    level, _, _ = _built_and_taught(2, 0)
+    copies = replace(_level(level.keys[12:14], [0, 0]), entry=np.array([16, 17]))
+    taught, known = level.join(copies), torch.from_numpy(level.keys[12:14])
+    before = judged(retriever_of(level, 16, mode="exact", device="cpu"), level, known)
+    after = judged(retriever_of(taught, 16, mode="exact", device="cpu"), taught, known)
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_lessons_count_the_same_in_blocks_of_any_size_and_search_nothing(
+    monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    level, _, queries = _built_and_taught(3, 11)
+    exclude = torch.arange(len(queries)) + 12 if own else None  # of the build, and taught
+    monkeypatch.setattr("mrad.retrieval.exact.faiss.IndexFlatIP", None)  # whoever searches fails
+
+    def told() -> torch.Tensor:
+        return judged(retriever_of(level, 16, mode="exact", device="cpu"), level, queries, exclude)
+
+    whole = told()
+    for size in (1, 4, 9):
+        monkeypatch.setattr("mrad.retrieval.lessons.BLOCK", size)
+        torch.testing.assert_close(told(), whole, rtol=0, atol=1e-6)

@@ -27,7 +27,14 @@ ROWS = 1_024
 
 
 def place(bank: MemoryBank, kind: str, version: int, levels: Sequence[LevelMemory]) -> Path | None:
-    """Where what is measured of `levels` lies; None for a bank in memory, or one that learned."""
+    """Where what is measured of a bank's own images lies; None for one in memory, or that learned.
+
+    Args:
+        bank: it lies in this one's folder.
+        kind: names it, and its file.
+        version: of what is written; another one is not found.
+        levels: it is measured of their keys; of others it is not found.
+    """
     folder = bank.local.folder
     if folder is None or bank.changes is not None or not len(bank.local):
         return None

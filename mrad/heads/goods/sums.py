@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,13 +24,11 @@ from mrad.heads.goods import kept
 from mrad.memory.level import LevelMemory
 from mrad.retrieval.base import counts_without, probability_of, scaled_by
 from mrad.retrieval.goods import Views
-from mrad.retrieval.lessons import built_entries, judging, weights
+from mrad.retrieval.lessons import Keys, built_entries, judging, per_class
 
 if TYPE_CHECKING:
     from mrad.memory.bank import MemoryBank
 
-BLOCK = 8_192
-"""Keys at a time."""
 BATCH = 8
 """Images at a time."""
 VERSION = 2
@@ -66,32 +63,27 @@ class Sums:
     def add(
         self, places: Tensor, queries: Tensor, keys: Keys, own: Tensor, full: bool, sign: float
     ) -> None:
-        """Add keys, or take them away; those of the entries `own` [m] aside.
+        """Add keys to the sums of queries, or take them away.
 
-        `full`: they count in full; else as near as they are.
+        Args:
+            places: int64 [m], of the queries among these.
+            queries: float32 [m, d], L2-normalised.
+            keys: they count.
+            own: int64 [m], entries whose keys a query does not retrieve; -1 for none.
+            full: they count in full; else as near as they are (`mrad.retrieval.lessons.weights`).
+            sign: 1 adds, -1 takes away.
         """
-        leave = bool((own >= 0).any())
-        for start in range(0, len(keys.labels), BLOCK):
-            part = slice(start, start + BLOCK)
-            cosine = queries @ keys.keys[part].to(queries.device).T
-            if leave:
-                banned = keys.entry[part][None] == own[:, None]
-                cosine.masked_fill_(banned.to(cosine.device), -torch.inf)
-            near = self.nearest[places].to(cosine.device)
-            weight = None if full else weights(cosine, near)
-            if full:
-                self.nearest[places] = torch.maximum(near, cosine.amax(dim=1)).cpu()
-            summed = cosine.sub_(1).exp_()
-            if weight is not None:
-                summed *= weight
-            for label in (0, 1):
-                mine = torch.from_numpy(keys.labels[part] == label).to(cosine.device)
-                if bool(mine.any()):
-                    one = summed[:, mine].sum(dim=1, dtype=torch.float64)
-                    self.total[places, label] += sign * one.cpu()
-                    if weight is not None:
-                        one = weight[:, mine].sum(dim=1, dtype=torch.float64)
-                        self.taught[places, label] += sign * one.cpu()
+        exclude = own if bool((own >= 0).any()) else None
+        if not full:
+            nearest = self.nearest[places].to(queries.device)
+            total, counted = keys.weighed(queries, nearest, exclude)
+            self.total[places] += sign * total.cpu()
+            self.taught[places] += sign * counted.cpu()
+            return
+        for rows, cosine, labels in keys.cosines(queries, exclude):
+            at = places[rows]
+            self.nearest[at] = torch.maximum(self.nearest[at], cosine.amax(dim=1).cpu())
+            self.total[at] += sign * per_class(cosine.sub_(1).exp_(), labels).cpu()
 
     def probability(self, level: LevelMemory, judging: int | None, own: Tensor) -> Tensor:
         """As `tf` judges queries of the entries `own` [M]."""
@@ -99,20 +91,6 @@ class Sums:
         count = len(level) if judging is None else judging
         asked = counts_without(level, count, own) + self.taught.clamp_min(0).numpy()
         return scaled_by(found, level, asked)
-
-
-class Keys(NamedTuple):
-    """Some keys of a level."""
-
-    keys: Tensor
-    labels: npt.NDArray[np.uint8]
-    entry: Tensor
-
-    @classmethod
-    def of(cls, level: LevelMemory, chosen: slice | npt.NDArray[np.int64]) -> Keys:
-        """By their places."""
-        keys = torch.from_numpy(np.ascontiguousarray(level.keys[chosen]))
-        return cls(keys, level.labels[chosen], torch.from_numpy(level.entry[chosen]))
 
 
 @dataclass(frozen=True)
@@ -138,7 +116,14 @@ class LeftOutSums:
     def measure(
         cls, bank: MemoryBank, views: Views, query: Query, known: LeftOutSums | None = None
     ) -> LeftOutSums:
-        """Of the bank as it is; `known`: of an earlier state of it, of which the rest is taken over."""
+        """Of the bank as it is.
+
+        Args:
+            bank: holds the entries.
+            views: the images, or tiles, that it holds whole.
+            query: gives what they ask with.
+            known: of an earlier state of the bank; what still holds is taken over.
+        """
         entries = tuple(entry.entry_id for entry in bank.entries)
         pairs = tuple(
             (entries[row], tile) for row, tile in zip(views.rows.tolist(), views.tiles.tolist())
