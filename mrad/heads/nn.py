@@ -28,6 +28,7 @@ from mrad.heads.goods.spread import stored_at as spread_stored_at
 from mrad.heads.goods.standard import Blend, chosen
 from mrad.maps import smoothed, top_mean
 from mrad.retrieval.goods import GoodPatches, Views
+from mrad.retrieval.lessons import FEW
 from mrad.types import ANOMALOUS, WHOLE
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 DOUBLE = 0.998
 """Measured with `mrad-mini`: the same picture recompressed or brightened has 0.998 or more."""
-FEW = 10
-"""Good images that say what is usual; with fewer, those that were taught since have a say too."""
 BATCH = 16
 """Stored images looked at together."""
 

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from mrad.memory.bank import MemoryBank
 
 FEW = 10
-"""Good images of the build that judge alone; with fewer every key counts in full."""
+"""Good images of the build that judge alone, and that say what is usual; with fewer, what was taught does too.
+
+`tf` counts all good entries, `nn` those that the memory holds whole: each those it can judge by."""
 LEAST_BAD = 2
 """Defective ones likewise: one of them is left out where it is judged itself."""
 LEAST = 1e-6

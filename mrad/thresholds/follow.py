@@ -20,7 +20,7 @@ from mrad.confidence import Promise
 from mrad.detector import Detector
 from mrad.errors import CalibrationError
 from mrad.fitting import Values
-from mrad.heads.nn import FEW
+from mrad.retrieval.lessons import FEW
 from mrad.thresholds.calibrate import TARGET, Cuts, Scored, separation_of, thresholds_of
 from mrad.thresholds.own import memory_of, own_scores
 from mrad.types import ANOMALOUS, NORMAL
