@@ -83,10 +83,7 @@ class Batcher:
     # -- from the outside ---------------------------------------------------------------------
 
     def submit(self, job: Job) -> None:
-        """Queue it.
-
-        Raises `QueueFullError` (with when to come back), `DrainingError`, `DeviceLostError`.
-        """
+        """Queue it. Raises `QueueFullError` (says when to come back), `DrainingError`, `DeviceLostError`."""
         with self._lock:
             if self._draining:
                 raise DrainingError("the server is stopping; ask another one")
