@@ -333,16 +333,15 @@ def test_a_good_lesson_against_a_clear_verdict_says_what_it_lets_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     client = connect()
-    flawed = make_image(330, defect=True)[0]
-    said = teach(client, flawed, "anomalous")["warnings"]
-    assert not any(text.startswith("against_verdict") for text in said), "only good lessons"
+    said = " ".join(teach(client, make_image(330, defect=True)[0], "anomalous")["warnings"])
+    assert "against_verdict" not in said, "only good lessons"
     monkeypatch.setattr(lessons, "CLEAR", 1e6)
     assert teach(client, make_image(331, defect=True)[0])["warnings"] == []
     monkeypatch.setattr(lessons, "CLEAR", -1e6)
-    before = client.post(
-        "/v1/score", files={"images": ("a.png", png(make_image(332, defect=True)[0]))}
-    ).json()["results"][0]
-    (text,) = teach(client, make_image(332, defect=True)[0])["warnings"]
+    third = make_image(332, defect=True)[0]
+    files = {"images": ("a.png", png(third))}
+    before = client.post("/v1/score", files=files).json()["results"][0]
+    (text,) = teach(client, third)["warnings"]
     assert text.startswith("against_verdict: this picture scored")
     scored = float(text.split("scored ")[1].split()[0])
     assert scored == pytest.approx(before["calibrated_score"], abs=1.5)

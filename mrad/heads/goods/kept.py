@@ -58,8 +58,8 @@ def write(path: Path, tensors: dict[str, Tensor], facts: Mapping[str, Any]) -> N
         logger.info("%s is not kept: %s", path, error)
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """What `write` kept; None where it is absent or damaged."""
+def read(path: Path, version: int) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What `write` kept; None where it is absent, damaged or of another version."""
     try:
         content = path.read_bytes()
         digest, data = content[:32], content[32:]
@@ -67,7 +67,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
             raise ValueError("it fails its checksum")
         header = int.from_bytes(data[:8], "little")
         facts = json.loads(json.loads(data[8 : 8 + header])["__metadata__"]["mrad"])
-        return load(data), facts
+        return (load(data), facts) if facts["version"] == version else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

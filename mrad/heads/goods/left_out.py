@@ -163,8 +163,7 @@ class LeftOutDistances:
     @classmethod
     def read(cls, path: Path) -> LeftOutDistances | None:
         """What `write` kept; None where it is absent, damaged or of another version."""
-        found = kept.read(path)
-        if found is None or found[1].get("version") != VERSION:
+        if (found := kept.read(path, VERSION)) is None:
             return None
         tensors, facts = found
         return cls(

@@ -2,8 +2,8 @@
 
 The nearest good patch says little where a defect is weak: any patch is about as far from its nearest in
 the directions in which good ones vary anyway. The Mahalanobis distance counts each direction by how much
-good patches vary in it. Together they tell more defects than either (`benchmarks good_parts`), and the
-nearest patch still serves where a memory holds several products, of which one spread says less.
+good patches vary in it. Where a memory holds several products, one spread says less of each, so the nearest
+patch keeps half the say (`mrad.heads.goods.cells`).
 """
 
 from __future__ import annotations
@@ -263,8 +263,7 @@ class LeftOutSpread:
     @classmethod
     def read(cls, path: Path) -> LeftOutSpread | None:
         """What `write` kept; None where it is absent, damaged or of another version."""
-        found = kept.read(path)
-        if found is None or found[1].get("version") != VERSION:
+        if (found := kept.read(path, VERSION)) is None:
             return None
         tensors, facts = found
         return cls(

@@ -205,8 +205,7 @@ class LeftOutSums:
     @classmethod
     def read(cls, path: Path, levels: tuple[LevelMemory, LevelMemory]) -> LeftOutSums | None:
         """What `write` kept of `levels`; None where it is absent, damaged or of another version."""
-        found = kept.read(path)
-        if found is None or found[1].get("version") != VERSION:
+        if (found := kept.read(path, VERSION)) is None:
             return None
         tensors, facts = found
         image, patch = (
