@@ -160,6 +160,7 @@ async function refresh(item) {
     show($("unseen-format"), !shown && item.state !== "failed");
   } else view.setField(field);
   $("stage-title").textContent = item.name;
+  view.failed = item.state === "failed";
   setRange(item);
   setBoxes(item);
   view.draw(item.name);
@@ -250,7 +251,7 @@ function showProgress() {
 function summary() {
   const anomalous = queue.items.filter((item) => item.result?.verdict === "anomalous").length;
   const failed = queue.items.filter((item) => item.state === "failed").length;
-  const parts = [`${count(queue.items.length, "image")} judged`, `${anomalous} anomalous`];
+  const parts = [`${count(queue.items.length - failed, "image")} judged`, `${anomalous} anomalous`];
   if (failed) parts.push(`${failed} could not be judged`);
   return parts.join(", ");
 }

@@ -29,7 +29,10 @@ export const digits = (value) => value.toFixed(4);
 
 /** What people read of a result: 0 to 100 with the limit at 50; the raw score without a calibration. */
 export const readable = (result) =>
-  result.calibrated_score == null ? digits(result.score) : `${Math.round(result.calibrated_score)}`;
+  result.calibrated_score == null ? digits(result.score) : `${whole(result.calibrated_score)}`;
+
+/** Rounded, but never up to the limit of 50: "normal · 50" would contradict itself. */
+const whole = (value) => (value < 50 ? Math.min(Math.round(value), 49) : Math.round(value));
 
 /** "1 image", "2 images". */
 export const count = (n, noun) => `${n.toLocaleString()} ${noun}${n === 1 ? "" : "s"}`;

@@ -162,7 +162,8 @@ export function showEvidence(item, bitmap) {
   const box = $("evidence");
   const found = item.result?.evidence ?? [];
   if (!found.length) {
-    box.replaceChildren(el("p", { className: "hint" }, item.result ? "None." : "…"));
+    const none = item.state === "failed" ? "None: the image was not judged." : "None.";
+    box.replaceChildren(el("p", { className: "hint" }, item.result || item.state === "failed" ? none : "…"));
     return;
   }
   const groups = [

@@ -18,6 +18,8 @@ export class View {
   range = [0, 1];
   bitmap = null;
   field = null;
+  /** Whether the image could not be judged: no map will come. */
+  failed = false;
   regions = [];
   /** What part of the picture is seen: drawn pixels times `scale`, then moved. */
   zoom = { scale: 1, left: 0, top: 0 };
@@ -119,7 +121,7 @@ export class View {
   }
 
   #words() {
-    if (!this.field) return "No map yet.";
+    if (!this.field) return this.failed ? "No map: the image was not judged." : "No map yet.";
     const level = digits(this.threshold);
     if (!this.regions.length) {
       if (!this.strongest) return `Nothing reaches ${level}.`;

@@ -23,8 +23,13 @@ def test_an_unreadable_image_says_what_to_do(page, images, tmp_path):
     page.give(tmp_path / "broken.png")
     page.sees("verdict", "Not judged")
     page.sees("verdict", "Open it in an image viewer")
+    page.sees("caption", "No map: the image was not judged.")
+    page.sees("evidence", "None: the image was not judged.")
     page.give(*images(1))
     assert page.all("#queue li")[1].get_attribute("data-kind") in ("normal", "anomalous")
+    said = page["announce"].get_attribute("textContent")
+    assert said.startswith("1 image judged"), said
+    assert said.endswith("1 could not be judged"), said
 
 
 def test_a_key_is_asked_for_and_kept_in_this_tab(

@@ -30,11 +30,12 @@ def test_the_page_fits_its_window_after_teaching(kind, page, images, tmp_path, r
     plain = images(1, defect=True)[0]
     file = tmp_path / NAMES[kind]
     shutil.copy(plain, file)
-    page.give(file)
+    page.give(file, *images(1))  # two: the lesson offers "Judge all again"
     page["fine"].click()
     page.sees("teach-note", "Learned as fine")
     page.until(lambda: page["changed"].is_displayed(), "the comparison is shown")
     page["defect"].click()
+    assert page["score-again"].is_displayed()
     page["kind"].send_keys("scratch" * 25)
     page["from-regions"].click()
     for width in WIDTHS:
