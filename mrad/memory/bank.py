@@ -72,7 +72,7 @@ class MemoryBank(Contents):
             batch_size: images, or tiles, encoded at once.
             progress: called with the number of samples done so far.
             added_by: kept with each entry.
-            patch_keys: what a region adds to the patch level (`mrad.memory.keys.keys_of`).
+            patch_keys: what a region adds to the patch level (`mrad.memory.keys.levels_of`).
             layout: tiles, region of interest and parts of every image; the bank keeps it, and every
                 query is looked at in the same way.
             reading: how pictures are read. A depth that they do not state is found over all of

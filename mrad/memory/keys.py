@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -20,10 +21,14 @@ from mrad.images.options import ReadOptions
 from mrad.images.reader import Picture, read_image
 from mrad.memory.coreset import greedy_coreset
 from mrad.memory.entry import REGIONS, Entry, Key, PatchKeys
-from mrad.types import ANOMALOUS, NORMAL, BoolArray, Sample
+from mrad.memory.level import LevelMemory
+from mrad.types import ANOMALOUS, NORMAL, BoolArray, Level, Sample
 
 if TYPE_CHECKING:
     from mrad.encoder.encoder import Encoder, Features
+
+Levels: TypeAlias = dict[Level, LevelMemory]
+"""Keys of one tile, level by level, all of row 0; a level without a key is left out."""
 
 
 @dataclass(frozen=True)
@@ -122,57 +127,75 @@ def keys_of(
     piece: Piece,
     patch_keys: PatchKeys = REGIONS,
 ) -> list[Key]:
-    """The keys of tile `index` of a batch: one image key, and what each of its two regions adds.
+    """The keys of `levels_of`, one by one, as a single lesson is handed on."""
+    levels = levels_of(encoder, features, index, entry.label, piece, patch_keys)
+    return [key for name, level in levels.items() for key in level.listed(name, entry.entry_id)]
 
-    `patch_keys`: `regions` for the paper's one key a region, the L2-normalised MEAN of the averaged,
-    not yet normalised, patch features; `all` for every patch that lies wholly in the region,
-    L2-normalised; a number for so many of those at most, which cover the others best. Patches on a
-    defect's border give no key.
+
+def levels_of(
+    encoder: Encoder,
+    features: Features,
+    index: int,
+    label: int,
+    piece: Piece,
+    patch_keys: PatchKeys = REGIONS,
+) -> Levels:
+    """The keys of tile `index` of a batch: one image key, what each of its two regions adds, and every
+    patch as the encoder gave it, which `nn` compares with.
+
+    Args:
+        label: the image's: that of its single patches.
+        piece: what is known of the tile.
+        patch_keys: `regions` for the paper's one key a region, the L2-normalised MEAN of the averaged,
+            not yet normalised, patch features; `all` for every patch that lies wholly in the region,
+            L2-normalised; a number for so many of those at most, which cover the others best. Patches
+            on a defect's border give no key.
+
+    Of single patches `region` says what is known of each: `normal`, `anomalous`, `outside` the region of
+    interest, else `unknown`.
     """
     patch = features.patch[index]
-    keys: list[Key] = []
+    found: Levels = {}
     cells = region_grid(piece.mask, piece.anomalous, encoder.image_size, encoder.grid, piece.counts)
-    anomalous = piece.anomalous or bool(
-        cells[1].any()
-    )  # a long scratch fills patches of many tiles
+    # a long scratch fills patches of many tiles
+    anomalous = piece.anomalous or bool(cells[1].any())
     if anomalous or piece.anomalous is False:
-        image = F.normalize(features.class_feature[index], dim=-1).float().cpu().numpy()
-        label = ANOMALOUS if anomalous else NORMAL
-        keys.append(Key("image", label, entry.entry_id, "image", len(patch), image, piece.tile))
-    keys.extend(_local_keys(features, index, entry, piece, cells))
-    for label, name, inside in zip((NORMAL, ANOMALOUS), ("normal", "anomalous"), cells):
-        own = patch[inside.to(patch.device)]
-        if not len(own):
+        image = F.normalize(features.class_feature[index], dim=-1)[None]
+        own = ANOMALOUS if anomalous else NORMAL
+        found["image"] = _level(image, own, np.array(["image"], "U9"), len(patch), piece.tile)
+    if features.patch_raw is not None and piece.anomalous is not None:
+        names = np.full(len(patch), "unknown" if piece.counts is None else "outside", dtype="U9")
+        names[cells[0].numpy()], names[cells[1].numpy()] = "normal", "anomalous"
+        found["local"] = _level(features.patch_raw[index], label, names, 1, piece.tile)
+    regions: list[LevelMemory] = []
+    for own, name, inside in zip((NORMAL, ANOMALOUS), ("normal", "anomalous"), cells):
+        chosen = patch[inside.to(patch.device)]
+        if not len(chosen):
             continue
-        vectors = own.mean(dim=0, keepdim=True) if patch_keys == REGIONS else own
+        vectors = chosen.mean(dim=0, keepdim=True) if patch_keys == REGIONS else chosen
         vectors = F.normalize(vectors, dim=-1)
         if isinstance(patch_keys, int):
             vectors = vectors[torch.from_numpy(np.sort(greedy_coreset(vectors, patch_keys)))]
-        size = len(own) if patch_keys == REGIONS else 1
-        for vector in vectors.float().cpu().numpy():
-            keys.append(Key("patch", label, entry.entry_id, name, size, vector, piece.tile))
-    return keys
+        size = len(chosen) if patch_keys == REGIONS else 1
+        regions.append(_level(vectors, own, np.full(len(vectors), name, "U9"), size, piece.tile))
+    if regions:
+        found["patch"] = LevelMemory.joined(regions) if regions[1:] else regions[0]
+    return found
 
 
-def _local_keys(
-    features: Features, index: int, entry: Entry, piece: Piece, cells: tuple[Tensor, Tensor]
-) -> list[Key]:
-    """Every patch of the tile, as the encoder gave it: what `nn` compares with.
-
-    `region` says what is known of each: `normal`, `anomalous`, `outside` the region of interest, else
-    `unknown`.
-    """
-    if features.patch_raw is None or piece.anomalous is None:
-        return []
-    names = np.full(len(cells[0]), "unknown", dtype="U9")
-    if piece.counts is not None:
-        names[:] = "outside"
-    names[cells[0].numpy()], names[cells[1].numpy()] = "normal", "anomalous"
-    vectors = features.patch_raw[index].float().cpu().numpy()
-    return [
-        Key("local", entry.label, entry.entry_id, name, 1, vector, piece.tile)
-        for name, vector in zip(names.tolist(), vectors)
-    ]
+def _level(
+    vectors: Tensor, label: int, region: npt.NDArray[np.str_], size: int, tile: int
+) -> LevelMemory:
+    """Keys [n, d] of one tile, all of row 0."""
+    count = len(vectors)
+    return LevelMemory(
+        vectors.float().cpu().numpy(),
+        np.full(count, label, np.uint8),
+        np.zeros(count, np.int64),
+        region,
+        np.full(count, size, np.int32),
+        tile=np.full(count, tile, np.int32),
+    )
 
 
 def parse_patch_keys(text: str | int) -> PatchKeys:
@@ -205,19 +228,16 @@ def encode_labelled(
     *,
     batch_size: int = 8,
     patch_keys: PatchKeys = REGIONS,
-) -> Iterator[tuple[Labelled, list[Key]]]:
-    """Each picture with the keys of all its tiles, in order, once the last is encoded."""
-    open_: dict[str, tuple[Labelled, list[Key], int]] = {}
+) -> Iterator[tuple[Labelled, list[Levels]]]:
+    """Each picture with the keys of each of its tiles, in order, once the last is encoded."""
+    tiles: list[Levels] = []
     for batch, features in encode_tiles(encoder, pictures, batch_size):
         for index, (picture, _) in enumerate(batch):
-            _, keys, done = open_.get(picture.entry.entry_id, (picture, [], 0))
-            keys.extend(
-                keys_of(encoder, features, index, picture.entry, picture.pieces[done], patch_keys)
-            )
-            open_[picture.entry.entry_id] = picture, keys, done + 1
-            if done + 1 == len(picture.pieces):
-                del open_[picture.entry.entry_id]
-                yield picture, keys
+            label, piece = picture.entry.label, picture.pieces[len(tiles)]
+            tiles.append(levels_of(encoder, features, index, label, piece, patch_keys))
+            if len(tiles) == len(picture.pieces):
+                yield picture, tiles
+                tiles = []
 
 
 def encode_samples(
@@ -236,7 +256,7 @@ def encode_samples(
     Args:
         batch_size: images, or tiles, encoded at once.
         added_by: kept with each entry.
-        patch_keys: see `keys_of`.
+        patch_keys: see `levels_of`.
         layout: tiles and regions of every image.
         reading: how pictures are read.
         seen: called with each picture as it was read.
@@ -260,7 +280,9 @@ def encode_samples(
             pieces = pieces_of(places, sample.anomalous, mask)
             yield Labelled(Entry.of(sample, image.size, added_by), image, places, pieces)
 
-    for picture, keys in encode_labelled(
+    for picture, tiles in encode_labelled(
         encoder, labelled(), batch_size=batch_size, patch_keys=patch_keys
     ):
-        yield picture.entry, keys
+        entry = picture.entry
+        named = [(name, level) for levels in tiles for name, level in levels.items()]
+        yield entry, [key for name, level in named for key in level.listed(name, entry.entry_id)]

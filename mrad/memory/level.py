@@ -87,6 +87,14 @@ class LevelMemory:
             tile=np.array([key.tile for key in keys], dtype=np.int32),
         )
 
+    def listed(self, level: Level, entry_id: str) -> list[Key]:
+        """Its keys one by one, as a single lesson is handed on; all are of `entry_id`. Inverse of `of`."""
+        facts = (self.region, self.size, self.keys, self.tile)
+        return [
+            Key(level, label, entry_id, str(region), int(size), vector, int(tile))
+            for label, region, size, vector, tile in zip(self.labels.tolist(), *facts)
+        ]
+
     def join(self, other: LevelMemory) -> LevelMemory:
         """This level followed by another."""
         if self.dim != other.dim:

@@ -125,14 +125,10 @@ def _read_snapshot(
         found.requests[key] = Request(unpack_entry(entry), *content)
 
 
-def _keys_of(bank: Contents, row: int) -> Iterator[Key]:
-    for name in ("image", "patch"):
-        level = getattr(bank, name)
-        for i in np.flatnonzero(level.entry == row):
-            yield Key(
-                name, int(level.labels[i]), bank.entries[row].entry_id, str(level.region[i]),
-                int(level.size[i]), np.array(level.keys[i]), int(level.tile[i]),
-            )  # fmt: skip
+def _keys_of(bank: Contents, row: int) -> list[Key]:
+    entry_id = bank.entries[row].entry_id
+    image, patch = (level.take(level.entry == row) for level in (bank.image, bank.patch))
+    return [*image.listed("image", entry_id), *patch.listed("patch", entry_id)]
 
 
 def _frames(path: Path, base: str, *, newest: bool) -> Iterator[tuple[int, list[bytes]]]:

@@ -27,6 +27,7 @@ from PIL import Image
 
 from mrad import Encoder, MemoryBank
 from mrad.errors import BankCorruptError, BankError, DataError, ImageError
+from mrad.memory.level import COLUMNS
 
 OPTIONS = BuildOptions(batch_size=3, shard=6)
 
@@ -95,14 +96,12 @@ def test_shards_do_not_depend_on_each_other(boards, tiny_encoder):
     copy = from_bytes(to_bytes(shard))
     assert copy.entries == shard.entries
     assert copy.thumbnails == shard.thumbnails
-    assert sum(map(len, copy.levels.values())) == len(shard.keys)
-    for level, found in copy.levels.items():
-        own = [key for key in shard.keys if key.level == level]
-        assert found.keys.tobytes() == b"".join(key.vector.tobytes() for key in own)
-        names = [shard.entries[row].entry_id for row in found.entry]
-        facts = zip(found.labels, names, found.region, found.size, found.tile)
-        wanted = [(key.label, key.entry_id, key.region, key.size, key.tile) for key in own]
-        assert list(facts) == wanted
+    for level in ("image", "patch", "local"):
+        found, own = copy.level(level), shard.level(level)
+        assert len(found)
+        for column in COLUMNS:
+            np.testing.assert_array_equal(getattr(found, column), getattr(own, column))
+        assert set(found.entry) == set(range(len(shard.entries)))
     assert to_bytes(copy) == to_bytes(shard)
     with pytest.raises(BankCorruptError):
         from_bytes(to_bytes(shard)[:100])

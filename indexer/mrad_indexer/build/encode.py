@@ -26,9 +26,9 @@ from mrad.images.layout import PLAIN, Layout, Places
 from mrad.images.options import ReadOptions
 from mrad.images.reader import Picture, read_image
 from mrad.memory.bank import MemoryBank
-from mrad.memory.entry import REGIONS, Entry, Key, PatchKeys
+from mrad.memory.entry import REGIONS, Entry, PatchKeys
 from mrad.memory.keys import Labelled, Piece, encode_labelled, pieces_of
-from mrad.memory.level import LevelMemory
+from mrad.memory.level import LevelMemory, empty_level
 from mrad.types import Level, Sample
 from mrad_indexer.datasets import Record
 
@@ -72,14 +72,18 @@ class Shard:
     """Entries of consecutive records, their keys in the same order, what was skipped or is doubtful."""
 
     entries: list[Entry] = field(default_factory=list)
-    keys: list[Key] = field(default_factory=list)
     thumbnails: dict[str, bytes] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
     doubtful: list[Skipped] = field(default_factory=list)
     """A row for each warning."""
     profile: InputProfile = field(default_factory=InputProfile)
-    levels: dict[Level, LevelMemory] = field(default_factory=dict)
-    """Instead of `keys`, as a file holds them; their entries are rows of `entries`."""
+    parts: dict[Level, list[LevelMemory]] = field(default_factory=lambda: {n: [] for n in LEVELS})
+    """Keys of each level, in pieces; their entries are rows of `entries`."""
+
+    def level(self, name: Level) -> LevelMemory:
+        """The keys of one level."""
+        parts = self.parts[name]
+        return LevelMemory.joined(parts) if parts else empty_level(0)
 
 
 def decode_record(
@@ -135,7 +139,7 @@ def encode_shard(
     """Encode one shard's records, given in order, in batches of `batch_size` images or tiles.
 
     `map(decode_record, records)` will do for `decoded`; a build decodes ahead in threads.
-    `patch_keys`: what a region adds to the memory (`mrad.memory.keys.keys_of`). Raises `NonFiniteError`.
+    `patch_keys`: what a region adds to the memory (`mrad.memory.keys.levels_of`). Raises `NonFiniteError`.
     """
     shard = Shard()
 
@@ -154,10 +158,11 @@ def encode_shard(
                 shard.thumbnails[entry.entry_id] = item.thumbnail
             yield Labelled(entry, item.image, item.places, item.pieces, item.pixels)
 
-    for _, keys in encode_labelled(
-        encoder, labelled(), batch_size=batch_size, patch_keys=patch_keys
-    ):
-        shard.keys.extend(keys)
+    pictures = encode_labelled(encoder, labelled(), batch_size=batch_size, patch_keys=patch_keys)
+    for row, (_, tiles) in enumerate(pictures):
+        for levels in tiles:
+            for name, level in levels.items():
+                shard.parts[name].append(replace(level, entry=np.full(len(level), row)))
     return shard
 
 
@@ -179,34 +184,31 @@ def bank_of(
     """
     entries: list[Entry] = []
     thumbnails: dict[str, bytes] = {}
-    parts: tuple[list[LevelMemory], ...] = ([], [], [])
+    parts: dict[Level, list[LevelMemory]] = {name: [] for name in LEVELS}
     for shard in shards:
-        for level, dim, found in zip(LEVELS, (*dims, dims[1]), parts):
-            own = _level(shard, level)
-            keys = own.keys if len(own) else np.empty((0, dim), np.float32)
-            found.append(replace(own, keys=keys, entry=own.entry + len(entries)))
+        for level, found in parts.items():
+            found += [
+                replace(p, entry=p.entry + len(entries)) for p in shard.parts[level] if len(p)
+            ]
         entries.extend(shard.entries)
         thumbnails.update(shard.thumbnails)
-    image, patch, local = map(LevelMemory.joined, parts)
+    image, patch, local = (
+        LevelMemory.joined(found) if found else empty_level(dim)
+        for found, dim in zip(parts.values(), (*dims, dims[1]))
+    )
     return MemoryBank(identity, tuple(entries), image, patch, thumbnails=thumbnails, local=local)
-
-
-def _level(shard: Shard, level: Level) -> LevelMemory:
-    """The keys of one level as arrays."""
-    if level in shard.levels:
-        return shard.levels[level]
-    rows = {entry.entry_id: row for row, entry in enumerate(shard.entries)}
-    return LevelMemory.of([key for key in shard.keys if key.level == level], rows, 0)
 
 
 def to_bytes(shard: Shard) -> bytes:
     """A shard as one safetensors file."""
     tensors: dict[str, np.ndarray] = {}
     for level in LEVELS:
-        own = _level(shard, level)
-        names, which = np.unique(own.region, return_inverse=True)
-        places = np.array([PARTS.index(name) for name in names.tolist()], np.int64)
-        regions = places[which] if len(own) else which
+        own = shard.level(level)
+        regions = np.full(len(own), -1)
+        for number, name in enumerate(PARTS):
+            regions[own.region == name] = number
+        if (regions < 0).any():
+            raise ValueError(f"a shard holds no regions but {PARTS}")
         facts = (own.entry, own.labels, regions, own.size, own.tile)
         tensors[f"{level}.keys"] = own.keys
         tensors[f"{level}.facts"] = np.stack(facts, axis=1).astype(np.int64)
@@ -224,7 +226,7 @@ def to_bytes(shard: Shard) -> bytes:
 
 
 def from_bytes(data: bytes, name: str = "the shard") -> Shard:
-    """Inverse of `to_bytes`, but that keys are arrays: `Shard.levels`. Raises `BankCorruptError`."""
+    """Inverse of `to_bytes`. Raises `BankCorruptError`."""
     try:
         header = int.from_bytes(data[:8], "little")
         about = json.loads(json.loads(data[8 : 8 + header])["__metadata__"]["shard"])
@@ -243,7 +245,7 @@ def from_bytes(data: bytes, name: str = "the shard") -> Shard:
             row, label, region, size, *tile = facts.T
             if len(vectors) != len(facts) or not ((row >= 0) & (row < len(entries))).all():
                 raise ValueError(f"its keys of level {level} belong to no entry")
-            shard.levels[level] = LevelMemory(
+            own = LevelMemory(
                 vectors,
                 label.astype(np.uint8),
                 row,
@@ -251,6 +253,7 @@ def from_bytes(data: bytes, name: str = "the shard") -> Shard:
                 size.astype(np.int32),
                 tile=tile[0].astype(np.int32) if tile else None,  # type: ignore[arg-type]
             )
+            shard.parts[level].append(own)
         ends = np.cumsum([0, *about["thumbnail_bytes"]]).tolist()
         jpegs = tensors["thumbnails"].tobytes()
         for entry, start, end in zip(entries, ends, ends[1:]):

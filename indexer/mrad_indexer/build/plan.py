@@ -39,7 +39,7 @@ class BuildOptions:
     """Where the images were read from (path, layout, split, objects), kept for `mrad calibrate`."""
     shard: int = SHARD
     patch_keys: PatchKeys = REGIONS
-    """What a region of an image adds to the patch level (`mrad.memory.keys.keys_of`)."""
+    """What a region of an image adds to the patch level (`mrad.memory.keys.levels_of`)."""
     coreset: int | None = None
     """Keep so many patch keys of all, those that cover the others best."""
     layout: Layout = PLAIN
