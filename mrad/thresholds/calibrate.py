@@ -34,6 +34,7 @@ PIXELS_KEPT = 1_000
 PER_IMAGE = (
     "score", "anomalous", "own_row", "peak", "whole", "top", "sketch", "similarity_image",
     "similarity_patch",
+    "source",
 )  # fmt: skip
 """What `Scored` holds one of for each image, where it was measured."""
 
@@ -46,6 +47,8 @@ class Scored:
     anomalous: list[bool] = field(default_factory=list)
     own_row: list[int] = field(default_factory=list)
     """Row of the image's own entry, excluded while it was scored; -1 for none."""
+    source: list[str] = field(default_factory=list)
+    """What the image is called."""
     peak: list[float | None] = field(default_factory=list)
     """The largest map value within what is looked at."""
     whole: list[float] = field(default_factory=list)

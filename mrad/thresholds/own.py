@@ -72,6 +72,7 @@ def score_own(
         whole = _score_cut(detector, whole, views, output, scored, progress)
     if not scored.score:
         raise CalibrationError("the memory holds no image whole, so none can be judged anew")
+    scored.source = [bank.entries[row].source for row in scored.own_row]
     first = [places[0] for places in whole.values()]
     if bank.layout.plain and not isinstance(detector.head, NNHead):  # `nn` knows its doubles
         scored.sketch = _sketches(bank, grid**2, first)

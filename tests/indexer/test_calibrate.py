@@ -7,13 +7,14 @@ import time
 import numpy as np
 import pytest
 import torch
+from mrad_indexer.calibration.apart import apart
 from mrad_indexer.calibration.calibrate import (
     Scored,
     calibrate,
     judge_lessons,
     score_without_self,
 )
-from mrad_indexer.cli.calibrate import show
+from mrad_indexer.cli.calibrate import say_apart, show
 from mrad_indexer.cli.common import console
 from mrad_indexer.datasets import read_dataset
 
@@ -302,6 +303,46 @@ def test_a_threshold_that_catches_no_defect_and_what_probabilities_suppose_are_s
     assert "suppose that 33.3 % of images are defective" in said
     show(made)
     assert "catches none" not in capsys.readouterr().out
+
+
+def odd_ones(scores: dict[str, float], bad: tuple[float, ...] = ()) -> Scored:
+    """30 good images near 0.5, and others by name."""
+    usual = {f"{i:02}.png": 0.48 + 0.002 * i for i in range(30)}
+    every = {**usual, **scores, **{f"bad{value}.png": value for value in bad}}
+    return Scored(
+        score=list(every.values()),
+        anomalous=[name.startswith("bad") for name in every],
+        source=list(every),
+    )
+
+
+def test_good_images_that_alone_make_the_threshold_are_named():
+    found = apart(odd_ones({"turned.png": 0.7, "far.png": 0.75}, bad=(0.9, 0.95)), 0.05)
+    assert found is not None
+    assert found.sources == ("far.png", "turned.png")
+    assert found.others == 30
+    assert found.next_score == pytest.approx(0.538)
+    assert found.threshold == pytest.approx(0.538, abs=1e-3)
+    assert apart(odd_ones({}), 0.05) is None, "evenly spread"
+    kind = {f"kind{i}.png": 0.8 for i in range(10)}
+    assert apart(odd_ones(kind), 0.05) is None, "so many are a kind of their own"
+    few = Scored(score=[0.5, 0.5, 0.9], anomalous=[False] * 3)
+    assert apart(few, 0.05) is None
+
+
+def test_a_threshold_that_rests_on_odd_images_says_so(tiny_detector, capsys):
+    scored = fake_scores(40, 0)
+    scored.source = [f"{i}.png" for i in range(40)]
+    made = calibrate(tiny_detector, scored, draws=5)
+    say_apart(made, scored)
+    assert capsys.readouterr().out == ""
+    scored.score[7] = 0.6
+    say_apart(calibrate(tiny_detector, scored, target_fpr=0.02, draws=5), scored)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "rests on 1 good image that scores far above the other 39" in said
+    assert "7.png (0.600)" in said
+    say_apart(calibrate(tiny_detector, scored, target_fpr=0.5, draws=5), scored)
+    assert capsys.readouterr().out == "", "there it rests on the others"
 
 
 def test_measuring_a_memorys_own_tiles_against_each_other_shows_how_far_it_is(

@@ -125,6 +125,7 @@ def _keep(
     scored.top.append(prediction.top_score)
     scored.anomalous.append(record.anomalous)
     scored.own_row.append(row)
+    scored.source.append(record.source)
     for evidence in prediction.evidence:
         kept = scored.similarity_image if evidence.level == "image" else scored.similarity_patch
         kept.append(evidence.similarity)

@@ -176,6 +176,7 @@ def calibrate_command(
     for code, count in scored.warnings.most_common():
         note(f"{counted(count, 'image')} warned of: {code}; mrad data check names them")
     show(calibration)
+    say_apart(calibration, scored)
     if plot is not None:
         _write_plot(calibration, plot)
     before = whole
@@ -314,6 +315,29 @@ def _say_caught(calibration: Calibration) -> None:
         if cut is not None and cut.recall == 0:
             level = "image" if cut is calibration.image else "pixel"
             note(f"the {level} threshold catches none of the known {what} (recall 0 %): {cure}")
+
+
+def say_apart(calibration: Calibration, scored: Scored) -> None:
+    """A threshold that rests on a few odd good images is said, with their names."""
+    from mrad_indexer.calibration.apart import apart
+
+    cut = calibration.image
+    found = None if cut.target_fpr is None else apart(scored, cut.target_fpr)
+    if found is None or cut.value <= found.next_score:
+        return
+    named = ", ".join(
+        f"{source} ({score:.3f})" if source else f"{score:.3f}"
+        for source, score in zip(found.sources, found.scores)
+    )
+    one = len(found.sources) == 1
+    note(
+        f"the threshold rests on {counted(len(found.sources), 'good image')} that "
+        f"{'scores' if one else 'score'} far above the other {found.others} (the next {found.next_score:.3f}): "
+        f"{named}. If {'it is' if one else 'they are'} defective or photographed otherwise, build without "
+        f"{'it' if one else 'them'}: the threshold would be about {found.threshold:.3f}, and more defects reach "
+        f"it. If {'it is a good part' if one else 'they are good parts'} of another kind, add more like "
+        f"{'it' if one else 'them'}"
+    )
 
 
 def _say_promise(calibration: Calibration) -> None:

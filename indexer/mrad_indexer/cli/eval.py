@@ -18,6 +18,7 @@ FIGURE = 7
 
 if TYPE_CHECKING:
     from mrad.detector import Detector
+    from mrad.memory.bank import MemoryBank
     from mrad_indexer.datasets import Dataset
     from mrad_indexer.evaluation.runner import Evaluation
 
@@ -110,6 +111,9 @@ def eval_command(
                 reading=options.reading(bit_depth, strict_input, allow_truncated, max_pixels),
             )
         configs[name] = describe(detectors[name], folders[path], choice.checkpoint, product)
+        configs[name]["threshold"] = own_threshold(
+            detectors[name], banks[path], choice.checkpoint, product
+        )
     with progress() as bar:
         task = bar.add_task("images", total=len(dataset), note="")
         evaluation = evaluate(
@@ -156,6 +160,37 @@ def describe(
         "top": detector.top,
         "retrieval": detector.retrieval,
     }
+
+
+def own_threshold(
+    detector: Detector, memory: MemoryBank, checkpoint: Path | None, product: str | None
+) -> float | None:
+    """The image threshold that the bank keeps for a candidate; None without one for its settings.
+
+    Args:
+        detector: the candidate.
+        memory: its bank, with all products.
+        checkpoint: of its head.
+        product: the only one that it judges by, if so: then a threshold made for that one alone counts.
+    """
+    from mrad.calibration import Calibration
+
+    if detector.head.name not in (memory.calibration or {}):
+        return None
+    found: Calibration | None = Calibration.of(memory, detector.head.name)
+    if found is not None and product is not None:
+        found = found.objects.get(product)
+    if found is None or found.head != detector.head.name:
+        return None
+    held = {**found.settings, "checkpoint": found.settings.get("checkpoint") or ""}
+    used = {
+        "fusion": detector.fusion,
+        "sigma": detector.sigma,
+        "retrieval": detector.retrieval,
+        "checkpoint": checkpoint.name if checkpoint else "",
+    }
+    same = all(held.get(name, value) == value for name, value in used.items())
+    return found.image_threshold if same else None
 
 
 def show(evaluation: Evaluation) -> None:

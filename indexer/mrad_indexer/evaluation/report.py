@@ -170,6 +170,7 @@ def notes(evaluation: Evaluation) -> list[str]:
                 f"In the memory of {item.name}, or equal to one there: {counted(item.in_memory, 'image')} of "
                 "those evaluated, so they retrieve themselves: these figures flatter."
             )
+        found += _verdict_note(item)
         found += _fusion_note(item)
     first = evaluation.candidates[0]
     for result in first.objects:
@@ -189,6 +190,20 @@ def notes(evaluation: Evaluation) -> list[str]:
                 f"in bins may move an AUROC by {worst.pixel.binning_error:.1e}."
             )
     return found
+
+
+def _verdict_note(item: CandidateResult) -> list[str]:
+    """What the bank's own threshold makes of these images: no AUROC tells that."""
+    cut = item.config.get("threshold")
+    if cut is None:
+        return []
+    scores = [score for result in item.objects for score in result.scores]
+    said = []
+    for anomalous, what, done in ((True, "defective", "found"), (False, "good", "flagged")):
+        mine = [score.score >= cut for score in scores if score.anomalous == anomalous]
+        if mine:
+            said.append(f"{sum(mine)} of {counted(len(mine), f'{what} image')} {done}")
+    return [f"At the bank's own threshold, {cut:.5f}, {item.name}: {', '.join(said)}."]
 
 
 def _fusion_note(item: CandidateResult) -> list[str]:

@@ -318,6 +318,35 @@ def test_calibrate_command_writes_into_the_bank_its_thresholds_and_nothing_else(
     assert 0 < calibration.pixel_threshold < 1
 
 
+def test_what_the_banks_own_threshold_finds_and_flags_is_said(command, data, tmp_path):
+    """The best AUROC tells nothing of a threshold that lies above every defect."""
+    bank, out = tmp_path / "bank", tmp_path / "out"
+
+    def judged(*options: object) -> tuple[str, dict]:
+        done = command("eval", data, "--bank", bank, "--out", out, "--cards", 0, *options)
+        assert done.exit_code == 0, done.output
+        content = json.loads((out / "report.json").read_text())
+        return " ".join(done.output.split()), content["candidates"][0]
+
+    assert "own threshold" not in judged()[0], "not calibrated"
+    assert command("calibrate", bank, data, "--draws", 5).exit_code == 0
+    said, candidate = judged()
+    cut = Calibration.of(MemoryBank.load(bank), "tf").image_threshold
+    assert candidate["config"]["threshold"] == cut
+    scores = [score for item in candidate["objects"] for score in item["scores"]]
+    caught, alarms = (
+        sum(s["score"] >= cut for s in scores if s["anomalous"] == bad) for bad in (True, False)
+    )
+    assert (
+        f"threshold, {cut:.5f}, tf: {caught} of 8 defective images found, {alarms} of 8 good images "
+        "flagged." in said
+    )
+    assert "own threshold" in (out / "report.html").read_text()
+    said, candidate = judged("--fusion", "0.4")
+    assert "own threshold" not in said, "it holds for another weight"
+    assert candidate["config"]["threshold"] is None
+
+
 def test_calibrate_command_refuses_an_unknown_rule(command, data, tmp_path):
     assert command("calibrate", tmp_path / "bank", data, "--rule", "luck").exit_code == 2
 
