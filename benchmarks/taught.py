@@ -1,4 +1,5 @@
-"""What lessons do to verdicts: of other images, and of near-duplicates of what was taught."""
+"""What lessons do to verdicts: of other images, of near-duplicates of what was taught, and of those that
+have a new defect."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from mrad_indexer.datasets import Record, read_dataset
-from PIL import Image, ImageChops, ImageEnhance
+from PIL import Image, ImageChops, ImageDraw, ImageEnhance
 
 from benchmarks.tables import Cell, Table, hardware
 from mrad.calibration import Calibration
@@ -33,6 +34,8 @@ HEADS = ("tf", "nn", "combined")
 COUNTS = (1, 5, 12, 36)
 MEMORY, SINGLE = 30, 4
 """Images of each class in the memory and among those asked; lessons taught alone for the row of 1."""
+SPOT = 0.06
+"""Of the shorter side: a defect that is painted on pictures that were taught as good."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Seen:
     keys: list[Key]
     doubles: Features | None = None
     """Of its near-duplicates."""
+    spotted: Features | None = None
+    """Of the same with a defect painted on it, where it is a good one."""
 
 
 def doubles_of(image: Image.Image) -> list[Image.Image]:
@@ -55,8 +60,20 @@ def doubles_of(image: Image.Image) -> list[Image.Image]:
     return [Image.open(buffer), ImageEnhance.Brightness(image).enhance(1.03), moved]
 
 
-def see(encoder: Encoder, record: Record, twice: bool) -> Seen:
-    """Encode an image, and its doubles."""
+def spotted(image: Image.Image, seed: int) -> Image.Image:
+    """The same picture with a round spot, black or white, whatever differs more from what is there."""
+    side = max(4, round(SPOT * min(image.size)))
+    rng = np.random.default_rng(seed)
+    x, y = (int(rng.integers(0, length - side)) for length in image.size)
+    dark = np.asarray(image.crop((x, y, x + side, y + side))).mean() < 128
+    marked = image.copy()
+    fill = (255,) * 3 if dark else (0,) * 3
+    ImageDraw.Draw(marked).ellipse((x, y, x + side, y + side), fill=fill)
+    return marked
+
+
+def see(encoder: Encoder, record: Record, lesson: int | None = None) -> Seen:
+    """Encode an image; where it is a lesson, by its number, its doubles too, and one with a new defect."""
     with Image.open(record.image) as opened:  # type: ignore[arg-type]
         image = opened.convert("RGB")
     features = encoder.encode([image])
@@ -64,8 +81,11 @@ def see(encoder: Encoder, record: Record, twice: bool) -> Seen:
     entry = Entry.of(sample, image.size, "")
     (piece,) = pieces_of(PLAIN.places(image.size), record.anomalous, record.read_mask(image.size))
     keys = keys_of(encoder, features, 0, entry, piece)
-    doubles = encoder.encode(doubles_of(image)) if twice else None
-    return Seen(record, features, entry, keys, doubles)
+    if lesson is None:
+        return Seen(record, features, entry, keys)
+    doubles = encoder.encode(doubles_of(image))
+    flawed = None if record.anomalous else encoder.encode([spotted(image, lesson)])
+    return Seen(record, features, entry, keys, doubles, flawed)
 
 
 @dataclass(frozen=True)
@@ -87,10 +107,11 @@ class Course:
             own = [record for record in records if record.anomalous == bad]
             order = [own[place] for place in rng.permutation(len(own))]
             size = min(4 if quick else MEMORY, len(own) // 3)
-            memory += [see(encoder, record, False) for record in order[:size]]
-            asked += [see(encoder, record, False) for record in order[size : 2 * size]]
+            memory += [see(encoder, record) for record in order[:size]]
+            asked += [see(encoder, record) for record in order[size : 2 * size]]
             most = 3 if quick else COUNTS[-1]
-            lessons[bad] = [see(encoder, record, True) for record in order[2 * size :][:most]]
+            taught = enumerate(order[2 * size :][:most])
+            lessons[bad] = [see(encoder, record, number) for number, record in taught]
         return cls(folder.name, memory, asked, lessons)
 
 
@@ -143,6 +164,10 @@ class Tally:
     as_taught: int = 0
     wrong: int = 0
     corrected: int = 0
+    caught: int = 0
+    """Taught good pictures with a new defect that were flagged before the lesson."""
+    let_pass: int = 0
+    """Of those: pass since."""
     runs: int = 0
 
 
@@ -190,6 +215,11 @@ def measure(course: Course, encoder: Encoder, head: str, quick: bool) -> Iterato
                 tally.as_taught += int(right.sum())
                 tally.wrong += int(missed.sum())
                 tally.corrected += int((right & missed).sum())
+                if not label:
+                    flawed = Features.cat([one.spotted for one in run if one.spotted is not None])
+                    caught = judged(detector, flawed, origin)
+                    tally.caught += int(caught.sum())
+                    tally.let_pass += int((caught & ~judged(after, flawed, held)).sum())
             yield [
                 course.name,
                 head,
@@ -202,6 +232,7 @@ def measure(course: Course, encoder: Encoder, head: str, quick: bool) -> Iterato
                 f"{tally.farthest:.0f}" if tally.far_flipped else "–",
                 f"{tally.as_taught}/{tally.near}",
                 f"{tally.corrected}/{tally.wrong}",
+                "–" if label else f"{tally.let_pass}/{tally.caught}",
             ]
 
 
@@ -217,7 +248,7 @@ def verdicts(quick: bool) -> Table:
             print(*rows[-8:], sep="\n", flush=True)
     columns = [
         "set", "head", "flagged before (good, bad)", "lessons", "flagged after", "flipped",
-        "flipped far", "to the truth", "by points", "doubles as taught", "corrected",
+        "flipped far", "to the truth", "by points", "doubles as taught", "corrected", "defects let pass",
     ]  # fmt: skip
     notes = [
         f"Up to {MEMORY} images of each class in the memory, as many asked, none of them taught; encoder "
@@ -228,7 +259,9 @@ def verdicts(quick: bool) -> Table:
         "most, those of them that flipped lay from the threshold, before or after, of the calibrated 100 "
         "(a typical good part lies 40 below). `doubles`: the taught "
         "image recompressed, brightened by 3 %, moved by two pixels. `corrected`: doubles that were judged "
-        "wrongly before the lesson, and are judged as taught after it.",
+        "wrongly before the lesson, and are judged as taught after it. `defects let pass`: of the taught good "
+        f"images with a spot painted on ({SPOT:.0%} of the shorter side), that were flagged before the lesson "
+        "(for the spot, or for what the lesson is about), those that pass after it.",
         "A head is missing where a set's memory cannot serve it (no masks: no tf), or says nothing.",
     ]
     return Table("Verdicts after lessons", columns, rows, [hardware(), *notes])
