@@ -6,7 +6,6 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from itertools import chain, islice
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -41,16 +40,20 @@ class Cut(Protocol):
 C = TypeVar("C", bound=Cut)
 
 
-Batch: TypeAlias = "tuple[list[tuple[C, Tile]], list[Future[Tensor] | Tensor]]"
-"""Tiles with their pictures, and their pixels."""
+Batch: TypeAlias = "tuple[list[tuple[C, Tile]], list[Future[Tensor] | Tensor], bool]"
+"""Tiles with their pictures, their pixels, and whether no other batch has tiles of the same group."""
 LANES = 4
 """Batches encoded at once on the CPU, at most: each needs the memory of one."""
 
 
 def encode_tiles(
-    encoder: Encoder, pictures: Iterable[C], batch_size: int
+    encoder: Encoder, pictures: Iterable[C | None], batch_size: int
 ) -> Iterator[tuple[list[tuple[C, Tile]], Features]]:
     """Batches of tiles in order, each with its features; a batch may hold tiles of several pictures.
+
+    None among the pictures ends a group: no batch holds tiles of two, but those of two may be under way
+    at once. Features do not depend on the other groups, to the last bit: the only batch of a group is
+    encoded on all cores wherever it stands, since the number of threads shows in the last bits.
 
     Pictures are taken when their first tile is needed, so memory holds a few batches of prepared tiles
     and the pictures that these belong to, however many there are. On the CPU batches are encoded side
@@ -62,16 +65,17 @@ def encode_tiles(
     cores = torch.get_num_threads()
     lanes = min(LANES, cores) if encoder.device.type == "cpu" else 1
     if lanes == 1 or len(ahead) < 2:
-        for tiles, pixels in chain(ahead, batches):
-            yield tiles, _encoded(encoder, pixels)
+        for tiles, pixels, _ in chain(ahead, batches):
+            yield tiles, _encoded(encoder, pixels, cores)
         return
     encoding: deque[tuple[list[tuple[C, Tile]], Future[Features]]] = deque()
     share = cores // lanes
-    with ThreadPoolExecutor(lanes, initializer=partial(torch.set_num_threads, share)) as pool:
+    with ThreadPoolExecutor(lanes) as pool:
         torch.set_num_threads(share)  # what the caller does with a batch runs beside the next ones
         try:
-            for tiles, pixels in chain(ahead, batches):
-                encoding.append((tiles, pool.submit(_encoded, encoder, pixels)))
+            for tiles, pixels, alone in chain(ahead, batches):
+                threads = cores if alone else share
+                encoding.append((tiles, pool.submit(_encoded, encoder, pixels, threads)))
                 if len(encoding) > lanes:
                     tiles, features = encoding.popleft()
                     yield tiles, features.result()
@@ -84,18 +88,24 @@ def encode_tiles(
                 features.cancel()
 
 
-def _batches(encoder: Encoder, pictures: Iterable[C], batch_size: int) -> Iterator[Batch[C]]:
+def _batches(encoder: Encoder, pictures: Iterable[C | None], batch_size: int) -> Iterator[Batch[C]]:
     """Batches of tiles whose pixels are prepared in threads, one batch ahead."""
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         waiting: deque[tuple[C, Tile, Future[Tensor] | Tensor]] = deque()
+        alone = True
         try:
-            for picture in pictures:
+            for picture in chain(pictures, [None]):
+                if picture is None:
+                    alone = alone and len(waiting) <= batch_size
+                    while waiting:
+                        yield _taken(waiting, batch_size, alone)
+                    alone = True
+                    continue
                 for tile in picture.places.tiles:
                     waiting.append((picture, tile, _prepared(pool, encoder, picture, tile)))
                     if len(waiting) == 2 * batch_size:
-                        yield _taken(waiting, batch_size)
-            while waiting:
-                yield _taken(waiting, batch_size)
+                        alone = False
+                        yield _taken(waiting, batch_size, alone)
         finally:
             for _, _, pixels in waiting:
                 if isinstance(pixels, Future):
@@ -114,10 +124,14 @@ def _prepared(
     return pool.submit(prepare_tile, encoder, picture.image, tile) if ready is None else ready
 
 
-def _taken(waiting: deque[tuple[C, Tile, Future[Tensor] | Tensor]], batch_size: int) -> Batch[C]:
+def _taken(
+    waiting: deque[tuple[C, Tile, Future[Tensor] | Tensor]], batch_size: int, alone: bool
+) -> Batch[C]:
     batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
-    return [(picture, tile) for picture, tile, _ in batch], [pixels for *_, pixels in batch]
+    return [(picture, tile) for picture, tile, _ in batch], [pixels for *_, pixels in batch], alone
 
 
-def _encoded(encoder: Encoder, pixels: Sequence[Future[Tensor] | Tensor]) -> Features:
+def _encoded(encoder: Encoder, pixels: Sequence[Future[Tensor] | Tensor], threads: int) -> Features:
+    if threads != torch.get_num_threads():  # a thread's own number
+        torch.set_num_threads(threads)
     return encoder.encode_prepared([p.result() if isinstance(p, Future) else p for p in pixels])

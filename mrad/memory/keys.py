@@ -224,12 +224,15 @@ class Labelled:
 
 def encode_labelled(
     encoder: Encoder,
-    pictures: Iterable[Labelled],
+    pictures: Iterable[Labelled | None],
     *,
     batch_size: int = 8,
     patch_keys: PatchKeys = REGIONS,
 ) -> Iterator[tuple[Labelled, list[Levels]]]:
-    """Each picture with the keys of each of its tiles, in order, once the last is encoded."""
+    """Each picture with the keys of each of its tiles, in order, once the last is encoded.
+
+    None among the pictures: see `encode_tiles`.
+    """
     tiles: list[Levels] = []
     for batch, features in encode_tiles(encoder, pictures, batch_size):
         for index, (picture, _) in enumerate(batch):

@@ -12,6 +12,7 @@ from dataclasses import replace
 import faiss
 import numpy as np
 import pytest
+import torch
 from mrad_client.batch.journal import Journal, JournalError
 from mrad_indexer.build.build import BuildOptions, Plan, build, work_folder
 from mrad_indexer.build.encode import (
@@ -27,6 +28,7 @@ from PIL import Image
 
 from mrad import Encoder, MemoryBank
 from mrad.errors import BankCorruptError, BankError, DataError, ImageError
+from mrad.files import atomic_write_bytes
 from mrad.memory.level import COLUMNS
 
 OPTIONS = BuildOptions(batch_size=3, shard=6)
@@ -155,6 +157,46 @@ def test_strict_stops_and_keeps_what_was_done(tmp_path, boards, tiny_encoder):
         build(tiny_encoder, dataset, tmp_path / "b", BuildOptions(3, strict=True, shard=6))
     assert not (tmp_path / "b").exists()
     assert build(tiny_encoder, dataset, tmp_path / "b", OPTIONS).resumed > 0
+
+
+def test_what_was_read_before_an_error_is_kept(tmp_path, make_image, tiny_encoder):
+    """The images of the next shard are read while the last batches of one are under way."""
+    (tmp_path / "data/good").mkdir(parents=True)
+    for seed in range(9):
+        make_image(seed, (64, 64))[0].save(tmp_path / f"data/good/{seed}.png")
+    (tmp_path / "data/good/6.png").write_bytes(b"no image")
+    dataset, out = read_dataset(tmp_path / "data"), tmp_path / "b"
+    with pytest.raises(ImageError, match=r"6\.png"):
+        build(tiny_encoder, dataset, out, BuildOptions(2, strict=True, shard=3))
+    built = build(tiny_encoder, dataset, out, BuildOptions(2, shard=3))
+    assert (built.resumed, built.encoded) == (6, 3)
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_shard_that_cannot_be_written_ends_the_build(
+    tmp_path, boards, tiny_encoder, monkeypatch, failing
+):
+    """With that error; nothing is journalled that is not on disk, and the shards before it stay."""
+    dataset, out, written = read_dataset(boards), tmp_path / "b", []
+
+    def write(path, data, **how):
+        if len(written) == failing:
+            raise OSError(28, "No space left on device", str(path))
+        written.append(path.name)
+        atomic_write_bytes(path, data, **how)
+
+    threads = torch.get_num_threads()
+    with monkeypatch.context() as full:
+        full.setattr("mrad_indexer.build.build.atomic_write_bytes", write)
+        with pytest.raises(OSError, match="No space left"):
+            build(tiny_encoder, dataset, out, OPTIONS)
+    assert torch.get_num_threads() == threads
+    assert written == [f"{number:06}.safetensors" for number in range(failing)]
+    rows = (work_folder(out) / "journal.jsonl").read_text().splitlines()[1:]
+    assert [json.loads(row)["name"] for row in rows] == [str(number) for number in range(failing)]
+    assert build(tiny_encoder, dataset, out, OPTIONS).resumed == 6 * failing
+    build(tiny_encoder, dataset, tmp_path / "whole", OPTIONS)
+    assert same_keys(out, tmp_path / "whole")
 
 
 def test_other_settings_or_images_are_not_mixed_in(tmp_path, boards, tiny_clip, tiny_encoder):

@@ -49,6 +49,40 @@ def test_batches_side_by_side_are_those_of_one_after_the_other(
     assert torch.get_num_threads() == cores
 
 
+def test_groups_share_no_batch_and_are_the_same_to_the_last_bit_beside_others(
+    mini_encoder, pictures, cores
+) -> None:
+    """As a build that goes on with its last shard alone. The number of threads shows in the last bits."""
+    groups = [pictures[:7], [], pictures[7:9], pictures[9:]]
+    stream = [item for group in groups for item in (*group, None)]
+    found = list(encode_tiles(mini_encoder, stream, 3))
+    sizes = [len(batch) for batch, _ in found]
+    assert sizes == [3, 3, 1, 2, 2]
+    alone = [pair for group in groups for pair in encode_tiles(mini_encoder, group, 3)]
+    assert [picture for batch, _ in found for picture, _ in batch] == pictures
+    for (_, mine), (_, theirs) in zip(found, alone, strict=True):
+        assert torch.equal(mine.class_feature, theirs.class_feature)
+        assert torch.equal(mine.patch, theirs.patch)
+
+
+def test_the_next_group_is_under_way_while_the_last_batch_is_awaited(
+    tiny_encoder, pictures, cores
+) -> None:
+    taken = []
+
+    def stream():
+        for number, cut in enumerate(pictures):
+            if number in (4, 8):
+                yield None
+            taken.append(number)
+            yield cut
+
+    batches = encode_tiles(tiny_encoder, stream(), 2)
+    next(batches), next(batches)  # the whole of the first group
+    assert max(taken) >= 4
+    batches.close()
+
+
 def test_threads_are_as_before_when_the_caller_stops_early(tiny_encoder, pictures, cores) -> None:
     batches = encode_tiles(tiny_encoder, iter(pictures), 2)
     next(batches)

@@ -14,7 +14,8 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -41,7 +42,7 @@ from mrad_indexer.build.encode import (
     Skipped,
     bank_of,
     decode_record,
-    encode_shard,
+    encode_shards,
     from_bytes,
     to_bytes,
 )
@@ -205,7 +206,7 @@ def encode_missing(
     ready: set[int],
     report: Progress,
 ) -> int:
-    """Encode the shards that are not ready; decoding runs ahead across their borders.
+    """Encode the shards that are not ready, without a pause between them; each is written meanwhile.
 
     Keeps each with `keep_shard`, tells `report`, and gives the number of images looked at. An engine
     does the same elsewhere (`mrad_indexer.build.ray`).
@@ -222,27 +223,42 @@ def encode_missing(
     )
     depth = 2 * options.batch_size if options.layout.plain else LARGE_AHEAD
     decoded = ahead(decode, records, depth=depth)
+    written: Future[None] | None = None
 
     def told(count: int) -> Iterator[Any]:
         for item in islice(decoded, count):
+            if written is not None and written.done():
+                written.result()  # a disk that is full ends the build now, not a shard later
             yield item
             report(1, int(isinstance(item, Skipped)), False)
 
-    for number in missing:
-        shard = encode_shard(
-            encoder,
-            told(len(plan.shards[number])),
-            batch_size=options.batch_size,
-            added_by=options.added_by,
-            patch_keys=options.patch_keys,
-        )
-        keep_shard(work, journal, number, to_bytes(shard), shard)
+    shards = encode_shards(
+        encoder,
+        (told(len(plan.shards[number])) for number in missing),
+        batch_size=options.batch_size,
+        added_by=options.added_by,
+        patch_keys=options.patch_keys,
+    )
+    # One thread, so that shards are journalled in order, and one shard, so that few are held.
+    with ThreadPoolExecutor(1) as writer, closing(shards):
+        for number, shard in zip(missing, shards, strict=True):
+            if written is not None:
+                written.result()
+            written = writer.submit(keep_shard, work, journal, number, shard)
+        if written is not None:
+            written.result()
     return len(records)
 
 
-def keep_shard(work: Path, journal: Journal, number: int, data: bytes, shard: Shard) -> None:
-    """Write a shard's bytes, then journal them: in this order nothing is claimed that is not there."""
+def keep_shard(
+    work: Path, journal: Journal, number: int, shard: Shard, data: bytes | None = None
+) -> None:
+    """Write a shard, then journal it: in this order nothing is claimed that is not there.
+
+    `data`: its bytes, where they are made already.
+    """
     path = shard_path(work, number)
+    data = to_bytes(shard) if data is None else data
     atomic_write_bytes(path, data)
     row = {
         "name": str(number),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 
@@ -27,7 +28,7 @@ from mrad.images.options import ReadOptions
 from mrad.images.reader import Picture, read_image
 from mrad.memory.bank import MemoryBank
 from mrad.memory.entry import REGIONS, Entry, PatchKeys
-from mrad.memory.keys import Labelled, Piece, encode_labelled, pieces_of
+from mrad.memory.keys import Labelled, Levels, Piece, encode_labelled, pieces_of
 from mrad.memory.level import LevelMemory, empty_level
 from mrad.types import Level, Sample
 from mrad_indexer.datasets import Record
@@ -136,34 +137,96 @@ def encode_shard(
     added_by: str = "",
     patch_keys: PatchKeys = REGIONS,
 ) -> Shard:
-    """Encode one shard's records, given in order, in batches of `batch_size` images or tiles.
+    """The shard of records given in order; see `encode_shards`."""
+    (shard,) = encode_shards(
+        encoder, [decoded], batch_size=batch_size, added_by=added_by, patch_keys=patch_keys
+    )
+    return shard
 
-    `map(decode_record, records)` will do for `decoded`; a build decodes ahead in threads.
-    `patch_keys`: what a region adds to the memory (`mrad.memory.keys.levels_of`). Raises `NonFiniteError`.
+
+def encode_shards(
+    encoder: Encoder,
+    groups: Iterable[Iterable[DecodedRecord | Skipped]],
+    *,
+    batch_size: int,
+    added_by: str = "",
+    patch_keys: PatchKeys = REGIONS,
+) -> Iterator[Shard]:
+    """Encode the shard of each group of records, in order, in batches of `batch_size` images or tiles.
+
+    `map(decode_record, records)` will do for a group; a build decodes ahead in threads. No batch holds
+    images of two groups, but the next group's are begun while the last batches of one are under way.
+
+    Args:
+        groups: records of each shard, in order.
+        patch_keys: what a region adds to the memory (`mrad.memory.keys.levels_of`).
+
+    Raises `NonFiniteError`; what a group raises, once the shards before it are given.
     """
-    shard = Shard()
+    begun: deque[_Begun] = deque()
+    failed: list[Exception] = []
 
-    def labelled() -> Iterator[Labelled]:
-        for item in decoded:
-            if isinstance(item, Skipped):
-                shard.skipped.append(item)
-                continue
-            entry = Entry.of(_facts(item.record), item.places.size, added_by)
-            shard.entries.append(entry)
-            shard.profile = shard.profile.seen(item.picture)
-            shard.doubtful.extend(
-                Skipped(item.record.source, code_of(text), text) for text in item.warnings
-            )
-            if item.thumbnail is not None:
-                shard.thumbnails[entry.entry_id] = item.thumbnail
-            yield Labelled(entry, item.image, item.places, item.pieces, item.pixels)
+    def labelled() -> Iterator[Labelled | None]:
+        try:
+            for decoded in groups:
+                begun.append(one := _Begun())
+                for item in decoded:
+                    if (picture := one.read(item, added_by)) is not None:
+                        yield picture
+                one.complete = True
+                yield None
+        except Exception as error:  # what was read before it is under way, and is not to be lost
+            failed.append(error)
 
     pictures = encode_labelled(encoder, labelled(), batch_size=batch_size, patch_keys=patch_keys)
-    for row, (_, tiles) in enumerate(pictures):
+    for _, tiles in pictures:
+        yield from _done(begun)  # of which no image could be used
+        begun[0].add(tiles)
+        yield from _done(begun)
+    yield from _done(begun)
+    if failed:
+        raise failed[0]
+
+
+@dataclass
+class _Begun:
+    """A shard that is being read and encoded."""
+
+    shard: Shard = field(default_factory=Shard)
+    complete: bool = False
+    """Whether all its records are read."""
+    encoded: int = 0
+    """Images."""
+
+    def read(self, item: DecodedRecord | Skipped, added_by: str) -> Labelled | None:
+        """Note an image; None for one that cannot be used."""
+        shard = self.shard
+        if isinstance(item, Skipped):
+            shard.skipped.append(item)
+            return None
+        entry = Entry.of(_facts(item.record), item.places.size, added_by)
+        shard.entries.append(entry)
+        shard.profile = shard.profile.seen(item.picture)
+        shard.doubtful.extend(
+            Skipped(item.record.source, code_of(text), text) for text in item.warnings
+        )
+        if item.thumbnail is not None:
+            shard.thumbnails[entry.entry_id] = item.thumbnail
+        return Labelled(entry, item.image, item.places, item.pieces, item.pixels)
+
+    def add(self, tiles: Iterable[Levels]) -> None:
+        """Keep the keys of the next image, whose entry is read."""
         for levels in tiles:
             for name, level in levels.items():
-                shard.parts[name].append(replace(level, entry=np.full(len(level), row)))
-    return shard
+                own = replace(level, entry=np.full(len(level), self.encoded))
+                self.shard.parts[name].append(own)
+        self.encoded += 1
+
+
+def _done(begun: deque[_Begun]) -> Iterator[Shard]:
+    """Take the first shards out of which nothing is missing."""
+    while begun and begun[0].complete and begun[0].encoded == len(begun[0].shard.entries):
+        yield begun.popleft().shard
 
 
 def _facts(record: Record) -> Sample:

@@ -117,7 +117,7 @@ class RayEngine:
         missing = [number for number in range(len(plan.shards)) if number not in ready]
         for number, data in self.shards(encoder, plan, options, missing):
             shard = from_bytes(data, f"shard {number}")
-            keep_shard(work, journal, number, data, shard)
+            keep_shard(work, journal, number, shard, data)
             report(len(shard.entries) + len(shard.skipped), len(shard.skipped), False)
         return sum(len(plan.shards[number]) for number in missing)
 
