@@ -84,29 +84,30 @@ def _least(level: LevelMemory) -> int:
 
 
 def bounded(bank: B, cells: int, most: int = LOCAL_KEYS) -> B:
-    """The bank with at most `most` single patches, those of whole images that cover the others best.
+    """The bank with at most `most` single patches: those of whole images, or tiles, that cover the others best.
 
-    `cells`: patches of an image or tile. Defects have a quarter of the room at most; images are chosen
-    by their class features (`greedy_coreset`), and one good image is kept in any case. The other levels
-    stay as they are.
+    `cells`: patches of an image or tile. What shows a defect has a quarter of the room at most, good tiles of
+    defective images none; they are chosen by their class features (`greedy_coreset`), and one good one is kept in
+    any case. Chosen tile by tile, for a few large images would fill the memory, and say little of how good ones vary.
+    The other levels stay as they are.
     """
-    if len(bank.local) <= most:
+    local, image = bank.local, bank.image
+    if len(local) <= most:
         return bank
-    size = np.bincount(bank.local.entry, minlength=len(bank.entries))
-    kept: list[int] = []
-    for label, room in ((ANOMALOUS, most // 4), (NORMAL, most)):
-        rows = np.flatnonzero((bank.image.labels == label) & (size[bank.image.entry] > 0))
-        room -= int(size[kept].sum())
-        if not len(rows):
-            continue
-        keys = torch.from_numpy(np.ascontiguousarray(bank.image.keys[rows]))
-        order = greedy_coreset(keys, min(len(keys), most // cells))
-        chosen: list[int] = []
-        for entry in dict.fromkeys(bank.image.entry[rows[order]].tolist()):
-            if entry in kept:
-                continue
-            if size[entry] <= room or (label == NORMAL and not chosen):
-                chosen.append(entry)
-                room -= int(size[entry])
-        kept += chosen
-    return replace(bank, local=bank.local.take(np.isin(bank.local.entry, kept)))
+    views = list(zip(local.entry[::cells].tolist(), local.tile[::cells].tolist()))
+    held = {view: place for place, view in enumerate(views)}
+    place = np.array(
+        [held.get(pair, -1) for pair in zip(image.entry.tolist(), image.tile.tolist())], np.int64
+    )
+    good = np.array([entry.label == NORMAL for entry in bank.entries])[image.entry]
+    wanted = ((image.labels == ANOMALOUS, most // 4), ((image.labels == NORMAL) & good, most))
+    kept = np.zeros(len(views), dtype=bool)
+    for label, (chosen, room) in zip((ANOMALOUS, NORMAL), wanted):
+        rows = np.flatnonzero(chosen & (place >= 0))
+        count = room // cells - int(kept.sum())
+        if label == NORMAL:
+            count = max(1, count)
+        if len(rows) and count > 0:
+            keys = torch.from_numpy(np.ascontiguousarray(image.keys[rows]))
+            kept[place[rows[greedy_coreset(keys, min(count, len(rows)))]]] = True
+    return replace(bank, local=local.take(np.repeat(kept, cells)))

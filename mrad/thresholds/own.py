@@ -71,7 +71,10 @@ def score_own(
     else:
         whole = _score_cut(detector, whole, views, output, scored, progress)
     if not scored.score:
-        raise CalibrationError("the memory holds no image whole, so none can be judged anew")
+        raise CalibrationError(
+            "the memory holds every tile of none of its images, so none can be judged anew; calibrate "
+            "with images: mrad calibrate BANK IMAGES"
+        )
     scored.source = [bank.entries[row].source for row in scored.own_row]
     first = [places[0] for places in whole.values()]
     if bank.layout.plain and not isinstance(detector.head, NNHead):  # `nn` knows its doubles

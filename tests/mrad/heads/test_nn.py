@@ -12,11 +12,16 @@ from PIL import Image, ImageEnhance
 
 from mrad import Detector, Encoder, MemoryBank, Sample
 from mrad.demo import FOLDER
-from mrad.errors import MRADError
+from mrad.errors import CalibrationError, MRADError
 from mrad.heads.choose import default_head
 from mrad.heads.goods.left_out import LeftOutDistances
+from mrad.heads.nn import NNHead
+from mrad.images.layout import Layout
+from mrad.images.tiles import Tiling
 from mrad.memory.coreset import bounded
 from mrad.thresholds.doubles import groups_of, sketches
+from mrad.thresholds.own import score_own
+from mrad.types import ANOMALOUS
 
 GOOD = sorted((FOLDER / "memory" / "good").glob("*.png"))[:8]
 QUERIES = sorted((FOLDER / "query").glob("*/*.png"))
@@ -133,6 +138,41 @@ def test_the_patches_that_are_kept_are_those_of_whole_images(
     assert len(fewer.local) == 4 * cells
     assert len(fewer.image) == len(goods.image)
     assert np.isfinite(Detector(mini_encoder, fewer).predict([str(QUERIES[0])])[0].score)
+
+
+def test_a_few_large_images_do_not_fill_the_memory(mini_encoder: Encoder) -> None:
+    """They are chosen tile by tile, so that it is known how good ones vary; good tiles of a defective one are not kept."""
+    cells, width = mini_encoder.grid**2, 1280
+    panels = [np.hstack([np.asarray(Image.open(path).convert("L").resize((640, 640)))
+                         for path in (GOOD[number], GOOD[number + 4])]) for number in range(4)]  # fmt: skip
+    mask = np.zeros((640, width), np.uint8)
+    mask[200:400, 100:300] = 255
+    samples = [
+        Sample(Image.fromarray(p), anomalous=False, source=str(n)) for n, p in enumerate(panels)
+    ]
+    samples.append(
+        Sample(
+            Image.fromarray(panels[0][:, ::-1].copy()), True, Image.fromarray(mask), source="bad"
+        )
+    )
+    bank = MemoryBank.from_samples(mini_encoder, samples, layout=Layout(Tiling(320, 0.0)))
+    fewer = bounded(bank, cells, 12 * cells)
+    kept = {
+        (entry, tile) for entry, tile in zip(fewer.local.entry.tolist(), fewer.local.tile.tolist())
+    }
+    assert len(fewer.local) == len(kept) * cells == 12 * cells
+    assert len({entry for entry, _ in kept if entry < 4}) >= 3, (
+        "whole panels would leave room for one"
+    )
+    shown = set(
+        bank.image.tile[(bank.image.entry == 4) & (bank.image.labels == ANOMALOUS)].tolist()
+    )
+    assert {tile for entry, tile in kept if entry == 4} <= shown
+    head = Detector(mini_encoder, fewer, "nn").head
+    assert isinstance(head, NNHead)
+    assert head.spread.enough
+    with pytest.raises(CalibrationError, match="calibrate with images"):
+        score_own(Detector(mini_encoder, fewer, "nn"))
 
 
 def test_an_image_left_out_says_nothing_of_what_is_usual(
