@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from struct import Struct
 from typing import Any, TypeVar
@@ -66,13 +68,17 @@ def save_bank(bank: C, path: Path, *, replace: bool = False) -> C:
     """Write `bank` to the folder `path`; see `MemoryBank.save`."""
     try:
         with atomic_folder(path, replace=replace) as folder:
-            for name in LEVELS:
-                _write_index(getattr(bank, name), folder / f"{name}.faiss")
-            levels = {name: getattr(bank, name) for name in LEVELS}
-            write_entries(bank.entries, levels, folder / ENTRIES)
+            levels: dict[str, LevelMemory] = {name: getattr(bank, name) for name in LEVELS}
+            files: dict[str, Callable[[Path], None]] = {
+                f"{name}.faiss": partial(_write_index, level) for name, level in levels.items()
+            }
+            files[ENTRIES] = partial(write_entries, bank.entries, levels)
             if bank.thumbnails:
-                write_thumbnails(bank.thumbnails, folder / THUMBNAILS)
-            manifest = sealed(_manifest(bank, folder))
+                files[THUMBNAILS] = partial(write_thumbnails, bank.thumbnails)
+            with ThreadPoolExecutor() as pool:  # writing and hashing release the GIL
+                names = sorted(files)
+                facts = pool.map(lambda name: _written(folder / name, files[name]), names)
+                manifest = sealed(_manifest(bank, dict(zip(names, facts))))
             (folder / MANIFEST).write_bytes(manifest)
     except FileExistsError as error:
         raise BankError(
@@ -147,11 +153,13 @@ def _with_digest(bank: C, manifest: bytes) -> C:
     return replace(bank, digest=hashlib.sha256(manifest).hexdigest())
 
 
-def _manifest(bank: Contents, folder: Path) -> dict[str, Any]:
-    files = {
-        file.name: {"sha256": sha256_file(file), "bytes": file.stat().st_size}
-        for file in sorted(folder.iterdir())
-    }
+def _written(file: Path, write: Callable[[Path], None]) -> dict[str, Any]:
+    """What the manifest says of a file, written now."""
+    write(file)
+    return {"sha256": sha256_file(file), "bytes": file.stat().st_size}
+
+
+def _manifest(bank: Contents, files: dict[str, Any]) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "encoder": asdict(bank.identity),
