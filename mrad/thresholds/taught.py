@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,8 @@ from mrad.types import NORMAL, Box, FloatArray, Prediction
 CLEAR = 0.5
 """So far on its label's side of the threshold it stands at least, in units of the calibrated scale: at
 a calibrated score of 25 or less, or 75 or more."""
+STEPS = 65_535
+"""Of a map in 16 bits."""
 
 
 def as_taught(
@@ -51,7 +54,7 @@ def as_taught(
         )
     shown = prediction.anomaly_map
     if shown is not None and pixel_threshold is not None:
-        shown = _drawn(shown, prediction.size, np.float32(pixel_threshold), good, taught.marked)
+        shown = _drawn(shown, prediction.size, pixel_threshold, good, taught.marked)
     return replace(prediction, score=score, parts=parts, anomaly_map=shown)
 
 
@@ -74,10 +77,11 @@ def _shows(box: Box, marked: tuple[Box, ...], worst: bool) -> bool:
 
 
 def _drawn(
-    shown: FloatArray, size: tuple[int, int], cut: np.float32, good: bool, marked: tuple[Box, ...]
+    shown: FloatArray, size: tuple[int, int], cut: float, good: bool, marked: tuple[Box, ...]
 ) -> FloatArray:
+    below, reached = _steps(cut)
     if good:
-        return np.minimum(shown, np.nextafter(cut, np.float32(-np.inf)))
+        return np.minimum(shown, below)
     out = shown.copy()
     across, down = shown.shape[1] / size[0], shown.shape[0] / size[1]
     for left, top, right, bottom in marked:
@@ -85,5 +89,16 @@ def _drawn(
             round(top * down) : max(round(bottom * down), round(top * down) + 1),
             round(left * across) : max(round(right * across), round(left * across) + 1),
         ]
-        np.maximum(place, cut, out=place)
+        np.maximum(place, reached, out=place)
     return out
+
+
+def _steps(cut: float) -> tuple[np.float32, np.float32]:
+    """The steps of a 16-bit map beside a threshold: the last below, and the first that reaches it.
+
+    Maps go out in 65,535 steps; rounded across the threshold, a place would be on the other side of it.
+    """
+    step = math.ceil(cut * STEPS)
+    while np.float32(step / STEPS) < cut:
+        step += 1
+    return np.float32((step - 1) / STEPS), np.float32(step / STEPS)

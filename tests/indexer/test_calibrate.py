@@ -363,7 +363,7 @@ def test_measuring_a_memorys_own_tiles_against_each_other_shows_how_far_it_is(
         monkeypatch.setattr(console, "QUIET", seconds)
         with console.measuring():
             Detector(tiny_encoder, bank, "nn")
-        assert ("memory's own images" in capsys.readouterr().err) == shown
+        assert ("own images measured" in capsys.readouterr().err) == shown
 
 
 def test_only_the_measuring_itself_is_timed_and_what_follows_it_is_said(monkeypatch, capsys):
@@ -376,4 +376,4 @@ def test_only_the_measuring_itself_is_timed_and_what_follows_it_is_said(monkeypa
             tell(1, 2)
             tell(2, 2)
         said = capsys.readouterr().err
-        assert ("images measured; scales" in said) is shown
+        assert ("images measured, scales follow" in said) is shown

@@ -23,7 +23,7 @@ from mrad.memory.keys import Piece, encode_samples, keys_of
 from mrad.retrieval.taught import SAME
 from mrad.thresholds.own import score_own
 from mrad.thresholds.taught import as_taught
-from mrad.types import ANOMALOUS, NORMAL, WHOLE
+from mrad.types import ANOMALOUS, NORMAL, WHOLE, Prediction, Recognised
 
 HEADS = ("tf", "nn", "combined")
 TOO_LOW, TOO_HIGH = 0.0, 1.0
@@ -240,3 +240,19 @@ def test_one_patch_that_differs_is_enough(
     assert (found is None) == (float(1 - cosine) > SAME)
     assert seen(raw, whole).places is None  # a whole picture lies at
     assert detector._taught.places == (WHOLE,)
+
+
+@given(st.floats(0.01, 0.99))
+def test_a_taught_map_stays_on_its_side_of_the_threshold_in_16_bits(cut: float) -> None:
+    """As the server and the command line write it: else a page outlines a good part, or not the defect."""
+    size, raw = (8, 6), np.linspace(0, 1, 48, dtype=np.float32).reshape(6, 8)
+    for label, marked in ((NORMAL, ()), (ANOMALOUS, ((2, 1, 5, 4),))):
+        told = Recognised("", label, "", 1.0, marked=marked)
+        found = Prediction(0.5, 0.5, 0.5, size, raw, recognised=told)
+        shown = as_taught(found, None, pixel_threshold=cut).anomaly_map
+        assert shown is not None
+        reached = np.round(shown * np.float32(65535)).astype(np.uint16) / 65535 >= cut
+        if label == NORMAL:
+            assert not reached.any()
+        else:
+            assert reached[1:4, 2:5].all()

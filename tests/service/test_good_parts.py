@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mrad_client import Client
 from mrad_client.cli import app as batch
@@ -155,6 +156,12 @@ def test_a_lesson_of_one_product_is_known_at_once(mini_encoder: Encoder, tmp_pat
         assert again.score == pytest.approx(before.score, abs=1e-5)
         defect = client.add_entry(QUERIES["defect"][0], "anomalous", object_name="caps")
         assert "compares with good images alone" in defect.note
+        assert "covers no patch" not in defect.note
+        thin = np.zeros((640, 640), np.uint8)
+        thin[300, 300:320] = 255
+        defect = client.add_entry(QUERIES["defect"][1], "anomalous", mask=thin, object_name="caps")
+        assert "compares with good images alone" in defect.note
+        assert "the mask covers no patch wholly" in defect.note
 
 
 def test_the_inference_protocol_knows_both(url: str, client: Client) -> None:

@@ -69,11 +69,12 @@ def note_of(
 
 def _of_defect(region: Mask | None, keys: list[Key], head: str) -> str | None:
     """What a taught defect, with its mask, does not do for the head that judges; None for nothing."""
+    unmarked = None
+    if region is not None and not teaches_patches(keys):
+        unmarked = THIN if region.anomalous.any() else EMPTY
     if head == "nn":
-        return GOOD_ONLY
-    if region is None or teaches_patches(keys):
-        return None
-    return THIN if region.anomalous.any() else EMPTY
+        return GOOD_ONLY if unmarked is None else f"{GOOD_ONLY}; {unmarked}"
+    return unmarked
 
 
 def teaches_patches(keys: list[Key]) -> bool:

@@ -28,7 +28,9 @@ td:first-child,td:last-child{white-space:normal;overflow-wrap:anywhere}svg{width
 line{stroke:#d33;stroke-width:2}.number{text-align:right;font-variant-numeric:tabular-nums}
 .cards{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(11rem,1fr))}
 figure{margin:0;min-width:0}img{width:100%}figcaption{font-size:.85rem;overflow-wrap:anywhere}
-.anomalous{color:#d33;font-weight:600}"""
+.anomalous{color:#d33;font-weight:600}
+@media(max-width:40rem){td,th{white-space:normal;overflow-wrap:anywhere;vertical-align:top}
+td:first-child{min-width:30%}td:last-child{min-width:45%}}"""
 
 
 @dataclass

@@ -26,8 +26,8 @@ console = Console(markup=False, highlight=False)
 errors = Console(stderr=True, markup=False, highlight=False)
 QUIET = 1.0
 """Seconds that a memory's own images are measured for without a word."""
-MEASURING = "memory's own images, each against the others"
-FOLLOWS = "memory's own images measured; scales and thresholds follow"
+MEASURING = "measuring the memory's own images"
+FOLLOWS = "own images measured, scales follow"
 Part = str | tuple[str, str]
 """A text, or a text and its style."""
 
