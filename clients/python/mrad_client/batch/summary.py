@@ -29,8 +29,7 @@ line{stroke:#d33;stroke-width:2}.number{text-align:right;font-variant-numeric:ta
 .cards{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(11rem,1fr))}
 figure{margin:0;min-width:0}img{width:100%}figcaption{font-size:.85rem;overflow-wrap:anywhere}
 .anomalous{color:#d33;font-weight:600}
-@media(max-width:40rem){td,th{white-space:normal;overflow-wrap:anywhere;vertical-align:top}
-td:first-child{min-width:30%}td:last-child{min-width:45%}}"""
+@media(max-width:40rem){td,th{font-size:.8rem;padding:.3rem;vertical-align:top}td:first-child{min-width:5.5rem}}"""
 
 
 @dataclass
