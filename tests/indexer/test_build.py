@@ -20,6 +20,7 @@ from mrad_indexer.build.encode import (
     decode_record,
     encode_shard,
     from_bytes,
+    from_file,
     thumbnail_of,
     to_bytes,
 )
@@ -91,7 +92,7 @@ def copy(source, target):
     shutil.copy(source, target)
 
 
-def test_shards_do_not_depend_on_each_other(boards, tiny_encoder):
+def test_shards_do_not_depend_on_each_other(boards, tiny_encoder, tmp_path):
     records = read_dataset(boards).records
     decoded = [decode_record(r, tiny_encoder.prepare, thumbnails=True) for r in records]
     shard = encode_shard(tiny_encoder, decoded[6:12], batch_size=3)
@@ -105,8 +106,13 @@ def test_shards_do_not_depend_on_each_other(boards, tiny_encoder):
             np.testing.assert_array_equal(getattr(found, column), getattr(own, column))
         assert set(found.entry) == set(range(len(shard.entries)))
     assert to_bytes(copy) == to_bytes(shard)
-    with pytest.raises(BankCorruptError):
-        from_bytes(to_bytes(shard)[:100])
+    whole, file = to_bytes(shard), tmp_path / "000000.safetensors"
+    file.write_bytes(whole)
+    assert to_bytes(from_file(file)) == whole
+    for part in (b"", whole[:5], whole[:100], whole[: len(whole) // 2], whole[:-1]):
+        file.write_bytes(part)
+        with pytest.raises(BankCorruptError, match=r"000000\.safetensors"):
+            from_file(file)
 
 
 @pytest.mark.parametrize("patch_keys", ["all", 5])

@@ -43,7 +43,7 @@ from mrad_indexer.build.encode import (
     bank_of,
     decode_record,
     encode_shards,
-    from_bytes,
+    from_file,
     to_bytes,
 )
 from mrad_indexer.build.plan import BuildOptions, Plan
@@ -292,7 +292,7 @@ def finish(
             path = shard_path(work, number)
             if not path.is_file():
                 raise BankCorruptError(f"{path} has gone while the build ran; run it again")
-            shard = from_bytes(path.read_bytes(), str(path))
+            shard = from_file(path)
             skipped.extend(shard.skipped)
             doubtful.extend(shard.doubtful)
             profile = profile.joined(shard.profile)
