@@ -112,6 +112,11 @@ class Judge:
         """
         chosen = HeadChoice(head, checkpoint).of(bank).name
         calibration = _calibration(bank, chosen, checkpoint)
+        if calibration is None and target_fpr is not None:
+            raise CalibrationError(
+                f"--target-fpr needs a calibration, and the bank has none for head {chosen!r}: run "
+                "mrad calibrate first"
+            )
         settings = calibration.settings if calibration else {}
         names = ("fusion", "sigma", "top", "retrieval")
         options = {name: settings[name] for name in names if name in settings}
@@ -122,11 +127,6 @@ class Judge:
         detector = detector_of(
             encoder, bank, HeadChoice(chosen, checkpoint), reading=reading, **options
         )
-        if calibration is None and target_fpr is not None:
-            raise CalibrationError(
-                f"--target-fpr needs a calibration, and the bank has none for head {chosen!r}: run "
-                "mrad calibrate first"
-            )
         missing = None
         if product is not None and calibration is not None:
             try:
