@@ -16,8 +16,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from benchmarks.panels import Boards
 from benchmarks.tables import Cell, Table, hardware, main
-from benchmarks.tiles import HEADS, Boards
+from benchmarks.tiles import HEADS
 from mrad import Detector, Encoder
 from mrad.images.layout import PLAIN
 
