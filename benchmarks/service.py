@@ -57,7 +57,7 @@ def worker(
     if kind != "bare":
         command += [str(port), str(batch)]
     # As `mrad` sets it, for all sides alike: left to spin, threads of one take the cores of the other.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
+    environment = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "1000"}
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

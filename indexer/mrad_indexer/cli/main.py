@@ -6,6 +6,7 @@ A command is imported when it runs, so that none pays for what another needs.
 from __future__ import annotations
 
 import os
+import sys
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points, version
@@ -20,9 +21,11 @@ from mrad_indexer.cli.common.console import MRADGroup
 
 # Read when torch is loaded. Threads that wait for each other by spinning take the cores from whatever
 # else runs: beside another process, images took twice as long. Without any spinning, an image alone
-# takes a seventh longer; so many turns, some 10 microseconds, reach from one operation to the next.
+# takes a fifth longer; so many turns, some 10 microseconds, reach from one operation to the next.
+# GNU's OpenMP, PyTorch's on Linux, lets threads turn by that number at `ACTIVE` alone, once several
+# pools together have more threads than there are cores; others spin for ever there.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ["OMP_WAIT_POLICY"] = "ACTIVE" if sys.platform == "linux" else "PASSIVE"
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 # Likewise of NumPy's and FAISS's BLAS, whose idle threads spin for 2**28 ticks of the clock, a tenth of a
 # second: a fifth of what `mrad bank inspect` takes.
