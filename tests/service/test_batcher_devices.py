@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from mrad_service.errors import DeviceLostError
+from mrad_service.scheduler import batcher as batchers
 from mrad_service.scheduler import retry
-from mrad_service.scheduler.batch import Limits
+from mrad_service.scheduler.batch import Lanes, Limits
 from mrad_service.scheduler.batcher import Batcher
 from mrad_service.scheduler.health import why_lost
 from mrad_service.scheduler.queue import Job
@@ -97,3 +98,28 @@ def test_a_lost_device_fails_liveness_and_the_others_go_on(two, monkeypatch) -> 
 def test_a_device_that_can_still_compute_is_not_lost() -> None:
     assert why_lost(torch.device("cpu")) == ""
     assert "meta" in why_lost(torch.device("meta"))  # nothing there ever gives a number
+
+
+def test_a_processor_encodes_two_batches_side_by_side(monkeypatch) -> None:
+    monkeypatch.setattr(batchers, "usable_cores", lambda: 2)
+    detector, watch = Pretender(), Watch()
+    batcher = Batcher(1, Limits(batch_wait=0.005, max_batch=4, lanes=4), watch)
+    batcher.start()
+    try:
+        job = job_of(detector, *range(8))
+        batcher.submit(job)
+        until(lambda: len(watch.batches) == 2)  # neither is done: the detector holds them up
+        assert not detector.seen
+        detector.go.set()
+        assert job.future.result(20) == [n / 1000 for n in range(8)]
+    finally:
+        detector.go.set()
+        batcher.close()
+
+
+def test_batches_share_the_cores_and_what_waits() -> None:
+    lanes = Lanes.of(16, 4)
+    assert (lanes.count, lanes.share(alone=True), lanes.share(alone=False)) == (4, 16, 4)
+    assert Lanes.of(2, 4) == Lanes(2, 2) and Lanes.of(0, 4) == Lanes(1, 1)
+    assert [lanes.part(8, busy) for busy in range(4)] == [2, 3, 4, 8]
+    assert lanes.part(8, 4) == 8  # one was taken from another device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -34,6 +35,8 @@ class Limits:
     """See `Settings`."""
 
     max_batch: int = 8
+    lanes: int = 1
+    """Batches that a device encodes at once, at most."""
     batch_wait: float = 0.02
     decode_threads: int = 2
     finish_threads: int = 2
@@ -42,6 +45,31 @@ class Limits:
     max_decoded_bytes: int = 2 << 30
     nearest_every: int = 0
     """Of so many finished groups, one finds its nearest keys unasked (drift); 0: none."""
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """How batches share a device: side by side, each on its part of a processor's cores.
+
+    Threads that share one batch wait for each other at every layer, so two batches on a core each are
+    done sooner than one after the other on both. A batch that is alone has all cores.
+    """
+
+    count: int
+    cores: int
+
+    @classmethod
+    def of(cls, cores: int, most: int) -> Lanes:
+        """`cores` of one device; `most`: lanes at most."""
+        return cls(max(1, min(most, cores)), max(1, cores))
+
+    def share(self, alone: bool) -> int:
+        """Cores of one batch."""
+        return self.cores if alone else self.cores // self.count
+
+    def part(self, ready: int, busy: int) -> int:
+        """How many of the items that are `ready` one lane takes, where `busy` others are at work."""
+        return math.ceil(ready / max(1, self.count - busy))
 
 
 @dataclass(eq=False)
@@ -73,7 +101,7 @@ def kind(item: Item) -> tuple[int, bool, bool]:
 
 
 def same_encoder(
-    device: int, ready: Iterable[Item], usable: Sequence[int], busy: Sequence[bool]
+    device: int, ready: Iterable[Item], usable: Sequence[int], busy: Sequence[int]
 ) -> list[Item]:
     """What waits for one encoder of this device; where nothing does, for one that is held up.
 
@@ -81,7 +109,7 @@ def same_encoder(
         device: the one that looks for work.
         ready: decoded items.
         usable: devices that work.
-        busy: whether each device is at work.
+        busy: batches that each device encodes now.
     """
     if usable and device not in usable:
         return []
@@ -95,7 +123,7 @@ def same_encoder(
 
 
 def least_laden(
-    decoding: Sequence[int], ready: Iterable[Item], usable: Sequence[int], busy: Sequence[bool]
+    decoding: Sequence[int], ready: Iterable[Item], usable: Sequence[int], busy: Sequence[int]
 ) -> int:
     """The device with the fewest images before it: there the next one is uploaded.
 
@@ -103,7 +131,7 @@ def least_laden(
         decoding: images on their way to each device.
         ready: decoded items.
         usable: devices that work, one at least.
-        busy: whether each device is at work.
+        busy: batches that each device encodes now.
     """
     waiting = list(decoding)
     for item in ready:

@@ -1,21 +1,23 @@
-"""Threads decode, encode (one a device) and finish; a device never waits while an image is ready."""
+"""Threads decode, encode (one a lane of a device) and finish; none waits while an image is ready."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
+
+import torch
 
 from mrad.encoder.encoder import Features
 from mrad.errors import MRADError
 from mrad.tiled import Canvas
-from mrad_service.errors import DeviceLostError, DrainingError
-from mrad_service.scheduler.admission import Admission
+from mrad_service.errors import DeviceLostError
 from mrad_service.scheduler.batch import (
     BatchSize,
     Group,
+    Lanes,
     Limits,
     Observer,
     kind,
@@ -27,9 +29,9 @@ from mrad_service.scheduler.batch import (
 from mrad_service.scheduler.cores import usable_cores
 from mrad_service.scheduler.finishing import conclude, draw_tiles, finish_images, outcome_of
 from mrad_service.scheduler.health import Health
-from mrad_service.scheduler.queue import BatchWait, FairQueue, Item, Job, Outcome, Rate, Source
+from mrad_service.scheduler.inside import Inside
+from mrad_service.scheduler.queue import BatchWait, Item, Source
 from mrad_service.scheduler.retry import in_halves, once_more
-from mrad_service.scheduler.room import Room
 from mrad_service.scheduler.threads import start_worker
 from mrad_service.scheduler.tiles import OPEN, Cut, TileItem, is_cut
 
@@ -37,32 +39,20 @@ AHEAD = 2
 """Decoded images kept ready, and encoded batches kept waiting, for each device: in batches."""
 
 
-class Batcher:
+class Batcher(Inside):
     """Takes jobs, settles them, once it was started. Thread-safe."""
 
     def __init__(self, devices: int, limits: Limits, observer: Observer) -> None:
         """No thread yet: a process may still fork (gunicorn's --preload) before `start`."""
-        self.limits, self._observer, self._devices = limits, observer, devices
-        self.health = Health(devices)
-        # One lock, and a condition for each kind of thread: one for all would wake them all at every
-        # step of every image, to look and sleep again.
-        self._lock = threading.RLock()
-        self._to_decode, self._to_encode, self._to_finish, self._left = (
-            threading.Condition(self._lock) for _ in range(4)
-        )
-        self._queue, self._admission = FairQueue(), Admission(limits)
-        self._jobs: set[Job] = set()
-        self._decoding, self._busy = [0] * devices, [False] * devices
+        super().__init__(Health(devices), limits, observer)
+        self._devices = devices
+        self._decoding, self._busy = [0] * devices, [0] * devices
+        self._gathering, self._lanes = [False] * devices, Lanes(1, 1)
         self._ready: deque[Item] = deque()
         self._encoded: deque[Group] = deque()
-        self._inside, self._groups = 0, 0
-        self._rate, self._came = Rate(), 0.0
+        self._groups = 0
         self._waits = [BatchWait(limits.batch_wait) for _ in range(devices)]
         self._sizes = [BatchSize(limits.max_batch) for _ in range(devices)]
-        self.pixels = Room(limits.max_decoded_bytes, "decoded pixels")
-        self._open: set[Item] = set()  # images that are cut and not settled
-        self._draining = self._closed = False
-        self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
         """Start the threads, once."""
@@ -74,112 +64,13 @@ class Batcher:
             self._thread(f"decode-{i}", self._decode_loop, 1)
         for i in range(limits.finish_threads):
             self._thread(f"finish-{i}", self._finish_loop, share)
-        for i in range(devices):  # last: what they set is what later threads take over
-            self._thread(f"device-{i}", partial(self._device_loop, i), max(1, cores // devices))
+        self._lanes = Lanes.of(cores // devices, limits.lanes)
+        for i, _ in product(range(devices), range(self._lanes.count)):
+            # Last: what they set is what later threads take over.
+            self._thread(f"device-{i}", partial(self._device_loop, i), self._lanes.cores)
 
     def _thread(self, name: str, loop: Callable[[], None], cores: int) -> None:
         self._threads.append(start_worker(name, loop, cores, self.health))
-
-    # -- from the outside ---------------------------------------------------------------------
-
-    def submit(self, job: Job) -> None:
-        """Queue it. Raises `QueueFullError` (says when to come back), `DrainingError`, `DeviceLostError`."""
-        with self._lock:
-            if self._draining:
-                raise DrainingError("the server is stopping; ask another one")
-            if not self.health.usable:
-                raise DeviceLostError(f"{self.health.why}; the server has to be started anew")
-            ahead = self._queue.ahead_of(job.waiting)
-            self._admission.admit(job.who, job.waiting, self._inside, ahead, self._rate())
-            now = time.monotonic()
-            if not self._inside:
-                self._rate.start(now)
-            self._came = now
-            self._count(job.waiting)
-            self._jobs.add(job)
-            self._queue.push(job)
-            self._to_decode.notify(job.waiting)
-        job.future.add_done_callback(lambda _: self._forget(job))
-
-    def _forget(self, job: Job) -> None:
-        self._jobs.discard(job)
-        self.pixels.forget(job)
-
-    def drop(self, job: Job, error: MRADError) -> None:
-        """Nobody waits for it any more."""
-        with self._lock:
-            self._count(-job.drop(error))
-            self._tell_all()
-
-    @property
-    def inside(self) -> int:
-        """Images waiting or being worked on."""
-        return self._inside
-
-    @property
-    def rate(self) -> float | None:
-        """Images a second while busy; None before anything was measured."""
-        return self._rate()
-
-    def drain(self, seconds: float) -> bool:
-        """Take nothing new, finish what is inside; whether all of it was done in time."""
-        with self._lock:
-            end, self._draining = time.monotonic() + seconds, True
-            while self._inside and time.monotonic() < end:
-                self._left.wait(min(0.2, end - time.monotonic()))
-            return not self._inside
-
-    def close(self) -> None:
-        """Stop every thread; whoever still waits is told."""
-        with self._lock:
-            self._draining = self._closed = True
-            for job in list(self._jobs):
-                job.drop(DrainingError("the server stopped before this was done"))
-            self._tell_all()
-        for thread in self._threads:
-            thread.join(timeout=10)
-
-    def _tell_all(self) -> None:
-        """Something changed that any thread may wait for. Called with the lock."""
-        for condition in (self._to_decode, self._to_encode, self._to_finish, self._left):
-            condition.notify_all()
-
-    def _count(self, change: int) -> None:
-        self._inside += change
-        self._observer.waiting(self._inside)
-
-    def _settle(self, item: Item, outcome: Outcome) -> None:
-        whole = item.whole
-        item.decoded = whole.decoded = None
-        self._hold(whole, 0)
-        with self._lock:
-            if whole.settled:
-                return
-            whole.settled = True
-            if whole.job.dropped is None:
-                self._rate.done(time.monotonic())
-            self._open.discard(whole)
-            self._count(-1)
-            if self._queue:  # there is room for pixels
-                self._to_decode.notify_all()
-            if not self._inside:
-                self._left.notify_all()
-        whole.job.settle(whole.index, outcome)
-
-    def _hold(self, item: Item, count: int) -> None:
-        """Of the room for pixels only so much from now on."""
-        before, item.held = item.held, count
-        self.pixels.give(before - count)
-
-    def _alive(self, item: Item) -> bool:
-        """Whether someone still waits for it; settles it otherwise."""
-        error = item.job.is_over()
-        if error is None:
-            return not item.whole.settled
-        self._settle(item, error)
-        with self._lock:
-            self._count(-item.job.drop(error))
-        return False
 
     # -- decoding -----------------------------------------------------------------------------
 
@@ -194,7 +85,7 @@ class Batcher:
                     self._to_decode.notify()
 
     def _next_to_decode(self) -> Item | None:
-        room = AHEAD * self.limits.max_batch * self._devices
+        room = AHEAD * self.limits.max_batch * self._devices * self._lanes.count
         with self._lock:
             while not self._closed:
                 if len(self._ready) + sum(self._decoding) < room:
@@ -249,14 +140,22 @@ class Batcher:
             # Those that want the same side by side: each group is a slice of the features.
             alive.sort(key=kind)
             if alive:
+                torch.set_num_threads(self._lanes.share(self._alone(device)))
                 self._encode(device, alive)
-            self._busy[device] = False
+            with self._lock:
+                self._busy[device] -= 1
+
+    def _alone(self, device: int) -> bool:
+        """Whether no other batch is encoded there, nor will soon be."""
+        return self._busy[device] == 1 and not (self._ready or self._queue or any(self._decoding))
 
     def _next_batch(self, device: int) -> list[Item] | None:
         with self._lock:
             while not self._closed:
-                if self._ready and len(self._encoded) < AHEAD * self._devices:
+                if self._ready and not self._gathering[device] and self._has_room_behind():
+                    self._gathering[device] = True
                     batch = self._gather(device)
+                    self._gathering[device] = False
                     if batch:
                         return batch
                 self._to_encode.wait()
@@ -284,14 +183,18 @@ class Batcher:
             self._to_encode.wait(left)
         if hoped:
             wait.learn(widest)
+        batch = batch[: self._lanes.part(len(own), self._busy[device])]
         chosen = set(map(id, batch))
         self._ready = deque(item for item in self._ready if id(item) not in chosen)
-        self._busy[device] = bool(batch)
+        self._busy[device] += bool(batch)
         if self._queue:  # there is room for decoded images
             self._to_decode.notify_all()
-        if self._devices > 1:  # another one may take what waits for this one
+        if self._devices * self._lanes.count > 1:  # another one may take what waits for this one
             self._to_encode.notify_all()
         return batch
+
+    def _has_room_behind(self) -> bool:
+        return len(self._encoded) < AHEAD * self._devices * self._lanes.count
 
     def _lost(self, device: int, result: object) -> None:
         """Take note where a device failed for good."""
