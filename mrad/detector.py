@@ -8,15 +8,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from itertools import islice, repeat
+from itertools import repeat
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mrad.encoder.encoder import Encoder, Features
+from mrad.encoder.lanes import side_by_side
 from mrad.encoder.stream import encode_tiles
-from mrad.errors import LayoutError, MRADError
+from mrad.errors import MRADError
 from mrad.evidence import Finder
 from mrad.heads import Head, load_head
 from mrad.heads.choose import AUTO, default_head, problem
@@ -27,7 +28,7 @@ from mrad.images.options import ReadOptions
 from mrad.images.reader import name_of
 from mrad.maps import anomaly_map, fuse, resize_map, top_mean
 from mrad.memory.bank import MemoryBank
-from mrad.opening import Decoded, Sheet, open_picture
+from mrad.opening import Decoded, Sheet, aligned, open_picture
 from mrad.retrieval.base import Retriever
 from mrad.retrieval.taught import TaughtPictures
 from mrad.tiled import FULL, Canvas, Rules
@@ -200,16 +201,8 @@ class Detector:
         if layout.tiling:
             options = replace(options, max_pixels=options.max_tiled_pixels)
         picture, shown, places = open_picture(image, options, layout)
-        warnings = self.bank.profile.check(picture, self.encoder.image_size)
-        upright, move = None, None
-        if layout.align is not None:
-            try:
-                move = layout.align.find(picture.image)
-                upright = move.upright(picture.image)
-            except LayoutError as error:
-                warnings += (
-                    f"not_aligned: {error}; its parts are taken to be where they were drawn",
-                )
+        move, upright, doubts = aligned(picture.image, layout)
+        warnings = self.bank.profile.check(picture, self.encoder.image_size) + doubts
         if options.strict:
             refuse_doubtful(warnings, name_of(image, options))
         pixels = self.encoder.prepare(upright or picture.image) if places.whole else None
@@ -234,13 +227,8 @@ class Detector:
             raise MRADError(f"batch_size must be at least 1, not {batch_size}")
         own = iter(exclude) if exclude is not None else repeat(-1)
         if self.layout.plain:
-            stream = iter(decoded)
-            while chunk := list(islice(stream, batch_size)):
-                rows = torch.tensor(list(islice(own, len(chunk)))) if exclude is not None else None
-                sizes, features = [item.size for item in chunk], self.encode(chunk)
-                found = self.finish(features, sizes, maps=maps, evidence=evidence, exclude=rows)
-                for prediction, item in zip(found, chunk):
-                    yield item.told(prediction)
+            wholes = partial(self._wholes, maps=maps, evidence=evidence)
+            yield from side_by_side(self.encoder.device, wholes, zip(decoded, own), batch_size)
             return
         sheets = (self._sheet(item, next(own), batch_size) for item in decoded)
         for batch in self._drawn(sheets, batch_size):
@@ -248,6 +236,16 @@ class Detector:
                 if tile is sheet.places.tiles[-1]:  # tiles come in order
                     judged = self.conclude(sheet.canvas, maps, evidence, sheet.own, map_pixels)
                     yield sheet.decoded.told(judged)
+
+    def _wholes(
+        self, batch: Sequence[tuple[Decoded, int]], maps: bool, evidence: int
+    ) -> list[Prediction]:
+        """Predictions of images that are looked at whole, each with the entry that it must not retrieve."""
+        items, own = zip(*batch)
+        exclude = None if max(own) < 0 else torch.tensor(own)
+        sizes, features = [item.size for item in items], self.encode(items)
+        found = self.finish(features, sizes, maps=maps, evidence=evidence, exclude=exclude)
+        return [item.told(prediction) for item, prediction in zip(items, found)]
 
     def _sheet(self, item: Decoded, own: int, batch_size: int) -> Sheet:
         """Where an image's tiles are gathered; a coarse look, where there is to be one, is over."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from PIL import Image
 from torch import Tensor
 
+from mrad.errors import LayoutError
 from mrad.images.align import Move
 from mrad.images.layout import Layout, Places
 from mrad.images.options import ReadOptions
@@ -98,3 +99,17 @@ def open_picture(
             return strips.picture(), strips, places
     picture = read_image(source, options=options)
     return picture, picture.image, layout.places(picture.size)
+
+
+def aligned(
+    image: Image.Image, layout: Layout
+) -> tuple[Move | None, Image.Image | None, tuple[str, ...]]:
+    """How a picture lies to its layout's reference, the picture in that frame, and what is doubtful."""
+    if layout.align is None:
+        return None, None, ()
+    try:
+        move = layout.align.find(image)
+        return move, move.upright(image), ()
+    except LayoutError as error:
+        doubt = f"not_aligned: {error}; its parts are taken to be where they were drawn"
+        return None, None, (doubt,)

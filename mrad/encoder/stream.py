@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from mrad.encoder.encoder import Encoder, Features
+from mrad.encoder.lanes import Lanes
 from mrad.images.layout import Places, Tile
 from mrad.images.strips import Strips
 
@@ -42,8 +43,6 @@ C = TypeVar("C", bound=Cut)
 
 Batch: TypeAlias = "tuple[list[tuple[C, Tile]], list[Future[Tensor] | Tensor], bool]"
 """Tiles with their pictures, their pixels, and whether no other batch has tiles of the same group."""
-LANES = 4
-"""Batches encoded at once on the CPU, at most: each needs the memory of one."""
 
 
 def encode_tiles(
@@ -57,26 +56,26 @@ def encode_tiles(
 
     Pictures are taken when their first tile is needed, so memory holds a few batches of prepared tiles
     and the pictures that these belong to, however many there are. On the CPU batches are encoded side
-    by side, each on its share of the cores: threads that share one batch wait for each other at every
-    layer, and all of them for the core that decodes.
+    by side (`mrad.encoder.lanes`).
     """
     batches = _batches(encoder, pictures, batch_size)
     ahead = list(islice(batches, 2))
     cores = torch.get_num_threads()
-    lanes = min(LANES, cores) if encoder.device.type == "cpu" else 1
-    if lanes == 1 or len(ahead) < 2:
+    lanes = Lanes.of(encoder.device, cores)
+    if lanes.count == 1 or len(ahead) < 2:
         for tiles, pixels, _ in chain(ahead, batches):
             yield tiles, _encoded(encoder, pixels, cores)
         return
     encoding: deque[tuple[list[tuple[C, Tile]], Future[Features]]] = deque()
-    share = cores // lanes
-    with ThreadPoolExecutor(lanes) as pool:
-        torch.set_num_threads(share)  # what the caller does with a batch runs beside the next ones
+    with ThreadPoolExecutor(lanes.count) as pool:
+        torch.set_num_threads(
+            lanes.share
+        )  # what the caller does with a batch runs beside the next ones
         try:
             for tiles, pixels, alone in chain(ahead, batches):
-                threads = cores if alone else share
+                threads = cores if alone else lanes.share
                 encoding.append((tiles, pool.submit(_encoded, encoder, pixels, threads)))
-                if len(encoding) > lanes:
+                if len(encoding) > lanes.count:
                     tiles, features = encoding.popleft()
                     yield tiles, features.result()
             while encoding:

@@ -14,7 +14,6 @@ from starlette.requests import Request
 
 from mrad.detector import Decoded, Detector
 from mrad.encoder.encoder import Features
-from mrad.encoder.stream import LANES
 from mrad.errors import MRADError
 from mrad.types import Prediction
 from mrad_service.errors import (
@@ -67,7 +66,7 @@ class Runtime:
             len(devices_of(settings)),
             Limits(
                 max_batch=settings.max_batch,
-                lanes=LANES if set(devices_of(settings)) <= {"auto", "cpu"} else 1,
+                kind="cpu" if set(devices_of(settings)) <= {"auto", "cpu"} else "cuda",
                 batch_wait=settings.batch_wait,
                 decode_threads=settings.decode_threads,
                 finish_threads=settings.finish_threads,

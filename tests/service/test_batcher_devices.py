@@ -10,11 +10,12 @@ import torch
 from mrad_service.errors import DeviceLostError
 from mrad_service.scheduler import batcher as batchers
 from mrad_service.scheduler import retry
-from mrad_service.scheduler.batch import Lanes, Limits
+from mrad_service.scheduler.batch import Limits
 from mrad_service.scheduler.batcher import Batcher
 from mrad_service.scheduler.health import why_lost
 from mrad_service.scheduler.queue import Job
 
+from mrad.encoder.lanes import Lanes
 from tests.service.test_batcher import Pretender, Watch, job_of, until
 
 
@@ -103,7 +104,7 @@ def test_a_device_that_can_still_compute_is_not_lost() -> None:
 def test_a_processor_encodes_two_batches_side_by_side(monkeypatch) -> None:
     monkeypatch.setattr(batchers, "usable_cores", lambda: 2)
     detector, watch = Pretender(), Watch()
-    batcher = Batcher(1, Limits(batch_wait=0.005, max_batch=4, lanes=4), watch)
+    batcher = Batcher(1, Limits(batch_wait=0.005, max_batch=4, kind="cpu"), watch)
     batcher.start()
     try:
         job = job_of(detector, *range(8))
@@ -118,8 +119,10 @@ def test_a_processor_encodes_two_batches_side_by_side(monkeypatch) -> None:
 
 
 def test_batches_share_the_cores_and_what_waits() -> None:
-    lanes = Lanes.of(16, 4)
-    assert (lanes.count, lanes.share(alone=True), lanes.share(alone=False)) == (4, 16, 4)
-    assert Lanes.of(2, 4) == Lanes(2, 2) and Lanes.of(0, 4) == Lanes(1, 1)
+    lanes = Lanes.of("cpu", 16)
+    assert (lanes.count, lanes.cores, lanes.share) == (4, 16, 4)
+    assert Lanes.of("cpu", 2) == Lanes(2, 2)
+    assert Lanes.of("cpu", 0) == Lanes(1, 1)
+    assert Lanes.of("cuda", 16) == Lanes(1, 16)
     assert [lanes.part(8, busy) for busy in range(4)] == [2, 3, 4, 8]
     assert lanes.part(8, 4) == 8  # one was taken from another device

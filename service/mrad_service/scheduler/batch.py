@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -35,8 +34,8 @@ class Limits:
     """See `Settings`."""
 
     max_batch: int = 8
-    lanes: int = 1
-    """Batches that a device encodes at once, at most."""
+    kind: str = "cuda"
+    """What devices are: a processor encodes batches side by side (`mrad.encoder.lanes`)."""
     batch_wait: float = 0.02
     decode_threads: int = 2
     finish_threads: int = 2
@@ -45,31 +44,6 @@ class Limits:
     max_decoded_bytes: int = 2 << 30
     nearest_every: int = 0
     """Of so many finished groups, one finds its nearest keys unasked (drift); 0: none."""
-
-
-@dataclass(frozen=True)
-class Lanes:
-    """How batches share a device: side by side, each on its part of a processor's cores.
-
-    Threads that share one batch wait for each other at every layer, so two batches on a core each are
-    done sooner than one after the other on both. A batch that is alone has all cores.
-    """
-
-    count: int
-    cores: int
-
-    @classmethod
-    def of(cls, cores: int, most: int) -> Lanes:
-        """`cores` of one device; `most`: lanes at most."""
-        return cls(max(1, min(most, cores)), max(1, cores))
-
-    def share(self, alone: bool) -> int:
-        """Cores of one batch."""
-        return self.cores if alone else self.cores // self.count
-
-    def part(self, ready: int, busy: int) -> int:
-        """How many of the items that are `ready` one lane takes, where `busy` others are at work."""
-        return math.ceil(ready / max(1, self.count - busy))
 
 
 @dataclass(eq=False)

@@ -11,13 +11,13 @@ from itertools import product
 import torch
 
 from mrad.encoder.encoder import Features
+from mrad.encoder.lanes import Lanes
 from mrad.errors import MRADError
 from mrad.tiled import Canvas
 from mrad_service.errors import DeviceLostError
 from mrad_service.scheduler.batch import (
     BatchSize,
     Group,
-    Lanes,
     Limits,
     Observer,
     kind,
@@ -64,7 +64,7 @@ class Batcher(Inside):
             self._thread(f"decode-{i}", self._decode_loop, 1)
         for i in range(limits.finish_threads):
             self._thread(f"finish-{i}", self._finish_loop, share)
-        self._lanes = Lanes.of(cores // devices, limits.lanes)
+        self._lanes = Lanes.of(limits.kind, cores // devices)
         for i, _ in product(range(devices), range(self._lanes.count)):
             # Last: what they set is what later threads take over.
             self._thread(f"device-{i}", partial(self._device_loop, i), self._lanes.cores)
@@ -140,7 +140,8 @@ class Batcher(Inside):
             # Those that want the same side by side: each group is a slice of the features.
             alive.sort(key=kind)
             if alive:
-                torch.set_num_threads(self._lanes.share(self._alone(device)))
+                lanes = self._lanes
+                torch.set_num_threads(lanes.cores if self._alone(device) else lanes.share)
                 self._encode(device, alive)
             with self._lock:
                 self._busy[device] -= 1
