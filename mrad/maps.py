@@ -269,18 +269,14 @@ def mark_strongest(picture: Image.Image, box: Box, width: int) -> None:
     scale, pen = picture.width / width, ImageDraw.Draw(picture)
     left, top, right, bottom = (round(scale * edge) for edge in box)
     thick = 1 + max(picture.size) // 500
-    pen.rectangle(
-        (left, top, max(left, right - 1), max(top, bottom - 1)), outline=SPOT, width=thick
-    )
+    pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), None, SPOT, thick)
     font, text = ImageFont.load_default(max(11, max(picture.size) // 45)), "strongest place"
     wide, high = (math.ceil(edge) for edge in pen.textbbox((0, 0), text, font)[2:])
     if wide > picture.width or high > picture.height:
         return
     above = top - high - thick
-    at = (
-        min(left, picture.width - wide),
-        above if above >= 0 else min(bottom + thick, picture.height - high),
-    )
+    y = above if above >= 0 else min(bottom + thick, picture.height - high)
+    at = min(left, picture.width - wide), y
     pen.rectangle((*at, at[0] + wide, at[1] + high), (0, 0, 0))
     pen.text(at, text, SPOT, font)
 

@@ -107,28 +107,21 @@ def overlay(
 
 
 def mark_strongest(picture: Image.Image, box: Sequence[int], width: int) -> None:
-    """Frame the place of an image where its map is strongest, and call it so.
+    """As `mrad.maps.mark_strongest` frames it: this package stands alone.
 
-    Args:
-        picture: an overlay, RGB; it is drawn on.
-        box: [x_min, y_min, x_max, y_max), pixels of the image.
-        width: of the image, which the overlay may be a smaller copy of.
+    `box`: [x_min, y_min, x_max, y_max) of an image that is `width` pixels wide.
     """
     scale, pen = picture.width / width, ImageDraw.Draw(picture)
     left, top, right, bottom = (round(scale * edge) for edge in box)
     thick = 1 + max(picture.size) // 500
-    pen.rectangle(
-        (left, top, max(left, right - 1), max(top, bottom - 1)), outline=SPOT, width=thick
-    )
+    pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), None, SPOT, thick)
     font, text = ImageFont.load_default(max(11, max(picture.size) // 45)), "strongest place"
     wide, high = (math.ceil(edge) for edge in pen.textbbox((0, 0), text, font)[2:])
     if wide > picture.width or high > picture.height:
         return
     above = top - high - thick
-    at = (
-        min(left, picture.width - wide),
-        above if above >= 0 else min(bottom + thick, picture.height - high),
-    )
+    y = above if above >= 0 else min(bottom + thick, picture.height - high)
+    at = min(left, picture.width - wide), y
     pen.rectangle((*at, at[0] + wide, at[1] + high), (0, 0, 0))
     pen.text(at, text, SPOT, font)
 
