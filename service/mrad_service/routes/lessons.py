@@ -36,7 +36,7 @@ THIN = (
 )
 EMPTY = "the mask is empty: the image is learned as defective as a whole, and no part of it"
 GOOD_ONLY = """head nn compares with good images alone: this picture is recognised when it is shown \
-again, and no other score moves; \
+again, and no other score moves where ten good images or more say what is usual; \
 head combined uses it: mrad calibrate BANK --head combined, and serve it anew"""
 NOT_HELD = """the memory holds no patches, or as many as it may, so this picture is not recognised when \
 it is shown again"""
