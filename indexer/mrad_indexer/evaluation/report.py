@@ -35,6 +35,8 @@ HEADINGS = {
     ("pixel", "aupro"): "AUPRO",
 }
 
+MIXED = 2
+"""Pixels of an object's largest image over those of its smallest: from here on it is worth a note."""
 FUSION_GAIN = 0.05
 """Of image AUROC by another weight of the image level: from here on it is worth a note."""
 
@@ -173,6 +175,12 @@ def notes(evaluation: Evaluation) -> list[str]:
         found += _verdict_note(item)
         found += _fusion_note(item)
     first = evaluation.candidates[0]
+    mixed, own = evaluation.dataset.get("mixed", 1.0), evaluation.settings.get("resolution")
+    if mixed >= MIXED and not isinstance(own, int) and any(r.masked for r in first.objects):
+        found.append(
+            f"Images of one object have up to {mixed:.1f} times the pixels of others and count for so much "
+            "more in pixel AUROC and AUPRO; with --resolution 518 all count alike."
+        )
     for result in first.objects:
         if result.image.auroc is None:
             found.append(f"{result.name} has images of one class only: no image metrics.")

@@ -190,6 +190,7 @@ def evaluate(
     encode_seconds, done = 0.0, 0
     warnings: Counter[str] = Counter()
     skipped: list[str] = []
+    mixed = 1.0
     first = next(iter(detectors))
     passes = 1 if len(groups) == 1 else 2 * len(groups)
 
@@ -202,6 +203,7 @@ def evaluate(
     for object_name in dataset.objects:
         every = [i for i, r in enumerate(dataset.records) if r.object_name == object_name]
         tallies = {name: _Tally() for name in detectors}
+        pixels: list[int] = []
         left_out: dict[int, str] = {}
         if len(groups) > 1:  # figures are of the images that all of them can look at
             left_out = refused(groups, dataset, every, resolution, lambda: told(1))
@@ -221,12 +223,15 @@ def evaluate(
                     said = _collect(tallies[name], dataset, batch, name)
                     if name == first:
                         warnings.update(codes(said))
+                        sizes = (prediction.size for prediction in batch.predictions[name])
+                        pixels += [width * height for width, height in sizes]
                 told(len(batch.rows) + len(batch.skipped))
         skipped += left_out.values()
         if not tallies[first].scores:
             by = " by every candidate" if len(groups) > 1 else ""
             (why, *_) = left_out.values()
             raise DataError(f"no image of {object_name} can be judged{by}, the first: {why}")
+        mixed = max(mixed, max(pixels) / min(pixels))
         for name, tally in tallies.items():
             results[name].append(_result(object_name, tally))
     return Evaluation(
@@ -237,6 +242,7 @@ def evaluate(
             "objects": list(dataset.objects),
             "warnings": dict(warnings.most_common()),
             "skipped": skipped,
+            "mixed": mixed,
         },
         candidates=tuple(
             CandidateResult(name, (configs or {}).get(name, {}), tuple(items), finish[name])
