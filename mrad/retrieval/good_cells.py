@@ -29,9 +29,9 @@ Selector: Any = faiss.IDSelectorBitmap
 
 MANY = 8_192
 """Keys from which cells are worth the time that it takes to make them."""
-WANTED = 0.9
+WANTED = 0.95
 """Share of patches that must find their nearest key, or exact search stays."""
-PROBES = (2, 3, 4, 6, 8, 12, 16, 32)
+PROBES = (2, 4, 6, 8, 12, 16, 32)
 """Cells looked at for each patch, tried in this order."""
 AGAIN = 8
 """So many times as many for the patches that decide."""
@@ -92,7 +92,7 @@ class GoodCells:
             return cls(
                 index, keys, before.axes, before.probes, before.short, before.recall, before.trained
             )
-        count = 2 ** round(math.log2(len(keys) ** 0.5))
+        count = 2 ** round(math.log2(2 * len(keys) ** 0.5))
         axes = _directions(keys[:: max(1, len(keys) // (POINTS * count))])
         along = (keys @ axes).numpy()
         quantizer = faiss.IndexFlatIP(axes.shape[1])
