@@ -45,7 +45,8 @@ def job_for(detectors: Sequence[Pretender], numbers: Sequence[int]) -> Job:
 
 
 def test_an_image_is_decoded_to_the_device_that_judges_it(two) -> None:
-    batcher, detectors = two(max_batch=2, decode_threads=1)
+    # Batches wait until they are full: else a slow machine's go with one image, and more come there.
+    batcher, detectors = two(max_batch=2, decode_threads=1, batch_wait=5)
     for detector in detectors:
         detector.go.clear()
     job = job_for(detectors, range(8))
