@@ -35,7 +35,7 @@ PANEL = (6, 5)
 """Boards across and down of the panels that are judged: 12.3 megapixels."""
 TIMED = ((4, 3), (6, 5), (7, 7))
 """The same of those whose seconds are taken: 4.9, 12.3 and 20.1 megapixels."""
-KNOWN, DRAWS = 10, 2
+KNOWN, DRAWS = 10, 1
 """Good panels that a memory of panels holds, and as many with a defective board; such memories."""
 CLOSELY = 0.25
 MAP = 500_000
@@ -151,8 +151,7 @@ def mosaics(encoder: Encoder, boards: Boards, pictures: int, draws: int) -> Tabl
             f"{count} panels without a defect and {count} with one defective board, of the same boards: each is one board "
             f"{across * down} times. No memory holds these boards. That of single boards holds {len(boards.known)} good and "
             f"{len(boards.defects)} defective ones; that of panels {KNOWN} good panels and {KNOWN} with one masked defective "
-            f"board, each of {len(boards.known) // KNOWN} good boards in an order by chance: mean of {draws} such memories, "
-            f"with the lowest and the highest. Tiles of {BOARD} px, 25 % overlap, not aligned with the boards, but for those "
+            f"board, each of {len(boards.known) // KNOWN} good boards in an order by chance; such memories: {draws}. Tiles of {BOARD} px, 25 % overlap, not aligned with the boards, but for those "
             f"that are boards (no overlap). Maps of {MAP / 1e6:.1f} MP.",
         ],
     )  # fmt: skip
