@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 
 from mrad.words import counted
-from mrad_indexer.cli.common.advice import heads_of
+from mrad_indexer.cli.common.advice import heads_of, within_bound
 from mrad_indexer.cli.common.console import console, say
 from mrad_indexer.cli.common.tiles import describe as describe_layout
 
@@ -78,6 +78,7 @@ def describe(bank: MemoryBank, path: Path) -> dict[str, Any]:
         "usable": problem is None,
         "problem": problem,
         "heads": heads,
+        "bound": within_bound(bank) if heads["default"] in ("nn", "combined") else "",
         "calibration": {
             head: {
                 "image_threshold": facts.get("image", {}).get("value"),
@@ -193,6 +194,8 @@ def show(facts: dict[str, Any], every: bool) -> None:
         say(("cannot score yet", "yellow"), f" {facts['problem']}")
     else:
         say(("head ", ""), (heads["default"], "bold"), f" unless told: {heads['why']}")
+        if facts["bound"]:
+            say(facts["bound"], style="yellow")
         for why, names in _by_reason(heads["unfit"]).items():
             say(f"  not {', '.join(names)}: {why}", style="dim")
     skipped = facts["skipped"]

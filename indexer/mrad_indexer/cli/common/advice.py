@@ -52,7 +52,29 @@ def worth(bank: MemoryBank, head: str) -> str:
         return f"{told}. With a single good image there is no threshold: add good ones, ten are a good beginning"
     if good < FEW:
         told += f". {counted(good, 'good image')}: few, ten are a good beginning"
-    return told
+    bound = within_bound(bank) if head in ("nn", "combined") else ""
+    return f"{told}. {bound}" if bound else told
+
+
+def within_bound(bank: MemoryBank) -> str:
+    """How many good images, or tiles, `nn` compares with; empty where the memory's bound leaves none out."""
+    from mrad.memory.contents import LOCAL_KEYS
+    from mrad.types import ANOMALOUS
+
+    held = set(zip(bank.local.entry.tolist(), bank.local.tile.tolist()))
+    good = [
+        (row, tile)
+        for row, tile in zip(bank.image.entry.tolist(), bank.image.tile.tolist())
+        if bank.entries[row].label != ANOMALOUS
+    ]
+    kept = sum(pair in held for pair in good)
+    if kept == len(good):
+        return ""
+    what = "good image" if bank.layout.plain else "good tile"
+    return (
+        f"It compares with the patches of {kept:,} of {counted(len(good), what)}, those that cover the others "
+        f"best: a memory holds {LOCAL_KEYS:,} single patches at most"
+    )
 
 
 def next_step(bank: MemoryBank, path: Path) -> str:
