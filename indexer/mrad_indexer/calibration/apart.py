@@ -14,8 +14,8 @@ FEWEST = 20
 SHARE = 0.1
 """Of the good images at most: more are a kind of part of their own."""
 GAP = 1.5
-"""Times as far above the next image as that one lies above the median. Of 40 draws of a normal distribution
-1 in 300 has such a gap, of an exponential one 1 in 18."""
+"""Times as far above the next image as that one lies above the median: scores of one kind of part hardly have
+such a gap."""
 
 
 @dataclass(frozen=True)
