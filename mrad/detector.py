@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from mrad.encoder.device import side_by_side
 from mrad.encoder.encoder import Encoder, Features
-from mrad.encoder.lanes import side_by_side
 from mrad.encoder.stream import encode_tiles
 from mrad.errors import MRADError
 from mrad.evidence import Finder
@@ -231,8 +232,8 @@ class Detector:
             yield from side_by_side(self.encoder.device, wholes, zip(decoded, own), batch_size)
             return
         sheets = (self._sheet(item, next(own), batch_size) for item in decoded)
-        for batch in self._drawn(sheets, batch_size):
-            for sheet, tile in batch:
+        with closing(self._drawn(sheets, batch_size)) as drawn:
+            for sheet, tile in chain.from_iterable(drawn):
                 if tile is sheet.places.tiles[-1]:  # tiles come in order
                     judged = self.conclude(sheet.canvas, maps, evidence, sheet.own, map_pixels)
                     yield sheet.decoded.told(judged)
@@ -257,13 +258,14 @@ class Detector:
 
     def _drawn(
         self, sheets: Iterable[Sheet], batch_size: int
-    ) -> Iterator[list[tuple[Sheet, Tile]]]:
+    ) -> Generator[list[tuple[Sheet, Tile]], None, None]:
         """Batches of tiles, each judged in a second thread while the next is encoded."""
         cores = partial(torch.set_num_threads, torch.get_num_threads())
-        with ThreadPoolExecutor(1, "draw", cores) as pool:
+        encoded = encode_tiles(self.encoder, sheets, batch_size)
+        with ThreadPoolExecutor(1, "draw", cores) as pool, closing(encoded):
             before: list[tuple[Sheet, Tile]] = []
             drawn: Future[None] | None = None
-            for batch, features in encode_tiles(self.encoder, sheets, batch_size):
+            for batch, features in encoded:
                 own = [sheet.own for sheet, _ in batch]
                 tiles = [(sheet.canvas, tile) for sheet, tile in batch]
                 given = None if max(own) < 0 else own

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -14,8 +14,12 @@ Result = TypeVar("Result")
 
 def ahead(
     work: Callable[[Item], Result], items: Iterable[Item], *, depth: int, threads: int | None = None
-) -> Iterator[Result]:
-    """`map(work, items)`, up to `depth` results ahead. Decoders release the GIL, so threads help."""
+) -> Generator[Result, None, None]:
+    """`map(work, items)`, up to `depth` results ahead. Decoders release the GIL, so threads help.
+
+    Whoever may stop before the end closes it (`contextlib.closing`): left to Python's collector, which may
+    come by in a thread that is only just starting, it would wait there for its own threads, for ever.
+    """
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
         try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from itertools import chain, islice
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -13,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mrad.encoder.device import Lanes
 from mrad.encoder.encoder import Encoder, Features
-from mrad.encoder.lanes import Lanes
 from mrad.images.layout import Places, Tile
 from mrad.images.strips import Strips
 
@@ -47,7 +48,7 @@ Batch: TypeAlias = "tuple[list[tuple[C, Tile]], list[Future[Tensor] | Tensor], b
 
 def encode_tiles(
     encoder: Encoder, pictures: Iterable[C | None], batch_size: int
-) -> Iterator[tuple[list[tuple[C, Tile]], Features]]:
+) -> Generator[tuple[list[tuple[C, Tile]], Features], None, None]:
     """Batches of tiles in order, each with its features; a batch may hold tiles of several pictures.
 
     None among the pictures ends a group: no batch holds tiles of two, but those of two may be under way
@@ -56,24 +57,28 @@ def encode_tiles(
 
     Pictures are taken when their first tile is needed, so memory holds a few batches of prepared tiles
     and the pictures that these belong to, however many there are. On the CPU batches are encoded side
-    by side (`mrad.encoder.lanes`).
+    by side (`mrad.encoder.device`).
     """
-    batches = _batches(encoder, pictures, batch_size)
-    ahead = list(islice(batches, 2))
-    cores = torch.get_num_threads()
-    lanes = Lanes.of(encoder.device, cores)
-    if lanes.count == 1 or len(ahead) < 2:
-        for tiles, pixels, _ in chain(ahead, batches):
-            yield tiles, _encoded(encoder, pixels, cores)
-        return
+    with closing(_batches(encoder, pictures, batch_size)) as batches:
+        ahead, cores = list(islice(batches, 2)), torch.get_num_threads()
+        lanes = Lanes.of(encoder.device, cores)
+        if lanes.count == 1 or len(ahead) < 2:
+            for tiles, pixels, _ in chain(ahead, batches):
+                yield tiles, _encoded(encoder, pixels, cores)
+        else:
+            yield from _in_lanes(encoder, chain(ahead, batches), lanes)
+
+
+def _in_lanes(
+    encoder: Encoder, batches: Iterable[Batch[C]], lanes: Lanes
+) -> Generator[tuple[list[tuple[C, Tile]], Features], None, None]:
+    """Batches encoded side by side; meanwhile the caller's thread has a lane's share of the cores."""
     encoding: deque[tuple[list[tuple[C, Tile]], Future[Features]]] = deque()
     with ThreadPoolExecutor(lanes.count) as pool:
-        torch.set_num_threads(
-            lanes.share
-        )  # what the caller does with a batch runs beside the next ones
+        torch.set_num_threads(lanes.share)
         try:
-            for tiles, pixels, alone in chain(ahead, batches):
-                threads = cores if alone else lanes.share
+            for tiles, pixels, alone in batches:
+                threads = lanes.cores if alone else lanes.share
                 encoding.append((tiles, pool.submit(_encoded, encoder, pixels, threads)))
                 if len(encoding) > lanes.count:
                     tiles, features = encoding.popleft()
@@ -82,12 +87,14 @@ def encode_tiles(
                 tiles, features = encoding.popleft()
                 yield tiles, features.result()
         finally:
-            torch.set_num_threads(cores)
+            torch.set_num_threads(lanes.cores)
             for _, features in encoding:
                 features.cancel()
 
 
-def _batches(encoder: Encoder, pictures: Iterable[C | None], batch_size: int) -> Iterator[Batch[C]]:
+def _batches(
+    encoder: Encoder, pictures: Iterable[C | None], batch_size: int
+) -> Generator[Batch[C], None, None]:
     """Batches of tiles whose pixels are prepared in threads, one batch ahead."""
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         waiting: deque[tuple[C, Tile, Future[Tensor] | Tensor]] = deque()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -105,11 +106,12 @@ class MemoryBank(Contents):
             reading=reading,
             seen=seen,
         )
-        for done, (entry, entry_keys) in enumerate(encoded, start=1):
-            entries.append(entry)
-            keys.extend(entry_keys)
-            if progress is not None:
-                progress(done)
+        with closing(encoded):
+            for done, (entry, entry_keys) in enumerate(encoded, start=1):
+                entries.append(entry)
+                keys.extend(entry_keys)
+                if progress is not None:
+                    progress(done)
         bank = cls.from_keys(
             encoder.identity,
             entries,

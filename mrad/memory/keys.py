@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -228,19 +229,20 @@ def encode_labelled(
     *,
     batch_size: int = 8,
     patch_keys: PatchKeys = REGIONS,
-) -> Iterator[tuple[Labelled, list[Levels]]]:
+) -> Generator[tuple[Labelled, list[Levels]], None, None]:
     """Each picture with the keys of each of its tiles, in order, once the last is encoded.
 
     None among the pictures: see `encode_tiles`.
     """
     tiles: list[Levels] = []
-    for batch, features in encode_tiles(encoder, pictures, batch_size):
-        for index, (picture, _) in enumerate(batch):
-            label, piece = picture.entry.label, picture.pieces[len(tiles)]
-            tiles.append(levels_of(encoder, features, index, label, piece, patch_keys))
-            if len(tiles) == len(picture.pieces):
-                yield picture, tiles
-                tiles = []
+    with closing(encode_tiles(encoder, pictures, batch_size)) as batches:
+        for batch, features in batches:
+            for index, (picture, _) in enumerate(batch):
+                label, piece = picture.entry.label, picture.pieces[len(tiles)]
+                tiles.append(levels_of(encoder, features, index, label, piece, patch_keys))
+                if len(tiles) == len(picture.pieces):
+                    yield picture, tiles
+                    tiles = []
 
 
 def encode_samples(
@@ -253,7 +255,7 @@ def encode_samples(
     layout: Layout = PLAIN,
     reading: ReadOptions | None = None,
     seen: Callable[[Picture], None] = lambda picture: None,
-) -> Iterator[tuple[Entry, list[Key]]]:
+) -> Generator[tuple[Entry, list[Key]], None, None]:
     """Entries and keys of labelled samples, a batch at a time, in order.
 
     Args:
@@ -283,9 +285,9 @@ def encode_samples(
             pieces = pieces_of(places, sample.anomalous, mask)
             yield Labelled(Entry.of(sample, image.size, added_by), image, places, pieces)
 
-    for picture, tiles in encode_labelled(
-        encoder, labelled(), batch_size=batch_size, patch_keys=patch_keys
-    ):
-        entry = picture.entry
-        named = [(name, level) for levels in tiles for name, level in levels.items()]
-        yield entry, [key for name, level in named for key in level.listed(name, entry.entry_id)]
+    encoded = encode_labelled(encoder, labelled(), batch_size=batch_size, patch_keys=patch_keys)
+    with closing(encoded):
+        for picture, tiles in encoded:
+            entry = picture.entry
+            named = [pair for levels in tiles for pair in levels.items()]
+            yield entry, [key for name, own in named for key in own.listed(name, entry.entry_id)]

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import signal
+import threading
 import time
 from dataclasses import replace
 
@@ -20,7 +21,6 @@ from mrad_indexer.build.encode import (
     decode_record,
     encode_shard,
     from_bytes,
-    from_file,
     thumbnail_of,
     to_bytes,
 )
@@ -92,7 +92,7 @@ def copy(source, target):
     shutil.copy(source, target)
 
 
-def test_shards_do_not_depend_on_each_other(boards, tiny_encoder, tmp_path):
+def test_shards_do_not_depend_on_each_other(boards, tiny_encoder):
     records = read_dataset(boards).records
     decoded = [decode_record(r, tiny_encoder.prepare, thumbnails=True) for r in records]
     shard = encode_shard(tiny_encoder, decoded[6:12], batch_size=3)
@@ -106,13 +106,8 @@ def test_shards_do_not_depend_on_each_other(boards, tiny_encoder, tmp_path):
             np.testing.assert_array_equal(getattr(found, column), getattr(own, column))
         assert set(found.entry) == set(range(len(shard.entries)))
     assert to_bytes(copy) == to_bytes(shard)
-    whole, file = to_bytes(shard), tmp_path / "000000.safetensors"
-    file.write_bytes(whole)
-    assert to_bytes(from_file(file)) == whole
-    for part in (b"", whole[:5], whole[:100], whole[: len(whole) // 2], whole[:-1]):
-        file.write_bytes(part)
-        with pytest.raises(BankCorruptError, match=r"000000\.safetensors"):
-            from_file(file)
+    with pytest.raises(BankCorruptError):
+        from_bytes(to_bytes(shard)[:100])
 
 
 @pytest.mark.parametrize("patch_keys", ["all", 5])
@@ -191,11 +186,14 @@ def test_a_shard_that_cannot_be_written_ends_the_build(
         written.append(path.name)
         atomic_write_bytes(path, data, **how)
 
-    threads = torch.get_num_threads()
+    threads, running = torch.get_num_threads(), set(threading.enumerate())
     with monkeypatch.context() as full:
         full.setattr("mrad_indexer.build.build.atomic_write_bytes", write)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match="No space left") as kept:
             build(tiny_encoder, dataset, out, OPTIONS)
+    # Kept, the error keeps every frame: what waits for Python's collector there may wait for ever.
+    assert kept.tb
+    assert set(threading.enumerate()) <= running
     assert torch.get_num_threads() == threads
     assert written == [f"{number:06}.safetensors" for number in range(failing)]
     rows = (work_folder(out) / "journal.jsonl").read_text().splitlines()[1:]

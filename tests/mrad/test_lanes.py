@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from mrad.encoder.lanes import side_by_side
+from mrad.encoder.device import side_by_side
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from mrad_service.scheduler.batcher import Batcher
 from mrad_service.scheduler.health import why_lost
 from mrad_service.scheduler.queue import Job
 
-from mrad.encoder.lanes import Lanes
+from mrad.encoder.device import Lanes
 from tests.service.test_batcher import Pretender, Watch, job_of, until
 
 

@@ -43,7 +43,7 @@ from mrad_indexer.build.encode import (
     bank_of,
     decode_record,
     encode_shards,
-    from_file,
+    from_bytes,
     to_bytes,
 )
 from mrad_indexer.build.plan import BuildOptions, Plan
@@ -240,7 +240,7 @@ def encode_missing(
         patch_keys=options.patch_keys,
     )
     # One thread, so that shards are journalled in order, and one shard, so that few are held.
-    with ThreadPoolExecutor(1) as writer, closing(shards):
+    with ThreadPoolExecutor(1) as writer, closing(decoded), closing(shards):
         for number, shard in zip(missing, shards, strict=True):
             if written is not None:
                 written.result()
@@ -292,7 +292,7 @@ def finish(
             path = shard_path(work, number)
             if not path.is_file():
                 raise BankCorruptError(f"{path} has gone while the build ran; run it again")
-            shard = from_file(path)
+            shard = from_bytes(path.read_bytes(), str(path))
             skipped.extend(shard.skipped)
             doubtful.extend(shard.doubtful)
             profile = profile.joined(shard.profile)

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import io
 import json
-import mmap
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import safetensors.numpy
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mrad.encoder.encoder import Encoder
@@ -154,7 +152,7 @@ def encode_shards(
     batch_size: int,
     added_by: str = "",
     patch_keys: PatchKeys = REGIONS,
-) -> Iterator[Shard]:
+) -> Generator[Shard, None, None]:
     """Encode the shard of each group of records, in order, in batches of `batch_size` images or tiles.
 
     `map(decode_record, records)` will do for a group; a build decodes ahead in threads. No batch holds
@@ -181,11 +179,12 @@ def encode_shards(
         except Exception as error:  # what was read before it is under way, and is not to be lost
             failed.append(error)
 
-    pictures = encode_labelled(encoder, labelled(), batch_size=batch_size, patch_keys=patch_keys)
-    for _, tiles in pictures:
-        yield from _done(begun)  # of which no image could be used
-        begun[0].add(tiles)
-        yield from _done(begun)
+    encoded = encode_labelled(encoder, labelled(), batch_size=batch_size, patch_keys=patch_keys)
+    with closing(encoded):
+        for _, tiles in encoded:
+            yield from _done(begun)  # of which no image could be used
+            begun[0].add(tiles)
+            yield from _done(begun)
     yield from _done(begun)
     if failed:
         raise failed[0]
@@ -291,21 +290,12 @@ def to_bytes(shard: Shard) -> bytes:
     return safetensors.numpy.save(tensors, {"shard": json.dumps(about)})
 
 
-def from_file(path: Path) -> Shard:
-    """A shard's file, mapped: its keys are read when they are used. Raises `BankCorruptError`."""
-    with path.open("rb") as file:
-        if not path.stat().st_size:
-            raise BankCorruptError(f"{path} is empty")
-        return from_bytes(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), str(path))
-
-
-def from_bytes(data: bytes | mmap.mmap, name: str = "the shard") -> Shard:
-    """Inverse of `to_bytes`; keys are views of `data`. Raises `BankCorruptError`."""
+def from_bytes(data: bytes, name: str = "the shard") -> Shard:
+    """Inverse of `to_bytes`. Raises `BankCorruptError`."""
     try:
-        start = 8 + int.from_bytes(data[:8], "little")
-        header = json.loads(data[8:start])
-        about = json.loads(header.pop("__metadata__")["shard"])
-        tensors = {n: _view(memoryview(data)[start:], **facts) for n, facts in header.items()}
+        header = int.from_bytes(data[:8], "little")
+        about = json.loads(json.loads(data[8 : 8 + header])["__metadata__"]["shard"])
+        tensors = safetensors.numpy.load(data)
         entries = [Entry(**{**row, "tags": tuple(row["tags"])}) for row in about["entries"]]
         shard = Shard(
             entries,
@@ -334,17 +324,9 @@ def from_bytes(data: bytes | mmap.mmap, name: str = "the shard") -> Shard:
         for entry, start, end in zip(entries, ends, ends[1:]):
             if end > start:
                 shard.thumbnails[entry.entry_id] = jpegs[start:end]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
         raise BankCorruptError(f"{name} cannot be read: {error!r}") from error
     return shard
-
-
-def _view(
-    data: memoryview, dtype: str, shape: Sequence[int], data_offsets: tuple[int, int]
-) -> npt.NDArray[Any]:
-    """A tensor of a safetensors file, which the library would copy."""
-    kind = {"F32": np.float32, "I64": np.int64, "U8": np.uint8}[dtype]
-    return np.frombuffer(data[slice(*data_offsets)], kind).reshape(shape)
 
 
 def thumbnail_of(image: Image.Image) -> bytes:

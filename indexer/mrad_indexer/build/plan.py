@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -105,8 +106,9 @@ def survey(records: Sequence[Record], reading: ReadOptions) -> ReadOptions:
     """With the depths that the records' images leave open, found over all of them."""
     if reading.bit_depth is not None:
         return reading
-    looks = ahead(partial(depth_of, options=reading), (r.image for r in records), depth=32)
-    return dataclasses.replace(reading, assume={**joined(looks), **reading.assume})
+    look = partial(depth_of, options=reading)
+    with closing(ahead(look, (r.image for r in records), depth=32)) as looks:
+        return dataclasses.replace(reading, assume={**joined(looks), **reading.assume})
 
 
 def data_fingerprint(records: Sequence[Record]) -> str:

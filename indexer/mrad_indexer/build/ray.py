@@ -15,6 +15,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -75,14 +76,15 @@ class ShardEncoder:
         )
         size = self.options.batch_size
         plain = self.options.layout.plain
-        decoded = ahead(decode, records, depth=2 * size if plain else LARGE_AHEAD)
-        return encode_shard(
-            self.encoder,
-            decoded,
-            batch_size=size,
-            added_by=self.options.added_by,
-            patch_keys=self.options.patch_keys,
-        )
+        depth = 2 * size if plain else LARGE_AHEAD
+        with closing(ahead(decode, records, depth=depth)) as decoded:
+            return encode_shard(
+                self.encoder,
+                decoded,
+                batch_size=size,
+                added_by=self.options.added_by,
+                patch_keys=self.options.patch_keys,
+            )
 
     @cached_property
     def encoder(self) -> Encoder:

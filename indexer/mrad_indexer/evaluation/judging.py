@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -92,7 +93,7 @@ def judged(
     rows: Sequence[int],
     batch_size: int,
     resolution: int | None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Batches of `rows`; the next is decoded in threads while this one is used.
 
     `resolution`: side of every map; None for each image's own size. What cannot be read, or not be aligned,
@@ -211,12 +212,13 @@ def _cut(
     number = {id(item): place for place, item in enumerate(decoded)}
     began = time.perf_counter()
     encoder = next(iter(detectors.values())).encoder
-    for tiles, features in encode_tiles(encoder, decoded, batch_size):
-        for name, detector in detectors.items():
-            start = time.perf_counter()
-            own = canvases[name]
-            detector.draw([(own[number[id(item)]], tile) for item, tile in tiles], features)
-            finish[name] += time.perf_counter() - start
+    with closing(encode_tiles(encoder, decoded, batch_size)) as batches:
+        for tiles, features in batches:
+            for name, detector in detectors.items():
+                start = time.perf_counter()
+                own = canvases[name]
+                detector.draw([(own[number[id(item)]], tile) for item, tile in tiles], features)
+                finish[name] += time.perf_counter() - start
     shown = [item.shown for item in decoded]
     batch = Batch(rows, shown, {}, {}, time.perf_counter() - began - sum(finish.values()), finish)
     for name, detector in detectors.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
@@ -210,22 +211,23 @@ def evaluate(
         chosen = [row for row in every if row not in left_out]
         told((len(every) - len(chosen)) * len(groups))
         for group in groups:
-            for batch in judged(group, dataset, chosen, batch_size, resolution):
-                encode_seconds += batch.encode_seconds
-                if group is groups[0]:
-                    warnings.update(codes(batch.warnings))
-                if batch.skipped and len(groups) > 1:
-                    (why, *_) = batch.skipped.values()
-                    raise DataError(f"{why}; it could be read a moment before: evaluate again")
-                left_out.update(batch.skipped)
-                for name in group:
-                    finish[name] += batch.finish_seconds[name]
-                    said = _collect(tallies[name], dataset, batch, name)
-                    if name == first:
-                        warnings.update(codes(said))
-                        sizes = (prediction.size for prediction in batch.predictions[name])
-                        pixels += [width * height for width, height in sizes]
-                told(len(batch.rows) + len(batch.skipped))
+            with closing(judged(group, dataset, chosen, batch_size, resolution)) as batches:
+                for batch in batches:
+                    encode_seconds += batch.encode_seconds
+                    if group is groups[0]:
+                        warnings.update(codes(batch.warnings))
+                    if batch.skipped and len(groups) > 1:
+                        (why, *_) = batch.skipped.values()
+                        raise DataError(f"{why}; it could be read a moment before: evaluate again")
+                    left_out.update(batch.skipped)
+                    for name in group:
+                        finish[name] += batch.finish_seconds[name]
+                        said = _collect(tallies[name], dataset, batch, name)
+                        if name == first:
+                            warnings.update(codes(said))
+                            sizes = (prediction.size for prediction in batch.predictions[name])
+                            pixels += [width * height for width, height in sizes]
+                    told(len(batch.rows) + len(batch.skipped))
         skipped += left_out.values()
         if not tallies[first].scores:
             by = " by every candidate" if len(groups) > 1 else ""

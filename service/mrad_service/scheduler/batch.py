@@ -35,7 +35,7 @@ class Limits:
 
     max_batch: int = 8
     kind: str = "cuda"
-    """What devices are: a processor encodes batches side by side (`mrad.encoder.lanes`)."""
+    """What devices are: a processor encodes batches side by side (`mrad.encoder.device`)."""
     batch_wait: float = 0.02
     decode_threads: int = 2
     finish_threads: int = 2

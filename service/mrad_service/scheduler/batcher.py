@@ -10,8 +10,8 @@ from itertools import product
 
 import torch
 
+from mrad.encoder.device import Lanes
 from mrad.encoder.encoder import Features
-from mrad.encoder.lanes import Lanes
 from mrad.errors import MRADError
 from mrad.tiled import Canvas
 from mrad_service.errors import DeviceLostError
