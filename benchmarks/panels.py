@@ -139,16 +139,7 @@ class Known:
         if fresh := {name: n for n, name in enumerate(names) if name not in self.features}:
             found = encoder.encode_prepared([encoder.prepare(cut[n]) for n in fresh.values()])
             self.features |= {name: found[row : row + 1] for row, name in enumerate(fresh)}
-        return joined([self.features[name] for name in names])
-
-
-def joined(features: Sequence[Features]) -> Features:
-    """One batch of several."""
-    return Features(
-        torch.cat([one.class_feature for one in features]),
-        torch.cat([one.patch for one in features]),
-        torch.cat([one.local_raw() for one in features]),
-    )
+        return Features.cat([self.features[name] for name in names])
 
 
 def remembering(detectors: Sequence[Detector]) -> None:
@@ -163,7 +154,7 @@ def remembering(detectors: Sequence[Detector]) -> None:
             names = [row.numpy().tobytes() for row in features.class_feature]
             fresh = {name: n for n, name in enumerate(names) if name not in known}
             if fresh:
-                found = ask(joined([features[n : n + 1] for n in fresh.values()]), exclude)
+                found = ask(Features.cat([features[n : n + 1] for n in fresh.values()]), exclude)
                 known.update({name: found[:, row] for row, name in enumerate(fresh)})
             return torch.stack([known[name] for name in names], dim=1)
 
