@@ -22,7 +22,7 @@ from mrad.errors import MRADError
 from mrad.evidence import Finder
 from mrad.heads import Head, load_head
 from mrad.heads.choose import AUTO, default_head, problem
-from mrad.heads.goods.levels import PlaceLevels
+from mrad.heads.levels import PlaceLevels
 from mrad.images.guard import refuse_doubtful
 from mrad.images.layout import Layout, Places, Tile, cell_box
 from mrad.images.options import ReadOptions

@@ -51,7 +51,7 @@ class Decoded:
     @property
     def shown(self) -> Places:
         """What is looked at, in the input's own pixels."""
-        return self.places if self.move is None else self.move.places(self.places)
+        return self.places if self.move is None else self.places.moved(self.move)
 
     def told(self, found: Prediction) -> Prediction:
         """A prediction in the input's own pixels, with what there is to say about it."""

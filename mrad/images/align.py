@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,9 +18,6 @@ from PIL import Image
 from mrad.errors import DataError, LayoutError
 from mrad.images.masks import Mask
 from mrad.types import BoolArray, Box, FloatArray, Prediction
-
-if TYPE_CHECKING:
-    from mrad.images.layout import Places
 
 Size = tuple[int, int]
 SIDE = 512
@@ -99,18 +96,14 @@ class Move:
             ),
         )
 
-    def places(self, places: Places) -> Places:
-        """What is looked at, as it lies in the picture itself: sections with a mask."""
-        sections = []
-        for section in places.sections:
-            inside = np.zeros(self.size[::-1], dtype=bool)
-            left, top, right, bottom = section.box
-            inside[top:bottom, left:right] = True if section.inside is None else section.inside
-            moved = np.asarray(_warped(Image.fromarray(inside), self._inverse))
-            box = self.box(section.box)
-            own = moved[box[1] : box[3], box[0] : box[2]]
-            sections.append(replace(section, box=box, inside=own))
-        return replace(places, sections=tuple(sections))
+    def region(self, box: Box, inside: BoolArray | None) -> tuple[Box, BoolArray]:
+        """A region of the reference's frame as it lies in the picture: what bounds it, and its mask there."""
+        there = np.zeros(self.size[::-1], dtype=bool)
+        left, top, right, bottom = box
+        there[top:bottom, left:right] = True if inside is None else inside
+        moved = np.asarray(_warped(Image.fromarray(there), self._inverse))
+        left, top, right, bottom = found = self.box(box)
+        return found, moved[top:bottom, left:right]
 
 
 def _warped(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mrad.errors import DataError, LayoutError
-from mrad.images.align import Reference
+from mrad.images.align import Move, Reference
 from mrad.images.regions import Area
 from mrad.images.tiles import Size, Tiling
 from mrad.types import WHOLE, BoolArray, Box, Place
@@ -117,6 +117,14 @@ class Places:
             inside = True if section.inside is None else section.inside
             found[top:bottom, left:right] |= inside
         return found
+
+    def moved(self, move: Move) -> Places:
+        """What is looked at, as it lies in a picture that was brought upright: sections with a mask."""
+        sections = []
+        for section in self.sections:
+            box, inside = move.region(section.box, section.inside)
+            sections.append(replace(section, box=box, inside=inside))
+        return replace(self, sections=tuple(sections))
 
     def place_of(self, number: int) -> Place | None:
         """Where in its picture a tile lies; None for no such tile."""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mrad import Detector, MemoryBank, Sample
 from mrad.errors import MRADError
-from mrad.heads.goods.levels import PlaceLevels
+from mrad.heads.levels import PlaceLevels
 from mrad.images.layout import PLAIN, Layout
 from mrad.images.tiles import Tiling, auto_tiling
 from mrad.maps import anomaly_map, map_operator, top_mean
