@@ -33,7 +33,7 @@ from mrad.encoder.device import exact_float32
 from mrad.maps import anomaly_map
 from mrad.memory.level import LevelMemory
 from mrad.retrieval.exact import ExactRetriever
-from mrad.retrieval.goods import GoodPatches, Views
+from mrad.retrieval.good_patches import GoodPatches, Views
 from mrad.retrieval.nearest import by_blocks, nearest, resources_of
 
 NAME = "gpu"
@@ -336,11 +336,13 @@ def nearest_good(bench: Bench) -> Table:
         keys = unit(len(row), width).numpy()
         whole = np.full(len(row), "normal"), np.ones(len(row), np.int32)
         local = LevelMemory(keys, np.zeros(len(row), np.uint8), row, *whole)
-        goods = GoodPatches(local, Views.of(local, cells), torch.arange(images), bench.device)
+        good_patches = GoodPatches(
+            local, Views.of(local, cells), torch.arange(images), bench.device
+        )
         for batch in (1, 8):
             queries = unit(batch * cells, width).to(bench.device)
-            search = middle(bench.times(lambda g=goods, q=queries: g.nearest(q)))
-            named = middle(bench.times(lambda g=goods, q=queries: g.several(q[:1], 5)))
+            search = middle(bench.times(lambda g=good_patches, q=queries: g.nearest(q)))
+            named = middle(bench.times(lambda g=good_patches, q=queries: g.several(q[:1], 5)))
             rows.append([len(row), batch, search, named])
     columns = ["keys", "images at once", "nearest good patch of each", "evidence of one patch"]
     notes.append("PyTorch, in blocks of keys; seeded keys, as many as 50 good images have.")

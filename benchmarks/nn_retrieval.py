@@ -25,7 +25,7 @@ from benchmarks.tables import Cell, Table, main, middle, paired, ratio, timed
 from mrad.encoder.encoder import Encoder
 from mrad.maps import anomaly_map, top_mean
 from mrad.memory.coreset import greedy_coreset
-from mrad.retrieval.good_cells import DECISIVE, GoodCells
+from mrad.retrieval.patch_index import DECISIVE, PatchIndex
 
 NAME = "nn_retrieval"
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -80,8 +80,8 @@ def methods(asked: Asked) -> dict[str, tuple[Search, float]]:
         "every key, blocks of 1,024": (by_blocks(asked.keys, 1_024), 0.0),
         "bfloat16, a tenth again in float32": (by_halves(asked.keys), 0.0),
     }
-    made: list[GoodCells | None] = []
-    took = timed(lambda: made.append(GoodCells.build(asked.keys, asked.group)), 1, warm=False)[0]
+    made: list[PatchIndex | None] = []
+    took = timed(lambda: made.append(PatchIndex.build(asked.keys, asked.group)), 1, warm=False)[0]
     cells = made[0]
     if cells is not None:
         name = f"cells, {cells.probes} of {cells.index.nlist}, a tenth again (as shipped)"

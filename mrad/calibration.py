@@ -251,7 +251,7 @@ class Calibration(_Part):
     ) -> tuple[float, Promise]:
         """Threshold that at most `target_fpr` of the good images to come reach, and what it promises.
 
-        At the pixel level: of whose maps any value reaches it. Rates below 1 / (number of goods + 1)
+        At the pixel level: of whose maps any value reaches it. Rates below 1 / (number of good images + 1)
         give a threshold just above the highest good score, for no sample can promise less. Raises
         `CalibrationError`.
         """

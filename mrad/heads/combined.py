@@ -2,7 +2,7 @@
 or `clip`), each in spreads of the memory's own good images, left out.
 
 Where a level holds good keys alone, `nn` judges it alone, so this serves any memory that `nn` serves. With
-few labelled defects the other head counts for little, the more the more there are (`mrad.heads.goods.standard.trust`).
+few labelled defects the other head counts for little, the more the more there are (`mrad.heads.good_parts.standard.trust`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from mrad.encoder.encoder import Features
 from mrad.heads import Head, HeadOutput, head_class
 from mrad.heads.choose import check_good_parts
-from mrad.heads.goods.standard import Scale, trust
+from mrad.heads.good_parts.standard import Scale, trust
 from mrad.heads.nn import LeftOut, NNHead
 from mrad.heads.tf import TFHead
 

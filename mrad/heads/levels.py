@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mrad.heads import Head
-from mrad.heads.goods.standard import TILE_WEIGHT
+from mrad.heads.good_parts.standard import TILE_WEIGHT
 from mrad.heads.tf import TFHead
 from mrad.memory.bank import MemoryBank
 from mrad.retrieval.lessons import judged

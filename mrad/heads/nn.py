@@ -1,7 +1,7 @@
 """Nearest good part: how far is the nearest patch, and the nearest image, of the memory's good ones.
 
-A patch is measured in two ways: from the nearest good patch, and by the spread of all (`goods.spread`). It needs good images alone and no training. Every distance is told in spreads of the same distance among
-the good images themselves, each left out (`mrad.heads.goods.standard`), so scores compare between products.
+A patch is measured in two ways: from the nearest good patch, and by the spread of all (`good_parts.spread`). It needs good images alone and no training. Every distance is told in spreads of the same distance among
+the good images themselves, each left out (`mrad.heads.good_parts.standard`), so scores compare between products.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from mrad.encoder.tower import neighbourhood_average
 from mrad.errors import HeadError
 from mrad.heads import HeadOutput
 from mrad.heads.choose import check_good_parts
-from mrad.heads.goods.cells import CellScales, LeftOutCells
-from mrad.heads.goods.classes import GoodClasses
-from mrad.heads.goods.left_out import LeftOutDistances, Query, eased, stored_at
-from mrad.heads.goods.spread import GoodSpread, LeftOutSpread, usual_views
-from mrad.heads.goods.spread import stored_at as spread_stored_at
-from mrad.heads.goods.standard import Blend, chosen
+from mrad.heads.good_parts.cells import CellScales, LeftOutCells
+from mrad.heads.good_parts.classes import GoodClasses
+from mrad.heads.good_parts.left_out import LeftOutDistances, Query, eased, stored_at
+from mrad.heads.good_parts.spread import GoodSpread, LeftOutSpread, usual_views
+from mrad.heads.good_parts.spread import stored_at as spread_stored_at
+from mrad.heads.good_parts.standard import Blend, chosen
 from mrad.maps import smoothed, top_mean
-from mrad.retrieval.goods import GoodPatches, Views
+from mrad.retrieval.good_patches import GoodPatches, Views
 from mrad.retrieval.lessons import FEW
 from mrad.types import ANOMALOUS, WHOLE
 
@@ -89,8 +89,8 @@ class NNHead:
         self.bank, cells = bank, self.encoder.grid**2
         self.views = Views.of(bank.local, cells)
         self.groups = groups_of(bank, self.views, cells)
-        before, device = getattr(self, "goods", None), self.encoder.device
-        self.goods = GoodPatches(bank.local, self.views, self.groups, device, before)
+        before, device = getattr(self, "good_patches", None), self.encoder.device
+        self.good_patches = GoodPatches(bank.local, self.views, self.groups, device, before)
         # What is usual is said by the images that the bank was built of: a lesson moves no scale.
         count = settled_entries(bank, self.views)
         self.settled = self.views.rows < count
@@ -140,18 +140,18 @@ class NNHead:
             known = LeftOutDistances.read(place)
         usual = None
         if not bool(self.settled.all()):
-            build = self.goods.among(self.views.rows[self.settled])
+            build = self.good_patches.among(self.views.rows[self.settled])
             usual = LeftOutDistances.measure(
                 self.bank, self.views, build, patches, self._known_usual()
             )
         measured = LeftOutDistances.measure(
-            self.bank, self.views, self.goods, patches, known or usual
+            self.bank, self.views, self.good_patches, patches, known or usual
         )
         if place is not None and known is None:
             measured.write(place)
         self._left_out, self._usual = measured, usual or measured
         if measured.several:
-            self.goods.elsewhere = measured.cosine.flatten()[self.goods.rows]
+            self.good_patches.elsewhere = measured.cosine.flatten()[self.good_patches.rows]
         group = self.groups[self.views.rows]
         whole = self.classes.left_out(self._wholes, group)
         built = 1 - self._usual.cosine
@@ -178,7 +178,7 @@ class NNHead:
             known = LeftOutSpread.read(place)
         usual = usual_views(measured, self.views.good & self.settled)
         known = known if known is not None and known.usual == usual else None
-        self.spread = GoodSpread(self.goods, self.views, self.settled, known)
+        self.spread = GoodSpread(self.good_patches, self.views, self.settled, known)
         if not self.spread.enough:
             return [], []
         given = self.spread, measured, self.views, query
@@ -239,10 +239,10 @@ class NNHead:
         rows = [-1] * len(asked) if exclude is None else exclude.tolist()
         if exclude is None:
             nearest, key = (
-                one.view(asked.shape[:2]) for one in self.goods.nearest(asked.flatten(0, 1))
+                one.view(asked.shape[:2]) for one in self.good_patches.nearest(asked.flatten(0, 1))
             )
         else:
-            pairs = [self.goods.nearest(one, row) for one, row in zip(asked, rows)]
+            pairs = [self.good_patches.nearest(one, row) for one, row in zip(asked, rows)]
             nearest, key = (torch.stack(one) for one in zip(*pairs))
         found = [self._eased(1 - nearest, asked, key, rows).cpu()]
         if self.spread.enough:
@@ -252,14 +252,14 @@ class NNHead:
 
     def _eased(self, distance: Tensor, asked: Tensor, key: Tensor, rows: list[int]) -> Tensor:
         """Distances [B, N] of patches to the nearest good `key`, as far as taught ones count (`eased`)."""
-        entry = self.goods.entry[key.clamp_min(0)].where(key >= 0, -1)
+        entry = self.good_patches.entry[key.clamp_min(0)].where(key >= 0, -1)
         taught = self.spread.taught(entry)
         if not bool(taught.any()):
             return distance
         found = distance.clone()
         for image, row in enumerate(rows):
             if bool((mine := taught[image]).any()):
-                usual = self.goods.nearest(asked[image, mine], row, self.spread.of_build)[0]
+                usual = self.good_patches.nearest(asked[image, mine], row, self.spread.of_build)[0]
                 found[image, mine] = eased(1 - usual, distance[image, mine])
         return found
 
@@ -293,9 +293,11 @@ class NNHead:
 
         `query` [W], L2-normalised; `exclude`: an entry row, -1 for none.
         """
-        cosines, keys = self.goods.several(query[None].to(self.goods.keys.device), k, exclude)
+        cosines, keys = self.good_patches.several(
+            query[None].to(self.good_patches.keys.device), k, exclude
+        )
         found = [(c, key) for c, key in zip(cosines[0].tolist(), keys[0].tolist()) if key >= 0]
-        return [(cosine, int(self.goods.rows[key])) for cosine, key in found]
+        return [(cosine, int(self.good_patches.rows[key])) for cosine, key in found]
 
     @torch.inference_mode()
     def __call__(self, features: Features, exclude: Tensor | None = None) -> HeadOutput:

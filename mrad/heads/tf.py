@@ -11,8 +11,8 @@ from torch import Tensor
 from mrad.errors import HeadError
 from mrad.heads import HeadOutput
 from mrad.heads.choose import check_two_classes
-from mrad.heads.goods.sums import LeftOutSums, stored_at, stored_query
-from mrad.retrieval.goods import Views
+from mrad.heads.good_parts.sums import LeftOutSums, stored_at, stored_query
+from mrad.retrieval.good_patches import Views
 from mrad.retrieval.lessons import built_entries, judged, retriever_of
 
 if TYPE_CHECKING:

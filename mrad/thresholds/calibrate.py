@@ -219,17 +219,17 @@ def thresholds_of(
     return Cuts(image, pixel, alone, peaks)
 
 
-def _check(score: Values, truth: BoolArray, independent_goods: int, rule: Rule | None) -> None:
-    goods, bads = int((~truth).sum()), int(truth.sum())
-    if independent_goods < FEWEST:
-        doubles = ", all photographs of the very same thing" if goods > independent_goods else ""
+def _check(score: Values, truth: BoolArray, independent: int, rule: Rule | None) -> None:
+    good, bad = int((~truth).sum()), int(truth.sum())
+    if independent < FEWEST:
+        doubles = ", all photographs of the very same thing" if good > independent else ""
         raise CalibrationError(
-            f"calibration needs at least two good images, there are {goods}{doubles}: the memory judges "
+            f"calibration needs at least two good images, there are {good}{doubles}: the memory judges "
             "each by the others. Add good images (ten are a good beginning), or pass a threshold"
         )
-    if rule == "f1" and bads < FEWEST:
+    if rule == "f1" and bad < FEWEST:
         raise CalibrationError(
-            f"--rule f1 needs at least two defective images, there are {bads}; good images alone give a "
+            f"--rule f1 needs at least two defective images, there are {bad}; good images alone give a "
             "threshold by false alarms: --rule fpr"
         )
     if rule == "f1" and score[truth].mean() <= score[~truth].mean():

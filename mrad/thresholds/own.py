@@ -17,12 +17,12 @@ from mrad.detector import Detector
 from mrad.encoder.encoder import Features
 from mrad.errors import CalibrationError, LayoutError
 from mrad.heads import HeadOutput
-from mrad.heads.goods.sums import stored_query
+from mrad.heads.good_parts.sums import stored_query
 from mrad.heads.nn import NNHead
 from mrad.heads.tf import TFHead
 from mrad.maps import anomaly_map, at_shape, fuse, top_mean
 from mrad.memory.bank import MemoryBank
-from mrad.retrieval.goods import Views
+from mrad.retrieval.good_patches import Views
 from mrad.thresholds.calibrate import PIXELS_KEPT, Scored
 from mrad.thresholds.doubles import sketches
 

@@ -21,8 +21,8 @@ from mrad_indexer.datasets import read_dataset
 from mrad import Detector, MemoryBank, Sample
 from mrad.errors import CalibrationError
 from mrad.fitting import Points, fit_isotonic, fit_platt
-from mrad.heads.goods import left_out
-from mrad.heads.goods.left_out import watched
+from mrad.heads.good_parts import left_out
+from mrad.heads.good_parts.left_out import watched
 from mrad.images.layout import Layout
 from mrad.images.tiles import Tiling
 from mrad.maps import anomaly_map, fuse, top_mean

@@ -13,7 +13,7 @@ from mrad.errors import CalibrationError
 
 
 def make_calibration(**changes) -> Calibration:
-    goods = np.linspace(0.4, 0.5, 101)
+    good = np.linspace(0.4, 0.5, 101)
     cut = Threshold(value=0.49, low=0.48, high=0.5, rule="f1", precision=1, recall=1, f1=1, fpr=0)
     facts = {
         "head": "tf",
@@ -24,16 +24,16 @@ def make_calibration(**changes) -> Calibration:
         "anomalous": 10,
         "image": cut,
         "pixel": cut,
-        "normal_scores": Tail.of(goods),
+        "normal_scores": Tail.of(good),
         "model": Platt(slope=2, offset=0, centre=0.5, scale=0.01),
         "prevalence": 0.5,
         "reliability": Reliability(
             predicted=[0.5], observed=[0.5], count=[10], brier=0.1, expected_error=0
         ),
-        "scores_normal": Summary.of(goods),
-        "scores_anomalous": Summary.of(goods + 0.1),
-        "similarity_image": Summary.of(goods),
-        "similarity_patch": Summary.of(goods),
+        "scores_normal": Summary.of(good),
+        "scores_anomalous": Summary.of(good + 0.1),
+        "similarity_image": Summary.of(good),
+        "similarity_patch": Summary.of(good),
     }
     return Calibration(**facts | changes)
 
@@ -41,9 +41,9 @@ def make_calibration(**changes) -> Calibration:
 @pytest.mark.parametrize("count", [7, 100, 2_000, 50_000])
 @pytest.mark.parametrize("target", [0.0, 0.001, 0.01, 0.05, 0.3, 1.0])
 def test_a_wanted_false_alarm_rate_is_kept_and_nearly_used(count, target):
-    goods = np.random.default_rng(count).normal(0.5, 0.01, count).astype(np.float32)
-    threshold = Tail.of(goods).threshold_at(target)
-    flagged = int((goods >= threshold).sum())  # float32 against a Python float, as users compare
+    good = np.random.default_rng(count).normal(0.5, 0.01, count).astype(np.float32)
+    threshold = Tail.of(good).threshold_at(target)
+    flagged = int((good >= threshold).sum())  # float32 against a Python float, as users compare
     assert flagged <= target * count + 1e-6
     assert flagged >= int(target * count) * 0.98 - 1
 
@@ -63,7 +63,7 @@ def test_weights_stand_for_many_pixels():
     assert tail.threshold_at(0.001) == 0.9
 
 
-def test_bounded_size_whatever_the_number_of_goods():
+def test_bounded_size_whatever_the_number_of_good_images():
     tail = Tail.of(np.random.default_rng(0).random(100_000))
     assert len(tail.value) <= 2_000
     assert tail.total == 100_000

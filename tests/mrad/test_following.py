@@ -14,7 +14,7 @@ from mrad import Detector, Encoder, MemoryBank
 from mrad.calibration import Calibration
 from mrad.encoder.encoder import Features
 from mrad.encoder.tower import neighbourhood_average
-from mrad.heads.goods.classes import GoodClasses
+from mrad.heads.good_parts.classes import GoodClasses
 from mrad.memory.entry import Entry, Key, new_entry_id
 from mrad.memory.keys import Piece, keys_of
 from mrad.thresholds.calibrate import calibrate

@@ -133,9 +133,9 @@ def test_real_defects_on_boards_that_were_taught_as_good_are_not_recognised(
 ) -> None:
     """DeepPCB has the same board with and without defects: each way round."""
     folder = shared_data / "deep_pcb"
-    goods = {path.stem: path for path in sorted(folder.glob("*/good/*"))}
+    good = {path.stem: path for path in sorted(folder.glob("*/good/*"))}
     bads = {path.stem: path for path in sorted(folder.glob("test/defect/*"))}
-    pairs = [(goods[stem], bads[stem]) for stem in bads if stem in goods][:40]
+    pairs = [(good[stem], bads[stem]) for stem in bads if stem in good][:40]
     assert len(pairs) >= 20
     bank = MemoryBank.from_samples(mini_encoder, [Sample(good, False) for good, _ in pairs[:2]])
     known = 0

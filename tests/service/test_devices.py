@@ -54,12 +54,14 @@ def test_warming_up_goes_through_every_stage_and_on_a_card_every_batch_size(
     tiny_detector.retriever("image")  # made before the card is pretended
     seen, asked, searched, named = [], [], [], []
     if head == "nn":
-        goods = tiny_detector.head.goods
-        nearest, several = goods.nearest, goods.several
+        good_patches = tiny_detector.head.good_patches
+        nearest, several = good_patches.nearest, good_patches.several
         monkeypatch.setattr(
-            goods, "nearest", lambda q, *o: searched.append(len(q)) or nearest(q, *o)
+            good_patches, "nearest", lambda q, *o: searched.append(len(q)) or nearest(q, *o)
         )
-        monkeypatch.setattr(goods, "several", lambda q, *o: named.append(len(q)) or several(q, *o))
+        monkeypatch.setattr(
+            good_patches, "several", lambda q, *o: named.append(len(q)) or several(q, *o)
+        )
     encode, finish = tiny_detector.encode, tiny_detector.finish
     monkeypatch.setattr(tiny_detector.encoder, "device", torch.device(device))
     monkeypatch.setattr(

@@ -53,13 +53,13 @@ def demo_command(
         cells = [verdict_of(pair.goods), verdict_of(pair.both)]
         table.add_row(pair.record.image.name, truth, *cells)
     console.print(table)
-    if told := of_goods_alone(shown):
+    if told := of_good_alone(shown):
         say(told)
     say(f"image, mask and both heat maps of each: {out / 'contact-sheet.png'}")
     say(f"the memories: mrad serve --bank {out / 'good-bank'}, or {out / 'bank'}")
 
 
-def of_goods_alone(pairs: Sequence[Pair]) -> str:
+def of_good_alone(pairs: Sequence[Pair]) -> str:
     """Why good boards alone let defects pass, and what would help; empty where they let none pass."""
     from mrad import demo
 

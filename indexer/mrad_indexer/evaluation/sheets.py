@@ -45,7 +45,7 @@ class Sheet:
 def sheets_of(
     detector: Detector, dataset: Dataset, result: ObjectResult, *, count: int = 4
 ) -> tuple[Sheet, ...]:
-    """Up to four rows: misses, false alarms, clearest finds, quietest goods of one object.
+    """Up to four rows: misses, false alarms, clearest finds, quietest good images of one object.
 
     Maps are computed anew for the few images shown, so that an evaluation keeps none. All maps of
     one object share one colour scale (`result.low` to `result.high`).

@@ -27,7 +27,7 @@ from mrad.heads.text import TextTower
 from mrad.images.preprocess import Preprocess
 from mrad.memory.level import LevelMemory
 from mrad.retrieval.exact import ExactRetriever
-from mrad.retrieval.goods import GoodPatches, Views, within_itself
+from mrad.retrieval.good_patches import GoodPatches, Views, within_itself
 from mrad.retrieval.nearest import by_blocks
 from tests.conftest import build_tiny_clip
 
@@ -128,7 +128,7 @@ def test_retrieval_stays_on_the_card(retriever, fake):
 
 
 @pytest.fixture
-def goods() -> GoodPatches:
+def good_patches() -> GoodPatches:
     row = np.repeat(np.arange(3), 9)
     keys = np.random.default_rng(1).normal(size=(27, 16)).astype(np.float32)
     local = LevelMemory(
@@ -137,21 +137,21 @@ def goods() -> GoodPatches:
     return GoodPatches(local, Views.of(local, 9), torch.arange(3), "cpu")
 
 
-def test_the_nearest_good_patch_and_its_evidence_are_found_on_the_card(goods, fake):
+def test_the_nearest_good_patch_and_its_evidence_are_found_on_the_card(good_patches, fake):
     """Without waiting for the card: a wait needs a value, which these tensors do not have."""
     for name in ("keys", "entry", "groups", "group"):
-        own = getattr(goods, name)
-        setattr(goods, name, empty(*own.shape, dtype=own.dtype))
+        own = getattr(good_patches, name)
+        setattr(good_patches, name, empty(*own.shape, dtype=own.dtype))
     for cosine, key in (
-        goods.nearest(empty(18, 16)),
-        goods.nearest(empty(18, 16), 1, empty(27, dtype=torch.bool)),
-        goods.several(empty(2, 16), 2),
-        goods.several(empty(2, 16), 5, 1),
+        good_patches.nearest(empty(18, 16)),
+        good_patches.nearest(empty(18, 16), 1, empty(27, dtype=torch.bool)),
+        good_patches.several(empty(2, 16), 2),
+        good_patches.several(empty(2, 16), 5, 1),
     ):
         assert (cosine.device, key.device, key.dtype) == (HERE, HERE, torch.int64)
     assert within_itself(empty(9, 16), 3).device == HERE
     with pytest.raises(RuntimeError, match=r"cuda:[01] and cuda:[01]"):
-        goods.nearest(empty(18, 16, device=OTHER))
+        good_patches.nearest(empty(18, 16, device=OTHER))
 
 
 def test_the_map_stays_on_the_card(fake, monkeypatch):

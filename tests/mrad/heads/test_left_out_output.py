@@ -11,17 +11,17 @@ import torch
 from mrad import Detector, Encoder, MemoryBank, Sample
 from mrad.demo import FOLDER
 from mrad.encoder.encoder import Features
-from mrad.heads.goods.sums import LeftOutSums, Sums, stored_query
+from mrad.heads.good_parts.sums import LeftOutSums, Sums, stored_query
 from mrad.memory.keys import encode_samples
-from mrad.retrieval.goods import Views
+from mrad.retrieval.good_patches import Views
 
 MEMORY = FOLDER / "memory"
 
 
-def samples(goods: int, masked: int, bare: int = 0) -> list[Sample]:
+def samples(good: int, masked: int, bare: int = 0) -> list[Sample]:
     found = [
         Sample(path, anomalous=False, source=path.name)
-        for path in sorted((MEMORY / "good").glob("*.png"))[:goods]
+        for path in sorted((MEMORY / "good").glob("*.png"))[:good]
     ]
     for place, path in enumerate(sorted((MEMORY / "defect").glob("*.png"))[: masked + bare]):
         mask = MEMORY / "masks" / path.name if place < masked else None

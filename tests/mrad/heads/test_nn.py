@@ -14,7 +14,7 @@ from mrad import Detector, Encoder, MemoryBank, Sample
 from mrad.demo import FOLDER
 from mrad.errors import CalibrationError, MRADError
 from mrad.heads.choose import default_head
-from mrad.heads.goods.left_out import LeftOutDistances
+from mrad.heads.good_parts.left_out import LeftOutDistances
 from mrad.heads.nn import NNHead
 from mrad.images.layout import Layout
 from mrad.images.tiles import Tiling
@@ -28,22 +28,22 @@ QUERIES = sorted((FOLDER / "query").glob("*/*.png"))
 
 
 @pytest.fixture(scope="module")
-def goods(mini_encoder: Encoder) -> MemoryBank:
+def good_bank(mini_encoder: Encoder) -> MemoryBank:
     samples = [Sample(path, anomalous=False, source=path.name) for path in GOOD]
     return MemoryBank.from_samples(mini_encoder, samples)
 
 
 @pytest.fixture(scope="module")
-def detector(mini_encoder: Encoder, goods: MemoryBank) -> Detector:
-    return Detector(mini_encoder, goods)
+def detector(mini_encoder: Encoder, good_bank: MemoryBank) -> Detector:
+    return Detector(mini_encoder, good_bank)
 
 
 def test_good_parts_alone_are_judged_by_nn_and_tf_says_why_not(
-    mini_encoder: Encoder, goods: MemoryBank, detector: Detector
+    mini_encoder: Encoder, good_bank: MemoryBank, detector: Detector
 ) -> None:
-    assert default_head(goods).head == detector.head.name == "nn"
+    assert default_head(good_bank).head == detector.head.name == "nn"
     with pytest.raises(MRADError, match="head nn"):
-        Detector(mini_encoder, goods, "tf")
+        Detector(mini_encoder, good_bank, "tf")
     found = detector.predict([str(GOOD[0]), *map(str, QUERIES)], evidence=2)
     assert all(0 <= one.score <= 1 and np.isfinite(one.anomaly_map).all() for one in found)
     patches = [one for one in found[0].evidence if one.level == "patch"]
@@ -57,23 +57,23 @@ def test_good_parts_alone_are_judged_by_nn_and_tf_says_why_not(
 
 
 def test_distances_follow_a_memory_that_learns_and_forgets(
-    mini_encoder: Encoder, goods: MemoryBank, detector: Detector
+    mini_encoder: Encoder, good_bank: MemoryBank, detector: Detector
 ) -> None:
     for changed in (
-        goods.remove(goods.entries[2].entry_id),
-        goods.remove(goods.entries[0].entry_id).remove(goods.entries[7].entry_id),
+        good_bank.remove(good_bank.entries[2].entry_id),
+        good_bank.remove(good_bank.entries[0].entry_id).remove(good_bank.entries[7].entry_id),
     ):
         followed, anew = detector.with_bank(changed).head, Detector(mini_encoder, changed).head
         one, other = followed._left_out, anew._left_out
         np.testing.assert_allclose(one.cosine, other.cosine, atol=1e-5)
-        back = detector.with_bank(changed).with_bank(goods).head._left_out
+        back = detector.with_bank(changed).with_bank(good_bank).head._left_out
         np.testing.assert_allclose(back.cosine, detector.head._left_out.cosine, atol=1e-5)
 
 
 def test_distances_are_kept_with_the_bank_and_damage_is_noticed(
-    mini_encoder: Encoder, goods: MemoryBank, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    mini_encoder: Encoder, good_bank: MemoryBank, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    goods.save(tmp_path / "bank")
+    good_bank.save(tmp_path / "bank")
     first = Detector(mini_encoder, MemoryBank.load(tmp_path / "bank")).head._left_out
     (kept,) = (tmp_path / "bank" / "derived").glob("left-out-*")
     np.testing.assert_array_equal(LeftOutDistances.read(kept).cosine, first.cosine)
@@ -123,20 +123,20 @@ def test_a_burst_is_left_out_together(mini_encoder: Encoder) -> None:
 
 
 def test_combined_is_nn_where_the_memory_holds_one_class(
-    mini_encoder: Encoder, goods: MemoryBank, detector: Detector
+    mini_encoder: Encoder, good_bank: MemoryBank, detector: Detector
 ) -> None:
-    both = Detector(mini_encoder, goods, "combined").predict([str(p) for p in QUERIES[:2]])
+    both = Detector(mini_encoder, good_bank, "combined").predict([str(p) for p in QUERIES[:2]])
     for one, other in zip(both, detector.predict([str(p) for p in QUERIES[:2]])):
         assert one.score == pytest.approx(other.score, abs=1e-6)
 
 
 def test_the_patches_that_are_kept_are_those_of_whole_images(
-    mini_encoder: Encoder, goods: MemoryBank
+    mini_encoder: Encoder, good_bank: MemoryBank
 ) -> None:
     cells = mini_encoder.grid**2
-    fewer = bounded(goods, cells, 4 * cells)
+    fewer = bounded(good_bank, cells, 4 * cells)
     assert len(fewer.local) == 4 * cells
-    assert len(fewer.image) == len(goods.image)
+    assert len(fewer.image) == len(good_bank.image)
     assert np.isfinite(Detector(mini_encoder, fewer).predict([str(QUERIES[0])])[0].score)
 
 
@@ -176,7 +176,7 @@ def test_a_few_large_images_do_not_fill_the_memory(mini_encoder: Encoder) -> Non
 
 
 def test_an_image_left_out_says_nothing_of_what_is_usual(
-    mini_encoder: Encoder, goods: MemoryBank, detector: Detector
+    mini_encoder: Encoder, good_bank: MemoryBank, detector: Detector
 ) -> None:
     """Judged as by a memory that never held it, but for the blend's two numbers."""
     others = MemoryBank.from_samples(

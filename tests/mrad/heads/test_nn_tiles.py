@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from mrad import Detector, MemoryBank, Sample
-from mrad.heads.goods.standard import Blend, CellScale
+from mrad.heads.good_parts.standard import Blend, CellScale
 from mrad.images.layout import Layout
 from mrad.images.tiles import Tiling
 from mrad.types import WHOLE

@@ -10,11 +10,11 @@ import torch
 
 from mrad import Detector, Encoder, MemoryBank, Sample
 from mrad.demo import FOLDER
-from mrad.heads.goods.classes import APART
-from mrad.heads.goods.left_out import eased
-from mrad.heads.goods.spread import LEAST_RIDGE, GoodSpread, LeftOutSpread, PatchSums
+from mrad.heads.good_parts.classes import APART
+from mrad.heads.good_parts.left_out import eased
+from mrad.heads.good_parts.spread import LEAST_RIDGE, GoodSpread, LeftOutSpread, PatchSums
 from mrad.memory.keys import encode_samples
-from mrad.retrieval.goods import GoodPatches, Views
+from mrad.retrieval.good_patches import GoodPatches, Views
 
 GOOD = sorted((FOLDER / "memory" / "good").glob("*.png"))
 
@@ -75,8 +75,8 @@ def test_a_picture_without_a_patch_of_interest_is_no_image_of_the_spread(
     cells = mini_encoder.grid**2
     bank.local.region[cells : 2 * cells] = "outside"
     views = Views.of(bank.local, cells)
-    goods = GoodPatches(bank.local, views, torch.arange(3), "cpu")
-    spread = GoodSpread(goods, views, torch.ones(3, dtype=torch.bool))
+    good_patches = GoodPatches(bank.local, views, torch.arange(3), "cpu")
+    spread = GoodSpread(good_patches, views, torch.ones(3, dtype=torch.bool))
     assert spread.images == 2
     assert not spread.enough
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from mrad.heads.goods.cells import LeftOutCells
-from mrad.heads.goods.standard import CellScale, CellSums
+from mrad.heads.good_parts.cells import LeftOutCells
+from mrad.heads.good_parts.standard import CellScale, CellSums
 
 
 def test_images_taken_away_say_nothing_and_the_others_are_not_looked_at_again():

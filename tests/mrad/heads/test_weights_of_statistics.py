@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mrad.heads.goods.classes import GoodClasses
-from mrad.heads.goods.standard import Blend, Scale, trust
+from mrad.heads.good_parts.classes import GoodClasses
+from mrad.heads.good_parts.standard import Blend, Scale, trust
 
 
 def statistics(

@@ -119,7 +119,7 @@ def progress() -> Progress:
 @contextmanager
 def measuring() -> Iterator[None]:
     """A bar while a memory's own images, or tiles, are measured against each other, where that takes long."""
-    from mrad.heads.goods.left_out import watched
+    from mrad.heads.good_parts.left_out import watched
 
     began: float | None = None
     bar = progress()

@@ -20,10 +20,10 @@ from torch import Tensor
 from mrad.encoder.encoder import Features
 from mrad.encoder.tower import neighbourhood_average
 from mrad.heads import HeadOutput
-from mrad.heads.goods import kept
+from mrad.heads.good_parts import cache
 from mrad.memory.level import LevelMemory
 from mrad.retrieval.base import counts_without, probability_of, scaled_by
-from mrad.retrieval.goods import Views
+from mrad.retrieval.good_patches import Views
 from mrad.retrieval.lessons import Keys, built_entries, judging, per_class
 
 if TYPE_CHECKING:
@@ -200,12 +200,12 @@ class LeftOutSums:
             for level in ("image", "patch")
             for name in KEPT
         }
-        kept.write(path, tensors, facts)
+        cache.write(path, tensors, facts)
 
     @classmethod
     def read(cls, path: Path, levels: tuple[LevelMemory, LevelMemory]) -> LeftOutSums | None:
         """What `write` kept of `levels`; None where it is absent, damaged or of another version."""
-        if (found := kept.read(path, VERSION)) is None:
+        if (found := cache.read(path, VERSION)) is None:
             return None
         tensors, facts = found
         image, patch = (
@@ -234,7 +234,7 @@ class LeftOutSums:
 
 def stored_at(bank: MemoryBank) -> Path | None:
     """Where a bank that lies on disk keeps its sums; None for one in memory, or that learned."""
-    return kept.place(bank, "sums", VERSION, [bank.local, bank.image, bank.patch])
+    return cache.place(bank, "sums", VERSION, [bank.local, bank.image, bank.patch])
 
 
 def stored_query(bank: MemoryBank, views: Views, device: torch.device | str) -> Query:

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mrad.memory.level import LevelMemory
-from mrad.retrieval import goods
-from mrad.retrieval.good_cells import DECISIVE, PROBES, SHORTS, GoodCells
-from mrad.retrieval.goods import GoodPatches, Views
+from mrad.retrieval import good_patches
+from mrad.retrieval.good_patches import GoodPatches, Views
+from mrad.retrieval.patch_index import DECISIVE, PROBES, SHORTS, PatchIndex
 
 PARTS, CELLS, WIDTH = 20, 100, 24
 
@@ -40,7 +40,7 @@ def memory(keys: Tensor, before: GoodPatches | None = None) -> GoodPatches:
 
 @pytest.fixture
 def many(monkeypatch: pytest.MonkeyPatch) -> GoodPatches:
-    monkeypatch.setattr(goods, "MANY", 1_000)
+    monkeypatch.setattr(good_patches, "MANY", 1_000)
     return memory(patches(PARTS, 1))
 
 
@@ -49,12 +49,12 @@ def test_cells_find_what_recall_promises_and_the_farthest_patches_exactly(many) 
     asked[7] = F.normalize(-asked[7], dim=0)  # a defect
     cosine, key = many.nearest(asked)
     exact, _ = many.by_blocks(asked)
-    cells = many.cells()
-    assert isinstance(cells, GoodCells)
-    assert cells.probes in PROBES
-    assert cells.probes < cells.index.nlist, "else nothing is saved"
+    index = many.index()
+    assert isinstance(index, PatchIndex)
+    assert index.probes in PROBES
+    assert index.probes < index.faiss.nlist, "else nothing is saved"
     assert (cosine <= exact + 1e-5).all(), "what is missed seems farther, never nearer"
-    assert ((cosine - exact).abs() < 1e-5).double().mean() >= cells.recall - 0.05
+    assert ((cosine - exact).abs() < 1e-5).double().mean() >= index.recall - 0.05
     torch.testing.assert_close((asked * many.keys[key]).sum(dim=1), cosine)
     far = exact.view(3, CELLS).topk(round(DECISIVE * CELLS / 2), largest=False).indices
     for image, rows in enumerate(far):
@@ -84,25 +84,25 @@ def test_some_of_the_keys_are_searched_by_cells_too(many) -> None:
 
 
 def test_cells_are_kept_while_the_memory_learns_and_made_anew_when_it_has_doubled(many) -> None:
-    first = many.cells()
+    first = many.index()
     learned = memory(torch.cat([many.keys, patches(2, 3)]), many)
-    followed = learned.cells()
+    followed = learned.index()
     assert followed.trained == first.trained
-    assert followed.index.ntotal == len(learned)
-    assert first.index.ntotal == len(many), "whoever still asks the old memory is not disturbed"
+    assert followed.faiss.ntotal == len(learned)
+    assert first.faiss.ntotal == len(many), "whoever still asks the old memory is not disturbed"
     new = learned.keys[-CELLS:]
     assert (learned.nearest(new)[1] >= len(many)).all(), "new patches are found"
     grown = memory(patches(3 * PARTS, 1), learned)
-    assert grown.cells().trained == len(grown)
+    assert grown.index().trained == len(grown)
 
 
 def test_few_keys_and_keys_that_no_cells_suit_are_searched_exactly(monkeypatch) -> None:
     few = memory(patches(4, 1))
-    assert few.cells() is None
-    monkeypatch.setattr(goods, "MANY", 1_000)
-    monkeypatch.setattr("mrad.retrieval.good_cells.WANTED", 1.1)
+    assert few.index() is None
+    monkeypatch.setattr(good_patches, "MANY", 1_000)
+    monkeypatch.setattr("mrad.retrieval.patch_index.WANTED", 1.1)
     hard = memory(patches(PARTS, 1))
-    assert hard.cells() is None
+    assert hard.index() is None
     asked = patches(1, 2)
     torch.testing.assert_close(hard.nearest(asked)[0], (asked @ hard.keys.T).amax(dim=1))
 
@@ -110,35 +110,35 @@ def test_few_keys_and_keys_that_no_cells_suit_are_searched_exactly(monkeypatch) 
 def test_cells_know_the_directions_that_the_keys_vary_along_and_the_cosine_is_taken_in_full(
     monkeypatch,
 ) -> None:
-    monkeypatch.setattr(goods, "MANY", 1_000)
+    monkeypatch.setattr(good_patches, "MANY", 1_000)
     wide = torch.randn(WIDTH, 3 * WIDTH, generator=torch.Generator().manual_seed(4))
     faint = torch.Generator().manual_seed(5)
     keys = patches(PARTS, 1) @ wide
     keys = F.normalize(keys + 0.02 * torch.randn(keys.shape, generator=faint), dim=1)
     held = memory(keys)
-    cells = held.cells()
-    assert cells.axes.shape == (3 * WIDTH, 32), "24 directions, filled up to a vector's length"
+    index = held.index()
+    assert index.axes.shape == (3 * WIDTH, 32), "24 directions, filled up to a vector's length"
     asked = F.normalize(patches(1, 2) @ wide, dim=1)
     cosine, key = held.nearest(asked)
     torch.testing.assert_close(cosine, (asked * keys[key]).sum(dim=1))
-    inside = keys - keys @ cells.axes @ cells.axes.T
-    left = (asked - asked @ cells.axes @ cells.axes.T).norm(dim=1)
+    inside = keys - keys @ index.axes @ index.axes.T
+    left = (asked - asked @ index.axes @ index.axes.T).norm(dim=1)
     slack = 2 * inside.norm(dim=1).max() * left
     exact = held.by_blocks(asked)[0]
-    found = cells._search(asked, asked @ cells.axes, cells.index.nlist, 1)[0]
+    found = index._search(asked, asked @ index.axes, index.faiss.nlist, 1)[0]
     assert (found >= exact - slack - 1e-3).all(), "the bound that the module states"
 
 
 def test_near_ties_want_more_keys_in_full(monkeypatch) -> None:
     """Parts that are alike, as a wide tower sees them: what the few directions leave out orders them."""
-    monkeypatch.setattr(goods, "MANY", 1_000)
+    monkeypatch.setattr(good_patches, "MANY", 1_000)
     plan = torch.randn(CELLS, 256, generator=torch.Generator().manual_seed(0))
     noise = torch.Generator().manual_seed(1)
     alike = plan + 0.03 * torch.randn(PARTS, CELLS, 256, generator=noise)
     many = memory(F.normalize(alike.flatten(0, 1), dim=1))
-    cells = many.cells()
-    assert isinstance(cells, GoodCells)
-    assert cells.short > SHORTS[0]
+    index = many.index()
+    assert isinstance(index, PatchIndex)
+    assert index.short > SHORTS[0]
     asked = F.normalize(plan + 0.03 * torch.randn(CELLS, 256, generator=noise), dim=1)
     exact, _ = many.by_blocks(asked)
     assert ((many.nearest(asked)[0] - exact).abs() < 1e-5).double().mean() > 0.9

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mrad.heads.goods.standard import CellScale, CellSums, Places, chosen
+from mrad.heads.good_parts.standard import CellScale, CellSums, Places, chosen
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 The nearest good patch says little where a defect is weak: any patch is about as far from its nearest in
 the directions in which good ones vary anyway. The Mahalanobis distance counts each direction by how much
 good patches vary in it. Where a memory holds several products, one spread says less of each, so the nearest
-patch keeps half the say (`mrad.heads.goods.cells`).
+patch keeps half the say (`mrad.heads.good_parts.cells`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mrad.heads.goods import kept
-from mrad.heads.goods.classes import APART, FOLDS
-from mrad.heads.goods.left_out import LeftOutDistances, Query
+from mrad.heads.good_parts import cache
+from mrad.heads.good_parts.classes import APART, FOLDS
+from mrad.heads.good_parts.left_out import LeftOutDistances, Query
 from mrad.memory.bank import MemoryBank
-from mrad.retrieval.goods import BLOCK, GoodPatches, Views
+from mrad.retrieval.good_patches import BLOCK, GoodPatches, Views
 
 VERSION = 1
 
@@ -96,23 +96,27 @@ class GoodSpread:
     """The spread of a memory's good patches, of all images and without some."""
 
     def __init__(
-        self, goods: GoodPatches, views: Views, settled: Tensor, known: LeftOutSpread | None = None
+        self,
+        good_patches: GoodPatches,
+        views: Views,
+        settled: Tensor,
+        known: LeftOutSpread | None = None,
     ) -> None:
         """
         Args:
-            goods: the good patches.
+            good_patches: the good patches.
             views: the images that the memory holds whole.
             settled: bool [V], which of them say what is usual; of those, the good ones do.
             known: of the same spread; its sums are taken over.
         """
-        self.goods = goods
-        usual = torch.zeros(len(goods.groups), dtype=torch.bool)
+        self.good_patches = good_patches
+        usual = torch.zeros(len(good_patches.groups), dtype=torch.bool)
         usual[views.rows[views.good & settled]] = True
-        self._usual = usual.to(goods.keys.device)
-        self.of_build = self._usual[goods.entry]
+        self._usual = usual.to(good_patches.keys.device)
+        self.of_build = self._usual[good_patches.entry]
         """bool [n]: the good patches that say what is usual."""
         groups = (
-            goods.group[self.of_build].unique().cpu()
+            good_patches.group[self.of_build].unique().cpu()
         )  # a picture may have no patch of interest
         self.images = len(groups)
         folds = torch.tensor_split(groups, min(FOLDS, max(1, self.images)))
@@ -127,29 +131,29 @@ class GoodSpread:
     def _of(self, keys: Tensor) -> PatchSums:
         """Of some `keys` bool [n], a block at a time: float32 adds few numbers exactly enough."""
         if self.sums is None:
-            found = PatchSums.none(self.goods.keys[keys][:BLOCK].mean(dim=0))
+            found = PatchSums.none(self.good_patches.keys[keys][:BLOCK].mean(dim=0))
         else:
             found = PatchSums.none(self.sums.centre)
         for rows in keys.nonzero()[:, 0].split(BLOCK):
-            found = found.plus(self.goods.keys[rows])
+            found = found.plus(self.good_patches.keys[rows])
         return found
 
     def whole(self) -> PatchSpread:
         """Of all images that say what is usual."""
         assert self.sums is not None, "too few images"
         if self._whole is None:
-            self._whole = self.sums.spread(self.images, self.goods.keys.device)
+            self._whole = self.sums.spread(self.images, self.good_patches.keys.device)
         return self._whole
 
     def without(self, row: int) -> PatchSpread:
         """Of those of other groups than an entry's; -1: all. Of many groups several are left out at once."""
-        fold = self._fold.get(int(self.goods.groups[row])) if row >= 0 else None
+        fold = self._fold.get(int(self.good_patches.groups[row])) if row >= 0 else None
         if fold is None or self.sums is None:
             return self.whole()
-        last, device = self._last, self.goods.group.device
+        last, device = self._last, self.good_patches.group.device
         if last is not None and last[0] is fold:
             return last[1]
-        left = torch.isin(self.goods.group, fold.to(device)) & self.of_build
+        left = torch.isin(self.good_patches.group, fold.to(device)) & self.of_build
         found = self.sums.less(self._of(left)).spread(self.images - len(fold), device)
         self._last = fold, found
         return found
@@ -172,10 +176,10 @@ class GoodSpread:
         found = spread.distance(patches)
         if key is None:
             return found.cpu()
-        entry = self.goods.entry[key.clamp_min(0)].where(key >= 0, -1)
+        entry = self.good_patches.entry[key.clamp_min(0)].where(key >= 0, -1)
         taught = self.taught(entry)
         if bool(taught.any()):
-            near = spread.apart(patches[taught], self.goods.keys[key[taught]])
+            near = spread.apart(patches[taught], self.good_patches.keys[key[taught]])
             found[taught] = torch.minimum(found[taught], near)
         return found.cpu()
 
@@ -239,7 +243,9 @@ class LeftOutSpread:
             taught = spread.taught(nearest)
             if bool(taught.any()):
                 row, patches = int(views.rows[view]), query(view)[taught]
-                _, key = spread.goods.nearest(patches, row, spread.taught(spread.goods.entry))
+                _, key = spread.good_patches.nearest(
+                    patches, row, spread.taught(spread.good_patches.entry)
+                )
                 found[view, taught] = spread.distance(patches, key, row)
         return found
 
@@ -258,12 +264,12 @@ class LeftOutSpread:
             "products": self.sums.products,
             "values": self.values,
         }
-        kept.write(path, tensors, facts)
+        cache.write(path, tensors, facts)
 
     @classmethod
     def read(cls, path: Path) -> LeftOutSpread | None:
         """What `write` kept; None where it is absent, damaged or of another version."""
-        if (found := kept.read(path, VERSION)) is None:
+        if (found := cache.read(path, VERSION)) is None:
             return None
         tensors, facts = found
         return cls(
@@ -284,4 +290,4 @@ def usual_views(measured: LeftOutDistances, usual: Tensor) -> tuple[tuple[str, i
 
 def stored_at(bank: MemoryBank) -> Path | None:
     """Where a bank that lies on disk keeps it; None for one in memory, or that learned."""
-    return kept.place(bank, "spread", VERSION, [bank.local])
+    return cache.place(bank, "spread", VERSION, [bank.local])

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mrad.heads.goods import kept
+from mrad.heads.good_parts import cache
 from mrad.memory.bank import MemoryBank
-from mrad.retrieval.goods import GoodPatches, Views, within_itself
+from mrad.retrieval.good_patches import GoodPatches, Views, within_itself
 
 VERSION = 1
 Query = Callable[[int], Tensor]
@@ -62,7 +62,7 @@ class LeftOutDistances:
         cls,
         bank: MemoryBank,
         views: Views,
-        goods: GoodPatches,
+        good_patches: GoodPatches,
         query: Query,
         known: LeftOutDistances | None = None,
     ) -> LeftOutDistances:
@@ -71,7 +71,7 @@ class LeftOutDistances:
         Args:
             bank: holds the entries.
             views: the images that it holds whole.
-            goods: the patches that are compared with.
+            good_patches: the patches that are compared with.
             query: the patches of a view.
             known: of the same encoder's features; what still holds is taken over.
         """
@@ -79,8 +79,8 @@ class LeftOutDistances:
         pairs = tuple(
             (entries[row], tile) for row, tile in zip(views.rows.tolist(), views.tiles.tolist())
         )
-        groups = _groups(entries, goods.groups.cpu(), pairs)
-        several = goods.several_groups
+        groups = _groups(entries, good_patches.groups.cpu(), pairs)
+        several = good_patches.several_groups
         cells = views.normal.shape[1]
         made = cls(
             pairs,
@@ -89,31 +89,36 @@ class LeftOutDistances:
             torch.empty(len(pairs), cells),
             torch.empty(len(pairs), cells, dtype=torch.int32),
             several,
-            None if goods.only is None else frozenset(entries[row] for row in goods.only),
+            None
+            if good_patches.only is None
+            else frozenset(entries[row] for row in good_patches.only),
         )
         old = {}
         if known is not None and known.several == several and known.cosine.shape[1:] == (cells,):
             old = {pair: view for view, pair in enumerate(known.views)}
-        fresh, moved = torch.ones(len(goods), dtype=torch.bool), torch.empty(0, dtype=torch.int32)
+        fresh, moved = (
+            torch.ones(len(good_patches), dtype=torch.bool),
+            torch.empty(0, dtype=torch.int32),
+        )
         if known is not None and old:
             rows = {entry: row for row, entry in enumerate(entries)}
             moved = torch.tensor([rows.get(entry, -2) for entry in known.entries] + [-1]).int()
             before = frozenset(known.entries) if known.asked is None else known.asked
             new = torch.tensor([entry not in before for entry in entries])
-            fresh = new[goods.entry.cpu()]
-        fresh = fresh.to(goods.keys.device)
+            fresh = new[good_patches.entry.cpu()]
+        fresh = fresh.to(good_patches.keys.device)
         for view, pair in enumerate(pairs):
             place = old.get(pair)
             if known is not None and place is not None and known.groups[place] == groups[view]:
-                made._renew(view, known, place, moved, fresh, views, goods, query)
+                made._renew(view, known, place, moved, fresh, views, good_patches, query)
             else:
-                made._measure(view, None, views, goods, query)
+                made._measure(view, None, views, good_patches, query)
             if (tell := _progress.get()) is not None:
                 tell(view + 1, len(pairs))
         return made
 
     def _measure(
-        self, view: int, cells: Tensor | None, views: Views, goods: GoodPatches, query: Query
+        self, view: int, cells: Tensor | None, views: Views, good_patches: GoodPatches, query: Query
     ) -> None:
         """Against all good patches; `cells` bool [N]: only these patches of it."""
         asked = slice(None) if cells is None else cells
@@ -122,9 +127,9 @@ class LeftOutDistances:
             self.cosine[view] = within_itself(patches, round(len(patches) ** 0.5)).cpu()
             self.nearest[view] = -1
             return
-        cosine, key = goods.nearest(patches[asked], int(views.rows[view]))
+        cosine, key = good_patches.nearest(patches[asked], int(views.rows[view]))
         self.cosine[view, asked] = cosine.cpu()
-        self.nearest[view, asked] = _entries_of(key, goods)
+        self.nearest[view, asked] = _entries_of(key, good_patches)
 
     def _renew(
         self,
@@ -134,7 +139,7 @@ class LeftOutDistances:
         moved: Tensor,
         fresh: Tensor,
         views: Views,
-        goods: GoodPatches,
+        good_patches: GoodPatches,
         query: Query,
     ) -> None:
         """Take over what was measured; look at new patches, and again where the nearest is gone."""
@@ -142,12 +147,14 @@ class LeftOutDistances:
         self.nearest[view] = moved[known.nearest[place].long()]
         gone = self.nearest[view] == -2
         if bool(gone.any()):
-            self._measure(view, gone, views, goods, query)
+            self._measure(view, gone, views, good_patches, query)
         if self.several and bool(fresh.any()):
-            cosine, key = goods.nearest(query(view), int(views.rows[view]), fresh)
+            cosine, key = good_patches.nearest(query(view), int(views.rows[view]), fresh)
             closer = cosine.cpu() > self.cosine[view]
             self.cosine[view] = torch.where(closer, cosine.cpu(), self.cosine[view])
-            self.nearest[view] = torch.where(closer, _entries_of(key, goods), self.nearest[view])
+            self.nearest[view] = torch.where(
+                closer, _entries_of(key, good_patches), self.nearest[view]
+            )
 
     def write(self, path: Path) -> None:
         """Keep it at `path`, or say in the log why not."""
@@ -158,12 +165,12 @@ class LeftOutDistances:
             "entries": self.entries,
             "several": self.several,
         }
-        kept.write(path, {"cosine": self.cosine, "nearest": self.nearest}, facts)
+        cache.write(path, {"cosine": self.cosine, "nearest": self.nearest}, facts)
 
     @classmethod
     def read(cls, path: Path) -> LeftOutDistances | None:
         """What `write` kept; None where it is absent, damaged or of another version."""
-        if (found := kept.read(path, VERSION)) is None:
+        if (found := cache.read(path, VERSION)) is None:
             return None
         tensors, facts = found
         return cls(
@@ -178,12 +185,12 @@ class LeftOutDistances:
 
 def stored_at(bank: MemoryBank) -> Path | None:
     """Where a bank that lies on disk keeps its distances; None for one in memory, or that learned."""
-    return kept.place(bank, "left-out", VERSION, [bank.local])
+    return cache.place(bank, "left-out", VERSION, [bank.local])
 
 
-def _entries_of(keys: Tensor, goods: GoodPatches) -> Tensor:
+def _entries_of(keys: Tensor, good_patches: GoodPatches) -> Tensor:
     """Entry row, int32, of each of the `keys` [M]; -1 for none."""
-    found = goods.entry[keys.clamp_min(0)].where(keys >= 0, torch.full_like(keys, -1))
+    found = good_patches.entry[keys.clamp_min(0)].where(keys >= 0, torch.full_like(keys, -1))
     return found.cpu().int()
 
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mrad.memory.level import LevelMemory
-from mrad.retrieval.good_cells import MANY, GoodCells
 from mrad.retrieval.nearest import nearest
+from mrad.retrieval.patch_index import MANY, PatchIndex
 from mrad.types import NORMAL
 
 BLOCK = 8_192
@@ -75,7 +75,7 @@ class GoodPatches:
             views: those images.
             groups: int64 [entries]: images of one group are left out together.
             device: where the keys lie and are asked.
-            before: of an earlier state of the memory; its cells are used again.
+            before: of an earlier state of the memory; its index is used again.
         """
         kept = (views.normal & views.good[:, None]).flatten()
         self.rows = kept.nonzero()[:, 0]
@@ -86,10 +86,10 @@ class GoodPatches:
         self.groups = groups.to(device)
         self.group = self.groups[self.entry]
         self._patches, self._lock = views.normal.shape[1], threading.Lock()
-        self._before: GoodCells | None = None
+        self._before: PatchIndex | None = None
         if before is not None:
-            self._before = before._cells or before._before
-        self._cells: GoodCells | None = None
+            self._before = before._index or before._before
+        self._index: PatchIndex | None = None
         self.elsewhere: Tensor | None = None
         """Cosine [n] of each key to the nearest of another group, once that was measured."""
         self._only: Tensor | None = None
@@ -123,27 +123,27 @@ class GoodPatches:
             exclude: entry row whose group is not asked, -1 for none.
             keys: bool [n], those that are asked; None: all.
 
-        Where no key is left, the cosine is -1 and the key -1. Many keys on the CPU are asked by cells
-        (`mrad.retrieval.good_cells`), unless a group is left out; all else is exact.
+        Where no key is left, the cosine is -1 and the key -1. Many keys on the CPU are asked by an index
+        (`mrad.retrieval.patch_index`), unless a group is left out; all else is exact.
         """
         if self._only is not None:
             keys = self._only if keys is None else keys & self._only
-        if exclude < 0 and (cells := self.cells()) is not None:
+        if exclude < 0 and (index := self.index()) is not None:
             if keys is None:
-                return cells.nearest(queries, self._patches)
-            return cells.nearest_among(queries, keys)
+                return index.nearest(queries, self._patches)
+            return index.nearest_among(queries, keys)
         if exclude < 0 and keys is None and self.keys.is_cuda:
             cosine, found = nearest(queries, self.keys, 1)
             return cosine[:, 0], found[:, 0]
         return self.by_blocks(queries, exclude, keys)
 
-    def cells(self) -> GoodCells | None:
-        """The cells by which the keys are asked, made when first needed; None where search is exact."""
+    def index(self) -> PatchIndex | None:
+        """The index by which the keys are asked, made when first needed; None where search is exact."""
         with self._lock:
-            if self._cells is None and not self._exact:
-                self._cells = GoodCells.build(self.keys, self.group, self._before, self.elsewhere)
-                self._exact, self._before = self._cells is None, None
-        return self._cells
+            if self._index is None and not self._exact:
+                self._index = PatchIndex.build(self.keys, self.group, self._before, self.elsewhere)
+                self._exact, self._before = self._index is None, None
+        return self._index
 
     @torch.inference_mode()
     def by_blocks(

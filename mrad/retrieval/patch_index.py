@@ -48,10 +48,10 @@ SAMPLE_IMAGES, SAMPLE_PATCHES = 8, 64
 
 
 @dataclass
-class GoodCells:
+class PatchIndex:
     """An index over keys on the CPU."""
 
-    index: Any
+    faiss: Any
     """`faiss.IndexIVFScalarQuantizer` of `keys` along `axes`."""
     keys: Tensor
     """[n, W], L2-normalised."""
@@ -70,9 +70,9 @@ class GoodCells:
         cls,
         keys: Tensor,
         group: Tensor,
-        before: GoodCells | None = None,
+        before: PatchIndex | None = None,
         elsewhere: Tensor | None = None,
-    ) -> GoodCells | None:
+    ) -> PatchIndex | None:
         """An index, or None where no number of cells finds enough.
 
         Args:
@@ -86,7 +86,7 @@ class GoodCells:
             and before.keys.shape[1] == keys.shape[1]
             and 0.5 < len(keys) / before.trained < 2
         ):
-            index: Any = faiss.clone_index(before.index)
+            index: Any = faiss.clone_index(before.faiss)
             index.reset()
             index.add((keys @ before.axes).numpy())
             return cls(
@@ -163,8 +163,8 @@ class GoodCells:
             short: keys of them whose cosine is taken in full.
             among: a `faiss.IDSelector` of the keys that are asked; None: all.
         """
-        params = SearchParameters(nprobe=min(probes, self.index.nlist), sel=among)
-        _, rows = self.index.search(np.ascontiguousarray(along.numpy()), short, params=params)
+        params = SearchParameters(nprobe=min(probes, self.faiss.nlist), sel=among)
+        _, rows = self.faiss.search(np.ascontiguousarray(along.numpy()), short, params=params)
         # Not by torch: a product of so many small matrices takes it five times as long.
         cosine = np.einsum("mkw,mw->mk", self.keys.numpy()[rows], queries.numpy())
         cosine[rows < 0] = -1.0
