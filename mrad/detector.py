@@ -26,7 +26,7 @@ from mrad.heads.levels import PlaceLevels
 from mrad.images.guard import refuse_doubtful
 from mrad.images.layout import Layout, Places, Tile, cell_box
 from mrad.images.options import ReadOptions
-from mrad.images.reader import name_of
+from mrad.images.reader import named
 from mrad.maps import anomaly_map, fuse, resize_map, top_mean
 from mrad.memory.bank import MemoryBank
 from mrad.opening import Decoded, Sheet, aligned, open_picture
@@ -205,7 +205,7 @@ class Detector:
         move, upright, doubts = aligned(picture.image, layout)
         warnings = self.bank.profile.check(picture, self.encoder.image_size) + doubts
         if options.strict:
-            refuse_doubtful(warnings, name_of(image, options))
+            refuse_doubtful(warnings, named(options, image).name)
         pixels = self.encoder.prepare(upright or picture.image) if places.whole else None
         levels = picture.brightness, picture.contrast
         return Decoded(pixels, shown, places, warnings, picture.orientation, levels, upright, move)

@@ -48,21 +48,10 @@ class InputProfile:
 
     def seen(self, picture: Picture) -> InputProfile:
         """The profile with one picture more."""
-        brightness, contrast, depths = self.brightness, self.contrast, dict(self.depths)
         found = picture.assumed
-        if found is not None:
-            depths[found.kind] = max(depths.get(found.kind, 0), found.bits)
-        return replace(
-            self,
-            images=self.images + 1,
-            brightness=_wider(brightness, picture.brightness),
-            contrast=_wider(contrast, picture.contrast),
-            depths=depths,
-        )._shaped(picture.size)
-
-    def _shaped(self, size: tuple[int, int]) -> InputProfile:
-        smallest = min(min(size), self.side or min(size))
-        return replace(self, side=smallest, aspect=_wider(self.aspect, size[0] / size[1]))
+        depths = {} if found is None else {found.kind: found.bits}
+        levels = picture.brightness, picture.contrast
+        return self.joined(replace(_one(levels, picture.size), images=1, depths=depths))
 
     def widened(self, levels: tuple[float, float], size: tuple[int, int]) -> InputProfile:
         """The profile with the mean and the deviation of one more picture's levels, and its size.
@@ -71,9 +60,8 @@ class InputProfile:
         """
         if not self.images:
             return self
-        brightness = _wider(self.brightness, levels[0])
-        wider = replace(self, brightness=brightness, contrast=_wider(self.contrast, levels[1]))
-        return wider._shaped(size) if self.side else wider
+        wider = self.joined(_one(levels, size))
+        return wider if self.side else replace(wider, side=self.side, aspect=self.aspect)
 
     def joined(self, other: InputProfile) -> InputProfile:
         """The profile of both memories' pictures."""
@@ -194,8 +182,10 @@ def refuse_doubtful(warnings: Iterable[str], name: str) -> None:
         raise DoubtfulImageError(f"{name} is refused, for input is strict: {'; '.join(found)}")
 
 
-def _wider(span: tuple[float, float], value: float) -> tuple[float, float]:
-    return min(span[0], value), max(span[1], value)
+def _one(levels: tuple[float, float], size: tuple[int, int]) -> InputProfile:
+    """Of one picture, by the mean and the deviation of its levels."""
+    brightness, contrast, aspect = ((value, value) for value in (*levels, size[0] / size[1]))
+    return InputProfile(0, brightness, contrast, side=min(size), aspect=aspect)
 
 
 def _union(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from mrad.errors import ImageError, MaskError
 from mrad.images import marks
 from mrad.images.decoding.raster import TURNS, Raster
 from mrad.images.options import ReadOptions
-from mrad.images.reader import guarded, name_of, read_raster
+from mrad.images.reader import guarded, named, read_raster
 from mrad.types import BoolArray, ImageInput
 
 Orientation = Literal["auto", "upright", "stored"]
@@ -61,21 +61,13 @@ def read_mask(
     Raises `MaskError` when its size differs from the image's, when it cannot be read, or when what
     it marks cannot be told.
     """
-    options = options or ReadOptions()
-    name = name_of(source, options, "the mask")
-    try:
-        raster = guarded(lambda: read_raster(source, options, name, indices=True), name)
-    except ImageError as error:
-        raise MaskError(f"the mask cannot be read: {error}") from error
-    try:
-        marked, ignore, notes = marks.of(raster, name)
-    except ImageError as error:
-        raise MaskError(str(error)) from error
+    options = named(options, source, "the mask")
+    raster, (marked, ignore, notes) = _marked(source, options)
     turn, more = _turn(raster, marked.shape[::-1], size, image_orientation, orientation)
     marked, ignore = (_turned(array, turn) for array in (marked, ignore))
     if marked.shape[::-1] != tuple(size):
         raise MaskError(
-            f"{name}: the mask is {marked.shape[::-1]} but its image is {tuple(size)} (w, h): save it "
+            f"{options.name}: the mask is {marked.shape[::-1]} but its image is {tuple(size)} (w, h): save it "
             "at the image's own size"
         )
     # Good parts are zeros in a mask, so a file that ends with zeros is nothing to speak of.
@@ -90,14 +82,19 @@ def read_any_size(source: ImageInput, options: ReadOptions | None = None) -> Mas
 
     Raises `MaskError`.
     """
-    options = options or ReadOptions()
-    name = name_of(source, options, "the mask")
+    _, (marked, ignore, notes) = _marked(source, named(options, source, "the mask"))
+    return Mask(marked & ~ignore, ignore, tuple(notes))
+
+
+def _marked(source: ImageInput, options: ReadOptions) -> tuple[Raster, marks.Marked]:
     try:
-        raster = guarded(lambda: read_raster(source, options, name, indices=True), name)
-        marked, ignore, notes = marks.of(raster, name)
+        raster = guarded(lambda: read_raster(source, options, indices=True), options.name)
     except ImageError as error:
         raise MaskError(f"the mask cannot be read: {error}") from error
-    return Mask(marked & ~ignore, ignore, tuple(notes))
+    try:
+        return raster, marks.of(raster, options.name)
+    except ImageError as error:
+        raise MaskError(str(error)) from error
 
 
 def _turn(

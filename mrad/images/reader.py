@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mrad.errors import ImageError, ImageTooLargeError, MissingPackageError
-from mrad.images.decoding.common import ORIENTATION, from_pillow, read_common
+from mrad.images.decoding.common import from_pillow, orientation_of, read_common
 from mrad.images.decoding.depth import Assumed, Stated
 from mrad.images.decoding.raster import Raster, check_size, to_rgb
 from mrad.images.decoding.switch import SWITCH
@@ -73,13 +73,8 @@ def read_image(source: ImageInput, *, options: ReadOptions | None = None) -> Pic
     Raises `ImageTooLargeError` above `options.max_pixels` (before decoding), `ImageError` for
     everything that is not a whole, readable image, and what `guarded` raises.
     """
-    options = options or ReadOptions()
-    name = name_of(source, options)
-
-    def read() -> Picture:
-        return _picture(read_raster(source, options, name), options, name, source)
-
-    return guarded(read, name)
+    options = named(options, source)
+    return guarded(lambda: _picture(read_raster(source, options), options, source), options.name)
 
 
 def load_image(image: ImageInput, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
@@ -93,30 +88,27 @@ def read_size(path: Path) -> tuple[int, int]:
     Raises `ImageError`.
     """
 
-    def read() -> tuple[int, int]:
-        with path.open("rb") as file:
-            kind = kind_of(file.read(HEAD), str(path))
-        if kind not in PILLOW or kind in ("tiff", "ico", "tga"):
-            return read_image(path).size
-        with Image.open(path, formats=PILLOW[kind]) as opened:
-            width, height = opened.size
-            turned = opened.getexif().get(ORIENTATION, 1) >= 5
-        return (height, width) if turned else (width, height)
-
-    return guarded(read, str(path))
+    (width, height), turned = _header(path, ("tiff", "ico", "tga"))
+    return (height, width) if turned >= 5 else (width, height)
 
 
 def read_orientation(path: Path) -> int:
     """The tag that turns the picture, as EXIF numbers it; 1 for none. Raises `ImageError`."""
+    return _header(path, ("tiff",))[1]
 
-    def read() -> int:
+
+def _header(path: Path, decoded: tuple[str, ...]) -> tuple[tuple[int, int], int]:
+    """Size as stored and orientation tag, by the header alone but for kinds that are to be `decoded`."""
+
+    def read() -> tuple[tuple[int, int], int]:
         with path.open("rb") as file:
             kind = kind_of(file.read(HEAD), str(path))
-        if kind not in PILLOW or kind == "tiff":
-            return read_image(path).orientation
+        if kind not in PILLOW or kind in decoded:
+            picture = read_image(path)
+            (width, height), turned = picture.size, picture.orientation
+            return (height, width) if turned >= 5 else (width, height), turned
         with Image.open(path, formats=PILLOW[kind]) as opened:
-            turned = int(opened.getexif().get(ORIENTATION, 1) or 1)
-        return turned if 1 <= turned <= 8 else 1
+            return opened.size, orientation_of(opened)
 
     return guarded(read, str(path))
 
@@ -146,44 +138,46 @@ def _area(page: Any) -> int:
     return int(page.imagewidth) * int(page.imagelength)
 
 
-def name_of(source: ImageInput, options: ReadOptions, default: str = "the image") -> str:
-    """What errors call it."""
-    return str(source) if isinstance(source, str | Path) else options.name or default
+def named(
+    options: ReadOptions | None, source: ImageInput, default: str = "the image"
+) -> ReadOptions:
+    """The options with what errors call the picture."""
+    options = options or ReadOptions()
+    path = str(source) if isinstance(source, str | Path) else ""
+    return replace(options, name=path or options.name or default)
 
 
-def read_raster(
-    source: ImageInput, options: ReadOptions, name: str, *, indices: bool = False
-) -> Raster:
-    """The samples as stored; `indices`: of a palette, its colours beside."""
+def read_raster(source: ImageInput, options: ReadOptions, *, indices: bool = False) -> Raster:
+    """The samples as stored, by options with a name (`named`); `indices`: of a palette, its colours beside."""
     with SWITCH.strict():
-        return _raster(source, options, name, indices)
+        return _raster(source, options, indices)
 
 
-def _raster(source: ImageInput, options: ReadOptions, name: str, indices: bool) -> Raster:
+def _raster(source: ImageInput, options: ReadOptions, indices: bool) -> Raster:
     if isinstance(source, np.ndarray):
         return _array(source, options)
     if isinstance(source, Image.Image):
-        check_size(source.size, options, name)
+        check_size(source.size, options)
         source.load()
-        return from_pillow(source, name, indices=indices)
+        return from_pillow(source, indices=indices)
     if not isinstance(source, bytes | str | Path):
         raise ImageError(
             f"{type(source).__name__} is no picture: give a path, a file's bytes, an array or a "
             "picture of Pillow's"
         )
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    kind = kind_of(data, name)
+    kind = kind_of(data, options.name)
     if kind is None:
-        raise ImageError(f"{name} {describe(data)}")
+        raise ImageError(f"{options.name} {describe(data)}")
     if kind == "tiff":
         from mrad.images.decoding.tiff import read_tiff
 
-        return read_tiff(data, options, name, indices=indices)
+        return read_tiff(data, options, indices=indices)
     if kind in ("dicom", "heic"):
         from mrad.images.decoding.special import read_dicom, read_heic
 
-        return (read_dicom if kind == "dicom" else read_heic)(data, options, name)
-    return read_common(kind, data, options, name, indices=indices)
+        return (read_dicom if kind == "dicom" else read_heic)(data, options)
+    return read_common(kind, data, options, indices=indices)
 
 
 def guarded(read: Callable[[], Result], name: str) -> Result:
@@ -236,7 +230,7 @@ def _array(array: np.ndarray, options: ReadOptions) -> Raster:
         array = array[..., 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
         raise ImageError(f"an image array must be [H, W] or [H, W, 1|3|4], not {array.shape}")
-    check_size((array.shape[1], array.shape[0]), options, options.name or "the image")
+    check_size((array.shape[1], array.shape[0]), options)
     if array.dtype == np.bool_:
         return Raster(array, Stated(high=255))
     wide = np.issubdtype(array.dtype, np.floating)
@@ -253,12 +247,12 @@ def _array(array: np.ndarray, options: ReadOptions) -> Raster:
     return Raster(np.ascontiguousarray(array[..., :3]), stated, alpha)
 
 
-def _picture(raster: Raster, options: ReadOptions, name: str, source: ImageInput) -> Picture:
-    image, notes, assumed = to_rgb(raster, options, name)
+def _picture(raster: Raster, options: ReadOptions, source: ImageInput) -> Picture:
+    image, notes, assumed = to_rgb(raster, options)
     if image is source or type(image) is not Image.Image:  # the caller may go on with its own
         image = image.copy()
     if image.width < 1 or image.height < 1:
-        raise ImageError(f"{name} has no pixels")
+        raise ImageError(f"{options.name} has no pixels")
     small = (min(SAMPLED, image.width), min(SAMPLED, image.height))
     values = np.asarray(image.resize(small, Image.Resampling.NEAREST).convert("L"), dtype=float)
     size = image.size

@@ -18,7 +18,7 @@ from PIL import Image
 
 from mrad.images.decoding.raster import check_size
 from mrad.images.options import ReadOptions
-from mrad.images.reader import SAMPLED, Picture, guarded, name_of
+from mrad.images.reader import SAMPLED, Picture, guarded, named
 from mrad.types import Box, ImageInput
 
 STREAMED = 50_000_000
@@ -89,7 +89,8 @@ def open_strips(source: ImageInput, options: ReadOptions) -> Strips | None:
     if isinstance(source, np.ndarray):
         return _of_array(source, options)
     if isinstance(source, str | Path) and Path(source).suffix.lower() in (".tif", ".tiff", ".btf"):
-        return guarded(lambda: _of_tiff(Path(source), options), name_of(source, options))
+        options = named(options, source)
+        return guarded(lambda: _of_tiff(Path(source), options), options.name)
     return None
 
 
@@ -98,7 +99,7 @@ def _of_array(array: npt.NDArray[Any], options: ReadOptions) -> Strips | None:
     if not plain or array.dtype != np.uint8 or array.shape[0] * array.shape[1] < STREAMED:
         return None
     size = array.shape[1], array.shape[0]
-    check_size(size, options, options.name or "the image")
+    check_size(size, named(options, array))
     return Strips(size, lambda top, bottom: array[top:bottom])
 
 
@@ -111,7 +112,7 @@ def _of_tiff(path: Path, options: ReadOptions) -> Strips | None:
         size = int(page.imagewidth), int(page.imagelength)
         if len(tif.pages) != 1 or size[0] * size[1] < STREAMED or not _is_plain(page):
             return None
-        check_size(size, options, str(path))
+        check_size(size, options)
         if page.compression == 1 and page.is_contiguous:
             return Strips(size, _stored(path, int(page.dataoffsets[0]), page.shape), str(path))
         return Strips(size, _TiffStrips(path, page), str(path))

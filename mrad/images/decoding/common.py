@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mrad.errors import ImageError
 from mrad.images.decoding.depth import Stated, white_of
 from mrad.images.decoding.jp2 import jp2_bits, jp2_damage, read_wide_jp2
 from mrad.images.decoding.jpeg import jpeg_bits, read_jpeg, read_wide_jpeg
 from mrad.images.decoding.netpbm import read_plain
-from mrad.images.decoding.raster import Raster, check_size
+from mrad.images.decoding.raster import Raster, check_size, truncated
 from mrad.images.decoding.runs import LONG_RUN, zero_run, zero_tail
 from mrad.images.decoding.switch import SWITCH
 from mrad.images.formats import PILLOW
@@ -28,26 +27,24 @@ LOOKED_AT = 64
 UNCOMPRESSED = ("bmp", "dib", "pnm", "tga")
 
 
-def read_common(
-    kind: str, data: bytes, options: ReadOptions, name: str, *, indices: bool = False
-) -> Raster:
+def read_common(kind: str, data: bytes, options: ReadOptions, *, indices: bool = False) -> Raster:
     """Any kind but TIFF, DICOM and HEIC. Whatever a broken file makes Pillow raise passes through.
 
     `indices`: a palette's picture as indices, its colours beside.
     """
-    if kind == "pnm" and (plain := read_plain(data, options, name)) is not None:
+    if kind == "pnm" and (plain := read_plain(data, options)) is not None:
         return plain
-    notes = _damage(kind, data, options, name)
+    notes = _damage(kind, data, options)
     if kind == "jp2" and (bits := jp2_bits(data)) != (8, False):
-        return read_wide_jp2(data, bits[0], options, name).with_warnings(*notes)
+        return read_wide_jp2(data, bits[0], options).with_warnings(*notes)
     if kind == "jpeg" and (stream := jpeg_bits(data)) != (8, False):
-        return read_wide_jpeg(data, stream[0], options, name)
+        return read_wide_jpeg(data, stream[0], options)
     opened = Image.open(io.BytesIO(data), formats=PILLOW[kind])
-    check_size(opened.size, options, name)
+    check_size(opened.size, options)
     if kind == "png" and data[24] == 16:
         return _png_wide(data, opened).with_warnings(*notes)
     if kind == "jpeg":
-        return read_jpeg(data, opened, _orientation(opened), options, name)
+        return read_jpeg(data, opened, orientation_of(opened), options)
     pages, page = 1, 0
     if getattr(opened, "is_animated", False) and opened.format != "MPO":
         page = _first_frame(opened)
@@ -56,8 +53,8 @@ def read_common(
         kept = sorted(opened.info.get("sizes", ()))
         if len(kept) > 1:
             notes.append(f"page_chosen: of {len(kept)} sizes in the icon the largest is read")
-    notes += load_all(opened, options, name)
-    raster = from_pillow(opened, name, indices=indices)
+    notes += load_all(opened, options)
+    raster = from_pillow(opened, indices=indices)
     if kind in UNCOMPRESSED:
         raster = _opaque_bitmap(raster)
         notes += zero_tail(data)
@@ -68,7 +65,7 @@ def read_common(
     )  # fmt: skip
 
 
-def load_all(opened: Image.Image, options: ReadOptions, name: str) -> list[str]:
+def load_all(opened: Image.Image, options: ReadOptions) -> list[str]:
     """Decode; with `allow_truncated` what there is."""
     try:
         opened.load()
@@ -84,19 +81,20 @@ def load_all(opened: Image.Image, options: ReadOptions, name: str) -> list[str]:
     ]
 
 
-def _orientation(opened: Image.Image) -> int:
+def orientation_of(opened: Image.Image) -> int:
+    """The EXIF tag that turns a picture, 1 to 8."""
     turned = int(opened.getexif().get(ORIENTATION, 1) or 1)
     return turned if 1 <= turned <= 8 else 1
 
 
-def _damage(kind: str, data: bytes, options: ReadOptions, name: str) -> list[str]:
+def _damage(kind: str, data: bytes, options: ReadOptions) -> list[str]:
     """What Pillow would not notice."""
     if kind == "png":
-        return _png_damage(data, options, name)
+        return _png_damage(data, options)
     if kind == "jp2":
-        return [*jp2_damage(data, options, name)]
+        return [*jp2_damage(data, options)]
     if kind == "pcx":
-        return _pcx_damage(data, options, name)
+        return _pcx_damage(data, options)
     if kind == "webp":
         return [*zero_run(_webp_data(data), "WebP")]
     return [*zero_run(data, "AVIF", LONG_RUN)] if kind == "avif" else []
@@ -116,7 +114,7 @@ def _webp_data(data: bytes) -> bytes:
     return b"".join(found)
 
 
-def _pcx_damage(data: bytes, options: ReadOptions, name: str) -> list[str]:
+def _pcx_damage(data: bytes, options: ReadOptions) -> list[str]:
     """Of 256 levels: its palette lies at the end, and without it the levels are others."""
     if (
         len(data) < 128
@@ -126,14 +124,12 @@ def _pcx_damage(data: bytes, options: ReadOptions, name: str) -> list[str]:
         or data[-769:-768] == b"\x0c"
     ):
         return []
-    if not options.allow_truncated:
-        raise ImageError(f"{name}: the file ends early: its palette is missing; copy it again")
-    return ["truncated: the file ends early: its palette is missing"]
+    return [truncated("the file ends early: its palette is missing", options)]
 
 
-def from_pillow(image: Image.Image, name: str, *, indices: bool = False) -> Raster:
+def from_pillow(image: Image.Image, *, indices: bool = False) -> Raster:
     """A picture that Pillow has decoded, of any mode."""
-    turned = _orientation(image)
+    turned = orientation_of(image)
     mode = image.mode
     if indices and mode == "P":
         colours = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
@@ -189,7 +185,7 @@ def _png_wide(data: bytes, opened: Image.Image) -> Raster:
     import imagecodecs
 
     opened.load()  # finds the orientation behind the pixels
-    turned = _orientation(opened)
+    turned = orientation_of(opened)
     values = imagecodecs.png_decode(data)
     chunks = dict(_chunks(data))
     colour, alpha = values, None
@@ -216,7 +212,7 @@ def _significant(values: Any, bits: int) -> Stated:
     return Stated(high=white_of(bits))
 
 
-def _png_damage(data: bytes, options: ReadOptions, name: str) -> list[str]:
+def _png_damage(data: bytes, options: ReadOptions) -> list[str]:
     """Pillow does not compare the checksums of pixels: garbled ones would show as a picture."""
     place, text = 8, "the file ends early"
     while place + 12 <= len(data):
@@ -234,9 +230,7 @@ def _png_damage(data: bytes, options: ReadOptions, name: str) -> list[str]:
         if kind == b"IEND":
             return []
         place = end
-    if not options.allow_truncated:
-        raise ImageError(f"{name}: {text}; copy it again")
-    return [f"truncated: {text}"]
+    return [truncated(text, options)]
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -7,7 +7,6 @@ the largest value; then a warning names it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mrad.errors import ImageError
+from mrad.images.options import ReadOptions
 
 LADDER = (8, 10, 12, 14, 16, 24, 32)
 """Usual depths, bits."""
@@ -67,27 +67,18 @@ def white_of(bits: int) -> float:
 def scale(
     samples: Samples,
     stated: Stated,
-    *,
-    bit_depth: int | None = None,
-    assume: Mapping[str, int] | None = None,
-    name: str = "the image",
+    options: ReadOptions,
 ) -> Scaled:
-    """Samples of any shape -> uint8 of the same shape.
-
-    Args:
-        stated: by the file; wins.
-        bit_depth: by the caller, for whatever the file does not state.
-        assume: kind -> bits, of the memory's own images.
-        name: of the file, for errors.
+    """Samples of any shape -> uint8 of the same shape; what the file states wins.
 
     Raises `ImageError` for values that nothing explains.
     """
-    samples, notes = _unsigned(samples, stated, bit_depth, name)
+    samples, notes = _unsigned(samples, stated, options.name)
     warnings, assumed = [*stated.hints, *notes], None
     low, high = stated.low or 0.0, stated.high
     if high is None:
         kind = "float" if samples.dtype.kind == "f" else "integer"
-        high, assumed, notes = _white(samples, kind, bit_depth, (assume or {}).get(kind))
+        high, assumed, notes = _white(samples, kind, options.bit_depth, options.assume.get(kind))
         warnings += notes
     top = float(samples.max()) if samples.size else 0.0
     if top > high:
@@ -162,9 +153,7 @@ def _container(dtype: np.dtype[Any]) -> int:
     return dtype.itemsize * 8 - 1 if dtype.kind == "i" else 0
 
 
-def _unsigned(
-    samples: Samples, stated: Stated, bit_depth: int | None, name: str
-) -> tuple[Samples, list[str]]:
+def _unsigned(samples: Samples, stated: Stated, name: str) -> tuple[Samples, list[str]]:
     """Without negative values: offset binary for 8 and 16 bit; others are refused."""
     if samples.dtype == np.bool_:
         return samples.astype(np.uint8) * np.uint8(255), []

@@ -11,9 +11,8 @@ import struct
 
 from PIL import Image
 
-from mrad.errors import ImageError
 from mrad.images.decoding.depth import Stated, white_of
-from mrad.images.decoding.raster import Raster, check_size
+from mrad.images.decoding.raster import Raster, check_size, truncated
 from mrad.images.decoding.runs import zero_run
 from mrad.images.formats import PILLOW
 from mrad.images.options import ReadOptions
@@ -32,12 +31,12 @@ def jp2_bits(data: bytes) -> tuple[int, bool]:
     return (data[at + 40] & 0x7F) + 1, data[at + 40] >= 0x80
 
 
-def read_wide_jp2(data: bytes, bits: int, options: ReadOptions, name: str) -> Raster:
+def read_wide_jp2(data: bytes, bits: int, options: ReadOptions) -> Raster:
     """Of more than 8 bit, or signed."""
     import imagecodecs
 
     with Image.open(io.BytesIO(data), formats=PILLOW["jp2"]) as opened:
-        check_size(opened.size, options, name)
+        check_size(opened.size, options)
         opened.load()  # refuses what is cut
     values = imagecodecs.jpeg2k_decode(data)
     alpha = None
@@ -50,14 +49,12 @@ def read_wide_jp2(data: bytes, bits: int, options: ReadOptions, name: str) -> Ra
     return Raster(values, stated, alpha, lossy=True)
 
 
-def jp2_damage(data: bytes, options: ReadOptions, name: str) -> tuple[str, ...]:
+def jp2_damage(data: bytes, options: ReadOptions) -> tuple[str, ...]:
     """Warnings for what is missing or garbled. Raises `ImageError` where it is not allowed."""
     found = _stream_damage(data)
     if not found:
         return zero_run(data, "JPEG 2000")
-    if not options.allow_truncated:
-        raise ImageError(f"{name}: {found}; copy it again")
-    return (f"truncated: {found}",)
+    return (truncated(found, options),)
 
 
 def _stream_damage(data: bytes) -> str:

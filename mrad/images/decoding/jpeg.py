@@ -13,21 +13,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mrad.errors import ImageError
 from mrad.images.decoding.depth import Stated, white_of
-from mrad.images.decoding.raster import Raster, check_size
+from mrad.images.decoding.raster import Raster, check_size, truncated
 from mrad.images.options import ReadOptions
 
 HARMLESS = ("Invalid SOS parameters", "unknown Adobe color transform")
 """What libjpeg notes and decodes rightly all the same."""
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 END = b"\xff\xd9"
+EARLY = "the file ends early: a part of the picture is missing, which shows as grey"
+DAMAGED = "the file is damaged: a part of the picture is missing, which shows as grey"
 EXTRA = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
 
 
-def read_jpeg(
-    data: bytes, opened: Image.Image, orientation: int, options: ReadOptions, name: str
-) -> Raster:
+def read_jpeg(data: bytes, opened: Image.Image, orientation: int, options: ReadOptions) -> Raster:
     """Of 8 bit; `opened` by Pillow, which knows its colours. Smaller where `options.least_side` lets it be."""
     import simplejpeg
 
@@ -41,7 +40,7 @@ def read_jpeg(
         values = (
             None if space == "CMYK" else simplejpeg.decode_jpeg(data, space, strict=False, **scale)
         )
-        notes = (_damage(str(error), data, options, name),)
+        notes = (_damage(str(error), data, options),)
     if space == "CMYK":
         opened.load()
         image = opened.convert("RGB")
@@ -51,7 +50,7 @@ def read_jpeg(
     return Raster(image, orientation=orientation, lossy=True, warnings=notes, full=opened.size)
 
 
-def jpeg_damage(data: bytes, options: ReadOptions, name: str) -> str:
+def jpeg_damage(data: bytes, options: ReadOptions) -> str:
     """A warning for what is missing of a JPEG stream, empty if nothing. Raises `ImageError`."""
     import simplejpeg
 
@@ -62,25 +61,17 @@ def jpeg_damage(data: bytes, options: ReadOptions, name: str) -> str:
         simplejpeg.decode_jpeg(data, space, strict=True)
     except ValueError as error:
         if "orrupt" in str(error) or "remature" in str(error):
-            return _damage(str(error), data, options, name)
+            return _damage(str(error), data, options)
     return ""
 
 
-def _damage(text: str, data: bytes, options: ReadOptions, name: str) -> str:
+def _damage(text: str, data: bytes, options: ReadOptions) -> str:
     """A warning for what was missing or garbled. Raises `ImageError` where it is not allowed."""
     harmless = any(known in text for known in HARMLESS) or _is_padding(text, data)
     if harmless and not _ends_early(data):  # it may be the last of several remarks
         return ""
     early = harmless or "remature end" in text
-    return _refused("the file ends early" if early else "the file is damaged", text, options, name)
-
-
-def _refused(what: str, text: str, options: ReadOptions, name: str) -> str:
-    if not options.allow_truncated:
-        raise ImageError(
-            f"{name}: {what}: a part of the picture is missing ({text}); copy it again"
-        )
-    return f"truncated: {what}: what is missing shows as grey ({text})"
+    return truncated(f"{EARLY if early else DAMAGED} ({text})", options)
 
 
 def _is_padding(text: str, data: bytes) -> bool:
@@ -132,7 +123,7 @@ def jpeg_bits(data: bytes) -> tuple[int, bool]:
     return 8, False
 
 
-def read_wide_jpeg(data: bytes, bits: int, options: ReadOptions, name: str) -> Raster:
+def read_wide_jpeg(data: bytes, bits: int, options: ReadOptions) -> Raster:
     """Of 12 bit, and lossless ones of 2 to 16 bit."""
     import imagecodecs
 
@@ -144,25 +135,23 @@ def read_wide_jpeg(data: bytes, bits: int, options: ReadOptions, name: str) -> R
             orientation = int(exif.get(0x0112, 1) or 1)
         if marker in FRAMES:
             height, width = struct.unpack_from(">HH", data, place + 1)
-            check_size((width, height), options, name)
+            check_size((width, height), options)
     values = imagecodecs.jpeg_decode(data)
-    notes = _wide_damage(data, values, options, name)
+    notes = _wide_damage(data, values, options)
     stated = Stated() if bits == 16 else Stated(high=white_of(bits))
     return Raster(values, stated, orientation=orientation, lossy=True, warnings=notes)
 
 
-def _wide_damage(data: bytes, values: Any, options: ReadOptions, name: str) -> tuple[str, ...]:
+def _wide_damage(data: bytes, values: Any, options: ReadOptions) -> tuple[str, ...]:
     """Blocks that are missing, or left over: what was garbled holds fewer blocks, or more."""
     import imagecodecs
 
     if _ends_early(data):
-        return (
-            _refused("the file ends early", "fewer blocks than its size asks for", options, name),
-        )
+        return (truncated(f"{EARLY} (fewer blocks than its size asks for)", options),)
     end = data.rfind(END)
     rest = data[end - 16 : end]
     shorter = imagecodecs.jpeg_decode(data[: end - 16] + data[end:])
     telling = sum(byte not in (0, 0xFF) for byte in rest)  # flat parts are zeros, or nearly
     if telling >= 8 and np.array_equal(values, shorter):
-        return (_refused("the file is damaged", "its last blocks are not used", options, name),)
+        return (truncated(f"{DAMAGED} (its last blocks are not used)", options),)
     return ()

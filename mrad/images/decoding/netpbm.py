@@ -9,7 +9,7 @@ import numpy as np
 
 from mrad.errors import ImageError
 from mrad.images.decoding.depth import Stated
-from mrad.images.decoding.raster import Raster, check_size
+from mrad.images.decoding.raster import Raster, check_size, truncated
 from mrad.images.decoding.runs import zero_tail
 from mrad.images.options import ReadOptions
 
@@ -34,19 +34,19 @@ class Header:
     """Samples are written as decimal numbers."""
 
 
-def read_plain(data: bytes, options: ReadOptions, name: str) -> Raster | None:
+def read_plain(data: bytes, options: ReadOptions) -> Raster | None:
     """None for what Pillow reads as it should: bits, and PNM of 8 bit."""
-    header = _header(data, name)
+    header = _header(data, options.name)
     if header is None:
         return None
-    check_size(header.size, options, name)
+    check_size(header.size, options)
     width, height = header.size
     shape = (height, width) if header.channels == 1 else (height, width, header.channels)
     count = int(np.prod(shape))
     if header.text:
         found = np.array(data[header.start :].split()[:count], dtype=np.int64)
         if found.size and (found.min() < 0 or found.max() > 65535):
-            raise ImageError(f"{name} has values beyond 0 to 65535: it is damaged")
+            raise ImageError(f"{options.name} has values beyond 0 to 65535: it is damaged")
         stored = found.astype(np.uint16)
     else:
         dtype = np.dtype(header.kind)
@@ -54,9 +54,8 @@ def read_plain(data: bytes, options: ReadOptions, name: str) -> Raster | None:
         stored = np.frombuffer(data, dtype, there, header.start).astype(dtype.newbyteorder("="))
     notes = [] if header.text else zero_tail(data)
     if stored.size < count:
-        if not options.allow_truncated:
-            raise ImageError(f"{name}: the file ends early; copy it again")
-        notes = [f"truncated: the file ends early: {1 - stored.size / count:.0%} of it is black"]
+        missing = 1 - stored.size / count
+        notes = [truncated(f"the file ends early: {missing:.0%} of it is missing", options)]
         stored = np.concatenate([stored, np.zeros(count - stored.size, stored.dtype)])
     values = stored.reshape(shape)
     if stored.dtype.kind == "f":

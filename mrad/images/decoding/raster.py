@@ -46,33 +46,34 @@ class Raster:
         return Raster(**{**vars(self), "warnings": (*self.warnings, *more)})
 
 
-def check_size(size: tuple[int, int], options: ReadOptions, name: str) -> None:
+def check_size(size: tuple[int, int], options: ReadOptions) -> None:
     """Raises `ImageError`, `ImageTooLargeError`."""
     width, height = size
     if width < 1 or height < 1:
-        raise ImageError(f"{name} has no pixels ({width} x {height})")
+        raise ImageError(f"{options.name} has no pixels ({width} x {height})")
     if width * height > options.max_pixels:
         raise ImageTooLargeError(
-            f"{name} has {width} x {height} pixels, more than the limit of {options.max_pixels} "
+            f"{options.name} has {width} x {height} pixels, more than the limit of {options.max_pixels} "
             "(max_pixels; --max-pixels, MRAD_MAX_PIXELS): scale it down, or raise max_pixels"
         )
 
 
+def truncated(what: str, options: ReadOptions) -> str:
+    """The warning that a file is not whole. Raises `ImageError` where that is not allowed."""
+    if not options.allow_truncated:
+        raise ImageError(f"{options.name}: {what}; copy it again")
+    return f"truncated: {what}"
+
+
 def to_rgb(
-    raster: Raster, options: ReadOptions, name: str
+    raster: Raster, options: ReadOptions
 ) -> tuple[Image.Image, tuple[str, ...], Assumed | None]:
     """Upright RGB, the warnings on the way, and what depth was assumed."""
     warnings, assumed = list(raster.warnings), None
     if isinstance(raster.samples, Image.Image):
         image = raster.samples
     else:
-        scaled = scale(
-            raster.samples,
-            raster.stated,
-            bit_depth=options.bit_depth,
-            assume=options.assume,
-            name=name,
-        )
+        scaled = scale(raster.samples, raster.stated, options)
         warnings += scaled.warnings
         assumed = scaled.assumed
         image = Image.fromarray(scaled.levels)

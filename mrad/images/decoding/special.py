@@ -18,21 +18,21 @@ LOOKED_AT = 64
 """Frames that are looked at for one that is not blank."""
 
 
-def read_heic(data: bytes, options: ReadOptions, name: str) -> Raster:
+def read_heic(data: bytes, options: ReadOptions) -> Raster:
     """A telephone's photograph. Raises `ImageError` where the decoder is not installed."""
     try:
         import pillow_heif
     except ImportError as error:
         raise ImageError(
-            f"{name} is a HEIC photograph: pip install 'mrad[heic]', or save it as JPEG"
+            f"{options.name} is a HEIC photograph: pip install 'mrad[heic]', or save it as JPEG"
         ) from error
     opened = pillow_heif.open_heif(io.BytesIO(data))
-    check_size(opened.size, options, name)
+    check_size(opened.size, options)
     notes = zero_run(data, "HEIC", LONG_RUN)
-    return from_pillow(opened.to_pillow(), name).with_warnings(*notes)  # upright already
+    return from_pillow(opened.to_pillow()).with_warnings(*notes)  # upright already
 
 
-def read_dicom(data: bytes, options: ReadOptions, name: str) -> Raster:
+def read_dicom(data: bytes, options: ReadOptions) -> Raster:
     """A medical picture as a viewer shows it: VOI LUT or window, MONOCHROME1 inverted.
 
     Raises `ImageError` where the reader is not installed, or for what it cannot decode.
@@ -42,12 +42,12 @@ def read_dicom(data: bytes, options: ReadOptions, name: str) -> Raster:
         from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
     except ImportError as error:
         raise ImageError(
-            f"{name} is a DICOM picture: pip install 'mrad[dicom]', or save it as PNG"
+            f"{options.name} is a DICOM picture: pip install 'mrad[dicom]', or save it as PNG"
         ) from error
     found = pydicom.dcmread(io.BytesIO(data))
     if "Rows" not in found or "PixelData" not in found:
-        raise ImageError(f"{name} is a DICOM file without a picture")
-    check_size((int(found.Columns), int(found.Rows)), options, name)
+        raise ImageError(f"{options.name} is a DICOM file without a picture")
+    check_size((int(found.Columns), int(found.Rows)), options)
     frames = int(found.get("NumberOfFrames", 1) or 1)
     number, values = _frame(found, frames)
     space = str(found.get("PhotometricInterpretation", "MONOCHROME2"))

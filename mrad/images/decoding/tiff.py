@@ -13,7 +13,7 @@ from mrad.errors import ImageError
 from mrad.images.decoding.depth import Stated, white_of
 from mrad.images.decoding.jp2 import jp2_damage
 from mrad.images.decoding.jpeg import jpeg_damage
-from mrad.images.decoding.raster import Raster, check_size, upright
+from mrad.images.decoding.raster import Raster, check_size, truncated, upright
 from mrad.images.decoding.runs import zero_tail
 from mrad.images.options import ReadOptions
 
@@ -34,7 +34,7 @@ CLEAR = 0.02
 ORIENTATION, MAX, SUBSAMPLING, SMIN, SMAX = 274, 281, 530, 340, 341
 
 
-def read_tiff(data: bytes, options: ReadOptions, name: str, *, indices: bool = False) -> Raster:
+def read_tiff(data: bytes, options: ReadOptions, *, indices: bool = False) -> Raster:
     """The first of the largest pages that is not blank.
 
     `indices`: a palette's picture as indices, its colours beside. Raises `ImageError`,
@@ -44,15 +44,15 @@ def read_tiff(data: bytes, options: ReadOptions, name: str, *, indices: bool = F
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters is raised or returned
     with tifffile.TiffFile(io.BytesIO(data)) as tif:
-        pages = _pages(tif, name)
+        pages = _pages(tif, options.name)
         whole = [n for n, page in enumerate(pages) if not _is_reduced(page)] or [0]
         area = {n: int(pages[n].imagewidth) * int(pages[n].imagelength) for n in whole}
         largest = [n for n in whole if area[n] == max(area.values())][:LOOKED_AT]
 
         def read(number: int) -> Raster:
             page = pages[number]
-            check_size((int(page.imagewidth), int(page.imagelength)), options, name)
-            raster = _page(data, page, options, name, indices)
+            check_size((int(page.imagewidth), int(page.imagelength)), options)
+            raster = _page(data, page, options, indices)
             return Raster(**{**vars(raster), "page": number, "pages": len(pages)})
 
         spans: list[float] = []
@@ -95,21 +95,23 @@ def _span(raster: Raster) -> float:
     return (high - low) / float(full)
 
 
-def _page(data: bytes, page: Any, options: ReadOptions, name: str, indices: bool) -> Raster:
+def _page(data: bytes, page: Any, options: ReadOptions, indices: bool) -> Raster:
     photometric, compression = int(page.photometric), int(page.compression)
     if photometric in RAW:
-        raise ImageError(f"{name} is a camera's raw photograph: develop it, and save it as TIFF")
+        raise ImageError(
+            f"{options.name} is a camera's raw photograph: develop it, and save it as TIFF"
+        )
     if compression not in COMPRESSIONS:
         raise ImageError(
-            f"{name} is a TIFF compressed by method {compression}, which is not read: save it "
+            f"{options.name} is a TIFF compressed by method {compression}, which is not read: save it "
             "uncompressed, or with LZW or Deflate"
         )
     if getattr(page, "imagedepth", 1) not in (0, 1):
-        raise ImageError(f"{name} is a TIFF of volumes, which is not read: save its slices")
-    warnings = _missing(page, len(data), options, name)
+        raise ImageError(f"{options.name} is a TIFF of volumes, which is not read: save its slices")
+    warnings = _missing(page, len(data), options)
     if compression == 1:
         warnings += tuple(zero_tail(data))
-    warnings += _stream_damage(data, page, options, name)
+    warnings += _stream_damage(data, page, options)
     orientation = _number(page, ORIENTATION, 1)
     lossy = compression in LOSSY
     if photometric in (CMYK, YCBCR, CIELAB, 9) and not (photometric == YCBCR and compression == 7):
@@ -119,15 +121,15 @@ def _page(data: bytes, page: Any, options: ReadOptions, name: str, indices: bool
                 _samples(page), orientation=orientation, lossy=lossy,
                 warnings=(*warnings, MISLABELLED),
             )  # fmt: skip
-        image = _by_pillow(data, page, orientation, name)
+        image = _by_pillow(data, page, orientation, options.name)
         return Raster(image, orientation=orientation, lossy=lossy, warnings=warnings)
     array = _samples(page)
     if compression in CCITT:
-        _agree(array, data, page, orientation, name)
-    colour, extra = _split(array, page, name)
+        _agree(array, data, page, orientation, options.name)
+    colour, extra = _split(array, page, options.name)
     if photometric == YCBCR and _is_clipped(colour) and _is_mislabelled(page):
         warnings += (MISLABELLED,)
-        colour, _ = _split(_as_stored(page), page, name)
+        colour, _ = _split(_as_stored(page), page, options.name)
     warnings += _left_out(extra, page)
     if photometric == PALETTE:
         return _palette(colour, page, orientation, warnings, indices)
@@ -144,20 +146,18 @@ def _page(data: bytes, page: Any, options: ReadOptions, name: str, indices: bool
     )
 
 
-def _missing(page: Any, size: int, options: ReadOptions, name: str) -> tuple[str, ...]:
+def _missing(page: Any, size: int, options: ReadOptions) -> tuple[str, ...]:
     """Strips and tiles that are said to lie beyond the file's end would be read as black."""
     ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts)]
     absent = sum(count == 0 for count in page.databytecounts)
-    if ends and max(ends) <= size and not absent:
-        return ()
+    if not ends:
+        raise ImageError(f"{options.name}: the file ends early: it has no strip; copy it again")
     late = sum(end > size for end in ends) + absent
     text = f"the file ends early: {late} of {len(ends)} strips of it are missing"
-    if not options.allow_truncated or not ends:
-        raise ImageError(f"{name}: {text}; copy it again")
-    return (f"truncated: {text}",)
+    return (truncated(text, options),) if late else ()
 
 
-def _stream_damage(data: bytes, page: Any, options: ReadOptions, name: str) -> tuple[str, ...]:
+def _stream_damage(data: bytes, page: Any, options: ReadOptions) -> tuple[str, ...]:
     """Of strips that are streams of another format, whose decoders would go on in silence."""
     compression = int(page.compression)
     bits = page.bitspersample if isinstance(page.bitspersample, int) else max(page.bitspersample)
@@ -167,9 +167,9 @@ def _stream_damage(data: bytes, page: Any, options: ReadOptions, name: str) -> t
         if compression == 7 and int(bits) == 8 and count:
             tables = page.jpegtables
             whole = part if tables is None else tables[:-2] + part[2:]
-            notes.append(jpeg_damage(whole, options, name))
+            notes.append(jpeg_damage(whole, options))
         elif compression in JPEG_2000 and count:
-            notes += jp2_damage(part, options, name)
+            notes += jp2_damage(part, options)
     return tuple(note for note in notes if note)[:1]
 
 
