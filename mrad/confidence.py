@@ -52,11 +52,6 @@ def rank_of(target: float, parts: int) -> int:
     return min(max(math.floor(target * (parts + 1) + 1e-9), 1), parts)
 
 
-def least_rate(parts: int) -> float:
-    """The lowest rate that so many independent parts can promise."""
-    return 1 / (parts + 1)
-
-
 def independent(values: Values, group: npt.NDArray[np.int64]) -> Values:
     """The largest value of each group: photographs of the very same thing say one thing once."""
     _, place = np.unique(group, return_inverse=True)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mrad.errors import DimensionError, NonFiniteError
 from mrad.memory.level import LevelMemory
 from mrad.types import ANOMALOUS, FloatArray
 
@@ -52,6 +53,16 @@ class Retriever(Protocol):
         A place that cannot be filled, for all else is excluded, has similarity -inf and row -1.
         """
         ...
+
+
+def checked(queries: Tensor, dim: int, device: torch.device) -> Tensor:
+    """Queries float32 [M, dim] on a device. Raises `DimensionError`, `NonFiniteError`."""
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        raise DimensionError(f"queries are {list(queries.shape)}, keys are {dim} wide")
+    queries = queries.to(device, torch.float32)
+    if not torch.isfinite(queries).all():
+        raise NonFiniteError("a query holds NaN or infinity")
+    return queries
 
 
 def probability_of(log_sums: Tensor) -> Tensor:

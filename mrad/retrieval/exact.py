@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mrad.errors import DimensionError, EmptyLevelError, NonFiniteError
-from mrad.retrieval.base import BLOCK, log_sum_and_peak, probability_of
+from mrad.retrieval.base import BLOCK, checked, log_sum_and_peak, probability_of
 from mrad.retrieval.nearest import nearest
 from mrad.types import ANOMALOUS, FloatArray
 
@@ -70,7 +70,7 @@ class ExactRetriever:
         self, queries: Tensor, exclude: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """`log_sums`, and the largest product of each query, float32 [M]; -inf where all is excluded."""
-        queries = self._checked(queries)
+        queries = checked(queries, self.keys.shape[1], self.keys.device)
         sums = queries.new_full((len(queries), 2), -torch.inf, dtype=torch.float64)
         peaks = queries.new_full((len(queries), 2), -torch.inf)
         classes = (0, self.anomalous_from), (self.anomalous_from, len(self.keys))
@@ -105,7 +105,7 @@ class ExactRetriever:
         self, queries: Tensor, k: int, exclude: Tensor | None = None
     ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
         """See `Retriever.nearest`; FAISS, inner product, exact."""
-        queries = self._checked(queries)
+        queries = checked(queries, self.keys.shape[1], self.keys.device)
         count = min(k, len(self))
         if exclude is None:
             similarity, rows = self._search(queries, count)
@@ -135,13 +135,3 @@ class ExactRetriever:
                 index.add(self.keys.numpy())
                 self._index = index
             return self._index
-
-    def _checked(self, queries: Tensor) -> Tensor:
-        if queries.ndim != 2 or queries.shape[1] != self.keys.shape[1]:
-            raise DimensionError(
-                f"queries are {list(queries.shape)}, keys are {self.keys.shape[1]} wide"
-            )
-        queries = queries.to(self.keys.device, torch.float32)
-        if not torch.isfinite(queries).all():
-            raise NonFiniteError("a query holds NaN or infinity")
-        return queries

@@ -168,17 +168,6 @@ class WithLessons:
     taught: Keys
     """The others."""
 
-    @classmethod
-    def of(
-        cls, level: LevelMemory, count: int, *, mode: str, device: torch.device | str
-    ) -> WithLessons:
-        """As `retriever_of`; `count`: from `judging`."""
-        # In the bank's folder, so that an index of the keys of the build is found there.
-        first = replace(level.take(slice(None, count)), folder=level.folder)
-        keys, labels, entry = Keys.of(level, slice(count, None))
-        taught = Keys(keys.to(device), labels, entry.to(device))
-        return cls(level, count, make_retriever(first, mode=mode, device=device), taught)
-
     @torch.inference_mode()
     def judged(self, queries: Tensor, exclude: Tensor | None = None) -> Tensor:
         """Share of the anomalous class at the reference's shares: float32 [M].
@@ -227,7 +216,11 @@ def retriever_of(
     count = judging(level, entries)
     if count is None or count == len(level):
         return make_retriever(level, mode=mode, device=device)
-    return WithLessons.of(level, count, mode=mode, device=device)
+    # In the bank's folder, so that an index of the keys of the build is found there.
+    first = replace(level.take(slice(None, count)), folder=level.folder)
+    keys, labels, entry = Keys.of(level, slice(count, None))
+    taught = Keys(keys.to(device), labels, entry.to(device))
+    return WithLessons(level, count, make_retriever(first, mode=mode, device=device), taught)
 
 
 def judged(

@@ -6,7 +6,6 @@ import logging
 import threading
 from functools import lru_cache
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import faiss
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor
 
 from mrad.retrieval import probe
-from mrad.retrieval.coverage import Capability, architectures, library_of
 
 logger = logging.getLogger(__name__)
 MOST = 2_048
@@ -47,17 +45,14 @@ def nearest(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def resources_of(device: torch.device) -> Any:
     """FAISS's streams and memory on a GPU; None where it cannot search there, and the log says why.
 
-    FAISS ends the process on a card that it has no code for, so its library is asked first, and then
-    a process of its own tries a search.
+    FAISS ends the process on a card that it has no code for, so a process of its own tries a search first.
     """
     if not hasattr(faiss, "StandardGpuResources") or not faiss.get_num_gpus():
         logger.warning(
             "this FAISS has no GPU support (the extra `gpu` has): PyTorch finds neighbours"
         )
         return None
-    card = torch.cuda.get_device_capability(device)
-    reason = uncovered(card) or probe.why_not(device.index or 0)
-    if reason:
+    if reason := probe.why_not(device.index or 0):
         logger.warning("FAISS is not used on %s: %s; PyTorch finds neighbours", device, reason)
         return None
     import_module("faiss.contrib.torch_utils")  # teaches FAISS tensors and PyTorch's stream
@@ -65,21 +60,6 @@ def resources_of(device: torch.device) -> Any:
     resources = faiss.StandardGpuResources()
     resources.setTempMemory(TEMPORARY)
     return resources
-
-
-def uncovered(card: Capability, package: Path | None = None) -> str:
-    """Why the installed FAISS has no code for a card; empty where it has, or where it can't be told.
-
-    `package`: its folder, the imported one's by default.
-    """
-    library = library_of(package or Path(faiss.__file__).parent)
-    held = None if library is None else architectures(library)
-    if library is None or held is None or held.cover(card):
-        return ""
-    return (
-        f"{library.name} holds {held}, and this card is sm_{card[0]}{card[1]}: "
-        "install a FAISS built for it (docs/gpu-host.md)"
-    )
 
 
 def _by_faiss(resources: Any, queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:

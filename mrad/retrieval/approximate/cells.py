@@ -212,72 +212,47 @@ def checked(keys: Any) -> FloatArray:
     return block
 
 
-class Assigner:
-    """Keys -> the nearest cell of their class."""
-
-    def __init__(self, frame: Frame) -> None:
-        self.cells = {int(c): np.flatnonzero(frame.label == c) for c in np.unique(frame.label)}
-        self.index = {}
-        for label, rows in self.cells.items():
-            self.index[label] = faiss.IndexFlatL2(frame.centroid.shape[1])
-            self.index[label].add(np.ascontiguousarray(frame.centroid[rows]))
-
-    def __call__(self, keys: FloatArray, labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-        """`keys` [m, d], `labels` [m] -> cells [m]. Raises `MRADError` for a class without cells."""
-        out = np.empty(len(keys), dtype=np.int64)
-        for label in np.unique(labels):
-            if int(label) not in self.cells:
-                raise MRADError(f"the index holds no cell of class {label}; build it anew")
-            rows = np.flatnonzero(labels == label)
-            _, found = self.index[int(label)].search(np.ascontiguousarray(keys[rows]), 1)
-            out[rows] = self.cells[int(label)][found[:, 0]]
-        return out
-
-
-class Moments:
-    """Sums of what keys differ by from their centroid, gathered block by block in float64."""
-
-    def __init__(self, frame: Frame) -> None:
-        cells, dim = frame.centroid.shape
-        self.frame, self.basis = frame, torch.from_numpy(frame.basis)
-        self.first = torch.zeros(cells, dim, dtype=torch.float64)
-        self.second = torch.zeros(cells, len(frame.diagonal), dtype=torch.float64)
-        self.reach = np.zeros(cells)
-        self.count = np.zeros(cells, dtype=np.int64)
-
-    def add(self, residual: Tensor, cell: npt.NDArray[np.int64]) -> None:
-        """`residual` float32 [m, d] of keys in `cell` [m]."""
-        where = torch.from_numpy(cell)
-        for total, values in ((self.first, residual), (self.second, outer(residual, self.basis))):
-            block = torch.zeros(total.shape)  # float32 within a block, float64 across
-            total += block.index_add_(0, where, values)
-        np.maximum.at(self.reach, cell, residual.norm(dim=1).double().numpy())
-        self.count += np.bincount(cell, minlength=len(self.count))
-
-    def stats(self) -> Stats:
-        """Mean, variance about it, and radius of every cell."""
-        n = np.maximum(self.count, 1)[:, None]
-        shift = self.first.numpy() / n
-        away = outer(torch.from_numpy(shift), self.basis.double()).numpy()
-        covariance = self.second.numpy() / n - away
-        squares = np.append(np.flatnonzero(self.frame.diagonal), -1)
-        covariance[:, squares] = np.maximum(covariance[:, squares], 0)
-        return Stats(
-            self.frame,
-            (self.frame.centroid + shift).astype(np.float32),
-            covariance.astype(np.float32),
-            (self.reach + np.linalg.norm(shift, axis=1)).astype(np.float32),
-            self.count,
-        )
-
-
 def assign(keys: KeySource, labels: npt.NDArray[np.uint8], frame: Frame) -> Assignment:
-    """Assign every key to a cell and gather the cells' moments. Raises `NonFiniteError`."""
-    assigner, moments = Assigner(frame), Moments(frame)
-    cell = np.empty(len(labels), dtype=np.int64)
+    """Each key's nearest cell of its class, and the cells' moments, gathered block by block.
+
+    Raises `NonFiniteError`, `MRADError` for a class without cells.
+    """
+    own = {int(c): np.flatnonzero(frame.label == c) for c in np.unique(frame.label)}
+    if strangers := set(np.unique(labels).tolist()) - own.keys():
+        raise MRADError(f"the index holds no cell of class {strangers.pop()}; build it anew")
+    nearest = {}
+    for label, rows in own.items():
+        nearest[label] = faiss.IndexFlatL2(frame.centroid.shape[1])
+        nearest[label].add(np.ascontiguousarray(frame.centroid[rows]))
+    cells, dim = frame.centroid.shape
+    basis, cell = torch.from_numpy(frame.basis), np.empty(len(labels), dtype=np.int64)
+    first = torch.zeros(
+        cells, dim, dtype=torch.float64
+    )  # sums of what keys differ by from centroids
+    second = torch.zeros(cells, len(frame.diagonal), dtype=torch.float64)
+    reach = np.zeros(cells)
     for part in blocks(len(labels)):
-        block = checked(keys[part])
-        cell[part] = assigner(block, labels[part])
-        residual = block - frame.centroid[cell[part]]
-        moments.add(torch.from_numpy(residual), cell[part])
-    return Assignment(cell, moments.stats())
+        block, mine = checked(keys[part]), cell[part]
+        for label in np.unique(labels[part]).tolist():
+            rows = np.flatnonzero(labels[part] == label)
+            _, found = nearest[label].search(np.ascontiguousarray(block[rows]), 1)
+            mine[rows] = own[label][found[:, 0]]
+        residual, where = torch.from_numpy(block - frame.centroid[mine]), torch.from_numpy(mine)
+        for total, values in ((first, residual), (second, outer(residual, basis))):
+            # float32 within a block, float64 across
+            total += torch.zeros(total.shape).index_add_(0, where, values)
+        np.maximum.at(reach, mine, residual.norm(dim=1).double().numpy())
+    count = np.bincount(cell, minlength=cells)
+    shift = first.numpy() / np.maximum(count, 1)[:, None]
+    away = outer(torch.from_numpy(shift), basis.double()).numpy()
+    covariance = second.numpy() / np.maximum(count, 1)[:, None] - away
+    squares = np.append(np.flatnonzero(frame.diagonal), -1)
+    covariance[:, squares] = np.maximum(covariance[:, squares], 0)
+    stats = Stats(
+        frame,
+        (frame.centroid + shift).astype(np.float32),
+        covariance.astype(np.float32),
+        (reach + np.linalg.norm(shift, axis=1)).astype(np.float32),
+        count,
+    )
+    return Assignment(cell, stats)

@@ -18,11 +18,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mrad.errors import DimensionError, NonFiniteError
+from mrad.errors import DimensionError
 from mrad.retrieval.approximate.cells import Stats, assign, make_frame
 from mrad.retrieval.approximate.closed_form import LARGEST, ClosedForm
 from mrad.retrieval.approximate.codec import STORAGES, Segment, make_segment
-from mrad.retrieval.base import KeySource, log_sum_exp, probability_of
+from mrad.retrieval.base import KeySource, checked, log_sum_exp, probability_of
 from mrad.types import ANOMALOUS, NORMAL, FloatArray
 
 logger = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ class ApproximateRetriever:
     @torch.inference_mode()
     def log_sums(self, queries: Tensor, exclude: Tensor | None = None) -> Tensor:
         """See `Retriever.log_sums`."""
-        queries = self._checked(queries)
+        queries = checked(queries, self.dim, self.device)
         parts, probed = [], 0
         for start in range(0, len(queries), QUERY_BLOCK):
             part = slice(start, start + QUERY_BLOCK)
@@ -263,7 +263,7 @@ class ApproximateRetriever:
         self, queries: Tensor, k: int, exclude: Tensor | None = None
     ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
         """See `Retriever.nearest`; among the 32 cells of largest q.m (more where they hold too few)."""
-        queries = self._checked(queries)
+        queries = checked(queries, self.dim, self.device)
         exclude = None if exclude is None else exclude.to(self.device)
         k = min(k, len(self))
         chosen = self._nearest_cells(queries, k, exclude is not None)
@@ -335,11 +335,3 @@ class ApproximateRetriever:
         self.cells = replace(self.cells, accuracy=found)
         logger.info("approximate retrieval measured against exact: %s", found)
         return found
-
-    def _checked(self, queries: Tensor) -> Tensor:
-        if queries.ndim != 2 or queries.shape[1] != self.dim:
-            raise DimensionError(f"queries are {list(queries.shape)}, keys are {self.dim} wide")
-        queries = queries.to(self.device, torch.float32)
-        if not torch.isfinite(queries).all():
-            raise NonFiniteError("a query holds NaN or infinity")
-        return queries

@@ -18,19 +18,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from mrad.errors import BankCorruptError, BankNotFoundError, BankVersionError
-from mrad.files import atomic_folder, sha256_file
+from mrad.files import sha256_file
 from mrad.retrieval.approximate.cells import Frame, Stats
 from mrad.retrieval.approximate.codec import STORAGES, Segment
 from mrad.retrieval.approximate.index import Accuracy, ApproximateRetriever, Cells
 
 FORMAT_VERSION = 2
 MANIFEST, TABLE = "index.json", "cells.safetensors"
-
-
-def save(retriever: ApproximateRetriever, path: Path, *, replace: bool = False) -> None:
-    """Write the index whole or not at all."""
-    with atomic_folder(path, replace=replace) as folder:
-        write(retriever.cells, folder)
 
 
 def write(cells: Cells, folder: Path) -> None:

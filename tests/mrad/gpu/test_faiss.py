@@ -18,9 +18,9 @@ import torch
 
 from mrad.retrieval import nearest as module
 from mrad.retrieval import probe
-from mrad.retrieval.coverage import MACHINE, PTX, Architectures, architectures, library_of
 from mrad.retrieval.exact import ExactRetriever
-from mrad.retrieval.nearest import by_blocks, nearest, resources_of, uncovered
+from mrad.retrieval.nearest import by_blocks, nearest, resources_of
+from tests.mrad.gpu.coverage import MACHINE, PTX, Architectures, architectures, library_of
 
 ROOT = Path(__file__).parents[3]
 CARDS = {
@@ -93,7 +93,6 @@ def test_what_is_no_library_says_nothing(tmp_path):
         assert architectures(file) is None
     assert architectures(Path(sys.executable)) is None
     assert library_of(Path(faiss.__file__).parent) is None  # FAISS for CPUs
-    assert uncovered((9, 0)) == ""  # then the trial search decides
 
 
 def test_the_library_is_found_in_the_package_and_beside_it(tmp_path):
@@ -102,10 +101,7 @@ def test_the_library_is_found_in_the_package_and_beside_it(tmp_path):
         folder.mkdir()
     (package / "_swigfaiss.so").write_bytes(b"no fat binary")
     (beside / "libfaiss-1.so").write_bytes(elf([[(MACHINE, 70), (MACHINE, 80)]]))
-    assert uncovered((8, 9), package) == ""
-    reason = uncovered((9, 0), package)
-    assert "sm_70, sm_80; PTX none" in reason
-    assert "this card is sm_90" in reason
+    assert library_of(package) == beside / "libfaiss-1.so"
 
 
 STUB = """
@@ -149,16 +145,13 @@ def test_a_trial_search_that_ends_its_process_does_not_end_this_one(
     assert (reason in found) if reason else found == ""
 
 
-@pytest.mark.parametrize("refused", ["coverage", "trial"])
 def test_a_card_that_faiss_cannot_use_is_searched_by_pytorch_and_the_log_says_why(
-    refused, monkeypatch, caplog
+    monkeypatch, caplog
 ):
     """No card here: only what FAISS and PyTorch would say of one is put in."""
     monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    why = {"coverage": "no code for sm_90", "trial": "ended by SIGABRT"}[refused]
-    monkeypatch.setattr(module, "uncovered", lambda card: why if refused == "coverage" else "")
+    why = "ended by SIGABRT: no kernel image is available"
     monkeypatch.setattr(module.probe, "why_not", lambda device: why)
     resources_of.cache_clear()
     try:
@@ -203,9 +196,9 @@ def test_the_pinned_faiss_has_code_for_the_cards_that_the_page_promises(wheel):
     assert architectures(library) == SHIPPED
     page = (ROOT / "docs" / "gpu-host.md").read_text()
     for name, card in CARDS.items():
-        assert uncovered(card, wheel) == "", name
+        assert SHIPPED.cover(card), name
         assert name in page
-    assert "sm_70" in uncovered((7, 0), wheel)
+    assert not SHIPPED.cover((7, 0))
     assert str(SHIPPED) in page
 
 

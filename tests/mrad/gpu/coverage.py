@@ -1,8 +1,8 @@
 """Which graphics cards a compiled library has code for, read off the file itself.
 
 A CUDA library carries a "fat binary": for each kernel, machine code of some architectures and perhaps
-PTX, from which the driver makes machine code of newer ones. FAISS ends the whole process where it
-has neither for a card, so this is asked before it is.
+PTX, from which the driver makes machine code of newer ones. So the cards that docs/gpu-host.md promises
+are held against the wheel itself.
 """
 
 from __future__ import annotations
