@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mrad.images.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess
+from mrad.images.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess, is_grey
 from mrad.images.reader import load_image
 
 
@@ -23,6 +23,19 @@ def test_pixels_are_the_resized_image_less_mean_over_deviation():
     np.testing.assert_allclose(pixels.numpy(), wanted.transpose(2, 0, 1), atol=1e-6)
     other = Preprocess(28, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))(image)
     np.testing.assert_allclose(other.numpy(), resized.transpose(2, 0, 1) * 2 - 1, atol=1e-6)
+
+
+def test_a_grey_image_has_the_numbers_of_its_three_channels():
+    levels = np.random.default_rng(3).integers(0, 255, (50, 70), np.uint8)
+    grey = Image.fromarray(levels).convert("RGB")
+    resized = np.asarray(grey.resize((28, 28), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    pixels = Preprocess(28, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))(grey)
+    assert torch.equal(pixels, torch.from_numpy(resized.copy()).float() / 255)
+    assert pixels.is_contiguous()
+    nearly = grey.copy()
+    nearly.putpixel((69, 49), (0, 255, 0))  # far from the middle row
+    assert is_grey(grey)
+    assert not is_grey(nearly)
 
 
 @pytest.mark.parametrize("side", [96, 264])
