@@ -291,7 +291,7 @@ def say_left_out(dataset: Dataset) -> None:
     for item in dataset.left_out:
         folder = item.path.parent.relative_to(dataset.root).as_posix()
         by_folder.setdefault((folder, item.why), []).append(item.path.name)
-    warn(f"not taken: {counted(len(dataset.left_out), 'picture')} in {dataset.root}")
+    warn(f"not taken: {counted(len(dataset.left_out), 'file')} in {dataset.root}")
     for (folder, why), names in list(by_folder.items())[:SHOWN]:
         shown = ", ".join(names[:3]) + (", .." if len(names) > 3 else "")
         say(f"  {folder}/: {len(names)} ({shown}): {why}", to=errors)

@@ -141,6 +141,7 @@ def read_dataset(
     if not path.exists():
         raise DataError(f"{path} does not exist")
     dataset = _reader(path, layout).read(path)
+    _require_one_label(dataset)
     if layout == "auto" and dataset.name == flat.NAME:
         flat.check_names(dataset)
     if mask_orientation != "auto":
@@ -150,6 +151,16 @@ def read_dataset(
         taken = {r.image for r in dataset.records} | {r.mask for r in dataset.records if r.mask}
         dataset = replace(dataset, left_out=left_out(path, taken | dataset.used))
     return dataset if split is None else dataset.select(split=split)
+
+
+def _require_one_label(dataset: Dataset) -> None:
+    """Raises `DataError` where a list names an image as good and as defective."""
+    labels: dict[Path, bool] = {}
+    for record in dataset.records:
+        if labels.setdefault(record.image, record.anomalous) != record.anomalous:
+            raise DataError(
+                f"{record.source} is named both as good and as defective in {dataset.root}: keep one"
+            )
 
 
 def _reader(path: Path, layout: str) -> Reader:

@@ -48,7 +48,7 @@ def check(dataset: Dataset, reading: ReadOptions | None = None) -> Findings:
             str(dataset.root)
         ]
     for item in dataset.left_out:
-        findings.problems["pictures that are not taken"].append(
+        findings.problems["files that are not taken"].append(
             f"{relative(item.path, dataset.root)}: {item.why}"
         )
     findings.problems = dict(findings.problems)

@@ -5,6 +5,7 @@ Columns image,label[,mask,object,defect,split]; paths relative to the list's own
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mrad.errors import DataError
+from mrad_indexer.datasets.pairing import require_unmarked
 from mrad_indexer.datasets.records import GOOD_NAMES, Dataset, Record, relative, require
 
 SPLITS = {"train", "test", "val", "validation"}
@@ -45,8 +47,10 @@ def read_csv(path: Path) -> Dataset:
 
 
 def table_text(path: Path) -> str:
-    """A table's text: UTF-8, else as Windows programs of the West write it (cp1252)."""
+    """A table's text: UTF-8 or UTF-16 by its mark, else as Windows programs of the West write it (cp1252)."""
     data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16", "replace")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -101,10 +105,13 @@ def _records(path: Path, rows: Iterable[tuple[int, dict[str, Any]]]) -> Iterator
 def _record(root: Path, where: str, row: dict[str, str]) -> Record:
     image = root / row["image"]
     anomalous = _label(row.get("label", ""), where)
-    mask = root / row["mask"] if row.get("mask") and anomalous else None
+    mask = root / row["mask"] if row.get("mask") else None
     for file in (image, mask):
         if file is not None and not file.is_file():
             raise DataError(f"{where}: {file} does not exist")
+    if mask is not None and not anomalous:
+        require_unmarked(image, mask, where)
+        mask = None
     return Record(
         image=image,
         anomalous=anomalous,

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 from mrad.errors import DataError
-from mrad_indexer.datasets.pairing import pair
+from mrad_indexer.datasets.pairing import marks_something, pair
 from mrad_indexer.datasets.records import (
     Dataset,
     Record,
@@ -107,14 +108,25 @@ def detect_segmentation(root: Path) -> bool:
 
 
 def read_segmentation(root: Path) -> Dataset:
-    """Every image shows a lesion; there are no normal ones, so only pixels can be evaluated."""
-    records = []
+    """An image whose mask marks nothing is good, so every mask is opened. The sets themselves hold lesions
+    alone, so only pixels can be evaluated. Raises `DataError` for an image without a mask: nobody knows what
+    it shows."""
+    records, used = [], set()
     for images, truth, split in _pairs(root):
         # ISIC keeps pictures of superpixels beside the images.
         found = [p for p in images_below(images) if not p.stem.lower().endswith("_superpixels")]
         masks = pair(found, images_below(truth))
-        for image in found:
-            mask = masks.get(image)
+        lacking = [image for image in found if image not in masks]
+        if lacking:
+            raise DataError(
+                f"{len(lacking)} of {len(found)} images in {images} have no mask in {truth} ({lacking[0].name}): "
+                "nobody knows whether they are good. Put good images into good/, others into defect/, beside "
+                "masks/, or give each good one a mask that marks nothing"
+            )
+        for image, mask in masks.items():
             source = relative(image, root)
-            records.append(Record(image, True, mask, source, root.name, "lesion", split))
-    return require("segmentation", root, records)
+            marked = marks_something(mask, image)
+            used.add(mask)
+            defect, kept = ("lesion", mask) if marked else ("", None)
+            records.append(Record(image, marked, kept, source, root.name, defect, split))
+    return replace(require("segmentation", root, records), used=frozenset(used))

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mrad.errors import DataError
-from mrad_indexer.datasets.pairing import pair
+from mrad_indexer.datasets.pairing import apart, pair_in_places, require_unmarked
 from mrad_indexer.datasets.records import (
     GOOD_NAMES,
     Dataset,
@@ -43,7 +43,9 @@ def detect(root: Path) -> bool:
 def read(root: Path) -> Dataset:
     """Every image of every object."""
     objects = [root] if _is_object(root) else [f for f in folders_in(root) if _is_object(f)]
-    return require(NAME, root, [r for folder in objects for r in _read_object(folder, root)])
+    used: set[Path] = set()
+    records = [r for folder in objects for r in _read_object(folder, root, used)]
+    return replace(require(NAME, root, records), used=frozenset(used))
 
 
 def _is_object(folder: Path) -> bool:
@@ -55,7 +57,7 @@ def _is_object(folder: Path) -> bool:
     return truth is not None or bool(kinds & GOOD_NAMES) or (bool(kinds) and kinds <= NUMBERS)
 
 
-def _read_object(folder: Path, root: Path) -> Iterator[Record]:
+def _read_object(folder: Path, root: Path, used: set[Path]) -> Iterator[Record]:
     for name, split in SPLITS:
         place = child(folder, name)
         if place is None:
@@ -70,7 +72,7 @@ def _read_object(folder: Path, root: Path) -> Iterator[Record]:
             good = kind.name.lower() in GOOD_NAMES or (names <= NUMBERS and kind.name == "0")
             defect = "" if good else kind.name
             like = Record(kind, not good, None, "", folder.name, defect, split)
-            yield from _read_kind(kind, good, truth, like, root)
+            yield from _read_kind(kind, good, truth, like, root, used)
 
 
 def _no_good(place: Path, kinds: list[Path]) -> str:
@@ -82,13 +84,17 @@ def _no_good(place: Path, kinds: list[Path]) -> str:
 
 
 def _read_kind(
-    kind: Path, good: bool, truth: Path | None, like: Record, root: Path
+    kind: Path, good: bool, truth: Path | None, like: Record, root: Path, used: set[Path]
 ) -> Iterator[Record]:
-    """The images of one folder; `like`: what is the same for all."""
-    here = child(truth, kind.name) if truth and not good else None
-    images = images_in(kind)
-    masks = pair(images, images_in(here)) if here else {}
+    """The images of one folder; `like`: what is the same for all. `used`: takes up masks of good images."""
+    here = child(truth, kind.name) if truth else None
+    images, beside, _ = apart(images_in(kind))
+    masks = images_in(here) if here else []
+    pairs = pair_in_places(images, dict.fromkeys(images, (beside, masks)))
     several = {place.name.lower(): place for place in folders_in(here)} if here else {}
     for image in images:
-        mask = None if good else masks.get(image) or several.get(image.stem.lower())
-        yield replace(like, image=image, mask=mask, source=relative(image, root))
+        mask = pairs.get(image) or several.get(image.stem.lower())
+        if good and mask is not None:
+            require_unmarked(image, mask)
+            used.add(mask)
+        yield replace(like, image=image, mask=None if good else mask, source=relative(image, root))

@@ -2,7 +2,8 @@
 
 A mask is called as its image (`07.png`), as its image's whole name (`07.bmp.png`), or with one of
 `ENDINGS` behind either (`07_mask.png`). The same letters win over other capitals, the image's whole
-name over its stem, no ending over one.
+name over its stem, no ending over one. Of two files of one name in one folder (`07.jpg`, `07.png`) the one
+that looks like a mask beside one that does not is the mask.
 """
 
 from __future__ import annotations
@@ -11,11 +12,20 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from mrad.errors import DataError
+import numpy as np
+
+from mrad.errors import DataError, ImageError, MaskError
+from mrad.images.masks import read_any_size
+from mrad.images.reader import read_image
+from mrad_indexer.datasets.walk import is_image
 
 ENDINGS = ("", "_mask", "_label", "_gt", "_segmentation", "_groundtruth", "-mask", "_seg")
 BESIDE = tuple(ending for ending in ENDINGS if ending and ending != "_label")
 """What marks a mask among the images themselves."""
+FEW = 16
+"""Colours up to which a picture looks like a mask."""
+FLAT = 0.95
+"""Share of pixels that a mask's two commonest levels have at least, where its edges are soft."""
 
 
 def pair(images: Iterable[Path], masks: Iterable[Path]) -> dict[Path, Path]:
@@ -67,8 +77,10 @@ def pair_in_places(
 
 def apart(files: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
     """Files of one folder of images -> images, masks beside them, and masks without an image."""
+    twins = _twins(files)
+    files = [file for file in files if file not in twins]
     stems = {name for file in files for name in (file.stem.lower(), file.name.lower())}
-    images, masks, lonely = [], [], []
+    images, masks, lonely = list[Path](), sorted(twins), list[Path]()
     for file in files:
         bases = [
             file.stem.lower()[: -len(ending)]
@@ -84,6 +96,53 @@ def apart(files: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
     if lonely and not images and not masks:  # then that is how the images are called
         return lonely, [], []
     return images, masks, lonely
+
+
+def _twins(files: Sequence[Path]) -> set[Path]:
+    """Masks that are called as the image beside them but for the suffix, as Real-IAD's are."""
+    same: dict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        same[file.stem.lower()].append(file)
+    found = set()
+    for several in same.values():
+        if len(several) == 2:
+            like = [looks_like_mask(file) for file in several]
+            found.update(file for file, is_mask in zip(several, like) if is_mask and not all(like))
+    return found
+
+
+def looks_like_mask(file: Path) -> bool:
+    """Whether a picture has a few colours alone, or is of two levels but for soft edges; photographs are not."""
+    try:
+        levels = np.asarray(read_image(file).image).astype(np.uint32)
+    except ImageError:
+        return False
+    colours = (levels[..., 0] << 16) | (levels[..., 1] << 8) | levels[..., 2]
+    _, counts = np.unique(colours, return_counts=True)
+    return len(counts) <= FEW or bool(np.sort(counts)[-2:].sum() >= FLAT * colours.size)
+
+
+def marks_something(mask: Path, image: Path) -> bool:
+    """Whether the mask of an image marks a pixel; in a folder of masks, whether one does.
+
+    Raises `DataError` for what is no mask: nobody knows, then, what it says of the image.
+    """
+    files = sorted(file for file in mask.iterdir() if is_image(file)) if mask.is_dir() else [mask]
+    try:
+        return any(read_any_size(file).anomalous.any() for file in files)
+    except MaskError as error:
+        raise DataError(
+            f"{error}: it is called as the mask of {image}; rename it if it is none"
+        ) from error
+
+
+def require_unmarked(image: Path, mask: Path, where: str = "") -> None:
+    """Raises `DataError` where a mask marks a defect on an image that is said to be good."""
+    if marks_something(mask, image):
+        raise DataError(
+            f"{where or image}: said to be good, but its mask {mask} marks a defect: one of the two is wrong; "
+            "correct the label, or remove the mask"
+        )
 
 
 def _by_name(masks: Iterable[Path]) -> dict[str, list[tuple[str, int, Path]]]:

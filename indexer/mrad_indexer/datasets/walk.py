@@ -14,6 +14,9 @@ from mrad.images.formats import SUFFIXES, kind_of
 HEAD = 1 << 12
 """Bytes of a file that tell whether it is a picture."""
 
+ANNOTATIONS = (".json", ".xml", ".txt")
+"""Where they are called as a picture: labelme's, VOC's, YOLO's and others' drawings."""
+
 
 @dataclass(frozen=True)
 class LeftOut:
@@ -43,12 +46,17 @@ def is_image(path: Path) -> bool:
 
 
 def left_out(root: Path, taken: set[Path]) -> tuple[LeftOut, ...]:
-    """Pictures below `root` that are not among `taken`, by name or by content, and why."""
+    """Pictures below `root` that are not among `taken`, by name or by content, annotations of those that are,
+    and why."""
     return tuple(_left_out(root, taken))
 
 
 def _left_out(root: Path, taken: set[Path]) -> Iterator[LeftOut]:
+    named = {name for path in taken for name in (path.stem, path.name)}
     for path in walk(root):
+        if path.suffix.lower() in ANNOTATIONS and path.stem in named:
+            yield LeftOut(path, "an annotation, which is not read here: see mrad data convert")
+            continue
         if path in taken or path.parent in taken:  # a folder of one image's masks is taken whole
             continue
         hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
