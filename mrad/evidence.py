@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from mrad.heads import Head, HeadOutput
 from mrad.heads.nn import NNHead
 from mrad.images.layout import cell_box
 from mrad.memory.bank import MemoryBank
-from mrad.memory.entry import Entry
+from mrad.memory.level import LevelMemory
 from mrad.retrieval.base import Retriever
 from mrad.retrieval.choose import make_retriever
 from mrad.retrieval.exact import ExactRetriever
@@ -31,107 +31,6 @@ class Asked:
     """Pixels of the image; None for all of it."""
     cell: tuple[int, int] | None = None
     """Row and column of a patch on its tile's grid."""
-
-
-def hottest(
-    queries: Tensor, patch: Tensor, sizes: Sequence[tuple[int, int]], grid: int
-) -> list[Asked]:
-    """The most anomalous patch of each image of a batch.
-
-    Args:
-        queries: [B, N, d], L2-normalised features of the patches.
-        patch: [B, N], their probabilities.
-        sizes: width, height of each image.
-        grid: patches a side.
-    """
-    asked = []
-    for row, (number, size) in enumerate(zip(patch.argmax(dim=1).tolist(), sizes)):
-        cell = divmod(number, grid)
-        asked.append(Asked(queries[row, number], cell_box(cell, grid, (0, 0, *size)), cell))
-    return asked
-
-
-def size_of(entry: Entry) -> tuple[int, int] | None:
-    """Width, height of an entry's image; None where nobody knows."""
-    return (entry.width, entry.height) if entry.width and entry.height else None
-
-
-def nearest_keys(
-    bank: MemoryBank,
-    level: Level,
-    asked: Sequence[Asked],
-    k: int,
-    exclude: Tensor | None,
-    retriever: Callable[[Level], Retriever],
-) -> list[list[Evidence]]:
-    """The k nearest keys of each, best first. `exclude` int64 [n]: entry rows not to find, or -1."""
-    memory = bank.image if level == "image" else bank.patch
-    queries = torch.stack([one.query for one in asked])
-    similarity, rows = retriever(level).nearest(queries, k, exclude)
-    found = []
-    for one, values, keys in zip(asked, similarity, rows):
-        evidence = []
-        for value, key in zip(values, keys):
-            if key < 0:  # fewer than k are left once the own entry is excluded
-                continue
-            entry = bank.entries[int(memory.entry[key])]
-            evidence.append(
-                Evidence(
-                    level=level,
-                    similarity=float(value),
-                    label=int(memory.labels[key]),
-                    entry_id=entry.entry_id,
-                    source=entry.source,
-                    region=str(memory.region[key]),
-                    defect=entry.defect if memory.labels[key] else "",
-                    query_cell=one.cell,
-                    query_box=one.box,
-                    tile=bank.tile_box(entry, int(memory.tile[key])),
-                    size=size_of(entry),
-                )
-            )
-        found.append(evidence)
-    return found
-
-
-def nearest_good(
-    bank: MemoryBank,
-    head: NNHead,
-    asked: Sequence[Asked],
-    k: int,
-    exclude: Tensor | None,
-    grid: int,
-) -> list[list[Evidence]]:
-    """The nearest good patch in each of the k nearest good images, with its place in its image.
-
-    `exclude` int64 [n]: entry rows not to find, or -1; `grid`: patches along a side.
-    """
-    own = [-1] * len(asked) if exclude is None else exclude.tolist()
-    found = []
-    for one, row in zip(asked, own):
-        evidence = []
-        for cosine, key in head.nearest_patches(one.query, k, row):
-            entry = bank.entries[int(bank.local.entry[key])]
-            tile = bank.tile_box(entry, int(bank.local.tile[key]))
-            whole = (0, 0, entry.width, entry.height)
-            cell = divmod(key % grid**2, grid)
-            evidence.append(
-                Evidence(
-                    level="patch",
-                    similarity=cosine,
-                    label=int(bank.local.labels[key]),
-                    entry_id=entry.entry_id,
-                    source=entry.source,
-                    region="normal",
-                    query_cell=one.cell,
-                    query_box=one.box,
-                    tile=tile,
-                    box=cell_box(cell, grid, tile or whole) if entry.width else None,
-                    size=size_of(entry),
-                )
-            )
-        found.append(evidence)
-    return found
 
 
 class Finder:
@@ -162,7 +61,10 @@ class Finder:
         if k < 1:
             return [()] * len(features)
         whole = [Asked(query) for query in features.class_query()]
-        local = hottest(self.patch_query(features), output.patch, sizes, self._encoder.grid)
+        queries, grid, local = self.patch_query(features), self._encoder.grid, []
+        for row, (number, size) in enumerate(zip(output.patch.argmax(dim=1).tolist(), sizes)):
+            cell = divmod(number, grid)
+            local.append(Asked(queries[row, number], cell_box(cell, grid, (0, 0, *size)), cell))
         image = self.nearest("image", whole, k, exclude)
         parts = self.nearest("patch", local, k, exclude)
         return [(*one, *part) for one, part in zip(image, parts)]
@@ -170,10 +72,47 @@ class Finder:
     def nearest(
         self, level: Level, asked: Sequence[Asked], k: int, exclude: Tensor | None
     ) -> list[list[Evidence]]:
-        """The k nearest of each; see `nearest_keys`."""
+        """The k nearest keys of each, best first. `exclude` int64 [n]: entry rows not to find, or -1.
+
+        For `nn` the nearest good patch in each of the k nearest good images, with its place there.
+        """
+        memory = self._bank.image if level == "image" else self._bank.patch
         if level == "patch" and isinstance(self._head, NNHead):
-            return nearest_good(self._bank, self._head, asked, k, exclude, self._encoder.grid)
-        return nearest_keys(self._bank, level, asked, k, exclude, self.retriever)
+            memory = self._bank.local
+            own = [-1] * len(asked) if exclude is None else exclude.tolist()
+            found = [self._head.nearest_patches(one.query, k, row) for one, row in zip(asked, own)]
+        else:
+            queries = torch.stack([one.query for one in asked])
+            similarity, rows = self.retriever(level).nearest(queries, k, exclude)
+            found = [list(zip(*pair)) for pair in zip(similarity.tolist(), rows.tolist())]
+        return [  # fewer than k are left once the own entry is excluded
+            [self._evidence(level, memory, one, *pair) for pair in pairs if pair[1] >= 0]
+            for one, pairs in zip(asked, found)
+        ]
+
+    def _evidence(
+        self, level: Level, memory: LevelMemory, asked: Asked, similarity: float, key: int
+    ) -> Evidence:
+        entry, grid = self._bank.entries[int(memory.entry[key])], self._encoder.grid
+        size = (entry.width, entry.height) if entry.width and entry.height else None
+        tile = self._bank.tile_box(entry, int(memory.tile[key]))
+        box = None
+        if memory is self._bank.local and size is not None:
+            box = cell_box(divmod(key % grid**2, grid), grid, tile or (0, 0, *size))
+        return Evidence(
+            level=level,
+            similarity=similarity,
+            label=int(memory.labels[key]),
+            entry_id=entry.entry_id,
+            source=entry.source,
+            region=str(memory.region[key]),
+            defect=entry.defect if memory.labels[key] else "",
+            query_cell=asked.cell,
+            query_box=asked.box,
+            tile=tile,
+            box=box,
+            size=size,
+        )
 
     def patch_query(self, features: Features) -> Tensor:
         """What of a patch is asked for as evidence [B, N, W]: what the head compares."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,7 @@ class Points:
         order = np.argsort(-value, kind="stable")
         return cls(value[order], truth[order], image[order], weight[order])
 
-    def choose(self, times: Values) -> dict[str, float]:
+    def choose(self, times: Values) -> dict[str, Any]:
         """The threshold of the best F1, every image counted `times[image]`, and what it does."""
         weight = self.weight * times[self.image]
         tp, fp = np.cumsum(weight * self.truth), np.cumsum(weight * ~self.truth)
@@ -67,16 +68,8 @@ def best_f1(points: Points, images: Truth, draws: int, seed: int) -> Threshold:
         values.append(points.choose(times)["value"])
     chosen = points.choose(np.ones(len(images)))
     low, high = np.quantile(values, [0.025, 0.975]) if values else [chosen["value"]] * 2
-    return Threshold(
-        rule="f1",
-        value=chosen["value"],
-        low=min(float(low), chosen["value"]),
-        high=max(float(high), chosen["value"]),
-        precision=chosen["precision"],
-        recall=chosen["recall"],
-        f1=chosen["f1"],
-        fpr=chosen["fpr"],
-    )
+    low, high = min(float(low), chosen["value"]), max(float(high), chosen["value"])
+    return Threshold(rule="f1", low=low, high=high, **chosen)
 
 
 def by_false_alarms(good: Values, target_fpr: float, bad: Values | None = None) -> Threshold:
@@ -92,9 +85,6 @@ def by_false_alarms(good: Values, target_fpr: float, bad: Values | None = None) 
     """
     value, promise = Tail.of(good).promise_at(target_fpr)
     low, high = interval(-np.sort(-good), rank_of(target_fpr, len(good)))
-    alarms = int((good >= value).sum())
-    known = 0 if bad is None else len(bad)
-    caught = 0 if bad is None else int((bad >= value).sum())
     return Threshold(
         value=value,
         low=min(low, value),
@@ -102,11 +92,19 @@ def by_false_alarms(good: Values, target_fpr: float, bad: Values | None = None) 
         rule="fpr",
         target_fpr=target_fpr,
         promise=promise,
-        precision=caught / max(caught + alarms, 1) if known else None,
-        recall=caught / known if known else None,
-        f1=2 * caught / (caught + alarms + known) if known else None,
-        fpr=alarms / len(good),
+        **effect_of(value, good, np.empty(0) if bad is None else bad),
     )
+
+
+def effect_of(value: float, good: Values, bad: Values) -> dict[str, Any]:
+    """What a threshold does to known images; all but the rate of false alarms None without defects."""
+    alarms, caught, known = int((good >= value).sum()), int((bad >= value).sum()), len(bad)
+    return {
+        "precision": caught / max(caught + alarms, 1) if known else None,
+        "recall": caught / known if known else None,
+        "f1": 2 * caught / (caught + alarms + known) if known else None,
+        "fpr": alarms / len(good),
+    }
 
 
 def fit_platt(score: Values, truth: Truth) -> Platt:

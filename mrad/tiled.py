@@ -11,6 +11,7 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -206,27 +207,23 @@ class Canvas:
             return None
         chosen = []
         for section, fine in zip(self.places.sections, self.finer.sections, strict=True):
-            values = torch.from_numpy(
-                self._drawn(section, working_size(section, self.rules.image_size))
+            size = working_size(section, self.rules.image_size)
+            strength = partial(
+                self._strength, torch.from_numpy(self._drawn(section, size)), section
             )
-            scale = values.shape[1] / section.size[0], values.shape[0] / section.size[1]
-
-            def strength(
-                tile: Tile,
-                values: Tensor = values,
-                scale: tuple[float, float] = scale,
-                at: tuple[int, int] = section.box[:2],
-            ) -> float:
-                left, top, right, bottom = (
-                    (edge - at[i % 2]) * scale[i % 2] for i, edge in enumerate(tile.box)
-                )
-                own = values[int(top) : math.ceil(bottom), int(left) : math.ceil(right)]
-                return float(top_mean(own[None], self.rules.top)[0])
-
             count = math.ceil(self.finer.closely * len(fine.every))
             kept = sorted(fine.every, key=strength, reverse=True)[:count]
             chosen.append(replace(fine, only=frozenset(tile.number for tile in kept)))
         return Canvas(replace(self.finer, sections=tuple(chosen), coarse=None), self.rules)
+
+    def _strength(self, values: Tensor, section: Section, tile: Tile) -> float:
+        """The top score of a section's map inside one tile."""
+        scale = values.shape[1] / section.size[0], values.shape[0] / section.size[1]
+        left, top, right, bottom = (
+            (edge - section.box[i % 2]) * scale[i % 2] for i, edge in enumerate(tile.box)
+        )
+        own = values[int(top) : math.ceil(bottom), int(left) : math.ceil(right)]
+        return float(top_mean(own[None], self.rules.top)[0])
 
     def notes(self) -> tuple[str, ...]:
         """What is to be said of the judgement."""
@@ -307,12 +304,8 @@ class Canvas:
 
     def _drawn(self, section: Section, size: tuple[int, int]) -> FloatArray:
         if section.tile == section.size:
-            return resize_map(self._square(section), size)
+            return resize_map(self._own_map(self._grids[section.tiles[0].number]), size)
         return np.asarray(blend(section, self._grids, size, self.rules.operator).numpy())
-
-    def _square(self, section: Section) -> Tensor:
-        """The map [S, S] of a section that is one tile."""
-        return self._own_map(self._grids[section.tiles[0].number])
 
     def _own_map(self, cells: Tensor) -> Tensor:
         """The map [S, S] of one tile's patch probabilities."""

@@ -10,7 +10,6 @@ holds now, not on the way there: what was taught and forgotten again leaves no t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +18,7 @@ from mrad.calibration import Calibration, Isotonic, Platt, Rule, Summary, Tail, 
 from mrad.confidence import Promise
 from mrad.detector import Detector
 from mrad.errors import CalibrationError
-from mrad.fitting import Values
+from mrad.fitting import Values, effect_of
 from mrad.retrieval.lessons import FEW
 from mrad.thresholds.calibrate import TARGET, Cuts, Scored, separation_of, thresholds_of
 from mrad.thresholds.own import memory_of, own_scores
@@ -55,18 +54,11 @@ def followed(origin: Calibration, detector: Detector, scored: Scored) -> Calibra
     if name == origin.follows:
         return origin.model_copy(update={**kept, "own": before})
     both = [entry for entry in before if entry in now]
-    shift = _shift(
-        np.array([before[entry].score for entry in both]),
-        np.array([now[entry].score for entry in both]),
-        origin.image.value,
-    )
+    pairs = [(before[entry], now[entry]) for entry in both]
+    shift = _shift([(was.score, own.score) for was, own in pairs], origin.image.value)
     found = origin.model_copy(update=kept | _moved(origin, shift, shift))
     if origin.pixel is not None:
-        by = _shift(
-            np.array([before[entry].peak for entry in both]),
-            np.array([now[entry].peak for entry in both]),
-            origin.pixel.value,
-        )
+        by = _shift([(was.peak, own.peak) for was, own in pairs], origin.pixel.value)
         found = found.model_copy(update={"pixel": _threshold(origin.pixel, by)})
     if not rests_on_own(origin):
         return found
@@ -74,9 +66,8 @@ def followed(origin: Calibration, detector: Detector, scored: Scored) -> Calibra
     rule = origin.image.rule
     try:
         cuts = thresholds_of(detector, scored, rule, target, DRAWS)
-        value = _within(
-            found.image.value, _chosen(detector, scored, set(both), rule, target) or cuts
-        )
+        chosen = (_chosen(detector, scored, set(both), rule, target) or cuts).image
+        value = min(max(found.image.value, chosen.low), chosen.high)
     except CalibrationError:  # too few images are left, or they say nothing: it stays
         return found
     truth = np.array(scored.anomalous, dtype=bool)
@@ -127,10 +118,6 @@ def flips(before: Calibration, after: Calibration) -> list[Flip]:
     return found
 
 
-def _within(value: float, cuts: Cuts) -> float:
-    return min(max(value, cuts.image.low), cuts.image.high)
-
-
 def _chosen(
     detector: Detector, scored: Scored, kept: set[str], rule: Rule, target: float
 ) -> Cuts | None:
@@ -143,10 +130,11 @@ def _chosen(
     return thresholds_of(detector, scored.some(rows), rule, target, DRAWS)
 
 
-def _shift(before: Values, after: Values, cut: float) -> float:
+def _shift(pairs: list[tuple[float, float]], cut: float) -> float:
     """What moved most of the images around a cut: the median over the half of them nearest to it."""
-    if not len(before):
+    if not pairs:
         return 0.0
+    before, after = np.array(pairs).T
     count = max(LEAST, len(before) // 2)
     nearest = np.argsort(np.abs(before - cut), kind="stable")[:count]
     return float(np.median(after[nearest] - before[nearest]))
@@ -155,12 +143,11 @@ def _shift(before: Values, after: Values, cut: float) -> float:
 def _moved(origin: Calibration, by: float, scores: float) -> dict[str, object]:
     """What stands on the scale of scores: the threshold and probabilities `by`, the images `scores`."""
     bad = origin.scores_anomalous
+    good = [value + scores for value in origin.normal_scores.value]
     return {
         "image": _threshold(origin.image, by),
         "model": _model(origin.model, by),
-        "normal_scores": origin.normal_scores.model_copy(
-            update={"value": _by(origin.normal_scores.value, scores)}
-        ),
+        "normal_scores": origin.normal_scores.model_copy(update={"value": good}),
         "scores_normal": _summary(origin.scores_normal, scores),
         "scores_anomalous": None if bad is None else _summary(bad, scores),
     }
@@ -169,7 +156,7 @@ def _moved(origin: Calibration, by: float, scores: float) -> dict[str, object]:
 def _model(model: Platt | Isotonic | None, by: float) -> Platt | Isotonic | None:
     if isinstance(model, Platt):
         return model.model_copy(update={"centre": model.centre + by})
-    return None if model is None else model.model_copy(update={"x": _by(model.x, by)})
+    return model and model.model_copy(update={"x": [x + by for x in model.x]})
 
 
 def _threshold(cut: Threshold, by: float) -> Threshold:
@@ -178,29 +165,16 @@ def _threshold(cut: Threshold, by: float) -> Threshold:
 
 
 def _summary(summary: Summary, by: float) -> Summary:
-    moved = {"mean": summary.mean + by, "quantiles": _by(summary.quantiles, by)}
-    return summary.model_copy(update=moved)
-
-
-def _by(values: Iterable[float], by: float) -> list[float]:
-    return [value + by for value in values]
+    quantiles = [value + by for value in summary.quantiles]
+    return summary.model_copy(update={"mean": summary.mean + by, "quantiles": quantiles})
 
 
 def _at(
     value: float, cuts: Cuts, score: Values, truth: np.ndarray[tuple[int], np.dtype[np.bool_]]
 ) -> Threshold:
     """A threshold with what it does to the images as they are now."""
-    bad, good = score[truth], cuts.good
-    alarms, caught = int((good >= value).sum()), int((bad >= value).sum())
-    known = len(bad)
-    promise = Promise.of(min(alarms + 1, len(good)), len(good))
-    return cuts.image.model_copy(
-        update={
-            "value": value,
-            "promise": None if cuts.image.promise is None else promise,
-            "precision": caught / max(caught + alarms, 1) if known else None,
-            "recall": caught / known if known else None,
-            "f1": 2 * caught / (caught + alarms + known) if known else None,
-            "fpr": alarms / len(good),
-        }
-    )
+    good, promise = cuts.good, cuts.image.promise
+    if promise is not None:
+        promise = Promise.of(min(int((good >= value).sum()) + 1, len(good)), len(good))
+    facts = {"value": value, "promise": promise, **effect_of(value, good, score[truth])}
+    return cuts.image.model_copy(update=facts)

@@ -152,10 +152,10 @@ def _score_whole(
     for start in range(0, count, BATCH):
         part = slice(start, min(start + BATCH, count))
         maps = anomaly_map(output.patch[part], side, detector.sigma)
-        scores = fuse(top_mean(maps, detector.top), output.image[part], detector.fusion)
-        scored.score += scores.tolist()
+        tops = top_mean(maps, detector.top)
+        scored.score += fuse(tops, output.image[part], detector.fusion).tolist()
         scored.whole += output.image[part].tolist()
-        scored.top += top_mean(maps, detector.top).tolist()
+        scored.top += tops.tolist()
         scored.peak += maps.flatten(1).amax(dim=1).tolist()
         scored.own_row += views.rows[part].tolist()
         scored.anomalous += (~views.good[part]).tolist()
