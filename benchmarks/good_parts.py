@@ -25,9 +25,9 @@ from mrad_indexer.training.recipe import FEW_IMAGES
 from benchmarks.good_sets import SETS, Pictures
 from benchmarks.tables import Cell, Table, main
 from mrad.encoder.encoder import Encoder
-from mrad.heads import Head, HeadOutput, load_head
+from mrad.heads import Head, HeadOutput, NoSettings, load_head
 from mrad.heads.choose import problem
-from mrad.heads.ft import FTConfig, FTHead
+from mrad.heads.ft import FTHead
 from mrad.heads.nn import NNHead
 from mrad.maps import anomaly_map, fuse, top_mean
 from mrad.memory.bank import MemoryBank
@@ -107,7 +107,7 @@ def trained(pictures: Pictures, rows: np.ndarray, bank: MemoryBank, seed: int) -
     recipe = FEW_IMAGES.model_copy(update={"seed": seed})
     data = training_set(pictures, rows, bank)
     weights = train_ft(pictures.encoder, data, recipe, History())
-    return FTHead(pictures.encoder, FTConfig(), weights.state_dict())
+    return FTHead(pictures.encoder, NoSettings(), weights.state_dict())
 
 
 def outcomes(

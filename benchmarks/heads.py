@@ -22,9 +22,9 @@ from mrad_indexer.training.recipe import FEW_IMAGES, CLIPRecipe, FTRecipe
 from benchmarks.mini import DATA, SETS, Encoded, Judge, encode_set, halves, measure
 from benchmarks.tables import Table, main
 from mrad.encoder.encoder import Encoder, Features
-from mrad.heads import Head, load_head
+from mrad.heads import Head, NoSettings, load_head
 from mrad.heads.clip import CLIPConfig, CLIPHead
-from mrad.heads.ft import FTConfig, FTHead
+from mrad.heads.ft import FTHead
 from mrad.memory.bank import MemoryBank
 from mrad.memory.entry import Entry
 from mrad.memory.keys import Piece, keys_of
@@ -81,8 +81,8 @@ def trained_heads(
     prompted = train_clip(encoder, data, weights, prompts, history)
     heads: dict[str, Head] = {
         "TF": load_head("tf", encoder),
-        "FT, paper": FTHead(encoder, FTConfig(), by_paper.state_dict()),
-        FT_ROW: FTHead(encoder, FTConfig(), weights.state_dict()),
+        "FT, paper": FTHead(encoder, NoSettings(), by_paper.state_dict()),
+        FT_ROW: FTHead(encoder, NoSettings(), weights.state_dict()),
         "CLIP": CLIPHead(encoder, CLIPConfig(), prompted.state_dict()),
     }
     for head in heads.values():

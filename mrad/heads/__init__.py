@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mrad.errors import HeadError
 
@@ -33,6 +33,12 @@ class HeadOutput:
     """[B, N], row by row on the grid: what becomes the map."""
     image: Tensor
     """[B]."""
+
+
+class NoSettings(BaseModel):
+    """Of a head that has nothing to set."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 class Head(Protocol):

@@ -7,9 +7,12 @@ few labelled defects the other head counts for little, the more the more there a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -18,6 +21,7 @@ from mrad.encoder.encoder import Features
 from mrad.heads import Head, HeadOutput, head_class
 from mrad.heads.choose import check_good_parts
 from mrad.heads.good_parts.standard import Scale, trust
+from mrad.heads.good_parts.sums import stored_features
 from mrad.heads.nn import LeftOut, NNHead
 from mrad.heads.tf import TFHead
 
@@ -56,8 +60,6 @@ class CombinedHead(NNHead):
     @torch.inference_mode()
     def attach(self, bank: MemoryBank, mode: str = "exact") -> None:
         """As `NNHead.attach`; the other head joins at each level that holds both classes."""
-        import copy
-
         check_good_parts(bank)
         before = getattr(self, "patch_level", None)
         self.image_level, self.patch_level = both(bank.image), both(bank.patch)
@@ -91,10 +93,9 @@ class CombinedHead(NNHead):
         """What the other head says of the images in `views`, each without its own keys."""
         if isinstance(self.base, TFHead):
             return self.base.left_out_output(self.views)
-        found = [
-            self.base(features, self.views.rows[start : start + 1])
-            for start, features in enumerate(self.stored(1))
-        ]
+        stored = stored_features(self.bank, self.views, self.encoder.device)
+        rows = self.views.rows
+        found = [self.base(stored([view]), rows[view : view + 1]) for view in range(len(rows))]
         patch, image = (
             torch.cat([getattr(one, name) for one in found]) for name in ("patch", "image")
         )
@@ -134,10 +135,6 @@ def with_patches_of_images(bank: MemoryBank) -> MemoryBank:
 
     The anomalous key is a stand-in that is never read: the caller drops the patch level's answer.
     """
-    from dataclasses import replace
-
-    import numpy as np
-
     patch = bank.patch
     first = slice(0, 1)
     extra = replace(

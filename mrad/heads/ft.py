@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from mrad.errors import HeadError
-from mrad.heads import HeadOutput
+from mrad.heads import HeadOutput, NoSettings
 from mrad.heads.checkpoint import fill
 from mrad.heads.choose import check_two_classes
 from mrad.memory.level import LevelMemory
@@ -25,12 +25,6 @@ if TYPE_CHECKING:
 
 SAMPLE = 256
 """Queries from which approximate retrieval reads the head's sharpness and its own error."""
-
-
-class FTConfig(BaseModel):
-    """FT has nothing to set: its sharpness lies in its weights."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class FTWeights(nn.Module):
@@ -71,7 +65,7 @@ class FTHead:
     """Plain dot product of projected queries and keys; the keys are projected once, in `attach`."""
 
     name = "ft"
-    Config: type[BaseModel] = FTConfig
+    Config: type[BaseModel] = NoSettings
 
     def __init__(
         self, encoder: Encoder, config: BaseModel, state: Mapping[str, Tensor] | None = None

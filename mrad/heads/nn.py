@@ -6,19 +6,18 @@ the good images themselves, each left out (`mrad.heads.good_parts.standard`), so
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from torch import Tensor
 
 from mrad.encoder.encoder import Features
-from mrad.encoder.tower import neighbourhood_average
 from mrad.errors import HeadError
-from mrad.heads import HeadOutput
+from mrad.heads import HeadOutput, NoSettings
 from mrad.heads.choose import check_good_parts
 from mrad.heads.good_parts.cells import CellScales, LeftOutCells
 from mrad.heads.good_parts.classes import GoodClasses
@@ -41,12 +40,6 @@ BATCH = 16
 """Stored images looked at together."""
 
 
-class NNConfig(BaseModel):
-    """Nothing to set: the memory's own images give every scale."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
 @dataclass(frozen=True)
 class LeftOut:
     """The memory's own images, none of which was compared with itself or its near-duplicates."""
@@ -63,7 +56,7 @@ class NNHead:
     """See the module."""
 
     name = "nn"
-    Config: type[BaseModel] = NNConfig
+    Config: type[BaseModel] = NoSettings
     distances = 1
     """How many of the statistics of a whole image are distances."""
     local = True
@@ -94,20 +87,19 @@ class NNHead:
         # What is usual is said by the images that the bank was built of: a lesson moves no scale.
         count = settled_entries(bank, self.views)
         self.settled = self.views.rows < count
-        self.place_in_image = {
-            pair: row
-            for row, pair in enumerate(zip(bank.image.entry.tolist(), bank.image.tile.tolist()))
-        }
+        image = enumerate(zip(bank.image.entry.tolist(), bank.image.tile.tolist()))
+        row_of = {pair: row for row, pair in image}
         pairs = list(zip(self.views.rows.tolist(), self.views.tiles.tolist()))
         self.places = bank.places(pairs)
-        self._wholes, good = self._stored_wholes(pairs), self.views.good
+        rows, good = [row_of[pair] for pair in pairs], self.views.good
+        raw = torch.from_numpy(bank.local.keys).view(len(pairs), cells, bank.local.dim)
+        self._wholes = whole_images(torch.from_numpy(bank.image.keys[rows]), raw)
         self.classes = GoodClasses(
             self._wholes[good], self.groups[self.views.rows[good]], self.settled[good]
         )
         found = self.left_out()
         tops = self.tops(found.cells)
-        labels = bank.image.labels[[self.place_in_image[pair] for pair in pairs]]
-        bad = torch.from_numpy(labels == ANOMALOUS)
+        bad = torch.from_numpy(bank.image.labels[rows] == ANOMALOUS)
         kept = self.settled
         self.blend = Blend.of(
             tops[kept], found.parts[:, kept], found.good[kept], self.distances, bad[kept]
@@ -188,13 +180,6 @@ class NNHead:
         self._left_out_spread = found
         return [found.values], [found.calmed(*given)]
 
-    def _stored_wholes(self, pairs: list[tuple[int, int]]) -> Tensor:
-        """`whole_images` of the views, whose entries and tiles are `pairs`."""
-        keys = torch.from_numpy(self.bank.image.keys)
-        classes = keys[torch.tensor([self.place_in_image[pair] for pair in pairs])]
-        raw = torch.from_numpy(self.bank.local.keys)
-        return whole_images(classes, raw.view(len(pairs), -1, self.bank.local.dim))
-
     def _known_usual(self) -> LeftOutDistances | None:
         """What was measured among settled images, unless one of those is a lesson here."""
         found, entries = self._usual, self.bank.entries
@@ -203,19 +188,6 @@ class NNHead:
         asked = frozenset(found.entries) if found.asked is None else found.asked
         lessons = {entries[row].entry_id for row in self.views.rows[~self.settled].tolist()}
         return None if asked & lessons else found
-
-    def stored(self, batch: int = BATCH) -> Iterator[Features]:
-        """The images that the memory holds whole, as the encoder gave them, in the order of `views`."""
-        cells, grid = self.encoder.grid**2, self.encoder.grid
-        raw = torch.from_numpy(self.bank.local.keys).view(-1, cells, self.bank.local.dim)
-        pairs = zip(self.views.rows.tolist(), self.views.tiles.tolist())
-        keys = torch.from_numpy(self.bank.image.keys)
-        image = keys[torch.tensor([self.place_in_image[pair] for pair in pairs])]
-        device = self.encoder.device
-        for start in range(0, len(raw), batch):
-            part = raw[start : start + batch].to(device)
-            whole = image[start : start + batch].to(device)
-            yield Features(whole, neighbourhood_average(part, grid), part)
 
     def left_out_measures(self) -> tuple[Tensor, Tensor]:
         """As `measure` of the images in `views`, each without its own group."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from mrad.errors import HeadError
-from mrad.heads import HeadOutput
+from mrad.heads import HeadOutput, NoSettings
 from mrad.heads.choose import check_two_classes
-from mrad.heads.good_parts.sums import LeftOutSums, stored_at, stored_query
+from mrad.heads.good_parts.sums import LeftOutSums, stored_at, stored_features
 from mrad.retrieval.good_patches import Views
 from mrad.retrieval.lessons import built_entries, judged, retriever_of
 
@@ -20,20 +19,14 @@ if TYPE_CHECKING:
     from mrad.memory.bank import MemoryBank
 
 
-class TFConfig(BaseModel):
-    """TF has nothing to set: the temperature is 1."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
 class TFHead:
     """Retrieval with the frozen features alone."""
 
     name = "tf"
-    Config = TFConfig
+    Config = NoSettings
 
     def __init__(
-        self, encoder: Encoder, config: TFConfig, state: Mapping[str, Tensor] | None = None
+        self, encoder: Encoder, config: NoSettings, state: Mapping[str, Tensor] | None = None
     ) -> None:
         if state:
             raise HeadError("tf is train-free: it takes no checkpoint")
@@ -65,8 +58,8 @@ class TFHead:
         place, known = stored_at(self.bank), self._sums
         if known is None and place is not None:
             known = LeftOutSums.read(place, self.levels)
-        query = stored_query(self.bank, views, self.encoder.device)
-        self._sums = LeftOutSums.measure(self.bank, views, query, known)
+        stored = stored_features(self.bank, views, self.encoder.device)
+        self._sums = LeftOutSums.measure(self.bank, views, stored, known)
         if known is None and place is not None:
             self._sums.write(place)
         return self._sums.output(views.rows)

@@ -10,14 +10,12 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mrad.calibration import Calibration, OwnScore
 from mrad.detector import Detector
-from mrad.encoder.encoder import Features
 from mrad.errors import CalibrationError, LayoutError
 from mrad.heads import HeadOutput
-from mrad.heads.good_parts.sums import stored_query
+from mrad.heads.good_parts.sums import stored_features
 from mrad.heads.nn import NNHead
 from mrad.heads.tf import TFHead
 from mrad.maps import anomaly_map, at_shape, fuse, top_mean
@@ -77,10 +75,6 @@ def score_own(
         )
     scored.source = [bank.entries[row].source for row in scored.own_row]
     first = [places[0] for places in whole.values()]
-    if bank.layout.plain and not isinstance(detector.head, NNHead):  # `nn` knows its doubles
-        scored.sketch = _sketches(bank, grid**2, first)
-    else:
-        scored.sketch = [None] * len(first)
     _find_similar(detector, views, output, first, scored, thorough)
     return scored
 
@@ -121,16 +115,11 @@ def _output(detector: Detector, views: Views) -> HeadOutput:
             "lesson, which takes too long; its thresholds stay until the bank is calibrated: mrad "
             "calibrate BANK"
         )
-    ask = stored_query(bank, views, detector.encoder.device)
-    raw = torch.from_numpy(bank.local.keys).view(-1, cells, bank.local.dim)
+    stored = stored_features(bank, views, detector.encoder.device)
     patch, image = [], []
     for start in range(0, len(views), BATCH):
         chosen = range(start, min(start + BATCH, len(views)))
-        classes, averaged = ask(chosen)
-        output = head(
-            Features(classes, averaged, raw[start : start + BATCH].to(classes.device)),
-            views.rows[start : start + BATCH],
-        )
+        output = head(stored(chosen), views.rows[start : start + BATCH])
         patch.append(output.patch.cpu())
         image.append(output.image.cpu())
     return HeadOutput(torch.cat(patch), torch.cat(image))
@@ -207,15 +196,6 @@ def _score_cut(
     return found
 
 
-def _sketches(bank: MemoryBank, cells: int, views: list[int]) -> list[Tensor | None]:
-    raw = torch.from_numpy(bank.local.keys).view(-1, cells, bank.local.dim)
-    found: list[Tensor | None] = []
-    for start in range(0, len(views), BATCH):
-        part = raw[views[start : start + BATCH]]
-        found += list(sketches(Features(part[:, 0], part, part)))
-    return found
-
-
 def _find_similar(
     detector: Detector,
     views: Views,
@@ -224,16 +204,21 @@ def _find_similar(
     scored: Scored,
     thorough: bool,
 ) -> None:
-    """How near the nearest key of another entry is: what the service compares new images with."""
-    ask = stored_query(detector.bank, views, detector.encoder.device)
+    """What tells doubles, and how near the nearest key of another entry is: what the service compares
+    new images with."""
+    stored = stored_features(detector.bank, views, detector.encoder.device)
+    sketched = detector.bank.layout.plain and not isinstance(
+        detector.head, NNHead
+    )  # it knows doubles
     for start in range(0, len(first), BATCH):
         chosen = first[start : start + BATCH]
         own = views.rows[chosen]
-        classes, averaged = ask(chosen)
-        near, _ = detector.retriever("image").nearest(classes, 1, own)
+        features = stored(chosen)
+        scored.sketch += sketches(features) if sketched else [None] * len(chosen)
+        near, _ = detector.retriever("image").nearest(features.class_query(), 1, own)
         scored.similarity_image += near[:, 0].tolist()
         if thorough:
             cells = output.patch[chosen].argmax(dim=1)
-            asked = averaged[torch.arange(len(chosen)), cells]
+            asked = features.patch_query()[torch.arange(len(chosen)), cells]
             near, _ = detector.retriever("patch").nearest(asked, 1, own)
             scored.similarity_patch += near[:, 0].tolist()

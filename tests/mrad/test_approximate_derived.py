@@ -18,7 +18,8 @@ from clusters import COUNT, WIDTH, clustered, mixed_labels
 
 from mrad import Detector, Encoder, MemoryBank
 from mrad.errors import EmptyLevelError, MRADError
-from mrad.heads.ft import FTConfig, FTHead, FTWeights
+from mrad.heads import NoSettings
+from mrad.heads.ft import FTHead, FTWeights
 from mrad.memory.level import LevelMemory
 from mrad.retrieval.approximate import derived as approximate_derived
 from mrad.retrieval.approximate.derived import approximate, stored
@@ -242,7 +243,7 @@ def test_a_sharp_head_on_an_approximate_memory(
     image = np.random.default_rng(0).integers(0, 255, (64, 80, 3), dtype=np.uint8)
     features, outputs = tiny_encoder.encode([image]), []
     for mode in ("exact", "approximate"):
-        head = FTHead(tiny_encoder, FTConfig(), state)
+        head = FTHead(tiny_encoder, NoSettings(), state)
         head.attach(tiny_bank, mode)
         outputs.append(head(features, torch.tensor([2])))
     exact, other = outputs

@@ -110,7 +110,16 @@ class LeftOutDistances:
         for view, pair in enumerate(pairs):
             place = old.get(pair)
             if known is not None and place is not None and known.groups[place] == groups[view]:
-                made._renew(view, known, place, moved, fresh, views, good_patches, query)
+                made.cosine[view] = known.cosine[place]
+                made.nearest[view] = moved[known.nearest[place].long()]
+                gone = made.nearest[view] == -2
+                if bool(gone.any()):
+                    made._measure(view, gone, views, good_patches, query)
+                if several and bool(fresh.any()):
+                    cosine, key = good_patches.nearest(query(view), int(views.rows[view]), fresh)
+                    closer = cosine.cpu() > made.cosine[view]
+                    made.cosine[view, closer] = cosine.cpu()[closer]
+                    made.nearest[view, closer] = _entries_of(key, good_patches)[closer]
             else:
                 made._measure(view, None, views, good_patches, query)
             if (tell := _progress.get()) is not None:
@@ -130,31 +139,6 @@ class LeftOutDistances:
         cosine, key = good_patches.nearest(patches[asked], int(views.rows[view]))
         self.cosine[view, asked] = cosine.cpu()
         self.nearest[view, asked] = _entries_of(key, good_patches)
-
-    def _renew(
-        self,
-        view: int,
-        known: LeftOutDistances,
-        place: int,
-        moved: Tensor,
-        fresh: Tensor,
-        views: Views,
-        good_patches: GoodPatches,
-        query: Query,
-    ) -> None:
-        """Take over what was measured; look at new patches, and again where the nearest is gone."""
-        self.cosine[view] = known.cosine[place]
-        self.nearest[view] = moved[known.nearest[place].long()]
-        gone = self.nearest[view] == -2
-        if bool(gone.any()):
-            self._measure(view, gone, views, good_patches, query)
-        if self.several and bool(fresh.any()):
-            cosine, key = good_patches.nearest(query(view), int(views.rows[view]), fresh)
-            closer = cosine.cpu() > self.cosine[view]
-            self.cosine[view] = torch.where(closer, cosine.cpu(), self.cosine[view])
-            self.nearest[view] = torch.where(
-                closer, _entries_of(key, good_patches), self.nearest[view]
-            )
 
     def write(self, path: Path) -> None:
         """Keep it at `path`, or say in the log why not."""

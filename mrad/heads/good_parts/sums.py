@@ -34,8 +34,8 @@ BATCH = 8
 VERSION = 2
 KEPT = ("total", "taught", "nearest")
 """Tensors of `Sums`."""
-Query = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
-"""Views -> class queries [B, E] and patch queries [B, N, W], L2-normalised."""
+Stored = Callable[[Sequence[int]], Features]
+"""Views -> their features."""
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,14 @@ class LeftOutSums:
     @classmethod
     @torch.inference_mode()
     def measure(
-        cls, bank: MemoryBank, views: Views, query: Query, known: LeftOutSums | None = None
+        cls, bank: MemoryBank, views: Views, stored: Stored, known: LeftOutSums | None = None
     ) -> LeftOutSums:
         """Of the bank as it is.
 
         Args:
             bank: holds the entries.
             views: the images, or tiles, that it holds whole.
-            query: gives what they ask with.
+            stored: gives what they ask with.
             known: of an earlier state of the bank; what still holds is taken over.
         """
         entries = tuple(entry.entry_id for entry in bank.entries)
@@ -147,10 +147,10 @@ class LeftOutSums:
             before, now = set(known.entries), set(entries)
             gone = [row for row, entry in enumerate(known.entries) if entry not in now]
             new = [row for row, entry in enumerate(entries) if entry not in before]
-            made._add(kept, views, query, known.levels, gone, -1.0)
-            made._add(kept, views, query, levels, new, 1.0)
+            made._add(kept, views, stored, known.levels, gone, -1.0)
+            made._add(kept, views, stored, levels, new, 1.0)
         if fresh:
-            made._add(fresh, views, query, levels, None, 1.0)
+            made._add(fresh, views, stored, levels, None, 1.0)
         return made
 
     def _follows(self, known: LeftOutSums) -> bool:
@@ -166,7 +166,7 @@ class LeftOutSums:
         self,
         chosen: list[int],
         views: Views,
-        query: Query,
+        stored: Stored,
         levels: tuple[LevelMemory, LevelMemory],
         rows: list[int] | None,
         sign: float,
@@ -179,7 +179,8 @@ class LeftOutSums:
         for start in range(0, len(chosen), BATCH):
             batch = torch.tensor(chosen[start : start + BATCH])
             own = views.rows[batch] if rows is None else torch.full((len(batch),), -1)
-            image, patch = query(batch.tolist())
+            asked = stored(batch.tolist())
+            image, patch = asked.class_query(), asked.patch_query()
             for keys, full in parts[0]:
                 self.image.add(batch, image, keys, own, full, sign)
             at, own = _cells(batch, cells), own.repeat_interleave(cells)
@@ -237,8 +238,8 @@ def stored_at(bank: MemoryBank) -> Path | None:
     return cache.place(bank, "sums", VERSION, [bank.local, bank.image, bank.patch])
 
 
-def stored_query(bank: MemoryBank, views: Views, device: torch.device | str) -> Query:
-    """The queries of the images that a bank holds whole, from what it holds of them."""
+def stored_features(bank: MemoryBank, views: Views, device: torch.device | str) -> Stored:
+    """The features of the images that a bank holds whole, from what it holds of them."""
     cells, grid = views.normal.shape[1], round(views.normal.shape[1] ** 0.5)
     raw = torch.from_numpy(bank.local.keys).view(-1, cells, bank.local.dim)
     place = {
@@ -248,13 +249,12 @@ def stored_query(bank: MemoryBank, views: Views, device: torch.device | str) -> 
     pairs = list(zip(views.rows.tolist(), views.tiles.tolist()))
     keys = torch.from_numpy(bank.image.keys)
 
-    def ask(chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def features(chosen: Sequence[int]) -> Features:
         whole = keys[torch.tensor([place[pairs[view]] for view in chosen])].to(device)
         part = raw[torch.tensor(list(chosen))].to(device)
-        features = Features(whole, neighbourhood_average(part, grid))
-        return features.class_query(), features.patch_query()
+        return Features(whole, neighbourhood_average(part, grid), part)
 
-    return ask
+    return features
 
 
 def _cells(views: Tensor, cells: int) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 
 from mrad import Detector, Encoder, MemoryBank
 from mrad.errors import HeadError
-from mrad.heads import available_heads, load_head
-from mrad.heads.ft import FTConfig, FTHead
+from mrad.heads import NoSettings, available_heads, load_head
+from mrad.heads.ft import FTHead
 
 GEOMETRIES = {
     "patch 14": ({"patch_size": 14, "image_size": 56}, 84, True),
@@ -66,7 +66,7 @@ def test_any_vit(name, head, tiny_samples, make_state, make_image):
         state = {f"image_proj.mlp{i}.{k}": v for i in (1, 2) for k, v in eye.items()}
         state |= {f"patch_proj.fc.{i}.{k}": v for i in (0, 1) for k, v in eye48.items()}
     features = encoder.encode([make_image(40 + i, defect=i > 0)[0] for i in range(2)])
-    built = FTHead(encoder, FTConfig(), state) if head == "ft" else load_head("tf", encoder)
+    built = FTHead(encoder, NoSettings(), state) if head == "ft" else load_head("tf", encoder)
     built.attach(bank)
     found = built(features)
     image, patch = by_hand(state, bank, features)
@@ -78,7 +78,7 @@ def test_any_vit(name, head, tiny_samples, make_state, make_image):
 
 def test_exclude_leaves_an_entry_s_keys_out(tiny_encoder, tiny_bank, tiny_samples, make_state):
     state = make_state("ft", tiny_encoder)
-    head = FTHead(tiny_encoder, FTConfig(), state)
+    head = FTHead(tiny_encoder, NoSettings(), state)
     head.attach(tiny_bank)
     features = tiny_encoder.encode([sample.image for sample in tiny_samples[:3]])
     rows = torch.tensor([0, -1, 2])
@@ -92,7 +92,7 @@ def test_exclude_leaves_an_entry_s_keys_out(tiny_encoder, tiny_bank, tiny_sample
 def test_keys_are_projected_in_attach_and_not_again(
     tiny_encoder, tiny_bank, tiny_samples, make_state, monkeypatch
 ):
-    head = FTHead(tiny_encoder, FTConfig(), make_state("ft", tiny_encoder))
+    head = FTHead(tiny_encoder, NoSettings(), make_state("ft", tiny_encoder))
     head.attach(tiny_bank)
 
     def refuse(keys):

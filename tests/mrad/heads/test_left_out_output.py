@@ -10,8 +10,7 @@ import torch
 
 from mrad import Detector, Encoder, MemoryBank, Sample
 from mrad.demo import FOLDER
-from mrad.encoder.encoder import Features
-from mrad.heads.good_parts.sums import LeftOutSums, Sums, stored_query
+from mrad.heads.good_parts.sums import LeftOutSums, Sums, stored_features
 from mrad.memory.keys import encode_samples
 from mrad.retrieval.good_patches import Views
 
@@ -38,9 +37,7 @@ def judged_one_by_one(detector: Detector) -> tuple[np.ndarray, np.ndarray]:
     """The long way: every stored image through the head, its own entry excluded."""
     bank, encoder = detector.bank, detector.encoder
     views = Views.of(bank.local, encoder.grid**2)
-    raw = torch.from_numpy(bank.local.keys).view(len(views), encoder.grid**2, -1)
-    classes, averaged = stored_query(bank, views, "cpu")(range(len(views)))
-    output = detector.head(Features(classes, averaged, raw), views.rows)
+    output = detector.head(stored_features(bank, views, "cpu")(range(len(views))), views.rows)
     return output.patch.numpy(), output.image.numpy()
 
 
