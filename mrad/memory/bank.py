@@ -25,7 +25,7 @@ from mrad.images.layout import PLAIN, Layout, Places
 from mrad.images.options import ReadOptions
 from mrad.memory.contents import SETTLED, Contents
 from mrad.memory.entry import REGIONS, Entry, Key, PatchKeys
-from mrad.memory.level import LevelMemory
+from mrad.memory.level import LEVELS, LevelMemory
 from mrad.types import WHOLE, Box, Place, Sample
 from mrad.words import counted
 
@@ -146,13 +146,10 @@ class MemoryBank(Contents):
         if strangers:
             raise BankError(f"keys refer to unknown entries: {sorted(strangers)[:3]}")
         levels: list[LevelMemory] = []
-        for position, level in enumerate(("image", "patch", "local")):
+        for level, dim in zip(LEVELS, (*(dims or (0, 0)), None)):
             chosen = [key for key in keys if key.level == level]
-            dim = len(chosen[0].vector) if chosen else 0
-            if not chosen and position == 2:
-                dim = levels[1].dim
-            elif not chosen and dims:
-                dim = dims[position]
+            dim = levels[1].dim if dim is None else dim
+            dim = len(chosen[0].vector) if chosen else dim
             if any(len(key.vector) != dim for key in chosen):
                 raise DimensionError(f"{level} keys differ in width")
             levels.append(LevelMemory.of(chosen, rows, dim))
@@ -160,23 +157,20 @@ class MemoryBank(Contents):
 
     def add(self, entry: Entry, keys: Sequence[Key], thumbnail: bytes | None = None) -> MemoryBank:
         """A bank with one more entry. Calibration stays, for the operator to renew."""
-        addition = MemoryBank.from_keys(
-            self.identity, [entry], keys, dims=(self.image.dim, self.patch.dim)
-        )
-        offset = len(self.entries)
-        image = replace(addition.image, entry=addition.image.entry + offset)
-        patch = replace(addition.patch, entry=addition.patch.entry + offset)
-        local = replace(addition.local, entry=addition.local.entry + offset)
         if not self.keeps_local:
-            local = local.without_row(offset)
-        thumbnails = self.thumbnails | ({entry.entry_id: thumbnail} if thumbnail else {})
+            keys = [key for key in keys if key.level != "local"]
+        dims = self.image.dim, self.patch.dim
+        addition = MemoryBank.from_keys(self.identity, [entry], keys, dims=dims)
+        levels = {}
+        for name in LEVELS:
+            new: LevelMemory = getattr(addition, name)
+            new = replace(new, entry=new.entry + len(self.entries))
+            levels[name] = getattr(self, name).join(new)
         return replace(
             self,
+            **levels,
             entries=(*self.entries, entry),
-            image=self.image.join(image),
-            patch=self.patch.join(patch),
-            local=self.local.join(local),
-            thumbnails=thumbnails,
+            thumbnails=self.thumbnails | ({entry.entry_id: thumbnail} if thumbnail else {}),
             metadata={**self.metadata, SETTLED: self.settled},
             digest=None,
             changes=None,
@@ -188,9 +182,7 @@ class MemoryBank(Contents):
         return replace(
             self,
             entries=self.entries[:row] + self.entries[row + 1 :],
-            image=self.image.without_row(row),
-            patch=self.patch.without_row(row),
-            local=self.local.without_row(row),
+            **{name: getattr(self, name).without_row(row) for name in LEVELS},
             thumbnails={key: jpeg for key, jpeg in self.thumbnails.items() if key != entry_id},
             metadata={**self.metadata, SETTLED: self.settled - (row < self.settled)},
             digest=None,
@@ -208,9 +200,7 @@ class MemoryBank(Contents):
         return replace(
             self,
             entries=entries,
-            image=self.image.of_entries(kept),
-            patch=self.patch.of_entries(kept),
-            local=self.local.of_entries(kept),
+            **{name: getattr(self, name).of_entries(kept) for name in LEVELS},
             calibration=None,
             thumbnails={i: self.thumbnails[i] for i in ids if i in self.thumbnails},
             metadata=self.metadata | taught,
@@ -270,11 +260,15 @@ class MemoryBank(Contents):
 
     def tile_box(self, entry: Entry, tile: int) -> Box | None:
         """Where in an entry's image a tile lies, pixels; None where it is the whole image."""
-        if self.layout.plain or not entry.width or not entry.height:
-            return None
+        places = None if self.layout.plain else self._places_in(entry)
+        return None if places is None else places.box_of(tile)
+
+    def _places_in(self, entry: Entry) -> Places | None:
+        """What is looked at in an entry's image; None for one that came from elsewhere: nobody knows."""
         try:
-            return self.layout.places((entry.width, entry.height)).box_of(tile)
-        except LayoutError:  # it came from elsewhere: nobody knows
+            size = entry.width, entry.height
+            return self.layout.places(size) if all(size) else None
+        except LayoutError:
             return None
 
     def places(self, pairs: Iterable[tuple[int, int]]) -> tuple[Place | None, ...]:
@@ -284,12 +278,10 @@ class MemoryBank(Contents):
         by_size: dict[tuple[int, int], Places | None] = {}
         found = []
         for row, tile in pairs:
-            size = self.entries[row].width, self.entries[row].height
+            entry = self.entries[row]
+            size = entry.width, entry.height
             if size not in by_size:
-                try:
-                    by_size[size] = self.layout.places(size) if all(size) else None
-                except LayoutError:  # it came from elsewhere
-                    by_size[size] = None
+                by_size[size] = self._places_in(entry)
             places = by_size[size]
             found.append(None if places is None else places.place_of(tile))
         return tuple(found)

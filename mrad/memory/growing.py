@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from mrad.memory.contents import SETTLED, Changes, Contents
 from mrad.memory.entry import Entry, Key
-from mrad.memory.level import COLUMNS, LevelMemory
-from mrad.types import Level
+from mrad.memory.level import COLUMNS, LEVELS, LevelMemory
+from mrad.types import ANOMALOUS, NORMAL, Level
 
 C = TypeVar("C", bound=Contents)
 
@@ -64,14 +64,11 @@ class GrowingLevel:
         self._arrays["entry"] = moved[self._arrays["entry"]].astype(np.int64)
         self._count = int(kept.sum())
 
-    def label_counts(self) -> npt.NDArray[np.int64]:
-        """Keys of each class: [2]."""
-        return np.bincount(self._arrays["labels"][: self._count], minlength=2)
-
-    def labels_of(self, row: int) -> npt.NDArray[np.int64]:
-        """Keys of each class that belong to one entry: [2]."""
-        own = self._arrays["entry"][: self._count] == row
-        return np.bincount(self._arrays["labels"][: self._count][own], minlength=2)
+    def lost_without(self, rows: Sequence[int]) -> set[int]:
+        """Labels of which no key would be left without those of the entries `rows`."""
+        labels, entry = (self._arrays[name][: self._count] for name in ("labels", "entry"))
+        kept = labels[~np.isin(entry, rows)]
+        return {label for label in (NORMAL, ANOMALOUS) if label in labels and label not in kept}
 
     def _reserve(self, count: int) -> None:
         if count <= len(self._arrays["labels"]):
@@ -96,8 +93,7 @@ class GrowingBank(Generic[C]):
         """Where what was learned lies."""
         self._built, self._removed = len(bank.entries), 0
         self._settled = min(int(bank.metadata.get(SETTLED, self._built)), self._built)
-        self._image, self._patch = GrowingLevel(bank.image), GrowingLevel(bank.patch)
-        self._local = GrowingLevel(bank.local)
+        self._levels = {name: GrowingLevel(getattr(bank, name)) for name in LEVELS}
         self._keeps_local = bank.keeps_local
         self._entries = list(bank.entries)
         self.rows = {entry.entry_id: row for row, entry in enumerate(self._entries)}
@@ -119,10 +115,9 @@ class GrowingBank(Generic[C]):
         row = len(self._entries)
         self._entries.append(entry)
         self.rows[entry.entry_id] = row
-        self._image.append([key for key in keys if key.level == "image"], row)
-        self._patch.append([key for key in keys if key.level == "patch"], row)
-        if self._keeps_local:
-            self._local.append([key for key in keys if key.level == "local"], row)
+        for name, level in self._levels.items():
+            if name != "local" or self._keeps_local:
+                level.append([key for key in keys if key.level == name], row)
         if thumbnail is not None:
             self.thumbnails[entry.entry_id] = thumbnail
 
@@ -136,43 +131,35 @@ class GrowingBank(Generic[C]):
     def view(self) -> C:
         """The bank as it is now. Its thumbnails are the store's own mapping: ask, don't iterate."""
         self._sweep()
+        levels: dict[str, Any] = {name: level.view() for name, level in self._levels.items()}
+        changes = None
+        if self.sequence:
+            added = len(self._entries) - self._built
+            changes = Changes(added, self._removed, self.sequence, self.folder)
         return replace(
             self._bank,
             entries=tuple(self._entries),
-            image=self._image.view(),
-            patch=self._patch.view(),
-            local=self._local.view(),
+            **levels,
             thumbnails=self.thumbnails,
             metadata=self.metadata | ({SETTLED: self._settled} if self.sequence else {}),
             calibration=self.calibration,
-            changes=self._changes(),
+            changes=changes,
             digest=None,
         )
 
     def would_lose(self, level: Level, entry_ids: Sequence[str]) -> set[int]:
         """Labels of which a level would lose its last key with these entries."""
-        keys = {"image": self._image, "patch": self._patch, "local": self._local}[level]
-        rows = [self.rows[entry_id] for entry_id in entry_ids]
-        before = keys.label_counts()
-        after = before - sum((keys.labels_of(row) for row in rows), np.zeros(2, np.int64))
-        return set(np.flatnonzero((before > 0) & (after == 0)).tolist())
-
-    def _changes(self) -> Changes | None:
-        if not self.sequence:
-            return None
-        added = len(self._entries) - self._built
-        return Changes(added, self._removed, self.sequence, self.folder)
+        return self._levels[level].lost_without([self.rows[entry_id] for entry_id in entry_ids])
 
     def _sweep(self) -> None:
         if not self._dropped:
             return
         kept = np.ones(len(self._entries), dtype=bool)
         kept[self._dropped] = False
-        self._image.keep(kept)
-        self._patch.keep(kept)
+        for level in self._levels.values():
+            level.keep(kept)
         self._built = int(kept[: self._built].sum())
         self._settled = int(kept[: self._settled].sum())
-        self._local.keep(kept)
         self._entries = [entry for entry, keep in zip(self._entries, kept) if keep]
         self.rows = {entry.entry_id: row for row, entry in enumerate(self._entries)}
         self._dropped = []

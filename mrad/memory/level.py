@@ -15,6 +15,8 @@ from mrad.errors import DimensionError, EmptyLevelError, NonFiniteError, OneClas
 from mrad.memory.entry import Key
 from mrad.types import FloatArray, Level
 
+LEVELS: tuple[Level, ...] = ("image", "patch", "local")
+"""Of a memory, in the order of its banks."""
 COLUMNS = ("keys", "labels", "entry", "region", "size", "tile")
 """Arrays of a level with a row for each key."""
 BLOCK = 512

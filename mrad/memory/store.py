@@ -35,7 +35,7 @@ from mrad.errors import (
 )
 from mrad.files import atomic_folder, atomic_write_bytes, sha256_file
 from mrad.memory.contents import Contents
-from mrad.memory.level import LevelMemory, empty_level
+from mrad.memory.level import LEVELS, LevelMemory
 from mrad.memory.tables import (
     Rows,
     read_rows,
@@ -52,7 +52,6 @@ CHECKSUMS = "checksums"
 """Of every other fact in `bank.json`, from version 2."""
 MAPPED_FROM = 1 << 30
 """Bytes of keys beyond which they are mapped instead of read."""
-LEVELS = ("image", "patch", "local")
 ALWAYS = LEVELS[:2]
 """Those that banks of every format have."""
 ENTRIES = "entries.parquet"
@@ -264,16 +263,12 @@ def _verify(path: Path, name: str, facts: Any, *, digest: bool) -> None:
 def _parse(path: Path, manifest: dict[str, Any]) -> Contents:
     rows = read_rows(path / ENTRIES)
     thumbnails = read_thumbnails(path / THUMBNAILS) if THUMBNAILS in manifest["files"] else {}
-    image, patch = (_read_level(path, name, rows, manifest) for name in ALWAYS)
-    local = None
-    if f"{LEVELS[2]}.faiss" in manifest["files"]:
-        local = _read_level(path, LEVELS[2], rows, manifest)
+    held = [name for name in LEVELS if f"{name}.faiss" in manifest["files"]]
+    levels: dict[str, Any] = {name: _read_level(path, name, rows, manifest) for name in held}
     return Contents(
         identity=EncoderIdentity(**manifest["encoder"]),
         entries=rows.entries(),
-        image=image,
-        patch=patch,
-        local=local if local is not None else empty_level(patch.dim),
+        **levels,
         metadata=manifest.get("metadata") or {},
         calibration=manifest.get("calibration"),
         thumbnails=thumbnails,
