@@ -86,7 +86,7 @@ def check_command(
 def convert_command(
     source: Annotated[
         Path,
-        typer.Argument(help="a folder of labelme, VOC or YOLO, or COCO's .json"),
+        typer.Argument(help="a folder of labelme, VOC, YOLO or COCO, or COCO's .json"),
     ],
     out: Annotated[Path, typer.Option(help="folder for masks/ and list.csv")],
     kind: Annotated[
@@ -104,9 +104,16 @@ def convert_command(
         raise typer.BadParameter(f"choose auto, {', '.join(READERS)}", param_hint="--from")
     made = convert(source, out, kind)
     say(f"{made.list}: {made.good} good and {counted(made.defective, 'defective image')}")
-    if made.boxes:
-        say(f"boxes, which mark more than the defect does: {made.boxes:,}", style="yellow")
+    told = {
+        "boxes, which mark more than the defect does": made.boxes,
+        "lines and points, which mark less than the defect does": made.thin,
+        "shapes of a class that is no defect by its name; they mark nothing": made.good_shapes,
+        "defective images without a mask": made.without_mask,
+    }
+    for text, count in told.items():
+        if count:
+            say(f"{text}: {count:,}", style="yellow")
     if made.left_out:
-        say(f"{len(made.left_out)} left out", style="yellow")
+        say(f"left out: {len(made.left_out):,}", style="yellow")
     for text in made.left_out[:show]:
         say(f"  {text}")

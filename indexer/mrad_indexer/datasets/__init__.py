@@ -12,7 +12,7 @@ from mrad.errors import DataError
 from mrad.images.masks import Orientation
 from mrad_indexer.datasets import dagm, flat, folder, ksdd, manifest, medical, mvtec, visa
 from mrad_indexer.datasets.records import Dataset, Record, folders_in
-from mrad_indexer.datasets.walk import left_out
+from mrad_indexer.datasets.walk import ANNOTATIONS, left_out, walk
 
 
 @dataclass(frozen=True)
@@ -192,9 +192,17 @@ def _unknown(path: Path) -> str:
     here = sorted(child.name for child in path.iterdir() if child.is_dir()) if path.is_dir() else []
     holds = f"its folders are {', '.join(here[:8])}" if here else "it has no folders"
     return (
-        f"{path} has no layout that is known here: {holds}. The nearest are: {told}. Name folders so, "
-        "or give a .csv with the columns image,label (mrad data layouts lists all)"
+        f"{path} has no layout that is known here: {holds}. {_annotated(path)}The nearest are: {told}. Name "
+        "folders so, or give a .csv with the columns image,label (mrad data layouts lists all)"
     )
+
+
+def _annotated(path: Path) -> str:
+    """The way out where annotations seem to lie there."""
+    files = islice(walk(path), LOOKED_AT) if path.is_dir() else [path]
+    if not any(file.suffix.lower() in ANNOTATIONS for file in files):
+        return ""
+    return "If its labels are annotations of labelme, COCO, VOC or YOLO, mrad data convert reads them. "
 
 
 def _names(path: Path) -> Iterator[str]:

@@ -103,9 +103,9 @@ def _records(path: Path, rows: Iterable[tuple[int, dict[str, Any]]]) -> Iterator
 
 
 def _record(root: Path, where: str, row: dict[str, str]) -> Record:
-    image = root / row["image"]
+    image = _file(root, row["image"])
     anomalous = _label(row.get("label", ""), where)
-    mask = root / row["mask"] if row.get("mask") else None
+    mask = _file(root, row["mask"]) if row.get("mask") else None
     for file in (image, mask):
         if file is not None and not file.is_file():
             raise DataError(f"{where}: {file} does not exist")
@@ -123,6 +123,12 @@ def _record(root: Path, where: str, row: dict[str, str]) -> Record:
     )
 
 
+def _file(root: Path, name: str) -> Path:
+    """As the list names it; lists of Windows have backslashes."""
+    path = root / name
+    return path if path.is_file() or "\\" not in name else root / name.replace("\\", "/")
+
+
 def _label(text: str, where: str) -> bool:
     if text.lower() not in LABELS:
         raise DataError(f"{where}: label {text!r} is neither normal nor anomalous: {list(LABELS)}")
@@ -130,8 +136,15 @@ def _label(text: str, where: str) -> bool:
 
 
 def detect_meta(path: Path) -> bool:
-    """The file itself, or a folder that holds it."""
-    return _meta(path).is_file()
+    """The file itself, or a folder that holds it; other tools have files of that name, too."""
+    file = _meta(path)
+    if not file.is_file() or path.is_file():
+        return file.is_file()
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(content, dict) and all(isinstance(below, dict) for below in content.values())
 
 
 def read_meta(path: Path) -> Dataset:
