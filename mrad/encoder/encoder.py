@@ -73,11 +73,6 @@ class Features:
         places = None if self.places is None else self.places[index]
         return Features(self.class_feature[index], self.patch[index], raw, places)
 
-    def to(self, device: torch.device | str) -> Features:
-        """The same features on another device."""
-        raw = None if self.patch_raw is None else self.patch_raw.to(device)
-        return Features(self.class_feature.to(device), self.patch.to(device), raw, self.places)
-
     @staticmethod
     def cat(parts: Sequence[Features]) -> Features:
         """Join batches. `patch_raw` is kept only when every part has it."""
@@ -101,22 +96,31 @@ class Encoder:
         clip: Callable[[], nn.Module],
         identity: EncoderIdentity,
         preprocess: Preprocess,
-        device: torch.device,
-        dtype: torch.dtype,
+        *,
+        device: str = "auto",
+        precision: str = "fp32",
         compiled: bool = False,
     ) -> None:
         """`clip` gives the whole CLIP, text tower and all, to whoever asks for it (`self.clip`)."""
+        if precision not in PRECISIONS:
+            raise EncoderError(f"precision {precision!r} is unknown; choose fp32 or bf16")
         self._clip, self.identity, self.preprocess = clip, identity, preprocess
-        self.device, self.dtype = device, dtype
+        self.device = resolve_device(device)
+        self.dtype, self.precision = PRECISIONS[precision], precision
+        if precision == "bf16" and not has_bf16(self.device):
+            logger.warning(
+                "bf16 is emulated on this %s, many times slower than fp32: take fp32", self.device
+            )
         self.name, self.image_size = identity.architecture, identity.image_size
         self.plain = EncoderName.parse(identity.architecture).plain
         tower = PlainTower if self.plain else Tower
-        self.tower: Tower | PlainTower = pack(tower(parts, identity.image_size, dtype).to(device))
+        made = tower(parts, identity.image_size, self.dtype)
+        self.tower: Tower | PlainTower = pack(made.to(self.device))
         if compiled:
             compile_blocks(self.tower)
-        on_gpu = device.type == "cuda"
+        on_gpu = self.device.type == "cuda"
         self.run: Tower | PlainTower | Graphs = Graphs(self.tower) if on_gpu else self.tower
-        self.uploads = Uploads(preprocess, device) if on_gpu else None
+        self.uploads = Uploads(preprocess, self.device) if on_gpu else None
         self.owner = Owner()
         self.grid: int = self.tower.grid
         self.width, self.embed_dim = self.tower.width, self.tower.embed_dim
@@ -154,19 +158,21 @@ class Encoder:
 
         asked = EncoderName.parse(name)
         tower = find_tower(asked.source, pretrained)
+        how: dict[str, Any] = {"device": device, "precision": precision, "compiled": compiled}
         if tower is not None:
-            identity = _named(tower.identity, asked, image_size or tower.identity.image_size)
+            plain = PLAIN if asked.plain and not asked.timm else ""
+            side = image_size or tower.identity.image_size
+            architecture = f"{tower.identity.architecture}{plain}"
+            identity = replace(tower.identity, architecture=architecture, image_size=side)
             _note(identity, pretrained)
+            preprocess = Preprocess(side, tower.mean, tower.std)
             return cls(
                 tower.parts,
                 lambda: load_clip(asked.base, pretrained).clip,
                 identity,
-                Preprocess(identity.image_size, tower.mean, tower.std),
-                resolve_device(device),
-                _checked_precision(precision, resolve_device(device)),
-                compiled,
+                preprocess,
+                **how,
             )
-        how: dict[str, Any] = {"device": device, "precision": precision, "compiled": compiled}
         if asked.timm:
             from mrad.encoder.plain.of_timm import input_of, parts_of_timm
 
@@ -218,16 +224,14 @@ class Encoder:
         if visual is None:
             raise EncoderError(f"{type(clip_model).__name__} is no CLIP: it has no image tower")
         size = image_size or _side(visual.image_size)
-        target = resolve_device(device)
         identity = EncoderIdentity(name, size, digest_of(visual.state_dict()))
         preprocess = Preprocess(
             size,
             tuple(mean or getattr(visual, "image_mean", None) or OPENAI_MEAN),
             tuple(std or getattr(visual, "image_std", None) or OPENAI_STD),
         )
-        dtype = _checked_precision(precision, target)
-        parts = parts_of(visual)
-        return cls(parts, clip_model.eval, identity, preprocess, target, dtype, compiled)
+        how: dict[str, Any] = {"device": device, "precision": precision, "compiled": compiled}
+        return cls(parts_of(visual), clip_model.eval, identity, preprocess, **how)
 
     @classmethod
     def from_timm(
@@ -250,17 +254,10 @@ class Encoder:
         names = [str(config[key]) for key in ("architecture", "tag") if config.get(key)]
         name = TIMM + (".".join(names) or type(model).__name__)
         size = image_size or _side(native)
-        target = resolve_device(device)
         identity = EncoderIdentity(name, size, digest_of(model.state_dict()))
-        dtype = _checked_precision(precision, target)
-
         preprocess = Preprocess(size, mean, std)
-        return cls(parts_of_timm(model), nn.Identity, identity, preprocess, target, dtype, compiled)
-
-    @property
-    def precision(self) -> str:
-        """`fp32` or `bf16`."""
-        return next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
+        how: dict[str, Any] = {"device": device, "precision": precision, "compiled": compiled}
+        return cls(parts_of_timm(model), nn.Identity, identity, preprocess, **how)
 
     @cached_property
     def clip(self) -> nn.Module:
@@ -331,34 +328,12 @@ def digest_of(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _named(kept: EncoderIdentity, asked: EncoderName, image_size: int) -> EncoderIdentity:
-    """Of a tower that was kept: its own name, with `:plain` where that is asked for."""
-    name = f"{kept.architecture}{PLAIN}" if asked.plain and not asked.timm else kept.architecture
-    return replace(kept, architecture=name, image_size=image_size)
-
-
 def _note(identity: EncoderIdentity, pretrained: str | Path | None) -> None:
     """Weights of a file of the user's: banks name them by their digest alone."""
     from mrad.encoder.named import remember
 
     if pretrained is not None and Path(pretrained).expanduser().is_file():
         remember(identity, Path(pretrained).expanduser())
-
-
-def _checked_precision(precision: str, device: torch.device) -> torch.dtype:
-    dtype = resolve_precision(precision)
-    if dtype == torch.bfloat16 and not has_bf16(device):
-        logger.warning(
-            "bf16 is emulated on this %s, many times slower than fp32: take fp32", device
-        )
-    return dtype
-
-
-def resolve_precision(precision: str) -> torch.dtype:
-    """`fp32` or `bf16` -> the dtype of projections and attention."""
-    if precision not in PRECISIONS:
-        raise EncoderError(f"precision {precision!r} is unknown; choose fp32 or bf16")
-    return PRECISIONS[precision]
 
 
 def precision_for(asked: str, kept: str | None, device: str) -> str:

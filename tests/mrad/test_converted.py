@@ -29,8 +29,7 @@ def encoder_of(tower: ConvertedTower) -> Encoder:
 
     size = tower.identity.image_size
     prepare = Preprocess(size, tower.mean, tower.std)
-    cpu = torch.device("cpu")
-    return Encoder(tower.parts, nn.Identity, tower.identity, prepare, cpu, torch.float32)
+    return Encoder(tower.parts, nn.Identity, tower.identity, prepare, device="cpu")
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32-quickgelu", "ViT-B-16", "vit_medium_patch16_gap_256"])

@@ -116,9 +116,10 @@ def retriever() -> ExactRetriever:
     return ExactRetriever(torch.randn(20, 16), (np.arange(20) % 2).astype(np.uint8), block=6)
 
 
-def test_retrieval_stays_on_the_card(retriever, fake):
+def test_retrieval_stays_on_the_card(retriever, fake, monkeypatch):
     retriever.keys, retriever.entry = empty(20, 16), empty(20, dtype=torch.int64)
-    retriever._checked = lambda queries: queries  # looks at numbers, which these tensors lack
+    # It looks at numbers, which these tensors lack.
+    monkeypatch.setattr("mrad.retrieval.exact.checked", lambda queries, dim, device: queries)
     for exclude in (None, empty(7, dtype=torch.int64)):
         sums, peak = retriever.sums_and_peak(empty(7, 16), exclude)
         assert (sums.device, sums.dtype, sums.shape) == (HERE, torch.float64, (7, 2))
