@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from mrad.errors import ImageError, ImageTooLargeError, MissingPackageError
 from mrad.images.decoding.common import from_pillow, orientation_of, read_common
 from mrad.images.decoding.depth import Assumed, Stated
+from mrad.images.decoding.profile import profile_note
 from mrad.images.decoding.raster import Raster, check_size, to_rgb
 from mrad.images.decoding.switch import SWITCH
 from mrad.images.formats import PILLOW, describe, kind_of
@@ -270,7 +271,8 @@ def _picture(raster: Raster, options: ReadOptions, source: ImageInput) -> Pictur
         float(values.std()),
         size,
     )
-    return replace(picture, warnings=(*notes, *_flat(picture)))
+    said = profile_note(picture.image, raster.profile)
+    return replace(picture, warnings=(*notes, *said, *_flat(picture)))
 
 
 def _flat(picture: Picture) -> list[str]:

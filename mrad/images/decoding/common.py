@@ -42,9 +42,11 @@ def read_common(kind: str, data: bytes, options: ReadOptions, *, indices: bool =
     opened = Image.open(io.BytesIO(data), formats=PILLOW[kind])
     check_size(opened.size, options)
     if kind == "png" and data[24] == 16:
-        return _png_wide(data, opened).with_warnings(*notes)
+        wide = _png_wide(data, opened).with_warnings(*notes)
+        return Raster(**{**vars(wide), "profile": _profile(opened)})
     if kind == "jpeg":
-        return read_jpeg(data, opened, orientation_of(opened), options)
+        raster = read_jpeg(data, opened, orientation_of(opened), options)
+        return Raster(**{**vars(raster), "profile": _profile(opened)})
     pages, page = 1, 0
     if getattr(opened, "is_animated", False) and opened.format != "MPO":
         page = _first_frame(opened)
@@ -60,7 +62,7 @@ def read_common(kind: str, data: bytes, options: ReadOptions, *, indices: bool =
         notes += zero_tail(data)
     lossy = kind in ("jp2", "avif", "webp") and not (kind == "webp" and b"VP8L" in data[:64])
     return Raster(
-        **{**vars(raster), "page": page, "pages": pages, "lossy": lossy,
+        **{**vars(raster), "page": page, "pages": pages, "lossy": lossy, "profile": _profile(opened),
            "warnings": (*raster.warnings, *notes)}
     )  # fmt: skip
 
@@ -79,6 +81,16 @@ def load_all(opened: Image.Image, options: ReadOptions) -> list[str]:
     return [
         f"truncated: the file ends early or is damaged ({text}); what is missing is black or grey"
     ]
+
+
+def _profile(opened: Image.Image) -> bytes | float | None:
+    """What the file says of its colours; inks are another matter. By PNG's rule a profile wins over gamma."""
+    if opened.mode == "CMYK":
+        return None
+    found = opened.info.get("icc_profile")
+    if found or "srgb" in opened.info or opened.format != "PNG":
+        return found or None
+    return float(opened.info.get("gamma", 0)) or None
 
 
 def orientation_of(opened: Image.Image) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
 from mrad.images.decoding.depth import Stated, white_of
 from mrad.images.decoding.raster import Raster, check_size, truncated
@@ -43,7 +43,16 @@ def read_jpeg(data: bytes, opened: Image.Image, orientation: int, options: ReadO
         notes = (_damage(str(error), data, options),)
     if space == "CMYK":
         opened.load()
-        image = opened.convert("RGB")
+        inks = opened
+        if not any(mark == 0xEE and data[at : at + 5] == b"Adobe" for mark, at in segments(data)):
+            inks = ImageChops.invert(
+                opened
+            )  # Pillow takes all for Adobe's, who stores them inverted
+            notes += (
+                "colours_doubtful: inks without Adobe's mark; the file does not say whether they are stored "
+                "inverted, and is read as if they are not: save it as RGB",
+            )
+        image = inks.convert("RGB")
     else:
         image = Image.fromarray(values[..., 0] if space == "GRAY" else values)
     notes = tuple(note for note in notes if note)

@@ -38,6 +38,8 @@ class Raster:
     full: tuple[int, int] | None = None
     """Width, height as stored, where `samples` may be smaller."""
     warnings: tuple[str, ...] = ()
+    profile: bytes | float | None = None
+    """The file's ICC profile, or its gamma, which change nothing."""
     colours: npt.NDArray[Any] | None = None
     """[H, W, 3 or 4] where `samples` are a palette's indices; only where indices were asked for."""
 

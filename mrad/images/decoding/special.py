@@ -29,7 +29,8 @@ def read_heic(data: bytes, options: ReadOptions) -> Raster:
     opened = pillow_heif.open_heif(io.BytesIO(data))
     check_size(opened.size, options)
     notes = zero_run(data, "HEIC", LONG_RUN)
-    return from_pillow(opened.to_pillow()).with_warnings(*notes)  # upright already
+    raster = from_pillow(opened.to_pillow()).with_warnings(*notes)  # upright already
+    return Raster(**{**vars(raster), "profile": opened.info.get("icc_profile") or None})
 
 
 def read_dicom(data: bytes, options: ReadOptions) -> Raster:

@@ -31,7 +31,7 @@ RAW = {32803, 34892}
 """Colour filter arrays."""
 CLEAR = 0.02
 """Share of its depth that a page's values span at least where more than noise is on it."""
-ORIENTATION, MAX, SUBSAMPLING, SMIN, SMAX = 274, 281, 530, 340, 341
+ORIENTATION, MAX, SUBSAMPLING, SMIN, SMAX, ICC = 274, 281, 530, 340, 341, 34675
 
 
 def read_tiff(data: bytes, options: ReadOptions, *, indices: bool = False) -> Raster:
@@ -53,7 +53,10 @@ def read_tiff(data: bytes, options: ReadOptions, *, indices: bool = False) -> Ra
             page = pages[number]
             check_size((int(page.imagewidth), int(page.imagelength)), options)
             raster = _page(data, page, options, indices)
-            return Raster(**{**vars(raster), "page": number, "pages": len(pages)})
+            inks = int(page.photometric) in (CMYK, CIELAB, 9)
+            profile = None if inks else _all(page, ICC, None)
+            facts = {"page": number, "pages": len(pages), "profile": profile}
+            return Raster(**{**vars(raster), **facts})
 
         spans: list[float] = []
         for number in largest:
