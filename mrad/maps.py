@@ -169,19 +169,18 @@ def regions(
     from skimage import measure  # a second to load: only where regions are asked for
 
     labelled = measure.label(values >= threshold, connectivity=2)
-    found = [
-        _region(part, values) for part in measure.regionprops(labelled) if part.area >= min_area
-    ]
-    found.sort(key=lambda region: -region.peak)
-    if size is None or size == values.shape[::-1]:
-        return found
-    return [_scaled(region, size, values.shape[::-1]) for region in found]
+    height, width = values.shape
+    x, y = (size[0] / width, size[1] / height) if size is not None else (1.0, 1.0)
+    parts = [part for part in measure.regionprops(labelled) if part.area >= min_area]
+    return sorted((_region(part, values, x, y) for part in parts), key=lambda found: -found.peak)
 
 
-def _scaled(region: Region, size: tuple[int, int], drawn: tuple[int, ...]) -> Region:
-    """A region of a map of `drawn` (width, height) pixels, in pixels of an image of `size`."""
-    x, y = size[0] / drawn[0], size[1] / drawn[1]
-    left, top, right, bottom = region.box
+def _region(part: Any, values: FloatArray, x: float, y: float) -> Region:
+    """`x`, `y`: pixels of the image for each of the map's."""
+    top, left, bottom, right = part.bbox
+    inside = np.where(part.image, values[top:bottom, left:right], -np.inf)
+    row, column = np.unravel_index(int(inside.argmax()), inside.shape)
+    at = (left + int(column) + 0.5) * x, (top + int(row) + 0.5) * y
     return Region(
         box=(
             math.floor(left * x),
@@ -189,23 +188,10 @@ def _scaled(region: Region, size: tuple[int, int], drawn: tuple[int, ...]) -> Re
             math.ceil(right * x),
             math.ceil(bottom * y),
         ),
-        area=round(region.area * x * y),
-        peak=region.peak,
-        peak_at=(int((region.peak_at[0] + 0.5) * x), int((region.peak_at[1] + 0.5) * y)),
-        polygon=tuple((at[0] * x, at[1] * y) for at in region.polygon),
-    )
-
-
-def _region(part: Any, values: FloatArray) -> Region:
-    top, left, bottom, right = part.bbox
-    inside = np.where(part.image, values[top:bottom, left:right], -np.inf)
-    y, x = np.unravel_index(int(inside.argmax()), inside.shape)
-    return Region(
-        box=(left, top, right, bottom),
-        area=int(part.area),
-        peak=float(inside[y, x]),
-        peak_at=(left + int(x), top + int(y)),
-        polygon=_outline(part.image, left, top),
+        area=round(part.area * x * y),
+        peak=float(inside[row, column]),
+        peak_at=(int(at[0]), int(at[1])),
+        polygon=tuple((h * x, v * y) for h, v in _outline(part.image, left, top)),
     )
 
 

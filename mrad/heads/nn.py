@@ -185,9 +185,9 @@ class NNHead:
         found, entries = self._usual, self.bank.entries
         if found is None:
             return None
-        asked = frozenset(found.entries) if found.asked is None else found.asked
+        asked = found.entries if found.asked is None else found.asked
         lessons = {entries[row].entry_id for row in self.views.rows[~self.settled].tolist()}
-        return None if asked & lessons else found
+        return None if lessons.intersection(asked) else found
 
     def left_out_measures(self) -> tuple[Tensor, Tensor]:
         """As `measure` of the images in `views`, each without its own group."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,22 @@ def place(bank: MemoryBank, kind: str, version: int, levels: Sequence[LevelMemor
     return folder / "derived" / f"{kind}-{digest.hexdigest()[:16]}.safetensors"
 
 
-def write(path: Path, tensors: dict[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Tensors and facts (plain JSON values), with a checksum; where that fails it is logged."""
-    data = save(tensors, {"mrad": json.dumps(facts)})
+def write(path: Path, version: int, fields: Mapping[str, Any]) -> None:
+    """Keep the fields of what was measured, with a checksum; where that fails it is logged.
+
+    `fields`: tensors, dataclasses of tensors and numbers, and what JSON knows; tuples stay tuples.
+    """
+    tensors: dict[str, Tensor] = {}
+    facts: dict[str, Any] = {"version": version}
+    for name, value in fields.items():
+        parts = (
+            {f"{name}.{part}": v for part, v in vars(value).items()} if is_dataclass(value) else {}
+        )
+        for place, part in (parts or {name: value}).items():
+            (tensors if isinstance(part, Tensor) else facts)[place] = part
+    data = save(
+        {name: tensor.cpu() for name, tensor in tensors.items()}, {"mrad": json.dumps(facts)}
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_bytes(path, hashlib.sha256(data).digest() + data)
@@ -58,8 +72,11 @@ def write(path: Path, tensors: dict[str, Tensor], facts: Mapping[str, Any]) -> N
         logger.info("%s is not kept: %s", path, error)
 
 
-def read(path: Path, version: int) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """What `write` kept; None where it is absent, damaged or of another version."""
+def read(path: Path, version: int, **inner: Callable[..., Any]) -> dict[str, Any] | None:
+    """The fields that `write` kept; None where the file is absent, damaged or of another version.
+
+    `inner`: what makes each field that was a dataclass.
+    """
     try:
         content = path.read_bytes()
         digest, data = content[:32], content[32:]
@@ -67,9 +84,19 @@ def read(path: Path, version: int) -> tuple[dict[str, Tensor], dict[str, Any]] |
             raise ValueError("it fails its checksum")
         header = int.from_bytes(data[:8], "little")
         facts = json.loads(json.loads(data[8 : 8 + header])["__metadata__"]["mrad"])
-        return (load(data), facts) if facts["version"] == version else None
+        if facts.pop("version") != version:
+            return None
+        fields = {name: _tupled(fact) for name, fact in facts.items()} | load(data)
+        for name, make in inner.items():
+            own = [place for place in fields if place.startswith(f"{name}.")]
+            fields[name] = make(**{p.removeprefix(f"{name}."): fields.pop(p) for p in own})
+        return fields
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         logger.warning("%s is not used and made again: %s", path, error)
         return None
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(map(_tupled, value)) if isinstance(value, list) else value

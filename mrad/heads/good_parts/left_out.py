@@ -20,7 +20,7 @@ from mrad.heads.good_parts import cache
 from mrad.memory.bank import MemoryBank
 from mrad.retrieval.good_patches import GoodPatches, Views, within_itself
 
-VERSION = 1
+VERSION = 2
 Query = Callable[[int], Tensor]
 """View -> its patches [N, W], L2-normalised, on the encoder's device."""
 Progress = Callable[[int, int], None]
@@ -44,7 +44,7 @@ class LeftOutDistances:
 
     views: tuple[tuple[str, int], ...]
     """Entry and tile of each of the V views."""
-    groups: tuple[frozenset[str], ...]
+    groups: tuple[tuple[str, ...], ...]
     """Entries that each view was not compared with: itself and its near-duplicates."""
     entries: tuple[str, ...]
     cosine: Tensor
@@ -53,7 +53,7 @@ class LeftOutDistances:
     """int32 [V, N], place in `entries` of the image that the nearest patch belongs to; -1 for none."""
     several: bool
     """Whether there was more than one group; else each view was compared within itself."""
-    asked: frozenset[str] | None = None
+    asked: tuple[str, ...] | None = None
     """Entries whose patches were compared with; None: all."""
 
     @classmethod
@@ -89,21 +89,17 @@ class LeftOutDistances:
             torch.empty(len(pairs), cells),
             torch.empty(len(pairs), cells, dtype=torch.int32),
             several,
-            None
-            if good_patches.only is None
-            else frozenset(entries[row] for row in good_patches.only),
+            None if good_patches.only is None else tuple(entries[row] for row in good_patches.only),
         )
         old = {}
         if known is not None and known.several == several and known.cosine.shape[1:] == (cells,):
             old = {pair: view for view, pair in enumerate(known.views)}
-        fresh, moved = (
-            torch.ones(len(good_patches), dtype=torch.bool),
-            torch.empty(0, dtype=torch.int32),
-        )
+        fresh = torch.ones(len(good_patches), dtype=torch.bool)
+        moved = torch.empty(0, dtype=torch.int32)
         if known is not None and old:
             rows = {entry: row for row, entry in enumerate(entries)}
             moved = torch.tensor([rows.get(entry, -2) for entry in known.entries] + [-1]).int()
-            before = frozenset(known.entries) if known.asked is None else known.asked
+            before = set(known.entries if known.asked is None else known.asked)
             new = torch.tensor([entry not in before for entry in entries])
             fresh = new[good_patches.entry.cpu()]
         fresh = fresh.to(good_patches.keys.device)
@@ -142,29 +138,13 @@ class LeftOutDistances:
 
     def write(self, path: Path) -> None:
         """Keep it at `path`, or say in the log why not."""
-        facts = {
-            "version": VERSION,
-            "views": self.views,
-            "groups": [sorted(group) for group in self.groups],
-            "entries": self.entries,
-            "several": self.several,
-        }
-        cache.write(path, {"cosine": self.cosine, "nearest": self.nearest}, facts)
+        cache.write(path, VERSION, vars(self))
 
     @classmethod
     def read(cls, path: Path) -> LeftOutDistances | None:
         """What `write` kept; None where it is absent, damaged or of another version."""
-        if (found := cache.read(path, VERSION)) is None:
-            return None
-        tensors, facts = found
-        return cls(
-            tuple((entry, int(tile)) for entry, tile in facts["views"]),
-            tuple(frozenset(group) for group in facts["groups"]),
-            tuple(facts["entries"]),
-            tensors["cosine"],
-            tensors["nearest"],
-            bool(facts["several"]),
-        )
+        fields = cache.read(path, VERSION)
+        return None if fields is None else cls(**fields)
 
 
 def stored_at(bank: MemoryBank) -> Path | None:
@@ -180,12 +160,12 @@ def _entries_of(keys: Tensor, good_patches: GoodPatches) -> Tensor:
 
 def _groups(
     entries: tuple[str, ...], group: Tensor, pairs: tuple[tuple[str, int], ...]
-) -> tuple[frozenset[str], ...]:
+) -> tuple[tuple[str, ...], ...]:
     members: dict[int, set[str]] = {}
     numbers = dict(zip(entries, group.tolist()))
     for entry, number in numbers.items():
         members.setdefault(number, set()).add(entry)
-    return tuple(frozenset(members[numbers[entry]]) for entry, _ in pairs)
+    return tuple(tuple(sorted(members[numbers[entry]])) for entry, _ in pairs)
 
 
 def eased(built: Tensor, found: Tensor) -> Tensor:

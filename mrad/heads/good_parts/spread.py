@@ -20,7 +20,7 @@ from mrad.heads.good_parts.left_out import LeftOutDistances, Query
 from mrad.memory.bank import MemoryBank
 from mrad.retrieval.good_patches import BLOCK, GoodPatches, Views
 
-VERSION = 1
+VERSION = 2
 
 ENOUGH = 3
 """Good images from which a spread is known when one of them is left out."""
@@ -194,7 +194,7 @@ class LeftOutSpread:
 
     views: tuple[tuple[str, int], ...]
     """Entry and tile of each of the V views."""
-    groups: tuple[frozenset[str], ...]
+    groups: tuple[tuple[str, ...], ...]
     """Entries that each view was not measured by."""
     usual: tuple[tuple[str, int], ...]
     """The views that say what is usual."""
@@ -251,36 +251,13 @@ class LeftOutSpread:
 
     def write(self, path: Path) -> None:
         """Keep it at `path`, or say in the log why not."""
-        facts = {
-            "version": VERSION,
-            "views": self.views,
-            "groups": [sorted(group) for group in self.groups],
-            "usual": self.usual,
-            "count": self.sums.count,
-        }
-        tensors = {
-            "centre": self.sums.centre.cpu(),
-            "total": self.sums.total,
-            "products": self.sums.products,
-            "values": self.values,
-        }
-        cache.write(path, tensors, facts)
+        cache.write(path, VERSION, vars(self))
 
     @classmethod
     def read(cls, path: Path) -> LeftOutSpread | None:
         """What `write` kept; None where it is absent, damaged or of another version."""
-        if (found := cache.read(path, VERSION)) is None:
-            return None
-        tensors, facts = found
-        return cls(
-            tuple((entry, int(tile)) for entry, tile in facts["views"]),
-            tuple(frozenset(group) for group in facts["groups"]),
-            tuple((entry, int(tile)) for entry, tile in facts["usual"]),
-            PatchSums(
-                tensors["centre"], int(facts["count"]), tensors["total"], tensors["products"]
-            ),
-            tensors["values"],
-        )
+        fields = cache.read(path, VERSION, sums=PatchSums)
+        return None if fields is None else cls(**fields)
 
 
 def usual_views(measured: LeftOutDistances, usual: Tensor) -> tuple[tuple[str, int], ...]:

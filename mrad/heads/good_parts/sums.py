@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 BATCH = 8
 """Images at a time."""
-VERSION = 2
+VERSION = 3
 KEPT = ("total", "taught", "nearest")
 """Tensors of `Sums`."""
 Stored = Callable[[Sequence[int]], Features]
@@ -189,38 +189,14 @@ class LeftOutSums:
 
     def write(self, path: Path) -> None:
         """Keep it at `path`, or say in the log why not."""
-        facts = {
-            "version": VERSION,
-            "views": self.views,
-            "entries": self.entries,
-            "judging": self.judging,
-            "built": self.built,
-        }
-        tensors = {
-            f"{level}.{name}": getattr(getattr(self, level), name)
-            for level in ("image", "patch")
-            for name in KEPT
-        }
-        cache.write(path, tensors, facts)
+        fields = {name: value for name, value in vars(self).items() if name != "levels"}
+        cache.write(path, VERSION, fields)
 
     @classmethod
     def read(cls, path: Path, levels: tuple[LevelMemory, LevelMemory]) -> LeftOutSums | None:
         """What `write` kept of `levels`; None where it is absent, damaged or of another version."""
-        if (found := cache.read(path, VERSION)) is None:
-            return None
-        tensors, facts = found
-        image, patch = (
-            Sums(*(tensors[f"{level}.{name}"] for name in KEPT)) for level in ("image", "patch")
-        )
-        return cls(
-            tuple((entry, int(tile)) for entry, tile in facts["views"]),
-            tuple(facts["entries"]),
-            levels,
-            (facts["judging"][0], facts["judging"][1]),
-            tuple(facts["built"]),
-            image,
-            patch,
-        )
+        fields = cache.read(path, VERSION, image=Sums, patch=Sums)
+        return None if fields is None else cls(**fields, levels=levels)
 
     def output(self, rows: Tensor) -> HeadOutput:
         """As `tf` judges images of the entries `rows` [V], each without its own keys."""
