@@ -79,9 +79,7 @@ class Detector:
         encoder.owner.check()  # a head may measure the whole memory now
         bank.check(encoder)
         if bank.precision not in (None, encoder.precision):
-            text = (
-                "the memory's keys are in %s, queries in %s: scores and thresholds are a little off"
-            )
+            text = "memory keys are in %s, queries in %s: scores and thresholds are a little off"
             logger.warning(text, bank.precision, encoder.precision)
         self.encoder, self.bank = encoder, bank
         self.fusion, self.sigma, self.top, self.retrieval = fusion, sigma, top, retrieval
@@ -203,12 +201,13 @@ class Detector:
             options = replace(options, max_pixels=options.max_tiled_pixels)
         picture, shown, places = open_picture(image, options, layout)
         move, upright, doubts = aligned(picture.image, layout)
-        warnings = self.bank.profile.check(picture, self.encoder.image_size) + doubts
+        side, own = self.encoder.image_size, self.bank.layout
+        warnings = self.bank.profile.check(picture, side, own, places) + doubts
         if options.strict:
             refuse_doubtful(warnings, named(options, image).name)
         pixels = self.encoder.prepare(upright or picture.image) if places.whole else None
-        levels = picture.brightness, picture.contrast
-        return Decoded(pixels, shown, places, warnings, picture.orientation, levels, upright, move)
+        known = warnings, picture.orientation, picture.levels
+        return Decoded(pixels, shown, places, *known, upright, move)
 
     def judge(
         self,

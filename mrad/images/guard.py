@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mrad.errors import DoubtfulImageError
+from mrad.errors import DoubtfulImageError, LayoutError
+from mrad.images.layout import PLAIN, Layout, Places
 from mrad.images.options import ReadOptions
 from mrad.images.reader import FLAT, Picture
 
@@ -26,6 +27,10 @@ ENLARGED = 4.0
 """How many times a picture may be enlarged to the encoder's input, where the memory's are not as small."""
 STRETCHED = 1.5
 """How many times wider or narrower, for its height, than any of the memory's is another shape."""
+SCALED = 1.25
+"""How many times larger or smaller than the memory's images show them details may be shown."""
+SAME_SHAPE = 1.05
+"""Within so much the shape is the same: then another size is another scale rather than a crop."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +50,15 @@ class InputProfile:
     """Shorter side of the smallest, pixels; 0: nobody knows."""
     aspect: tuple[float, float] = (math.inf, 0.0)
     """Lowest and highest width over height."""
+    largest: int = 0
+    """Shorter side of the largest, pixels; 0: nobody knows."""
 
     def seen(self, picture: Picture) -> InputProfile:
         """The profile with one picture more."""
         found = picture.assumed
         depths = {} if found is None else {found.kind: found.bits}
-        levels = picture.brightness, picture.contrast
-        return self.joined(replace(_one(levels, picture.size), images=1, depths=depths))
+        own = _one(picture.levels, picture.size)
+        return self.joined(replace(own, images=1, depths=depths))
 
     def widened(self, levels: tuple[float, float], size: tuple[int, int]) -> InputProfile:
         """The profile with the mean and the deviation of one more picture's levels, and its size.
@@ -61,7 +68,7 @@ class InputProfile:
         if not self.images:
             return self
         wider = self.joined(_one(levels, size))
-        return wider if self.side else replace(wider, side=self.side, aspect=self.aspect)
+        return wider if self.side else replace(wider, side=0, aspect=self.aspect, largest=0)
 
     def joined(self, other: InputProfile) -> InputProfile:
         """The profile of both memories' pictures."""
@@ -76,6 +83,9 @@ class InputProfile:
             depths=depths,
             side=min((side for side in (self.side, other.side) if side), default=0),
             aspect=_union(self.aspect, other.aspect),
+            largest=0
+            if any(each.side and not each.largest for each in (self, other))
+            else max(self.largest, other.largest),
         )
 
     def options(self, options: ReadOptions) -> ReadOptions:
@@ -83,18 +93,65 @@ class InputProfile:
         depth = self.bit_depth if options.bit_depth is None else options.bit_depth
         return replace(options, bit_depth=depth, assume={**self.depths, **options.assume})
 
-    def check(self, picture: Picture, image_size: int) -> tuple[str, ...]:
+    def check(
+        self, picture: Picture, image_size: int, own: Layout = PLAIN, places: Places | None = None
+    ) -> tuple[str, ...]:
         """The picture's own warnings, and what sets it apart from the memory's.
 
-        `image_size`: side of the encoder's input, pixels.
+        Args:
+            picture: as it was read.
+            image_size: side of the encoder's input, pixels.
+            own: how the memory's images are looked at.
+            places: what of the picture is looked at; None: as of the memory's.
         """
         shape = [*self._small(picture.size, image_size), *self._shape(picture.size)]
+        shape += self._scale(own, places) if places and self.images else []
         if not self.images:
             return (*picture.warnings, *shape)
         flat = self.contrast[0] < 2 * FLAT  # then flat pictures are everyday here
         kept = [w for w in picture.warnings if not (flat and code_of(w) == "uniform")]
         levels = [*self._brightness(picture.brightness), *self._contrast(picture.contrast)]
         return (*kept, *levels, *shape)
+
+    def _scale(self, own: Layout, places: Places) -> list[str]:
+        """Whether a picture is looked at where, and as large as, the memory's images were."""
+        try:
+            usual = own.places(places.size)
+        except LayoutError:
+            return []
+        if not {tile.box for tile in places.tiles} <= {tile.box for tile in usual.tiles}:
+            return self._other_region(own, places, usual)
+        if own.tiling is None or own.roi or own.parts or not self.side:
+            return []
+        (width, height), cut = places.size, self.side > own.tiling.side
+        least, most = (self.side, self.largest) if cut else (own.tiling.side, 0)
+        value, (low, high) = width / height, self.aspect
+        if cut and not low / SAME_SHAPE <= value <= high * SAME_SHAPE:
+            return []  # a part of it, or several
+        small = min(width, height) * SCALED < min(least, self.side)
+        if not small and not 0 < most * SCALED < min(width, height):
+            return []
+        sides = f"{self.side}" if self.largest <= self.side else f"{self.side} to {self.largest}"
+        return [
+            f"other_scale: the picture's shorter side has {min(width, height)} pixels, that of the memory's "
+            f"images {sides}; tiles are cut by pixels, so details look larger or smaller than any that "
+            "it knows: give images of its scale, or build a memory of such images"
+        ]
+
+    def _other_region(self, own: Layout, places: Places, usual: Places) -> list[str]:
+        """Of a region that the memory's images do not have, unless it is as large as all of one."""
+        single = own.tiling is None or 0 < self.largest <= own.tiling.side
+        if single and not (own.roi or own.parts) and self.side:
+            tiles = [section.tile for section in places.sections]
+            least, most = self.side / SCALED, max(self.side, self.largest) * SCALED
+            if all(least <= min(tile) <= most and not self._shape(tile) for tile in tiles):
+                return []
+        shown, known = places.sections[0].tile, usual.sections[0].tile
+        return [
+            f"other_region: it is looked at in a piece of {shown[0]} x {shown[1]} pixels, the memory's images "
+            f"in ones of {known[0]} x {known[1]}, or elsewhere: good parts may look unusual, and thresholds "
+            "do not hold; build the memory with this region (mrad build --roi, --parts)"
+        ]
 
     def _small(self, size: tuple[int, int], image_size: int) -> list[str]:
         usual = RATIO * self.side if self.side else math.inf
@@ -147,6 +204,7 @@ class InputProfile:
             "depths": dict(self.depths),
             "bit_depth": self.bit_depth,
             **({"side": self.side, "aspect": list(self.aspect)} if self.side else {}),
+            **({"largest": self.largest} if self.largest else {}),
         }
 
     @classmethod
@@ -162,6 +220,7 @@ class InputProfile:
             stored.get("bit_depth"),
             int(stored.get("side", 0)),
             tuple(map(float, stored.get("aspect", (math.inf, 0.0)))),  # type: ignore[arg-type]
+            int(stored.get("largest", 0)),
         )
 
 
@@ -185,7 +244,7 @@ def refuse_doubtful(warnings: Iterable[str], name: str) -> None:
 def _one(levels: tuple[float, float], size: tuple[int, int]) -> InputProfile:
     """Of one picture, by the mean and the deviation of its levels."""
     brightness, contrast, aspect = ((value, value) for value in (*levels, size[0] / size[1]))
-    return InputProfile(0, brightness, contrast, side=min(size), aspect=aspect)
+    return InputProfile(0, brightness, contrast, side=min(size), aspect=aspect, largest=min(size))
 
 
 def _union(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:

@@ -63,6 +63,11 @@ class Picture:
         """Width, height of the upright picture."""
         return self.full or self.image.size
 
+    @property
+    def levels(self) -> tuple[float, float]:
+        """Their mean and their deviation."""
+        return self.brightness, self.contrast
+
 
 def read_image(source: ImageInput, *, options: ReadOptions | None = None) -> Picture:
     """Decode anything image-like, by the rules of docs/images.md.

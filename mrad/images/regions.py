@@ -19,6 +19,10 @@ Polygon = tuple[tuple[float, float], ...]
 """Points x, y."""
 ASPECT = 0.02
 """A picture whose aspect differs by more from that on which a region was drawn is refused."""
+OUTSIDE = 0.01
+"""Share of the picture's side by which a hand may have drawn over its edge."""
+_OF_REGION = {"name", "size", "box", "polygons", "polygon", "holes"}
+_OF_PARTS = {"size", "parts", "align"}
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,7 @@ def _parts(facts: dict[str, Any], size: Size | None, path: Path) -> tuple[Area, 
         raise DataError(
             f'{path} needs "parts": {{"name": {{"box": [x_min, y_min, x_max, y_max]}}}}'
         )
+    _refuse_unknown(facts, _OF_PARTS, str(path))
     shared = {"size": facts["size"]} if "size" in facts else {}
     return tuple(
         _area({**shared, **_object(part, path), "name": name}, size, path)
@@ -211,18 +216,47 @@ def _area(facts: dict[str, Any], size: Size | None, path: Path) -> Area:
         raise DataError(
             f'{path} does not say on a picture of which size it was drawn: add "size": [width, height]'
         )
+    whose = f"{path}: part {name!r}" if name else str(path)
+    _refuse_unknown(facts, _OF_REGION, whose)
     try:
         if "box" in facts:
+            if any(facts.get(other) for other in ("polygons", "polygon", "holes")):
+                raise DataError(f"{whose} has a box and polygons: give one of them")
             left, top, right, bottom = map(float, facts["box"])
             width, height = map(int, drawn_on)
-            return Area.of_box((left, top, right, bottom), (width, height), name)
-        polygons = facts.get("polygons") or [facts["polygon"]]
-        return Area.from_json({**facts, "size": drawn_on, "polygons": polygons})
+            area = Area.of_box((left, top, right, bottom), (width, height), name)
+        else:
+            polygons = facts.get("polygons") or [facts["polygon"]]
+            area = Area.from_json({**facts, "size": drawn_on, "polygons": polygons})
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f'{path}: region {name!r} needs "box": [x_min, y_min, x_max, y_max] or "polygons": '
+            f'{whose} needs "box": [x_min, y_min, x_max, y_max] or "polygons": '
             f"[[[x, y], ...], ...] ({error!r})"
         ) from error
+    _refuse_outside(area, whose)
+    return area
+
+
+def _refuse_unknown(facts: dict[str, Any], known: set[str], whose: str) -> None:
+    """A mistyped name would be left out in silence."""
+    unknown = ", ".join(map(repr, sorted(facts.keys() - known)))
+    if unknown:
+        raise DataError(
+            f"{whose}: {unknown} is not known here; known are {', '.join(sorted(known))}"
+        )
+
+
+def _refuse_outside(area: Area, whose: str) -> None:
+    """What lies outside the picture that it was drawn on would be cut off in silence."""
+    points = np.concatenate([np.array(polygon) for polygon in area.polygons])
+    size = np.array(area.size)
+    low, high = points.min(axis=0), points.max(axis=0)
+    if (low < -OUTSIDE * size - 1).any() or (high > (1 + OUTSIDE) * size + 1).any():
+        reach = ", ".join(f"{value:g}" for value in (*low, *high))
+        raise DataError(
+            f"{whose} reaches over the picture of {size[0]} x {size[1]} pixels that it was drawn on: "
+            f'[{reach}]; is "size" [width, height] right?'
+        )
 
 
 def _area_of_mask(path: Path) -> Area:

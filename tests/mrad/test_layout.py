@@ -64,6 +64,11 @@ def test_a_box_is_exact_at_any_size():
         {"size": [9, 9], "polygons": [[[0, 0], [1, 1]]]},
         {"size": [9, 9], "polygons": [[[0, 0], [1, float("nan")], [3, 3]]]},
         {"size": [0, 9], "box": [0, 0, 5, 5]},
+        {"size": [9, 9], "box": [0, 0, 5, 5], "polygons": [[[0, 0], [9, 0], [9, 9]]]},
+        {"size": [9, 9], "box": [0, 0, 5, 5], "bxo": 1},
+        {"size": [90, 90], "box": [-9, 0, 50, 50]},
+        {"size": [90, 90], "box": [40, 40, 160, 160]},
+        {"size": [90, 90], "polygons": [[[0, 0], [150, 0], [9, 9]]]},
         [1, 2],
         None,
     ],
@@ -71,6 +76,22 @@ def test_a_box_is_exact_at_any_size():
 def test_what_is_no_region_is_refused(facts):
     with pytest.raises(DataError):
         parse_area(facts)
+
+
+def test_a_region_may_be_drawn_a_little_over_the_edge():
+    area = parse_area({"size": [120, 90], "box": [-1, 0, 121.5, 90.4]})
+    assert area.inside(SIZE) == ((0, 0, 120, 90), None)
+
+
+def test_mistyped_names_in_a_file_of_parts_are_refused(tmp_path):
+    part = {"box": [0, 0, 50, 50]}
+    for facts in (
+        {"size": [90, 90], "parts": {"lid": part}, "aling": True},
+        {"size": [90, 90], "parts": {"lid": part | {"treshold": 0.4}}},
+    ):
+        (tmp_path / "parts.json").write_text(json.dumps(facts))
+        with pytest.raises(DataError, match=r"'(aling|treshold)' is not known"):
+            read_parts(tmp_path / "parts.json")
 
 
 def test_a_picture_that_a_region_does_not_fit_is_refused():

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mrad import Detector, MemoryBank, Sample
 from mrad.images.guard import InputProfile, code_of
+from mrad.images.layout import Layout
+from mrad.images.regions import Area
+from mrad.images.tiles import Tiling
 
 
 def test_a_picture_of_a_few_pixels_or_of_another_shape_is_warned_of(tiny_encoder, make_image):
@@ -36,6 +41,43 @@ def test_shapes_are_joined_widened_and_kept():
     both = one.joined(other)
     assert (both.side, both.aspect) == (40, (0.5, 1.2))
     assert InputProfile.of(both.as_json()) == both
+    one, other = replace(one, largest=120), replace(other, largest=0)
+    assert InputProfile().joined(one).largest == one.joined(InputProfile()).largest == 120
+    assert one.joined(other).largest == 0, "of some nobody knows"
     assert one.widened((9.0, 9.0), (200, 50)).aspect == (1.0, 4.0)
     older = {name: v for name, v in one.as_json().items() if name not in ("side", "aspect")}
     assert not InputProfile.of(older).widened((9.0, 9.0), (200, 50)).side, "nothing is known"
+
+
+def test_regions_and_scales_that_the_memory_does_not_know_are_warned_of(tiny_encoder, make_image):
+    def detector(size: tuple[int, int], layout: Layout | None = None) -> Detector:
+        samples = [Sample(make_image(seed, size)[0], False) for seed in range(3)]
+        bank = MemoryBank.from_samples(tiny_encoder, samples, layout=layout or Layout())
+        return Detector(tiny_encoder, bank)
+
+    def told(detector: Detector, size: tuple[int, int], layout: Layout | None = None) -> set[str]:
+        (found,) = detector.predict([make_image(9, size)[0]], layout=layout)
+        return {code_of(text) for text in found.warnings} & {"other_region", "other_scale"}
+
+    corner = Layout(roi=Area.of_box((0, 0, 80, 80), (240, 240)))
+    whole = detector((240, 240))
+    assert not told(whole, (240, 240)) | told(whole, (480, 480)), "framed alike"
+    assert told(whole, (240, 240), corner) == {"other_region"}, "three times larger than known"
+    own = detector((240, 240), corner)
+    assert not told(own, (240, 240)) | told(own, (480, 480))
+    assert told(own, (240, 240), Layout()) == {"other_region"}
+
+    tiled = detector((240, 240), Layout(Tiling(80)))
+    assert not told(tiled, (240, 240)) | told(tiled, (240, 300))
+    assert told(tiled, (120, 120)) == told(tiled, (480, 480)) == {"other_scale"}, "same shape"
+    assert told(tiled, (40, 40)) == {"other_scale"}, "less than a tile"
+    aside = Layout(Tiling(80), Area.of_box((10, 10, 90, 90), (240, 240)))
+    assert told(tiled, (240, 240), aside) == {"other_region"}, "no tile of the memory lies there"
+
+    parts = detector((80, 80))
+    boxes = [(x, 30, x + 80, 110) for x in (20, 140)]
+    named = tuple(Area.of_box(box, (240, 240), f"{box[0]}") for box in boxes)
+    assert not told(parts, (240, 240), Layout(parts=named)), "parts as large as its images"
+    panels = detector((80, 80), Layout(Tiling(80, 0)))
+    assert not told(panels, (240, 240)), "parts and panels of them"
+    assert told(panels, (40, 40)) == {"other_scale"}
