@@ -1,7 +1,7 @@
 """Every measured figure: tables on the screen, and as Markdown and JSON in benchmarks/results/.
 
     python -m benchmarks                       all of them, one after the other
-    python -m benchmarks retrieval paper_loop  these
+    python -m benchmarks retrieval encoder     these
     python -m benchmarks --quick               tiny sizes: checks the scripts, figures mean nothing
     python -m benchmarks --list                what there is
 
@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from benchmarks.plots import draw_all
 from benchmarks.tables import Table, hardware
 
 OUT = Path(__file__).parent / "results"
@@ -50,15 +49,14 @@ def available(names: Sequence[str] = ()) -> dict[str, ModuleType | Exception]:
 
 
 def write(name: str, tables: Sequence[Table], out: Path, quick: bool) -> None:
-    """`<out>/<name>.md` and `.json`, with plots; quick results go elsewhere than real ones."""
+    """`<out>/<name>.md` and `.json`; quick results go elsewhere than real ones."""
     folder = out / "quick" if quick else out
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"hardware": hardware(), "quick": quick, "tables": [t.as_json() for t in tables]}
     (folder / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     text = "\n".join(table.markdown() for table in tables)
-    pictures = "".join(f"\n![{file}]({file})\n" for file in draw_all(name, tables, folder))
     head = f"# {name}\n\n`python -m benchmarks {name}`\n\nTaken on: {hardware()}.\n\n"
-    (folder / f"{name}.md").write_text(head + text + pictures, encoding="utf-8")
+    (folder / f"{name}.md").write_text(head + text, encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

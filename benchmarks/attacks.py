@@ -22,10 +22,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from benchmarks.load import free_port, resident
 from benchmarks.tables import Cell, Table
 
 NAME = "attacks"
 MIB = 1 << 20
+LINGERING = 300
+"""Connections that stay open."""
 MRAD = str(Path(sys.executable).parent / "mrad")
 Attack = Callable[[int, "Server"], str]
 
@@ -47,11 +50,10 @@ class Server:
 
     def resident(self) -> int:
         """Bytes in memory now."""
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-                if line.startswith("VmRSS"):
-                    return int(line.split()[1]) * 1024
-        return 0
+        try:
+            return resident(self.process.pid)
+        except OSError:  # it ended
+            return 0
 
     def _look(self) -> None:
         while not self._stop.wait(0.005):
@@ -73,9 +75,7 @@ class Server:
 @contextlib.contextmanager
 def server(bank: Path) -> Iterator[Server]:
     """Ready, on a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [MRAD, "serve", "--bank", str(bank), "--no-auth"]
     command += ["--port", str(port), "--log-level", "error"]
     process = subprocess.Popen(
@@ -93,11 +93,11 @@ def server(bank: Path) -> Iterator[Server]:
         process.wait()
 
 
-def answers(port: int, seconds: float = 5.0) -> bool:
+def answers(port: int) -> bool:
     """Whether a new client is served."""
     with contextlib.suppress(OSError):
         address = f"http://127.0.0.1:{port}/health/ready"
-        return urllib.request.urlopen(address, timeout=seconds).status == 200
+        return urllib.request.urlopen(address, timeout=5).status == 200
     return False
 
 
@@ -156,11 +156,11 @@ def opened(port: int, start: bytes, count: int) -> list[socket.socket]:
     return wires
 
 
-def lingering(start: bytes, count: int) -> Attack:
-    """Connections that linger; how many are left after 15 seconds, and whether others get in."""
+def lingering(start: bytes) -> Attack:
+    """300 connections that linger; how many are left after 15 seconds, and whether others get in."""
 
     def attack(port: int, _: Server) -> str:
-        wires = opened(port, start, count)
+        wires = opened(port, start, LINGERING)
         served = answers(port)
         time.sleep(15)
         left = 0
@@ -173,7 +173,9 @@ def lingering(start: bytes, count: int) -> Attack:
             except OSError:
                 pass
             wire.close()
-        return f"others {'served' if served else 'not served'}, {left} of {count} left after 15 s"
+        return (
+            f"others {'served' if served else 'not served'}, {left} of {LINGERING} left after 15 s"
+        )
 
     return attack
 
@@ -218,8 +220,8 @@ ATTACKS: dict[str, Attack] = {
     "one header of 64 MiB": headers,
     "a PNG of 49 megapixels with overlay": overlay,
     "a lesson of 25 megapixels with its mask": lesson,
-    "300 silent sockets": lingering(b"", 300),
-    "300 half-sent headers": lingering(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX", 300),
+    "300 silent sockets": lingering(b""),
+    "300 half-sent headers": lingering(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX"),
     "3 clients that do not read 36 MB each": unread,
 }
 

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from benchmarks.tables import Cell, Ratio, Table, main, middle, paired, ratio
+from benchmarks.tables import Cell, Ratio, Table, middle, paired, ratio
 from mrad.encoder.kernels import ROWS_PER_THREAD, _attend_cpu
 
 NAME = "attention"
@@ -59,7 +59,3 @@ def run(quick: bool) -> list[Table]:
             {f"attention, {name}": faster for name, (_, faster) in made.items()},
         )
     ]
-
-
-if __name__ == "__main__":
-    main(run)

@@ -1,6 +1,6 @@
 """AUPRO by one histogram pass against thresholding 200 times over every region.
 
-    python -m benchmarks.aupro [--quick]
+    python -m benchmarks aupro [--quick]
 
 Real maps of ../shared/data/magnetic_tile, or of the bundled images where that is not there: half of
 the images fill a memory, the others are judged by MRAD-TF. Both times, both values, and the value by
@@ -16,7 +16,7 @@ from mrad_indexer.datasets import read_dataset
 from mrad_indexer.evaluation.metrics import FPR_LIMIT, PixelScores, area
 from skimage import measure
 
-from benchmarks.tables import Table, hardware, main, middle, paired, ratio, timed
+from benchmarks.tables import Table, hardware, middle, paired, ratio, timed
 from mrad import Detector, Encoder, MemoryBank
 
 NAME = "aupro"
@@ -33,12 +33,12 @@ def by_histogram(pairs: Pairs) -> float:
     return scores.metrics().aupro or 0.0
 
 
-def by_steps(pairs: Pairs, steps: int = 200) -> float:
+def by_steps(pairs: Pairs) -> float:
     """What evaluation code in the field does: equal steps, every region at each of them."""
     maps, masks = np.stack([v for v, _ in pairs]), np.stack([m for _, m in pairs])
     regions = [measure.regionprops(measure.label(mask)) for mask in masks]
     fpr, pro = [], []
-    for threshold in np.linspace(maps.max(), maps.min(), steps):
+    for threshold in np.linspace(maps.max(), maps.min(), 200):
         binary = maps >= threshold
         overlaps = [
             binary[i][tuple(region.coords.T)].mean()
@@ -110,7 +110,3 @@ def run(quick: bool) -> list[Table]:
             {"AUPRO by histogram against 200 thresholds": speed},
         )
     ]
-
-
-if __name__ == "__main__":
-    main(run)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from benchmarks.features import ROOT, records
 from benchmarks.geometry import Geometry
-from benchmarks.tables import Cell, Table, main, paired, ratio
+from benchmarks.tables import Cell, Table, paired, ratio
 from mrad import Encoder
 from mrad.images.reader import load_image
 from mrad.memory.entry import PatchKeys
@@ -102,7 +102,3 @@ def run(quick: bool) -> list[Table]:
         Table("Index building against bare encoding", columns, rows, notes),
         many([50] if quick else [1_000, 10_000]),
     ]
-
-
-if __name__ == "__main__":
-    main(run)

@@ -1,6 +1,6 @@
-"""The encoder: seconds an image against the paper's loop, rate by batch and size.
+"""The encoder: seconds an image against the paper's loop, and where they go.
 
-python -m benchmarks.encoder [--quick]
+python -m benchmarks encoder [--quick]
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.geometry import Geometry, surface
 from benchmarks.paper_loop import Memory, PaperLoop
-from benchmarks.tables import Table, hardware, main, middle, paired, ratio, timed
+from benchmarks.tables import Table, hardware, middle, paired, ratio, timed
 from mrad import Encoder
 
 NAME = "encoder"
@@ -30,7 +30,6 @@ def run(quick: bool) -> list[Table]:
     return [
         against_the_loop(geometry, 1 if quick else 3),
         *(by_operation(geometry, precision) for precision in PRECISIONS),
-        by_batch_and_size(geometry, quick),
     ]
 
 
@@ -139,26 +138,3 @@ def by_operation(geometry: Geometry, precision: str) -> Table:
         [hardware(), f"One image under PyTorch's profiler. A product of {LARGE:,} x {LARGE:,} "
          f"matrices in {precision}: {rate:.0f} GFLOP/s."],
     )  # fmt: skip
-
-
-def by_batch_and_size(geometry: Geometry, quick: bool) -> Table:
-    """Images a second in bf16 as batch and input grow."""
-    rows = []
-    step = geometry.patch
-    sizes = [geometry.size // 2 // step * step, geometry.size]
-    for size in sizes:
-        encoder = Encoder.from_clip(geometry.build(), size, device="cpu", precision="bf16")
-        for batch in (1, 2) if quick else (1, 4):
-            pixels = torch.randn(batch, 3, size, size)
-            times = timed(lambda p=pixels, e=encoder: e.encode_pixels(p), 1 if quick else 2)
-            rows.append([size, encoder.grid**2, batch, batch / median(times)])
-    return Table(
-        f"{geometry.name}, bf16: rate by size and batch on the CPU",
-        ["input px", "patches", "batch", "images a second"],
-        rows,
-        [hardware()],
-    )
-
-
-if __name__ == "__main__":
-    main(run)

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from mrad_indexer.datasets import Dataset, read_dataset
 
-from benchmarks.tables import Cell, Table, main
+from benchmarks.good_sets import BATCH, SETS, Pictures
+from benchmarks.tables import Cell, Table
 from mrad.detector import Detector
-from mrad.encoder.encoder import Encoder, Features
-from mrad.images.reader import load_image
+from mrad.encoder.encoder import Encoder
 from mrad.memory.bank import MemoryBank
 from mrad.thresholds.calibrate import thresholds_of
 from mrad.thresholds.own import score_own
@@ -26,14 +26,12 @@ from mrad.types import Prediction
 
 NAME = "false_alarms"
 DATA = Path(__file__).parents[2] / "shared" / "data"
-SETS = ("elpv", "bsdata", "textile", "magnetic_tile", "deep_pcb")
 PARTS = 40
 TARGET = 0.05
 SEEDS = 5
 MOST = 60
 """Good parts kept aside that are judged of each set."""
 DEFECTS = 20
-BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -48,40 +46,17 @@ class Outcome:
     promised: float
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """Pictures that are encoded once, for every seed."""
-
-    dataset: Dataset
-    features: Features
-    side: int
-    """Of their maps."""
-
-    @classmethod
-    def of(cls, encoder: Encoder, dataset: Dataset) -> Encoded:
-        """All of them."""
-        parts = []
-        for start in range(0, len(dataset), BATCH):
-            pictures = [load_image(r.image) for r in dataset.records[start : start + BATCH]]
-            parts.append(encoder.encode_prepared([encoder.prepare(p) for p in pictures]))
-        return cls(dataset, Features.cat(parts), encoder.image_size)
-
-    def judged(self, detector: Detector, rows: np.ndarray) -> Iterator[Prediction]:
-        """Some of them."""
-        for start in range(0, len(rows), BATCH):
-            chosen = rows[start : start + BATCH]
-            raw = self.features.patch_raw
-            part = Features(
-                self.features.class_feature[chosen],
-                self.features.patch[chosen],
-                None if raw is None else raw[chosen],
-            )
-            yield from detector.finish(part, [(self.side, self.side)] * len(chosen))
+def judged(detector: Detector, pictures: Pictures, rows: np.ndarray) -> Iterator[Prediction]:
+    """Some of a set's pictures."""
+    for start in range(0, len(rows), BATCH):
+        chosen = rows[start : start + BATCH]
+        sizes = [(detector.encoder.image_size,) * 2] * len(chosen)
+        yield from detector.finish(pictures.take(chosen), sizes)
 
 
-def outcome(encoder: Encoder, pictures: Encoded, seed: int, parts: int) -> Outcome:
+def outcome(dataset: Dataset, pictures: Pictures, seed: int, parts: int) -> Outcome:
     """One memory: built, calibrated on its own good parts, and asked about the others."""
-    records = pictures.dataset.records
+    records, encoder = dataset.records, pictures.encoder
     order = np.random.default_rng(seed).permutation(len(records))
     good = [row for row in order if not records[row].anomalous]
     bad = np.array([row for row in order if records[row].anomalous])[:DEFECTS]
@@ -89,8 +64,8 @@ def outcome(encoder: Encoder, pictures: Encoded, seed: int, parts: int) -> Outco
     bank = MemoryBank.from_samples(encoder, [record.sample() for record in kept])
     detector = Detector(encoder, bank, "nn")
     cuts = thresholds_of(detector, score_own(detector), target_fpr=TARGET)
-    aside = list(pictures.judged(detector, np.array(good[parts:])[:MOST]))
-    defects = list(pictures.judged(detector, bad))
+    aside = list(judged(detector, pictures, np.array(good[parts:])[:MOST]))
+    defects = list(judged(detector, pictures, bad))
     image, pixel, promise = cuts.image.value, cuts.pixel, cuts.image.promise
     if pixel is None or promise is None:
         raise ValueError("thresholds by false alarms have both")
@@ -101,7 +76,7 @@ def outcome(encoder: Encoder, pictures: Encoded, seed: int, parts: int) -> Outco
         independent=len(cuts.good),
         promised=promise.rate,
     )
-    print(pictures.dataset.root.name, seed, found, file=sys.stderr, flush=True)
+    print(dataset.root.name, seed, found, file=sys.stderr, flush=True)
     return found
 
 
@@ -134,9 +109,10 @@ def run(quick: bool) -> list[Table]:
         dataset = read_dataset(DATA / name)
         if quick:
             dataset = replace(dataset, records=dataset.records[:: len(dataset) // 30])
-        pictures = Encoded.of(encoder, some(dataset))
+        dataset = some(dataset)
+        pictures = Pictures.of(encoder, dataset.records)
         parts = 8 if quick else PARTS
-        found = [outcome(encoder, pictures, seed, parts) for seed in range(2 if quick else SEEDS)]
+        found = [outcome(dataset, pictures, seed, parts) for seed in range(2 if quick else SEEDS)]
         aside = min(MOST, dataset.counts["normal"] - parts)
         rows.append([name, aside, *_line(found)])
     columns = [
@@ -167,7 +143,3 @@ def _line(found: list[Outcome]) -> list[Cell]:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
-
-
-if __name__ == "__main__":
-    main(run)

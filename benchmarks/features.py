@@ -16,7 +16,6 @@ from benchmarks.geometry import Geometry
 from mrad import Encoder
 from mrad.images.reader import load_image
 from mrad.memory.keys import region_grid
-from mrad.models import shipped
 from mrad.retrieval.approximate.cells import blocks
 from mrad.types import FloatArray
 
@@ -27,16 +26,6 @@ NOISE = 0.05
 """L2 size, relative to a key's norm of 1, of the noise on repeated keys."""
 KEY_WIDTH = Geometry("patches of ViT-L/14's width", 1024, 4, 14, 336, 518, 768)
 """The paper's key width from a tower of 4 seeded blocks: what keys cost, at a sixth of the time."""
-
-SEEDED = Geometry("seeded tower", 384, 4, 14, 336, 518, 256)
-
-
-def error_encoder(quick: bool) -> tuple[Encoder, str]:
-    """The tower whose features errors are measured on, and what it is: the shipped one, if shipped."""
-    if "mrad-mini" in shipped() and not quick:
-        return Encoder.load("mrad-mini", device="cpu", precision="fp32"), "mrad-mini, trained"
-    geometry = Geometry.tiny() if quick else SEEDED
-    return geometry.encoder(), "a seeded tower of 4 blocks, untrained"
 
 
 def records(limit: int) -> list[Record]:

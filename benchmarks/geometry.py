@@ -49,17 +49,10 @@ class Geometry:
         text = open_clip.CLIPTextCfg(width=64, heads=1, layers=1)
         return open_clip.model.CLIP(self.embed_dim, vision, text, quick_gelu=True).eval()
 
-    def encoder(
-        self, precision: str = "fp32", device: str = "cpu", compiled: bool = False
-    ) -> Encoder:
+    def encoder(self, precision: str = "fp32", device: str = "cpu") -> Encoder:
         """The same weights in every precision and on every device."""
         return Encoder.from_clip(
-            self.build(),
-            self.size,
-            name=self.name,
-            device=device,
-            precision=precision,
-            compiled=compiled,
+            self.build(), self.size, name=self.name, device=device, precision=precision
         )
 
 

@@ -23,7 +23,7 @@ from mrad_indexer.training.loop import History
 from mrad_indexer.training.recipe import FEW_IMAGES
 
 from benchmarks.good_sets import SETS, Pictures
-from benchmarks.tables import Cell, Table, main
+from benchmarks.tables import Cell, Table
 from mrad.encoder.encoder import Encoder
 from mrad.heads import Head, HeadOutput, NoSettings, load_head
 from mrad.heads.choose import problem
@@ -250,7 +250,3 @@ def _means(found: dict[tuple[Case, str], list[Figures]]) -> Table:
         rows.append([_what(("", *kind)), *cells])
     note = "In brackets: of how many sets; tf and ft need masks, which two of the sets lack."
     return Table("Mean image AUROC over sets", ["memory", *HEADS], rows, [note])
-
-
-if __name__ == "__main__":
-    main(run)

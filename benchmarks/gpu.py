@@ -27,7 +27,7 @@ from benchmarks.geometry import Geometry, surface
 from benchmarks.load import drive
 from benchmarks.paper_loop import Memory, PaperLoop
 from benchmarks.service_worker import samples
-from benchmarks.tables import Cell, Table, hardware, main, middle, paired, ratio, seconds, timed
+from benchmarks.tables import Cell, Table, hardware, middle, paired, ratio, seconds, timed
 from mrad import Detector, Encoder, MemoryBank
 from mrad.encoder.device import exact_float32
 from mrad.maps import anomaly_map
@@ -393,7 +393,3 @@ def variables(wanted: dict[str, str]) -> Iterator[None]:
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-if __name__ == "__main__":
-    main(run)

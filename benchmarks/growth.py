@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from benchmarks.geometry import Geometry
-from benchmarks.tables import Cell, Table, hardware, main, middle, ratio, timed
+from benchmarks.tables import Cell, Table, hardware, middle, ratio, timed
 from mrad import Encoder
 
 NAME = "growth"
@@ -59,7 +59,3 @@ def run(quick: bool) -> list[Table]:
         return [batches(mini, (1, 2), 1), sides(SIDES[:2], 1)]
     paper = Geometry.paper().encoder("bf16")
     return [batches(mini, BATCHES, RUNS), batches(paper, (1, 2, 4), 3), sides(SIDES, RUNS)]
-
-
-if __name__ == "__main__":
-    main(run)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,6 @@ def read_results(folder: Path) -> Ratios:
     return found
 
 
-def fallen(now: Mapping[str, Any], before: Mapping[str, Any], slack: float = SLACK) -> bool:
-    """Whether even the best of the runs is worse than the worst before, slack allowed."""
-    return bool(now["high"] < before["low"] * (1 - slack))
-
-
 def compare(now: Ratios, before: Ratios) -> tuple[list[str], int]:
     """A line for each ratio, and how many fell."""
     lines, worse = [], 0
@@ -52,7 +47,7 @@ def compare(now: Ratios, before: Ratios) -> tuple[list[str], int]:
         if key not in now or key not in before:
             lines.append(f"{'not run' if key not in now else 'new':8} {key}")
             continue
-        bad = fallen(now[key], before[key])
+        bad = bool(now[key]["high"] < before[key]["low"] * (1 - SLACK))
         worse += bad
         change = now[key]["median"] / before[key]["median"]
         lines.append(

@@ -2,13 +2,10 @@
 
 `python -m benchmarks heads`: the sets, halves and metrics of `benchmarks.mini`. FT and CLIP are
 trained on the half that fills the memory, so nothing of the tested half is seen before; the values of
-the `few-images` recipe were chosen within that half. `map alone` judges images by their maps, as
-the linear probe, which knows no class feature, must: what the image level adds is the difference.
+the `few-images` recipe were chosen within that half.
 """
 
 from __future__ import annotations
-
-import time
 
 import numpy as np
 import torch
@@ -20,7 +17,7 @@ from mrad_indexer.training.loop import History
 from mrad_indexer.training.recipe import FEW_IMAGES, CLIPRecipe, FTRecipe
 
 from benchmarks.mini import DATA, SETS, Encoded, Judge, encode_set, halves, measure
-from benchmarks.tables import Table, main
+from benchmarks.tables import Table
 from mrad.encoder.encoder import Encoder, Features
 from mrad.heads import Head, NoSettings, load_head
 from mrad.heads.clip import CLIPConfig, CLIPHead
@@ -33,7 +30,6 @@ from mrad.types import Sample
 NAME = "heads"
 PAPER = FTRecipe()
 FEW_CLIP = CLIPRecipe(epochs=10, learning_rate=1e-3)
-FT_ROW = "FT, few images"
 BATCH = 16
 
 
@@ -67,30 +63,27 @@ def training_set_of(encoder: Encoder, memory: Encoded) -> TrainingSet:
     )
 
 
-def trained_heads(
-    encoder: Encoder, data: TrainingSet, seed: int, quick: bool
-) -> tuple[dict[str, Head], dict[str, float]]:
-    """Every head on this memory, and the seconds of an epoch of each training."""
-    history = History()
+def trained_heads(encoder: Encoder, data: TrainingSet, seed: int, quick: bool) -> dict[str, Head]:
+    """Every head on this memory."""
     one = {"epochs": 1} if quick else {}
     few = FEW_IMAGES.model_copy(update={"seed": seed, **one})
     paper = PAPER.model_copy(update={"seed": seed})
     prompts = FEW_CLIP.model_copy(update={"seed": seed, **one})
-    weights = train_ft(encoder, data, few, history)
+    weights = train_ft(encoder, data, few, History())
     by_paper = train_ft(encoder, data, paper, History())
-    prompted = train_clip(encoder, data, weights, prompts, history)
+    prompted = train_clip(encoder, data, weights, prompts, History())
     heads: dict[str, Head] = {
         "TF": load_head("tf", encoder),
         "FT, paper": FTHead(encoder, NoSettings(), by_paper.state_dict()),
-        FT_ROW: FTHead(encoder, NoSettings(), weights.state_dict()),
+        "FT, few images": FTHead(encoder, NoSettings(), weights.state_dict()),
         "CLIP": CLIPHead(encoder, CLIPConfig(), prompted.state_dict()),
     }
     for head in heads.values():
         head.attach(data.bank)
-    return heads, {s: history.seconds[s] / history.epochs[s] for s in history.seconds}
+    return heads
 
 
-def judged_by(head: Head, map_alone: bool = False) -> Judge:
+def judged_by(head: Head) -> Judge:
     """A head as `measure` wants it; the memory is attached already."""
 
     def judge(
@@ -101,42 +94,27 @@ def judged_by(head: Head, map_alone: bool = False) -> Judge:
             for row in range(0, len(test.labels), BATCH)
         ]
         patch, image = zip(*((output.patch, output.image) for output in outputs))
-        return torch.cat(patch), None if map_alone else torch.cat(image)
+        return torch.cat(patch), torch.cat(image)
 
     return judge
 
 
 def run(quick: bool) -> list[Table]:
-    """The heads' table and the training's."""
+    """One table."""
     encoder = Encoder.load("mrad-mini", device="cpu", precision="fp32")
     limit = 24 if quick else None
     found = {n: encode_set(encoder, DATA / n, limit) for n in SETS if (DATA / n).is_dir()}
     figures: dict[tuple[str, str, str], list[tuple[float, float, float]]] = {}
-    epochs: list[list[str | int | float | None]] = []
-    for memory, (encoded, seconds) in found.items():
+    for memory, (encoded, _) in found.items():
         for seed in range(1 if quick else 5):
             kept = encoded.of(halves(encoded.labels, seed)[0])
-            started = time.perf_counter()
-            data = training_set_of(encoder, kept)
-            heads, per_epoch = trained_heads(encoder, data, seed, quick)
-            whole = time.perf_counter() - started
+            heads = trained_heads(encoder, training_set_of(encoder, kept), seed, quick)
             for test, (other, _) in found.items():
                 held = other.of(halves(other.labels, seed)[1])
-                judges = {name: judged_by(head) for name, head in heads.items()}
-                judges |= {f"{FT_ROW}, map alone": judged_by(heads[FT_ROW], map_alone=True)}
-                for name, judge in judges.items():
-                    result = measure(judge, kept, held, encoder)
+                for name, head in heads.items():
+                    result = measure(judged_by(head), kept, held, encoder)
                     figures.setdefault((name, memory, test), []).append(result)
-            if seed == 0:
-                epochs.append(_epoch_row(memory, len(kept.labels), seconds, per_epoch, whole))
-    return [_heads_table(figures), _epochs_table(epochs)]
-
-
-def _epoch_row(
-    name: str, images: int, seconds: float, per_epoch: dict[str, float], whole: float
-) -> list[str | int | float | None]:
-    encode, cached = images * seconds, per_epoch["ft"]
-    return [name, images, encode, cached, (encode + cached) / cached, per_epoch["clip"], whole]
+    return [_heads_table(figures)]
 
 
 def _heads_table(figures: dict[tuple[str, str, str], list[tuple[float, float, float]]]) -> Table:
@@ -148,15 +126,3 @@ def _heads_table(figures: dict[tuple[str, str, str], list[tuple[float, float, fl
     return Table(
         "Heads on mrad-mini: five seeds, mean and spread (largest - smallest)", columns, rows
     )
-
-
-def _epochs_table(rows: list[list[str | int | float | None]]) -> Table:
-    columns = [
-        "set", "images", "encode once, s", "FT epoch over the cache, s",
-        "faster than encoding every epoch", "CLIP epoch, s", "all trainings, s",
-    ]  # fmt: skip
-    return Table("Training over features computed once", columns, rows)
-
-
-if __name__ == "__main__":
-    main(run)

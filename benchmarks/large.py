@@ -7,7 +7,7 @@ from __future__ import annotations
 from benchmarks.features import KEY_WIDTH, wide_patches
 from benchmarks.geometry import Geometry
 from benchmarks.sizes import size_tables
-from benchmarks.tables import Table, main
+from benchmarks.tables import Table
 
 NAME = "large"
 KEYS = 10_000_000
@@ -19,7 +19,3 @@ def run(quick: bool) -> list[Table]:
     if quick:
         return size_tables(real, 9, (4_000,), Geometry.tiny())
     return size_tables(real, 37, (KEYS,), KEY_WIDTH)
-
-
-if __name__ == "__main__":
-    main(run)

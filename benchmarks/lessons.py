@@ -12,7 +12,7 @@ import numpy as np
 from mrad_service.memory import DurableMemory
 
 from benchmarks import taught
-from benchmarks.tables import Cell, Table, hardware, main
+from benchmarks.tables import Cell, Table, hardware
 from mrad.encoder.identity import EncoderIdentity
 from mrad.memory.bank import MemoryBank
 from mrad.memory.entry import Entry, Key, new_entry_id
@@ -106,7 +106,3 @@ def run(quick: bool) -> list[Table]:
         taught.verdicts(quick),
         taught.seconds(quick),
     ]
-
-
-if __name__ == "__main__":
-    main(run)

@@ -1,11 +1,14 @@
-"""A load generator that costs little: prebuilt requests over kept connections, on raw sockets."""
+"""A load generator that costs little: prebuilt requests over kept connections, on raw sockets; and what
+benchmarks ask of a server's process."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -60,6 +63,29 @@ async def _answer(reader: asyncio.StreamReader) -> int:
         if line.startswith(b"content-length:"):
             await reader.readexactly(int(line.split(b":")[1]))
     return status
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(port: int, request: bytes) -> bool:
+    """Whether a server answers the request with 200."""
+    try:
+        return bool(drive(port, [request], 1, 1).latencies)
+    except (OSError, EOFError):
+        return False
+
+
+def resident(pid: int) -> int:
+    """Bytes of a process in memory."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"process {pid} has no VmRSS")
 
 
 LONGEST = 300.0

@@ -1,6 +1,6 @@
 """Grid -> map -> top score: one separable operator for a batch, against torch and SciPy in turn.
 
-python -m benchmarks.maps [--quick]
+python -m benchmarks maps [--quick]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
 from benchmarks.geometry import Geometry
-from benchmarks.tables import Table, hardware, main, middle, paired, ratio
+from benchmarks.tables import Table, hardware, middle, paired, ratio
 from mrad.maps import anomaly_map, top_mean
 
 NAME = "maps"
@@ -60,7 +60,3 @@ def run(quick: bool) -> list[Table]:
             ratios,
         )
     ]
-
-
-if __name__ == "__main__":
-    main(run)

@@ -1,6 +1,6 @@
 """The shipped small CLIP on real images: MRAD-TF, a linear probe, and a hand-made baseline.
 
-`python -m benchmarks.mini` prints them for magnetic_tile and deep_pcb (../shared/data), each set
+`python -m benchmarks mini` prints them for magnetic_tile and deep_pcb (../shared/data), each set
 split in half by a seed: the memory (or the probe's training set) is one half, the test the other;
 and across: memory of one set, test on the other. Pictures are judged at the encoder's size.
 """
@@ -16,14 +16,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from mrad_indexer.datasets import read_dataset
-from mrad_indexer.evaluation.metrics import FUSIONS, PixelScores, auroc_by_fusion, image_metrics
+from mrad_indexer.evaluation.metrics import PixelScores, image_metrics
 from scipy import ndimage
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.tables import Table, main
+from benchmarks.tables import Table
 from mrad.encoder.encoder import Encoder
 from mrad.images.reader import load_image
 from mrad.maps import anomaly_map, fuse, top_mean
@@ -182,7 +182,6 @@ def _classifier(model: str) -> object:
 METHODS: dict[str, Judge] = {
     "TF": tf,
     "linear probe": probe_on(lambda e: F.normalize(e.patch, dim=-1).numpy(), "linear"),
-    "hand-made, linear": probe_on(lambda e: e.statistics, "linear"),
     "hand-made, trees": probe_on(lambda e: e.statistics, "trees"),
 }
 
@@ -239,7 +238,7 @@ def run(quick: bool) -> list[Table]:
              for n, (_, t) in found.items()]  # fmt: skip
     columns = ["method", "memory of", "tested on", "image AUROC", "pixel AUROC", "AUPRO"]
     title = "mrad-mini: five seeds, mean and spread (largest - smallest)"
-    return [Table(title, columns, rows, notes), _by_fusion(sets, encoder, quick)] + [
+    return [Table(title, columns, rows, notes)] + [
         _by_kind(name, encoded, encoder, quick)
         for name, encoded in sets.items()
         if len(set(encoded.kinds) - {""}) > 1
@@ -263,22 +262,6 @@ def _spread(found: list[tuple[float, ...]]) -> list[str]:
     return [f"{v.mean():.3f} ({v.max() - v.min():.3f})" for v in np.array(found).T]
 
 
-def _by_fusion(sets: dict[str, Encoded], encoder: Encoder, quick: bool) -> Table:
-    """TF's image AUROC by weight of the image level: the map alone is 0, the paper's 0.5 to 0.8."""
-    rows = []
-    for memory in sets:
-        for test in sets:
-            found: list[tuple[float, ...]] = []
-            for kept, held in _splits(sets[memory], sets[test], quick):
-                patch, image = tf(kept, held, encoder.grid)
-                tops = [float(top_mean(anomaly_map(p[None], encoder.image_size))) for p in patch]
-                by = auroc_by_fusion(tops, image.tolist(), list(held.labels))
-                found.append(tuple(value or 0.0 for value in by.values()))
-            rows.append([memory, test, *_spread(found)])
-    columns = ["memory of", "tested on", *(f"fusion {weight:g}" for weight in FUSIONS)]
-    return Table("mrad-mini, TF: image AUROC by weight of the image level", columns, rows)
-
-
 def _by_kind(name: str, encoded: Encoded, encoder: Encoder, quick: bool) -> Table:
     """One's own memory of every kind; the test's flawless pictures with one kind at a time."""
     kinds = sorted(set(encoded.kinds) - {""})
@@ -299,7 +282,3 @@ def _by_kind(name: str, encoded: Encoded, encoder: Encoder, quick: bool) -> Tabl
         ]
     columns = ["method", "defect", "pictures", "image AUROC", "pixel AUROC", "AUPRO"]
     return Table(f"mrad-mini on {name}, its own memory, by kind of defect", columns, rows)
-
-
-if __name__ == "__main__":
-    main(run)

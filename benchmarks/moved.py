@@ -25,7 +25,7 @@ from PIL import Image
 
 from benchmarks.good_sets import BATCH, SETS, Pictures
 from benchmarks.mini import resized
-from benchmarks.tables import Cell, Table, main
+from benchmarks.tables import Cell, Table
 from mrad.detector import Detector
 from mrad.encoder.encoder import Encoder, Features
 from mrad.images.reader import load_image
@@ -216,7 +216,3 @@ def _cell(values: np.ndarray) -> str:
     image, pixel, alarms = values
     shown = "-" if np.isnan(pixel) else f"{pixel:.3f}"
     return f"{image:.3f} / {shown} / {100 * alarms:.0f} %"
-
-
-if __name__ == "__main__":
-    main(run)

@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.features import KEY_WIDTH, Repeated, wide_patches
 from benchmarks.geometry import Geometry
 from benchmarks.good_sets import Pictures
-from benchmarks.tables import Cell, Table, main, middle, paired, ratio, timed
+from benchmarks.tables import Cell, Table, middle, paired, ratio, timed
 from mrad.encoder.encoder import Encoder
 from mrad.maps import anomaly_map, top_mean
 from mrad.memory.coreset import greedy_coreset
@@ -180,7 +180,3 @@ def run(quick: bool, data: Path = DATA) -> list[Table]:
         "repeated with noise.",
     ]
     return [Table("The nearest good patch among many", columns, rows, notes)]
-
-
-if __name__ == "__main__":
-    main(run)

@@ -12,7 +12,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.load import drive, form, post
+from benchmarks.load import answers, drive, form, free_port, post, resident
 from benchmarks.service_worker import detector, queries
-from benchmarks.tables import Table, main
+from benchmarks.tables import Table
 
 NAME = "overload"
 IMAGES = 8
@@ -82,9 +81,7 @@ def serve(port: int) -> None:
 @contextmanager
 def server(quick: bool) -> Iterator[tuple[int, int]]:
     """Its process id and port, once it answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     code = f"from benchmarks.overload import serve; serve({port})"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -92,7 +89,7 @@ def server(quick: bool) -> Iterator[tuple[int, int]]:
         env=os.environ | {"OMP_NUM_THREADS": "1", "MRAD_BENCH_QUICK": str(int(quick))},
     )
     try:
-        while not _answers(port):
+        while not answers(port, _request(1)):
             if process.poll() is not None:
                 raise SystemExit("the server of the benchmark ended early")
             time.sleep(0.1)
@@ -106,24 +103,9 @@ def server(quick: bool) -> Iterator[tuple[int, int]]:
             process.wait()
 
 
-def _answers(port: int) -> bool:
-    try:
-        return bool(drive(port, [_request(1)], 1, 1).latencies)
-    except (OSError, EOFError):
-        return False
-
-
 def _request(images: int) -> bytes:
     files = queries()
     return post("/v1/score", *form([files[i % len(files)] for i in range(images)]))
-
-
-def resident(pid: int) -> int:
-    """Bytes of a process in memory."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"process {pid} has no VmRSS")
 
 
 async def offer(port: int, pid: int, rate: float, seconds: float) -> Seen:
@@ -223,7 +205,3 @@ def run(quick: bool) -> list[Table]:
     columns = ("offered", "requests/s", "200", "429, clean", "anything else", "p50, ms", "p99, ms",
                "memory, MiB", "growth, MiB")  # fmt: skip
     return [Table("Overload", columns, rows, notes)]
-
-
-if __name__ == "__main__":
-    main(run)

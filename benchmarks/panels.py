@@ -6,10 +6,11 @@ judged are in no memory, neither with defects nor without.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 BOARD = 640
 MOST_KNOWN = 200
 """Tiles whose features are kept."""
+T = TypeVar("T")
 
 
 def panel(boards: Sequence[Image.Image], across: int) -> np.ndarray:
@@ -83,14 +85,14 @@ class Boards:
             yield with_defect(boards, across, int(rng.integers(across * down)), record)
 
     def panel_bank(
-        self, encoder: Encoder, across: int, down: int, panels: int, tiling: Tiling, seed: int
+        self, encoder: Encoder, across: int, down: int, panels: int, tiling: Tiling
     ) -> MemoryBank:
-        """Of so many good panels and as many with one defective board, by `seed`.
+        """Of so many good panels and as many with one defective board.
 
         Every panel has good boards of its own, in an order by chance, so that any two may be neighbours and
         the memory's own panels, left out, are as new as those that are judged.
         """
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(0)
         known = [self.known[i] for i in rng.permutation(len(self.known))]
         defects = [self.defects[i] for i in rng.permutation(len(self.defects))[:panels]]
         count = across * down
@@ -162,8 +164,8 @@ def remembering(detectors: Sequence[Detector]) -> None:
 
 
 def together(
-    detectors: dict[str, Detector], picture: np.ndarray, known: Known, pixels: int
-) -> dict[str, Prediction]:
+    detectors: Mapping[T, Detector], picture: np.ndarray, known: Known, pixels: int
+) -> dict[T, Prediction]:
     """What detectors of one layout say of a picture whose tiles are encoded once for all; maps of so many `pixels`."""
     first = next(iter(detectors.values()))
     decoded = first.decode(picture)

@@ -1,7 +1,5 @@
 """The paper's loop, written plainly: what the speed of this project is compared with.
 
-    python -m benchmarks.paper_loop [--quick]
-
 One image at a time; both paths in full, class token and all, through every block; attention as
 explicit softmax matrices; the blur by SciPy; the top 1 % by sorting. Same numbers as
 `mrad.Detector`, none of its savings. The released code took 16.5 s an image on 2 cores of an AMD
@@ -20,14 +18,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from benchmarks.geometry import Geometry, surface
-from benchmarks.tables import Table, hardware, main, middle, timed
 from mrad.images.preprocess import Preprocess
 from mrad.types import FloatArray
-
-NAME = "paper_loop"
-RELEASED_SECONDS = 16.5
-"""The released code's seconds an image on 2 cores AMD EPYC (Zen 4), ViT-L/14-336 at 518 px."""
 
 
 @dataclass
@@ -136,29 +128,3 @@ def average(patches: Tensor, grid: int) -> Tensor:
 def retrieve(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Softmax over every key, then its mean of the values: [M, 2]."""
     return (query @ keys.T).softmax(dim=-1) @ values
-
-
-def run(quick: bool) -> list[Table]:
-    """Seconds an image at the paper's geometry and memory (VisA: 2,162 and 3,360 keys)."""
-    geometry = Geometry.tiny() if quick else Geometry.paper()
-    clip = geometry.build()
-    memory = Memory.random(geometry.embed_dim, geometry.width, 2_162, 3_360)
-    loop = PaperLoop(clip.visual, geometry.size, memory)
-    image = surface(640, 480)
-    times = timed(lambda: loop(image), 1 if quick else 3)
-    row = [geometry.name, geometry.size, middle(times), f"{RELEASED_SECONDS} s"]
-    return [
-        Table(
-            "The paper's loop, one image at a time, float32",
-            ["encoder (seeded weights)", "input px", "this loop", "the released code"],
-            [row],
-            [
-                hardware(),
-                "The released code was timed at ViT-L/14-336 and 518 px on 2 cores of an AMD EPYC.",
-            ],
-        )
-    ]
-
-
-if __name__ == "__main__":
-    main(run)

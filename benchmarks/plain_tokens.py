@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.good_parts import Judged
 from benchmarks.good_sets import SETS, Pictures
-from benchmarks.tables import Cell, Table, main
+from benchmarks.tables import Cell, Table
 from mrad.encoder.encoder import Encoder
 from mrad.heads.nn import NNHead
 
@@ -57,7 +57,3 @@ def of_set(kind: str, name: str, good: int, judged: int) -> np.ndarray:
             figures.append(one.figures(head(pictures.take(one.rows))))
         print(kind, name, seed, figures[-1], file=sys.stderr, flush=True)
     return np.array(np.mean(figures, axis=0))
-
-
-if __name__ == "__main__":
-    main(run)

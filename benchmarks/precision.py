@@ -18,7 +18,7 @@ from mrad_indexer.evaluation.metrics import PixelScores, image_metrics
 from scipy.stats import rankdata
 
 from benchmarks.features import DEMO, SHARED
-from benchmarks.tables import Table, hardware, main
+from benchmarks.tables import Table, hardware
 from mrad import Detector, Encoder, MemoryBank
 from mrad.encoder.encoder import PRECISIONS
 from mrad.images.reader import load_image
@@ -137,7 +137,3 @@ def bound(sets: dict[str, list[Record]]) -> list[str]:
         f"Images: {counts}; each half is the other half's memory.",
         f"The bound: Spearman of every map at least {RANKS}, both AUROC at most {AREA} points apart.",
     ]
-
-
-if __name__ == "__main__":
-    main(run)

@@ -1,4 +1,4 @@
-"""One size of the retrieval benchmark, run in processes of its own (benchmarks/retrieval.py)."""
+"""The steps of `benchmarks/sizes.py` for one number of keys, each run in a process of its own."""
 
 from __future__ import annotations
 
@@ -51,7 +51,6 @@ class Asked:
 class Error:
     """Against exact attention, at one sharpness of q.k."""
 
-    sharpness: int
     largest: float
     spearman: float
     probed: float
@@ -59,11 +58,10 @@ class Error:
 
 @dataclass(frozen=True)
 class Started:
-    """A bank's start, digests and all, and what it holds."""
+    """A bank's start, digests and all, and its size."""
 
     seconds: float
     bytes: int
-    entries: int
 
 
 def build(real: Path, count: int, path: Path) -> Built:
@@ -123,7 +121,7 @@ def errors(
     for sharpness, exact in zip(sharpnesses, sums):
         got, want = opened.probability(queries * sharpness).double(), probability_of(exact).double()
         rank = float(spearmanr(got.numpy(), want.numpy()).statistic)
-        errors.append(Error(sharpness, float((got - want).abs().max()), rank, opened.probed))
+        errors.append(Error(float((got - want).abs().max()), rank, opened.probed))
     return errors
 
 
@@ -160,7 +158,7 @@ def start_bank(path: Path, geometry: Geometry) -> Started:
     took = time.perf_counter() - begin
     size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
     shutil.rmtree(path)
-    return Started(took, size, len(bank.entries))
+    return Started(took, size)
 
 
 def _level(keys: np.ndarray, labels: np.ndarray, entry: np.ndarray) -> LevelMemory:

@@ -1,6 +1,6 @@
 """JPEG decoded smaller, by the decoder's own scaling, before it is squeezed to the encoder's input.
 
-    python -m benchmarks.scaled [--quick]
+    python -m benchmarks scaled [--quick]
 
 Boards of DeepPCB and panels of them, judged whole, from full pixels and from those that the decoder gives at
 1/2, 1/4 and 1/8 while no side falls below the encoder's: what that saves, and how far it moves scores.
@@ -17,7 +17,7 @@ import simplejpeg
 from PIL import Image
 
 from benchmarks.panels import Boards
-from benchmarks.tables import Cell, Table, hardware, main
+from benchmarks.tables import Cell, Table, hardware
 from benchmarks.tiles import HEADS
 from mrad import Detector, Encoder
 from mrad.images.layout import PLAIN
@@ -77,7 +77,3 @@ def decoded(files: list[bytes], side: int) -> tuple[list[np.ndarray], float]:
         images.append(simplejpeg.decode_jpeg(data, "RGB", min_height=side, min_width=side))
         seconds.append(time.process_time() - start)
     return images, median(seconds)
-
-
-if __name__ == "__main__":
-    main(run)

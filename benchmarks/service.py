@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,9 +15,9 @@ from functools import partial
 from importlib.util import find_spec
 from statistics import median
 
-from benchmarks.load import Run, drive, form, post
+from benchmarks.load import Run, answers, drive, form, free_port, post
 from benchmarks.service_worker import queries
-from benchmarks.tables import Table, main, middle, ratio
+from benchmarks.tables import Table, middle, ratio
 
 NAME = "service"
 BATCH = 8
@@ -50,9 +49,7 @@ def worker(
     kind: str, threads: int, batch: int = BATCH
 ) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A process of benchmarks.service_worker, ready; its port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "benchmarks.service_worker", kind]
     if kind != "bare":
         command += [str(port), str(batch)]
@@ -72,8 +69,8 @@ def worker(
             while process.stdout.readline().strip() != "ready":
                 _check(process)
         else:
-            probe = requests_of("json" if kind == "mrad" else "litserve", 1, 1)
-            while not _answers(port, probe):
+            (probe,) = requests_of("json" if kind == "mrad" else "litserve", 1, 1)
+            while not answers(port, probe):
                 _check(process)
         yield process, port
     finally:
@@ -89,13 +86,6 @@ def _check(process: subprocess.Popen[str]) -> None:
     if process.poll() is not None:
         raise SystemExit("a worker of the benchmark ended early")
     time.sleep(0.2)
-
-
-def _answers(port: int, probe: list[bytes]) -> bool:
-    try:
-        return bool(drive(port, probe, 1, 1).latencies)
-    except OSError:
-        return False
 
 
 def requests_of(kind: str, images: int, each: int) -> list[bytes]:
@@ -225,7 +215,3 @@ def against(kind: str, port: int, other: int, images: int, runs: int, threads: i
         f"{threads} threads, {images} images a run."
     ]
     return Table(title, COLUMNS, rows, notes, ratios)
-
-
-if __name__ == "__main__":
-    main(run)

@@ -35,18 +35,15 @@ DEMO = Path(__file__).parent.parent / "mrad" / "demo" / "deep_pcb"
 def detector() -> Detector:
     """On a memory of the bundled boards.
 
-    The shipped encoder on the CPU; MRAD_BENCH_DEVICE: the paper's tower there, in bf16, or with
-    MRAD_BENCH_ENCODER=mrad-mini the shipped one.
+    The shipped encoder on the CPU; with MRAD_BENCH_DEVICE the paper's tower there, in bf16.
     """
-    quick = os.environ.get("MRAD_BENCH_QUICK") == "1"
-    device = os.environ.get("MRAD_BENCH_DEVICE", "cpu")
-    seeded = "MRAD_BENCH_DEVICE" in os.environ and "MRAD_BENCH_ENCODER" not in os.environ
-    if quick:
-        encoder = Geometry.tiny().encoder(device=device)
-    elif seeded:
+    device = os.environ.get("MRAD_BENCH_DEVICE")
+    if os.environ.get("MRAD_BENCH_QUICK") == "1":
+        encoder = Geometry.tiny().encoder(device=device or "cpu")
+    elif device:
         encoder = Geometry.paper().encoder("bf16", device)
     else:
-        encoder = Encoder.load("mrad-mini", device=device)
+        encoder = Encoder.load("mrad-mini", device="cpu")
     return Detector(encoder, MemoryBank.from_samples(encoder, samples()))
 
 

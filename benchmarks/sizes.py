@@ -19,7 +19,7 @@ from benchmarks import scale
 from benchmarks.features import KEY_WIDTH, Patches, wide_patches
 from benchmarks.geometry import Geometry
 from benchmarks.retrieval import SHARPNESS
-from benchmarks.tables import Cell, Table, main, middle, ratio, shown
+from benchmarks.tables import Cell, Table, middle, ratio, shown
 
 NAME = "sizes"
 SIZES = (10_000, 100_000, 1_000_000)
@@ -116,7 +116,3 @@ def run(quick: bool) -> list[Table]:
     if quick:
         return size_tables(real, 9, (1_000, 3_000), Geometry.tiny())
     return size_tables(real, 37, SIZES, KEY_WIDTH)
-
-
-if __name__ == "__main__":
-    main(run)

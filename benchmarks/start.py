@@ -1,34 +1,29 @@
-"""Start: processor time of commands against `import torch`, and what `mrad score` imports, by cost."""
+"""Start: processor time of commands against `import torch`."""
 
 from __future__ import annotations
 
 import os
-import re
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from statistics import median
 
+from benchmarks.load import free_port
 from benchmarks.service_worker import DEMO, samples
-from benchmarks.tables import Cell, Ratio, Table, main, ratio
+from benchmarks.tables import Cell, Ratio, Table, ratio
 from mrad import Encoder, MemoryBank
 
 NAME = "start"
 RUNS = 7
-TREE = 0.02
-"""Seconds that a module takes with what it imports, to have a line of the tree."""
 MRAD = [sys.executable, "-c", "from mrad_indexer.cli.main import app; app()"]
-LINE = re.compile(r"import time: +(\d+) \| +(\d+) \|( +)(\S+)")
 Cost = tuple[float, float]
 """Seconds: wall clock, processor."""
 
@@ -52,9 +47,7 @@ def whole(command: Sequence[str]) -> Cost:
 
 def until_ready(command: Sequence[str]) -> Cost:
     """A server's start, until it answers that it is ready; then it is ended."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     process = subprocess.Popen(
@@ -132,48 +125,11 @@ def started(bank: Path, folder: Path, runs: int) -> Table:
     return Table("Start of a command", columns, rows, notes, ratios)
 
 
-def tree(bank: Path, folder: Path) -> list[Table]:
-    """What `mrad score` imports, as `python -X importtime` has it: packages, then modules."""
-    image = str(next((DEMO / "query" / "good").iterdir()))
-    arguments = ["score", image, "--bank", str(bank), "--out", str(folder / "scores"), "--restart"]
-    command = [sys.executable, "-X", "importtime", *MRAD[1:], *arguments]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
-    packages: Counter[str] = Counter()
-    lines: list[tuple[float, int, str]] = []
-    for own, total, indent, name in LINE.findall(done.stderr):
-        packages[name.partition(".")[0]] += int(own)
-        lines.append((int(total) / 1e6, len(indent) // 2, name))
-    # A module is listed after what it imports: read from the end, its importer comes before it.
-    shown: list[list[Cell]] = []
-    hidden = 99
-    for seconds, depth, name in reversed(lines):
-        if depth > hidden:
-            continue
-        hidden = depth if name.partition(".")[0] == "torch" or seconds < TREE else 99
-        if seconds >= TREE:
-            shown.append([f"{'. ' * depth}`{name}`", 1000 * seconds])
-    total = sum(packages.values())
-    rows: list[list[Cell]] = [["all", total / 1000]]
-    rows += [[f"`{name}`", own / 1000] for name, own in packages.most_common(12)]
-    note = "`python -X importtime`, which itself slows imports; torch is not followed inside."
-    return [
-        Table("What mrad score imports, by package", ["package", "ms"], rows),
-        Table("The same as a tree, from 20 ms", ["module", "ms with its imports"], shown, [note]),
-    ]
-
-
 def run(quick: bool) -> list[Table]:
-    """All tables."""
+    """One table."""
     with tempfile.TemporaryDirectory(prefix="mrad-start-") as scratch:
         folder = Path(scratch)
         MemoryBank.from_samples(Encoder.load("mrad-mini", device="cpu"), samples()).save(
             folder / "bank"
         )
-        return [
-            started(folder / "bank", folder, 1 if quick else RUNS),
-            *tree(folder / "bank", folder),
-        ]
-
-
-if __name__ == "__main__":
-    main(run)
+        return [started(folder / "bank", folder, 1 if quick else RUNS)]

@@ -1,14 +1,12 @@
 """What every benchmark gives back: tables with their hardware and date, medians and paired ratios.
 
 A benchmark is a module with `NAME: str` and `run(quick: bool) -> list[Table]`; `quick` is a small
-size that checks the script, whose figures mean nothing. `main(run)` makes it runnable alone.
+size that checks the script, whose figures mean nothing.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
 import os
 import platform
 import time
@@ -157,19 +155,3 @@ def middle(times: Sequence[float]) -> str:
     unit, scale = ("s", 1.0) if median(times) >= 1 else ("ms", 1e3)
     low, mid, high = (value * scale for value in (min(times), median(times), max(times)))
     return f"{shown(mid)} {unit}" + ("" if len(times) == 1 else f" ({shown(low)}-{shown(high)})")
-
-
-def main(run: Callable[[bool], list[Table]]) -> None:
-    """Run one benchmark alone: Markdown on the screen, JSON where asked for."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: checks the script only")
-    parser.add_argument("--json", type=Path, help="also write every digit there")
-    options = parser.parse_args()
-    tables = run(options.quick)
-    print(f"{hardware()}{' -- QUICK: figures mean nothing' if options.quick else ''}\n")
-    for table in tables:
-        print(table.markdown())
-    if options.json:
-        found = {"hardware": hardware(), "quick": options.quick}
-        found["tables"] = [table.as_json() for table in tables]
-        options.json.write_text(json.dumps(found, indent=1))

@@ -1,6 +1,6 @@
 """Large pictures in tiles against resizing alone: what is found, where, and what it costs.
 
-    python -m benchmarks.tiles [--quick]
+    python -m benchmarks tiles [--quick]
 
 Panels of DeepPCB boards (`benchmarks.panels`), BSData and magnetic tiles, from ../shared/data; memories of other
 boards and parts of the same sets, heads `tf`, `nn` and `combined` on mrad-mini. No figure says anything about another
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import resource
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -21,7 +22,7 @@ from mrad_indexer.evaluation.metrics import PixelScores, image_metrics
 from skimage import measure
 
 from benchmarks.panels import BOARD, DATA, Boards, Known, remembering, together
-from benchmarks.tables import Table, hardware, main
+from benchmarks.tables import Table, hardware
 from mrad import Detector, Encoder, MemoryBank, Prediction
 from mrad.encoder.stream import prepare_tile
 from mrad.images.layout import PLAIN, Layout
@@ -35,8 +36,8 @@ PANEL = (6, 5)
 """Boards across and down of the panels that are judged: 12.3 megapixels."""
 TIMED = ((4, 3), (6, 5), (7, 7))
 """The same of those whose seconds are taken: 4.9, 12.3 and 20.1 megapixels."""
-KNOWN, DRAWS = 10, 1
-"""Good panels that a memory of panels holds, and as many with a defective board; such memories."""
+KNOWN = 10
+"""Good panels that a memory of panels holds, and as many with a defective board."""
 CLOSELY = 0.25
 MAP = 500_000
 """Pixels of the maps that figures are taken from."""
@@ -93,54 +94,41 @@ def share(value: float | None) -> str:
     return "–" if value is None or value != value else f"{value:.3f}"
 
 
-def mosaics(encoder: Encoder, boards: Boards, pictures: int, draws: int) -> Table:
+def mosaics(encoder: Encoder, boards: Boards, pictures: int) -> Table:
     """Panels of one board, as good as it is or with one defective copy, by several memories and layouts."""
     across, down = PANEL
     singles = {head: Detector(encoder, boards.bank, head) for head in HEADS}
-    tallies: dict[tuple[str, str], list[Tally]] = {}
-
-    def told(look: str, head: str, found: Prediction, mask: BoolArray, draw: int = 0) -> None:
-        own = tallies.setdefault((look, head), [])
-        while len(own) <= draw:
-            own.append(Tally())
-        own[draw].add(found, mask)
-
+    tallies: defaultdict[tuple[str, str], Tally] = defaultdict(Tally)
     plain = {head: d.with_layout(PLAIN) for head, d in singles.items()}
     for pair in boards.pairs[:pictures]:
         for record in pair:
             for head, detector in plain.items():
                 mask = record.read_mask((BOARD, BOARD))
-                told("single boards, whole", head, detector.predict([record.image])[0], mask)
-    memories = []
-    for seed in range(draws):
-        bank = boards.panel_bank(encoder, across, down, KNOWN, Tiling(BOARD), seed)
-        memories.append({head: Detector(encoder, bank, head) for head in HEADS})
-    for own in (singles, *memories):
+                (found,) = detector.predict([record.image])
+                tallies["single boards, whole", head].add(found, mask)
+    bank = boards.panel_bank(encoder, across, down, KNOWN, Tiling(BOARD))
+    panels = {head: Detector(encoder, bank, head) for head in HEADS}
+    for own in (singles, panels):
         remembering(list(own.values()))
     boardwise = {n: d.with_layout(Layout(Tiling(BOARD, 0.0))) for n, d in singles.items()}
-    closely = memories[0]["tf"].with_layout(Layout(Tiling(BOARD, closely=CLOSELY)))
-    every = {("of single boards", head, 0): d for head, d in singles.items()}
-    every |= {
-        ("of panels", head, draw): d for draw, own in enumerate(memories) for head, d in own.items()
+    closely = panels["tf"].with_layout(Layout(Tiling(BOARD, closely=CLOSELY)))
+    in_tiles = {("tiles, memory of single boards", head): d for head, d in singles.items()}
+    in_tiles |= {("tiles, memory of panels", head): d for head, d in panels.items()}
+    by_board = {
+        ("tiles that are boards, memory of single boards", head): d for head, d in boardwise.items()
     }
-    names = {f"{look} {head} {draw}": (look, head, draw) for look, head, draw in every}
+    others = {
+        (f"{100 * CLOSELY:.0f} % of tiles closely, memory of panels", "tf"): closely,
+        ("resized, memory of single boards", "tf"): plain["tf"],
+    }
     known = Known()
     for picture, mask in boards.panels(across, down, pictures):
-        found = together({n: every[at] for n, at in names.items()}, picture, known, MAP)
-        for name, (look, head, draw) in names.items():
-            told(f"tiles, memory {look}", head, found[name], mask, draw)
-        for head, one in together(boardwise, picture, known, MAP).items():
-            told("tiles that are boards, memory of single boards", head, one, mask)
-        for look, detector in (
-            (f"{100 * CLOSELY:.0f} % of tiles closely, memory of panels", closely),
-            ("resized, memory of single boards", plain["tf"]),
-        ):
-            told(look, "tf", detector.predict([picture], map_pixels=MAP)[0], mask)
-    rows = [
-        [look, head, *spread([one.cells() for one in own]),
-         " and ".join(str(one.hits) for one in own)]
-        for (look, head), own in tallies.items()
-    ]  # fmt: skip
+        for detectors in (in_tiles, by_board):
+            for look, one in together(detectors, picture, known, MAP).items():
+                tallies[look].add(one, mask)
+        for look, detector in others.items():
+            tallies[look].add(detector.predict([picture], map_pixels=MAP)[0], mask)
+    rows = [[*look, *map(share, own.cells()), str(own.hits)] for look, own in tallies.items()]
     count = len(boards.pairs[:pictures])
     return Table(
         f"Panels of {across * down} DeepPCB boards, {across * down * BOARD**2 / 1e6:.1f} MP",
@@ -151,20 +139,10 @@ def mosaics(encoder: Encoder, boards: Boards, pictures: int, draws: int) -> Tabl
             f"{count} panels without a defect and {count} with one defective board, of the same boards: each is one board "
             f"{across * down} times. No memory holds these boards. That of single boards holds {len(boards.known)} good and "
             f"{len(boards.defects)} defective ones; that of panels {KNOWN} good panels and {KNOWN} with one masked defective "
-            f"board, each of {len(boards.known) // KNOWN} good boards in an order by chance; such memories: {draws}. Tiles of {BOARD} px, 25 % overlap, not aligned with the boards, but for those "
+            f"board, each of {len(boards.known) // KNOWN} good boards in an order by chance. Tiles of {BOARD} px, 25 % overlap, not aligned with the boards, but for those "
             f"that are boards (no overlap). Maps of {MAP / 1e6:.1f} MP.",
         ],
     )  # fmt: skip
-
-
-def spread(cells: Sequence[Sequence[float]]) -> list[str]:
-    """Each figure, or its mean over draws with the lowest and the highest."""
-    found = []
-    for values in zip(*cells):
-        low, high = share(min(values)), share(max(values))
-        mean = share(sum(values) / len(values))
-        found.append(mean if len(values) == 1 else f"{mean} ({low} to {high})")
-    return found
 
 
 def times(encoder: Encoder, boards: Boards, sizes: Sequence[tuple[int, int]], runs: int) -> Table:
@@ -238,7 +216,7 @@ def run(quick: bool) -> list[Table]:
     encoder = Encoder.load("mrad-mini", device="cpu")
     boards = Boards.of(encoder)
     pictures = 2 if quick else len(boards.pairs)
-    panels = mosaics(encoder, boards, pictures, 1 if quick else DRAWS)
+    panels = mosaics(encoder, boards, pictures)
     timed = times(encoder, boards, TIMED[: 1 if quick else None], 1 if quick else 3)
     rows, notes = [], []
     for name, side in (("bsdata", 460), ("magnetic_tile", 200)):
@@ -255,7 +233,3 @@ def run(quick: bool) -> list[Table]:
             [hardware(), "; ".join(notes)],
         ),
     ]
-
-
-if __name__ == "__main__":
-    main(run)

@@ -1,6 +1,6 @@
 """What the tower spends its time on - projections, attention, MLP - as each device does it fastest.
 
-Measured by `python -m benchmarks.encoder`. On a CPU: weights packed once for oneDNN, attention in
+Measured by `python -m benchmarks encoder`. On a CPU: weights packed once for oneDNN, attention in
 bf16 as matrix products that use the bf16 instructions (PyTorch's fused kernel does not).
 """
 

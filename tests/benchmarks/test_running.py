@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import guard, plots
+from benchmarks import guard
 from benchmarks.features import Repeated
 from benchmarks.tables import Ratio, Table
 
@@ -76,16 +76,6 @@ def test_guard_compares_ratios_only(
     assert "FELL" in capsys.readouterr().out
     command.write("retrieval", [table(5, 6, 7)], results, quick=True)
     assert len(guard.read_results(results)) == 1
-
-
-def test_what_grows_is_drawn_beside_its_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plotted = (("retrieval", "Sizes", "keys", "time", "rate.png"),)
-    monkeypatch.setattr(plots, "PLOTS", plotted)
-    command.write("retrieval", [table(1, 2, 3)], tmp_path, quick=False)
-    assert "![rate.png](rate.png)" in (tmp_path / "retrieval.md").read_text()
-    assert (tmp_path / "rate.png").stat().st_size < 50_000
 
 
 def test_repeated_keys_are_real_ones_first_then_noisy_ones() -> None:
