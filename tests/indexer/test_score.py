@@ -17,13 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 from mrad_client.batch.journal import Journal
 from mrad_client.batch.pictures import SPOT
-from mrad_indexer.scoring.judge import Judge, thresholds
+from mrad_indexer.scoring.judge import Judge
 from mrad_indexer.scoring.pictures import OUTLINE, draw
 from PIL import Image
 
 from mrad import Detector, MemoryBank
 from mrad.calibration import Calibration
 from mrad.errors import CalibrationError
+from mrad.thresholds.verdicts import Verdicts
 from mrad.types import Prediction
 
 
@@ -262,11 +263,12 @@ def test_colours_mean_the_same_everywhere(board_bank, photos):
 
 def test_thresholds(board_bank):
     calibration = Calibration.of(MemoryBank.load(board_bank), "combined")
-    assert thresholds(None, None, None) == (None, None)
-    assert thresholds(None, 0.4, None) == (0.4, None)
-    assert thresholds(calibration, None, None)[0] == calibration.image_threshold
-    assert thresholds(calibration, 0.4, None)[0] == 0.4
-    strict, loose = (thresholds(calibration, None, rate)[0] for rate in (0.0, 0.5))
+    nothing = Verdicts.of(None)
+    assert (nothing.threshold, nothing.pixel_threshold) == (None, None)
+    assert Verdicts.of(None, threshold=0.4).threshold == 0.4
+    assert Verdicts.of(calibration).threshold == calibration.image_threshold
+    assert Verdicts.of(calibration, threshold=0.4, target_fpr=0.5).threshold == 0.4
+    strict, loose = (Verdicts.of(calibration, target_fpr=rate).threshold for rate in (0.0, 0.5))
     assert strict > loose
 
 

@@ -10,6 +10,7 @@ import pytest
 from mrad import MemoryBank
 from mrad.calibration import Calibration, Isotonic, Platt, Reliability, Summary, Tail, Threshold
 from mrad.errors import CalibrationError
+from mrad.thresholds.verdicts import Verdicts
 
 
 def make_calibration(**changes) -> Calibration:
@@ -149,3 +150,11 @@ def test_colours_are_one_scale_with_the_pixel_threshold_in_the_middle():
     assert (low + high) / 2 == pytest.approx(0.5)
     assert held.map_range(0.05) is None, "good pixels lie above that cut"
     assert calibration.model_copy(update={"normal_pixels": None}).map_range(0.5) is None
+
+
+def test_a_score_at_a_threshold_of_few_digits_is_anomalous_at_every_door() -> None:
+    """Scores are float32: 0.7 of them is a little less than the number that people write."""
+    verdicts = Verdicts.of(None, threshold=0.7)
+    assert float(np.float32(0.7)) < 0.7
+    assert verdicts.verdict(float(np.float32(0.7))) == "anomalous"
+    assert verdicts.verdict(float(np.nextafter(np.float32(0.7), np.float32(0)))) == "normal"

@@ -19,7 +19,6 @@ from mrad_service.app import create_app
 from mrad_service.memory import DurableMemory
 from mrad_service.models import following
 from mrad_service.routes import lessons
-from mrad_service.scoring.verdict import Verdict
 from mrad_service.settings import Settings
 from PIL import Image
 
@@ -30,6 +29,7 @@ from mrad.memory.living import CALIBRATION
 from mrad.thresholds import taught
 from mrad.thresholds.calibrate import calibrate
 from mrad.thresholds.own import memory_of, score_own
+from mrad.thresholds.verdicts import Verdicts
 from mrad.types import Prediction
 
 ENTRIES = "/v1/memory/entries"
@@ -350,21 +350,19 @@ def test_a_good_lesson_against_a_clear_verdict_says_what_it_lets_pass(
 
 
 def test_what_a_good_lesson_lets_pass_depends_on_the_head(own_path: Path) -> None:
-    class Model:
-        calibration = Calibration.of(MemoryBank.load(own_path), "tf")
-
-    verdict = Verdict(Model.calibration.image_threshold, 0.5, Model())  # type: ignore[arg-type]
+    calibration = Calibration.of(MemoryBank.load(own_path), "tf")
+    verdicts = Verdicts(calibration.image_threshold, 0.5, calibration)
     shown = np.zeros((8, 8), np.float32)
     shown[2:4, 2:4] = 0.9
 
     def told(score: float, head: str, keeps: bool = True) -> str | None:
         found = Prediction(score, 0.0, 0.0, size=(8, 8), anomaly_map=shown)
-        return lessons.against_verdict(found, verdict, head, keeps)
+        return lessons.against_verdict(found, verdicts, head, keeps)
 
-    assert told(Model.calibration.image_threshold, "nn") is None, "50 of 100 is not clear"
-    unit = Model.calibration.unit(verdict.threshold)
+    assert told(calibration.image_threshold, "nn") is None, "50 of 100 is not clear"
+    unit = calibration.unit(calibration.image_threshold)
     for share, clear in ((0.99, False), (1.01, True)):
-        at = verdict.threshold + share * taught.CLEAR * unit
+        at = calibration.image_threshold + share * taught.CLEAR * unit
         assert (told(at, "nn") is not None) is clear, "clear is what a taught defect is raised to"
     text = told(2.0, "nn")
     assert text is not None

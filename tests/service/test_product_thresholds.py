@@ -12,7 +12,6 @@ import pytest
 from fastapi.testclient import TestClient
 from mrad_service.app import create_app
 from mrad_service.routes import lessons
-from mrad_service.scoring.verdict import Verdict
 from mrad_service.settings import Settings
 
 from mrad import Detector, Encoder, MemoryBank, Sample
@@ -21,6 +20,7 @@ from mrad.memory.living import save_calibration
 from mrad.thresholds.calibrate import calibrate
 from mrad.thresholds.objects import with_object
 from mrad.thresholds.own import score_own
+from mrad.thresholds.verdicts import Verdicts
 
 
 def test_a_products_own_rule_outlives_lessons(
@@ -47,15 +47,17 @@ def test_a_products_own_rule_outlives_lessons(
 
         threshold = client.get("/v1/bank", params={"object": "nuts"}).json()["threshold"]
         assert threshold == of_nuts.image_threshold
-        said: list[Verdict] = []
+        said: list[Verdicts] = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(lessons, "against_verdict", lambda _, verdict, *__: said.append(verdict))
+            patch.setattr(
+                lessons, "against_verdict", lambda _, verdicts, *__: said.append(verdicts)
+            )
             answer = client.post(
                 "/v1/memory/entries",
                 files={"image": ("new.png", png(77, (80, 64)))},
                 data={"label": "normal", "object_name": "nuts"},
             )
-        assert [(v.threshold, v.model.part) for v in said] == [(of_nuts.image_threshold, "nuts")]
+        assert [v.threshold for v in said] == [of_nuts.image_threshold]
         assert answer.status_code == 201, answer.text
         end = time.monotonic() + 60
         while Calibration.of(MemoryBank.load(path), "nn").origin == "":

@@ -21,7 +21,7 @@ from mrad.images.options import ReadOptions
 from mrad.images.regions import Area
 from mrad.memory.bank import MemoryBank
 from mrad.thresholds.objects import calibration_of_object
-from mrad.thresholds.taught import as_taught
+from mrad.thresholds.verdicts import Verdicts
 from mrad.types import ANOMALOUS, Prediction
 from mrad_indexer.loading import HeadChoice, detector_of, encoder_of
 
@@ -29,22 +29,15 @@ KEYS = 2_048
 """Of the memory, at most, to choose colours from."""
 
 
-@dataclass(frozen=True)
-class Judge:
+@dataclass(frozen=True, kw_only=True)
+class Judge(Verdicts):
     """Everything that decides a verdict."""
 
     detector: Detector
-    threshold: float | None
-    """Image scores at or above are anomalous; None: no verdict."""
-    pixel_threshold: float | None
-    """Map values at or above are outlined; None: no outline."""
     low: float
     high: float
     """Map values of the coldest and hottest colour, the same for every image."""
-    calibration: Calibration | None
     checkpoint: Path | None
-    note: str | None = None
-    """What was asked for and cannot be had, with a code."""
     product: str | None = None
     """Of whose images alone the memory was asked."""
 
@@ -132,32 +125,21 @@ class Judge:
             try:
                 calibration = calibration_of_object(detector, calibration, product)
             except CalibrationError as error:
-                calibration, target_fpr = None, None
+                calibration = None
                 missing = f"no_threshold: there is none for {product!r} alone: {error}"
-        image, pixel = thresholds(calibration, threshold, target_fpr)
-        low, high = colour_scale(detector, calibration, pixel)
-        note = missing
-        if calibration is not None and target_fpr is not None and threshold is None:
-            note = calibration.shortfall(target_fpr)
-        return cls(detector, image, pixel, low, high, calibration, checkpoint, note, product)
-
-    def as_taught(self, prediction: Prediction) -> Prediction:
-        """A picture that was taught and is shown again, on its label's side of the thresholds."""
-        return as_taught(prediction, self.calibration, self.threshold, self.pixel_threshold)
-
-    def verdict(self, score: float) -> str | None:
-        """`anomalous` or `normal`; None without a threshold."""
-        if self.threshold is None:
-            return None
-        return "anomalous" if score >= self.threshold else "normal"
-
-    def probability(self, score: float) -> float | None:
-        """Calibrated; None without a calibration, or one without defects."""
-        return None if self.calibration is None else self.calibration.probability(score)
-
-    def p_value(self, score: float) -> float | None:
-        """Share of good parts that look as unusual; None without a calibration."""
-        return None if self.calibration is None else self.calibration.p_value(score)
+        found = Verdicts.of(calibration, threshold=threshold, target_fpr=target_fpr)
+        low, high = colour_scale(detector, calibration, found.pixel_threshold)
+        return cls(
+            found.threshold,
+            found.pixel_threshold,
+            calibration,
+            missing or found.note,
+            detector=detector,
+            low=low,
+            high=high,
+            checkpoint=checkpoint,
+            product=product,
+        )
 
     def parts(self, prediction: Prediction) -> dict[str, dict[str, Any]]:
         """Name of each part -> its score and verdict."""
@@ -165,12 +147,6 @@ class Judge:
             part.name: {"score": part.score, "verdict": self.verdict(part.score)}
             for part in prediction.parts
         }
-
-    def calibrated(self, score: float) -> float | None:
-        """0 to 100, the threshold in force at 50; None without a calibration."""
-        if self.calibration is None:
-            return None
-        return self.calibration.calibrated(score, threshold=self.threshold)
 
     def asked(self) -> dict[str, Any]:
         """What decides scores and verdicts, for a journal."""
@@ -208,21 +184,6 @@ def _calibration(bank: MemoryBank, head: str, checkpoint: Path | None) -> Calibr
             f"{given or '(none)'}; calibrate anew, or give the same checkpoint"
         )
     return calibration
-
-
-def thresholds(
-    calibration: Calibration | None, threshold: float | None, target_fpr: float | None
-) -> tuple[float | None, float | None]:
-    """Image and pixel threshold from what was asked and what is calibrated."""
-    if calibration is None:
-        return threshold, None
-    image = threshold
-    pixel = calibration.pixel.value if calibration.pixel else None
-    if image is None and target_fpr is not None:
-        image = calibration.threshold_at(target_fpr)
-        if calibration.normal_pixels is not None:
-            pixel = calibration.threshold_at(target_fpr, "pixel")
-    return calibration.image_threshold if image is None else image, pixel
 
 
 def colour_scale(

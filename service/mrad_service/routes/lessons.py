@@ -18,15 +18,16 @@ from mrad.maps import regions
 from mrad.memory.entry import Entry, Key
 from mrad.thresholds.follow import Flip, flips
 from mrad.thresholds.own import MAP_PIXELS
-from mrad.thresholds.taught import CLEAR, as_taught
+from mrad.thresholds.taught import CLEAR
+from mrad.thresholds.verdicts import Verdicts
 from mrad.types import ANOMALOUS, Prediction
 from mrad.words import counted
 from mrad_service.memory import DurableMemory
 from mrad_service.models.following import Renewal
+from mrad_service.models.loading import Model
 from mrad_service.scheduler.retry import in_halves
 from mrad_service.schemas.memory import Flip as FlipShown
 from mrad_service.schemas.memory import LessonEffect, MemoryEntry, label_name
-from mrad_service.scoring.verdict import Verdict
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -70,16 +71,12 @@ def note_of(
 def _of_defect(region: Mask | None, keys: list[Key], head: str) -> str | None:
     """What a taught defect, with its mask, does not do for the head that judges; None for nothing."""
     unmarked = None
-    if region is not None and not teaches_patches(keys):
+    taught = any(key.level == "patch" and key.label == ANOMALOUS for key in keys)
+    if region is not None and not taught:  # heat maps learn from patches
         unmarked = THIN if region.anomalous.any() else EMPTY
     if head == "nn":
         return GOOD_ONLY if unmarked is None else f"{GOOD_ONLY}; {unmarked}"
     return unmarked
-
-
-def teaches_patches(keys: list[Key]) -> bool:
-    """Whether a defect's keys have one of its patches, which a heat map learns from."""
-    return any(key.level == "patch" and key.label == ANOMALOUS for key in keys)
 
 
 class Before:
@@ -88,10 +85,10 @@ class Before:
     It is for a warning alone: where the device fails at it, there is none, and the lesson goes on.
     """
 
-    def __init__(self, verdict: Verdict, places: Places, keeps: bool) -> None:
-        """`verdict`: of what judges such pictures, with its limits; `keeps`: see `against_verdict`."""
+    def __init__(self, model: Model, places: Places, keeps: bool) -> None:
+        """`model`: what judges such pictures; `keeps`: see `against_verdict`."""
         self._keeps = keeps
-        self._verdict, self._detector = verdict, verdict.model.detectors[0]
+        self._verdicts, self._detector = Verdicts.of(model.calibration), model.detectors[0]
         self._failed = False
         self._canvas = self._run(lambda: self._detector.canvas(places))
 
@@ -109,7 +106,7 @@ class Before:
 
         def found() -> str | None:
             judged = self._detector.conclude(canvas, map_pixels=MAP_PIXELS)
-            return against_verdict(judged, self._verdict, head, self._keeps)
+            return against_verdict(judged, self._verdicts, head, self._keeps)
 
         return self._run(found)
 
@@ -125,24 +122,23 @@ class Before:
 
 
 def against_verdict(
-    prediction: Prediction, verdict: Verdict, head: str, keeps: bool = True
+    prediction: Prediction, verdicts: Verdicts, head: str, keeps: bool = True
 ) -> str | None:
     """What a picture that is taught as good, against a clear verdict, lets pass from now on; with a code.
 
     Args:
         prediction: of the memory before the lesson, with its map.
-        verdict: the limits in force.
+        verdicts: the limits in force.
         head: the one that judges.
         keeps: whether the memory keeps its patches, by which pictures are recognised and `nn` compares.
     """
-    cuts = verdict.threshold, verdict.pixel_threshold
-    judged = as_taught(prediction, verdict.model.calibration, *cuts)
-    score, calibration = verdict.calibrated(judged.score), verdict.model.calibration
-    if score is None or calibration is None or verdict.threshold is None:
+    judged, calibration = verdicts.as_taught(prediction), verdicts.calibration
+    score, threshold = verdicts.calibrated(judged.score), verdicts.threshold
+    if score is None or calibration is None or threshold is None:
         return None
-    if judged.score < verdict.threshold + CLEAR * calibration.unit(verdict.threshold):
+    if judged.score < threshold + CLEAR * calibration.unit(threshold):
         return None
-    shown, cut = judged.anomaly_map, verdict.pixel_threshold
+    shown, cut = judged.anomaly_map, verdicts.pixel_threshold
     where = ""
     if shown is not None and cut is not None:
         count = len(regions(shown, cut, size=judged.size))

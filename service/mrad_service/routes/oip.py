@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from mrad import __version__
 from mrad.errors import CalibrationError, MRADError
 from mrad.images.options import ReadOptions
-from mrad.thresholds.taught import as_taught
+from mrad.thresholds.verdicts import Verdicts
 from mrad.types import Prediction
 from mrad_service.errors import ClientGoneError, InvalidRequestError, UnknownBankError
 from mrad_service.middleware.access import require
@@ -35,8 +35,7 @@ from mrad_service.routes.score import reading_of, runtime_of
 from mrad_service.scheduler.queue import Job, Wanted
 from mrad_service.scoring.render import png16
 from mrad_service.scoring.results import Budget
-from mrad_service.scoring.uploads import FileLimits
-from mrad_service.scoring.verdict import Verdict
+from mrad_service.scoring.verdict import verdicts_of
 
 
 def oip_router() -> APIRouter:
@@ -127,12 +126,11 @@ async def infer(request: Request, name: str, version: str = VERSION) -> Response
     except ClientDisconnect:
         raise ClientGoneError("the client left while it was sending") from None
     settings = runtime.settings
-    limits = FileLimits(settings.max_images, settings.max_file_bytes)
-    question = await run_in_threadpool(partial(read, body, limits))
+    question = await run_in_threadpool(partial(read, body, settings))
     inference = question.inference
     model = await runtime.model_of(name, _object(inference.parameters))
-    verdict = _verdict(model, inference.parameters)
-    notes = [verdict.note] if verdict.note else []
+    verdicts = _verdicts(model, inference.parameters)
+    notes = [verdicts.note] if verdicts.note else []
     outputs = {output.name for output in inference.wanted}
     if "probability" in outputs and model.calibrated().model is None:
         raise CalibrationError(
@@ -145,8 +143,7 @@ async def infer(request: Request, name: str, version: str = VERSION) -> Response
 
     def finish(index: int, prediction: Prediction, image: Image.Image) -> dict[str, Any]:
         runtime.watch(model, prediction)
-        cuts = verdict.threshold, verdict.pixel_threshold
-        prediction = as_taught(prediction, model.calibration, *cuts)
+        prediction = verdicts.as_taught(prediction)
         values, taught = prediction.anomaly_map, prediction.recognised
         said = [] if taught is None else [taught.told]
         shown = png16(values) if values is not None else b""
@@ -154,9 +151,9 @@ async def infer(request: Request, name: str, version: str = VERSION) -> Response
         return {
             "score": prediction.score,
             "class_score": prediction.class_score,
-            "verdict": (verdict.says(prediction.score) or "").encode(),
-            "probability": verdict.probability(prediction.score),
-            "p_value": verdict.p_value(prediction.score),
+            "verdict": (verdicts.verdict(prediction.score) or "").encode(),
+            "probability": verdicts.probability(prediction.score),
+            "p_value": verdicts.p_value(prediction.score),
             "map": shown,
             "warnings": json.dumps([*prediction.warnings, *notes, *said]).encode(),
         }
@@ -202,14 +199,14 @@ def _reading(model: Model, parameters: dict[str, Any]) -> ReadOptions:
     return reading_of(model, depth, strict)
 
 
-def _verdict(model: Model, parameters: dict[str, Any]) -> Verdict:
+def _verdicts(model: Model, parameters: dict[str, Any]) -> Verdicts:
     given = {name: parameters.get(name) for name in ("threshold", "target_fpr")}
     for name, value in given.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise InvalidRequestError(f"the parameter {name} is a number")
         if value is not None and not abs(value) < 1e300:
             raise InvalidRequestError(f"the parameter {name} is a finite number")
-    return Verdict.of(model, **given)
+    return verdicts_of(model, **given)
 
 
 _BODY = {

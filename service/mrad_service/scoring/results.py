@@ -13,7 +13,6 @@ from mrad.errors import DataError, LayoutError, MRADError
 from mrad.images.layout import Layout
 from mrad.images.regions import parse_area, parse_parts
 from mrad.maps import regions
-from mrad.thresholds.taught import as_taught
 from mrad.types import Evidence, PartScore, Prediction
 from mrad_service.errors import InvalidRequestError, ResponseTooLargeError
 from mrad_service.models.loading import Model
@@ -22,7 +21,7 @@ from mrad_service.scheduler.queue import Outcome, Wanted
 from mrad_service.schemas.memory import label_name
 from mrad_service.schemas.score import FIELDS, ScoreOptions
 from mrad_service.scoring.render import CUT, render
-from mrad_service.scoring.verdict import Verdict
+from mrad_service.scoring.verdict import pixel_cut, verdicts_of
 
 MAX_REGIONS = 200
 """The strongest ones of an image."""
@@ -56,18 +55,18 @@ class Judge:
             raise InvalidRequestError(f"unknown fields {unknown}; there are {list(FIELDS)}")
         self.model, self._budget = model, Budget(max_bytes)
         self.fields = set(options.fields if options.fields is not None else FIELDS)
-        self.verdict = Verdict.of(
+        self.verdicts = verdicts_of(
             model,
             threshold=options.threshold,
             target_fpr=options.target_fpr,
             pixel_threshold=options.pixel_threshold,
         )
         self._kind = options.map if "map" in self.fields else "none"
-        self._cut = self.verdict.pixel_threshold
+        self._cut = self.verdicts.pixel_threshold
         if self._kind in CUT:
-            self._cut = self.verdict.pixel(f"map={self._kind}")
+            self._cut = pixel_cut(self.verdicts, f"map={self._kind}")
         elif options.fields is not None and "regions" in self.fields:
-            self._cut = self.verdict.pixel("regions")
+            self._cut = pixel_cut(self.verdicts, "regions")
         self._tiles = options.fields is not None and "tiles" in self.fields
         self._full_map = options.full_map
         self.layout: Layout | None = None
@@ -102,22 +101,22 @@ class Judge:
 
     def __call__(self, index: int, prediction: Prediction, image: Image.Image) -> dict[str, Any]:
         """The parts of a result that were asked for. Raises `ResponseTooLargeError`."""
-        cuts = self.verdict.threshold, self.verdict.pixel_threshold
-        prediction = as_taught(prediction, self.model.calibration, *cuts)
+        verdicts = self.verdicts
+        prediction = verdicts.as_taught(prediction)
         score = prediction.score
         made: dict[str, Any] = {
             "score": score,
-            "calibrated_score": self.verdict.calibrated(score),
+            "calibrated_score": verdicts.calibrated(score),
             "class_score": prediction.class_score,
-            "verdict": self.verdict.says(score),
-            "threshold": self.verdict.threshold,
-            "probability": self.verdict.probability(score),
-            "p_value": self.verdict.p_value(score),
+            "verdict": verdicts.verdict(score),
+            "threshold": verdicts.threshold,
+            "probability": verdicts.probability(score),
+            "p_value": verdicts.p_value(score),
         }
         values = prediction.anomaly_map
         if values is not None and self._kind != "none":
             unseen = prediction.unseen(values.shape)
-            anomalous = self.verdict.says(score) == "anomalous" and prediction.peak_box is not None
+            anomalous = verdicts.verdict(score) == "anomalous" and prediction.peak_box is not None
             framed = (prediction.peak_box, prediction.size[0]) if anomalous else None
             made["map"] = render(self._kind, values, image, self._cut, unseen, framed)
             made["map"]["size"] = values.shape[::-1]
@@ -138,8 +137,8 @@ class Judge:
             made["evidence"] = self._told(prediction)
             self._budget.spend(sum(len(found["thumbnail"] or "") for found in made["evidence"]))
         kept = {name: value for name, value in made.items() if name in self.fields}
-        said = [*prediction.warnings, *([self.verdict.note] if self.verdict.note else [])]
-        if self.model.part and self.verdict.threshold is None:
+        said = [*prediction.warnings, *([verdicts.note] if verdicts.note else [])]
+        if self.model.part and verdicts.threshold is None:
             said.append(f"no_threshold: {self.model.why_uncalibrated}")
         if said:  # never left out: a verdict on a misread image is worth nothing
             kept["warnings"] = said
@@ -151,9 +150,9 @@ class Judge:
             "box": part.box,
             "score": part.score,
             "class_score": part.class_score,
-            "calibrated_score": self.verdict.calibrated(part.score),
-            "verdict": self.verdict.says(part.score),
-            "probability": self.verdict.probability(part.score),
+            "calibrated_score": self.verdicts.calibrated(part.score),
+            "verdict": self.verdicts.verdict(part.score),
+            "probability": self.verdicts.probability(part.score),
         }
 
     def _told(self, prediction: Prediction) -> list[dict[str, Any]]:
