@@ -10,7 +10,6 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -18,11 +17,15 @@ import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from mrad_service.problems import MEDIA_TYPE, describe
+from mrad_service.settings import Settings
 
 log = structlog.get_logger(__name__)
 MAX_HEADERS = 100
+SPARE_FILES = 256
+"""Open files beside the connections."""
 PIPELINED = 16
 """Requests that may wait on one connection behind the one that is answered."""
+HEADERS_TOO_LARGE = (431, "headers_too_large", "the headers are larger than this server reads")
 FRAMING = 64 << 10
 """Bytes of chunk sizes, extensions and trailers that a body may bring beside itself."""
 STALL_BYTES = 16 << 10
@@ -31,40 +34,27 @@ STOPPING_SECONDS = 5.0
 """After SIGTERM: time for a body to arrive whole, and between two looks at who reads."""
 
 
-@dataclass(frozen=True)
-class ConnectionLimits:
-    """See `Settings`."""
-
-    connections: int = 1000
-    per_peer: int = 200
-    header_bytes: int = 32 << 10
-    header_seconds: float = 10.0
-    stall_seconds: float = 20.0
-    answer_seconds: float = 300.0
-    proxies: tuple[str, ...] = ()
-    """Addresses and networks that speak for many clients: `per_peer` does not hold for them."""
-
-
 class Connections:
     """All connections of a server. Used on the event loop alone."""
 
-    def __init__(self, limits: ConnectionLimits) -> None:
-        self.limits = limits
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._most = room_for(settings.max_connections)
         self.on_cut: Callable[[str], None] = lambda reason: None
         """Called with the reason whenever a connection is refused or cut."""
         self._peers: Counter[str] = Counter()
         self._open: dict[GuardedProtocol, str] = {}
-        self._proxies = [ip_network(name, strict=False) for name in limits.proxies]
+        self._proxies = [ip_network(name, strict=False) for name in settings.trusted_proxies]
 
     def __len__(self) -> int:
         return len(self._open)
 
     def enter(self, connection: GuardedProtocol, peer: str) -> str:
         """Count it in; why there is no room for it, or nothing. Idle ones give way, oldest first."""
-        if self._peers[peer] >= self.limits.per_peer and not self._is_proxy(peer):
+        if self._peers[peer] >= self.settings.max_peer_connections and not self._is_proxy(peer):
             if not self._evict(one for one, whose in self._open.items() if whose == peer):
                 return "peer_connections"
-        elif len(self._open) >= self.limits.connections and not self._evict(self._open):
+        elif len(self._open) >= self._most and not self._evict(self._open):
             return "connections"
         self._open[connection] = peer
         self._peers[peer] += 1
@@ -121,7 +111,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if why:
             self._refuse(503, why, "too many connections; close idle ones, or come back later")
             return
-        self._start("headers", self.guard.limits.header_seconds, self._too_slow)
+        self._start("headers", self.guard.settings.header_seconds, self._too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is waited for any more."""
@@ -165,9 +155,9 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._reading_headers:
             self._begun += len(data)
             if "headers" not in self._timers:
-                self._start("headers", self.guard.limits.header_seconds, self._too_slow)
-            if self._begun - len(data) > self.guard.limits.header_bytes:
-                self._refuse_headers()
+                self._start("headers", self.guard.settings.header_seconds, self._too_slow)
+            if self._begun - len(data) > self.guard.settings.max_header_bytes:
+                self._refuse(*HEADERS_TOO_LARGE)
                 return
         else:
             self._fed += len(data)
@@ -214,12 +204,12 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _count(self, size: int) -> None:
         self._counted += size
-        if self._counted > self.guard.limits.header_bytes:
+        if self._counted > self.guard.settings.max_header_bytes:
             self._raise_over()
 
     def _raise_over(self) -> None:
         """In a callback of the parser, which makes an error of it that uvicorn answers."""
-        self._refusal = (431, "headers_too_large", "the headers are larger than this server reads")
+        self._refusal = HEADERS_TOO_LARGE
         raise ValueError("refused")
 
     # -- what goes out ------------------------------------------------------------------------
@@ -228,9 +218,11 @@ class GuardedProtocol(HttpToolsProtocol):
         """The client reads more slowly than the answer is written."""
         super().pause_writing()
         self._left_to_send = self.transport.get_write_buffer_size()
-        self._start("stall", self.guard.limits.stall_seconds, self._look)
+        self._start("stall", self.guard.settings.stall_seconds, self._look)
         if "answer" not in self._timers:
-            self._start("answer", self.guard.limits.answer_seconds, lambda: self.cut("answer_time"))
+            self._start(
+                "answer", self.guard.settings.answer_seconds, lambda: self.cut("answer_time")
+            )
 
     def resume_writing(self) -> None:
         """It has read what there was."""
@@ -247,7 +239,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._stalled():
             self.cut("stalled")
         else:
-            self._start("stall", self.guard.limits.stall_seconds, self._look)
+            self._start("stall", self.guard.settings.stall_seconds, self._look)
 
     def _stalled(self) -> bool:
         before, self._left_to_send = self._left_to_send, self.transport.get_write_buffer_size()
@@ -261,9 +253,6 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse(408, "header_timeout", "the headers did not arrive in time")
         else:
             self.cut("silent")
-
-    def _refuse_headers(self) -> None:
-        self._refuse(431, "headers_too_large", "the headers are larger than this server reads")
 
     def _refuse(self, status: int, code: str, detail: str) -> None:
         self._refusal = (status, code, detail)
@@ -299,17 +288,17 @@ def guarded(connections: Connections) -> type[GuardedProtocol]:
     return type("Guarded", (GuardedProtocol,), {"guard": connections})
 
 
-def room_for(connections: int, spare: int = 256) -> int:
+def room_for(connections: int) -> int:
     """Raise this process's limit of open files so that so many connections fit; how many do."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + spare
+    wanted = connections + SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
         most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
         soft = most
-    fits = connections if soft == resource.RLIM_INFINITY else max(16, soft - spare)
+    fits = connections if soft == resource.RLIM_INFINITY else max(16, soft - SPARE_FILES)
     if fits < connections:
         log.warning("few open files are allowed: raise `ulimit -n`", connections=fits)
     return min(connections, fits)

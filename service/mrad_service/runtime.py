@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import structlog
@@ -29,7 +29,7 @@ from mrad_service.models.objects import Objects
 from mrad_service.models.registry import Banks
 from mrad_service.scheduler.batch import Limits
 from mrad_service.scheduler.batcher import Batcher
-from mrad_service.scheduler.lane import Lane, Work
+from mrad_service.scheduler.lane import Lane
 from mrad_service.scheduler.queue import Item, Job, Outcome
 from mrad_service.scheduler.retry import in_halves
 from mrad_service.scheduler.room import Room
@@ -168,18 +168,6 @@ class Runtime:
         if self._draining.is_set():
             raise DrainingError("the server is stopping; nothing is switched any more")
         return self.banks.activate(name)
-
-    def lesson(self, request: Request) -> Iterator[None]:
-        """Dependency of routes that change the memory: one after the other, within their time."""
-        deadline = self.deadline(request)
-        with self.lessons.turn(deadline), Work(deadline, self.batcher.pixels) as work:
-            request.state.work = work
-            yield
-
-    def copy(self, request: Request) -> Iterator[None]:
-        """Dependency of routes that take a copy of the memory."""
-        with self.copies.turn(self.deadline(request)):
-            yield
 
     def deadline(self, request: Request) -> float:
         """On `time.monotonic`'s clock: the setting's, or what `X-Request-Timeout` asks for."""

@@ -13,7 +13,7 @@ import structlog
 import uvicorn
 
 from mrad_service.app import create_app
-from mrad_service.connections import ConnectionLimits, Connections, guarded, room_for
+from mrad_service.connections import Connections, guarded
 from mrad_service.models.loading import EncoderOf
 from mrad_service.runtime import Runtime
 from mrad_service.settings import Settings
@@ -55,16 +55,7 @@ class DrainingServer(uvicorn.Server):
 def make_server(settings: Settings, encoder_of: EncoderOf | None = None) -> DrainingServer:
     """A server that is ready to `run`; see `create_app`."""
     app = create_app(settings, encoder_of=encoder_of)
-    limits = ConnectionLimits(
-        connections=room_for(settings.max_connections),
-        per_peer=settings.max_peer_connections,
-        header_bytes=settings.max_header_bytes,
-        header_seconds=settings.header_seconds,
-        stall_seconds=settings.stall_seconds,
-        answer_seconds=settings.answer_seconds,
-        proxies=settings.trusted_proxies,
-    )
-    connections = Connections(limits)
+    connections = Connections(settings)
     app.state.runtime.metrics.follow(connections)
     config = uvicorn.Config(
         app,

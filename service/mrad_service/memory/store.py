@@ -191,16 +191,6 @@ class DurableMemory:
             logger.error("%s", self._broken)
         return self._broken
 
-    def status(self) -> dict[str, int]:
-        """Figures for an operator."""
-        view = self._view
-        return {
-            "entries": len(view.entries),
-            "image_keys": len(view.image),
-            "patch_keys": len(view.patch),
-            "sequence": self._state.sequence,
-        }
-
     @property
     def closed(self) -> bool:
         """Whether it takes no writes any more."""

@@ -62,7 +62,7 @@ class Calibrating:
     target_fpr: float
     product: str | None = None
     """Of whose images alone; None: of all."""
-    state: Literal["waiting", "running", "done", "failed"] = "waiting"
+    state: Literal["none", "waiting", "running", "done", "failed"] = "waiting"
     done: int = 0
     images: int = 0
     """Of the memory, judged so far and in all; 0 before that is known."""

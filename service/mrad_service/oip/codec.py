@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mrad.types import FloatArray
 from mrad_service.errors import BodyTooLargeError, InvalidRequestError, TooManyImagesError
 from mrad_service.scoring.json_body import JsonBody
-from mrad_service.scoring.uploads import FileLimits, from_base64, invalid_fields
+from mrad_service.scoring.uploads import from_base64, invalid_fields
+from mrad_service.settings import Settings
 
 Array = npt.NDArray[Any]
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -137,11 +138,11 @@ class Body:
             raise InvalidRequestError(f"{HEADER_LENGTH} does not fit the body")
 
 
-def read(body: Body, limits: FileLimits) -> Question:
+def read(body: Body, settings: Settings) -> Question:
     """Take a body apart. Raises `InvalidRequestError`, `TooManyImagesError`, `BodyTooLargeError`."""
     body.close()
     if body.raw:
-        return _only(bytes(body.tail), limits)
+        return _only(bytes(body.tail), settings)
     try:
         inference = Inference.model_validate(body.header.value())
     except ValidationError as error:
@@ -163,20 +164,20 @@ def read(body: Body, limits: FileLimits) -> Question:
         raise InvalidRequestError(f"{tensor.name} is {datatype} {shape}")
     if min(tensor.shape) < 1 or (tensor.name == PIXELS and len(tensor.shape) != 4):
         raise InvalidRequestError(f"{tensor.name} has the shape {tensor.shape}")
-    if count > limits.images:
-        raise TooManyImagesError(f"more than {limits.images} images in one request")
+    if count > settings.max_images:
+        raise TooManyImagesError(f"more than {settings.max_images} images in one request")
     raw = _raw(tensor, bytes(body.tail))
     images = _pixels(tensor, raw) if tensor.name == PIXELS else _files(tensor, raw)
     for image in images:
-        if isinstance(image, bytes) and len(image) > limits.file_bytes:
-            raise BodyTooLargeError(f"a file has more than {limits.file_bytes} bytes")
+        if isinstance(image, bytes) and len(image) > settings.max_file_bytes:
+            raise BodyTooLargeError(f"a file has more than {settings.max_file_bytes} bytes")
     return Question(inference, images)
 
 
-def _only(file: bytes, limits: FileLimits) -> Question:
+def _only(file: bytes, settings: Settings) -> Question:
     """A body without JSON: one encoded file; the answer is binary, as that of Triton is."""
-    if len(file) > limits.file_bytes:
-        raise BodyTooLargeError(f"the file has more than {limits.file_bytes} bytes")
+    if len(file) > settings.max_file_bytes:
+        raise BodyTooLargeError(f"the file has more than {settings.max_file_bytes} bytes")
     tensor = Tensor(name=IMAGES, datatype="BYTES", shape=[1])
     return Question(Inference(inputs=[tensor], parameters={"binary_data_output": True}), [file])
 

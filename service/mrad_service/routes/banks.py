@@ -100,17 +100,7 @@ def calibrating(request: Request, name: str) -> CalibrationJob:
 
 def job_of(name: str, job: Calibrating | None) -> CalibrationJob:
     """For clients."""
-    if job is None:
-        return CalibrationJob(
-            bank=name,
-            object=None,
-            state="none",
-            done=0,
-            images=0,
-            why="",
-            threshold=None,
-            pixel_threshold=None,
-        )
+    job = job or Calibrating(None, TARGET, state="none")
     held = job.calibration
     return CalibrationJob(
         bank=name,

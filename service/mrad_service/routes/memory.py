@@ -41,7 +41,6 @@ from mrad_service.schemas.memory import (
     MemoryPage,
     MemoryRemoved,
 )
-from mrad_service.scoring.verdict import Verdict
 
 FIELDS = frozenset(
     ("image", "label", "mask", "mask_orientation", "source", "object_name", "defect", "tags")
@@ -70,13 +69,19 @@ def memory_router() -> APIRouter:
 
 
 def turn_to_change(request: Request) -> Iterator[None]:
-    """Dependency of what changes the memory: its turn, its deadline, what it holds."""
-    yield from runtime_of(request).lesson(request)
+    """Dependency of what changes the memory: one after the other, within their time and room."""
+    runtime = runtime_of(request)
+    deadline = runtime.deadline(request)
+    with runtime.lessons.turn(deadline), Work(deadline, runtime.batcher.pixels) as work:
+        request.state.work = work
+        yield
 
 
 def turn_to_copy(request: Request) -> Iterator[None]:
     """Dependency of what takes a copy."""
-    yield from runtime_of(request).copy(request)
+    runtime = runtime_of(request)
+    with runtime.copies.turn(runtime.deadline(request)):
+        yield
 
 
 async def known_fields(request: Request) -> None:
@@ -162,8 +167,7 @@ def _before(runtime: Runtime, bank: str | None, product: str, decoded: Decoded) 
             model = runtime.objects.get(model, product)
         except MRADError:  # its requests are refused: there is no verdict to contradict
             return None
-    verdict = Verdict.of(model)
-    return None if model.calibration is None else Before(verdict, decoded.places, keeps)
+    return None if model.calibration is None else Before(model, decoded.places, keeps)
 
 
 def _widen(memory: DurableMemory, decoded: Decoded) -> None:

@@ -26,7 +26,7 @@ from mrad_service.schemas.score import (
     Scores,
 )
 from mrad_service.scoring.results import Judge, result_of, whole_failure
-from mrad_service.scoring.uploads import FileLimits, read_submission
+from mrad_service.scoring.uploads import read_submission
 
 SMALL = 1 << 20
 """Bytes of maps up to which the answer is written on the event loop."""
@@ -61,7 +61,7 @@ async def score(request: Request) -> Response:
     runtime = runtime_of(request)
     deadline = runtime.deadline(request)
     settings = runtime.settings
-    sent = await read_submission(request, FileLimits(settings.max_images, settings.max_file_bytes))
+    sent = await read_submission(request, settings)
     model = await runtime.model_of(sent.options.bank, sent.options.object)
     judge = Judge(model, sent.options, settings.max_response_bytes)
 

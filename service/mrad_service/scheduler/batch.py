@@ -59,14 +59,10 @@ def split(items: Sequence[Item], features: Features) -> list[tuple[Sequence[Item
     """Runs of neighbours with the same model that all want maps, or none of them."""
     parts, start = [], 0
     for end in range(1, len(items) + 1):
-        if end == len(items) or not alike(items[start], items[end]):
+        if end == len(items) or kind(items[start]) != kind(items[end]):
             parts.append((items[start:end], features[start:end]))
             start = end
     return parts
-
-
-def alike(one: Item, other: Item) -> bool:
-    return kind(one) == kind(other)
 
 
 def kind(item: Item) -> tuple[int, bool, bool]:

@@ -26,10 +26,6 @@ class Health:
         with self._lock:
             self._ended.setdefault(thread, reason)
 
-    def lost(self, device: int) -> bool:
-        """Whether that device is lost."""
-        return device in self._lost
-
     @property
     def usable(self) -> list[int]:
         """The devices that work can be given to."""

@@ -30,6 +30,7 @@ from mrad_service.errors import (
 )
 from mrad_service.schemas.score import ScoreBody, ScoreOptions
 from mrad_service.scoring.json_body import JsonBody
+from mrad_service.settings import Settings
 
 MAX_FIELD_BYTES = 4096
 MAX_AREA_BYTES = 1 << 16
@@ -55,16 +56,8 @@ class Submitted:
     options: ScoreOptions
 
 
-@dataclass(frozen=True)
-class FileLimits:
-    """See `Settings`; the body as a whole is limited before it comes here."""
-
-    images: int
-    file_bytes: int
-
-
-async def read_submission(request: Request, limits: FileLimits) -> Submitted:
-    """Read the body by its Content-Type.
+async def read_submission(request: Request, settings: Settings) -> Submitted:
+    """Read the body by its Content-Type; as a whole it is limited before it comes here.
 
     Raises `UnsupportedMediaError`, `InvalidRequestError`, `TooManyImagesError`, `ClientGoneError`.
     """
@@ -72,14 +65,14 @@ async def read_submission(request: Request, limits: FileLimits) -> Submitted:
     query = _query(request)
     try:
         if kind.startswith(b"image/"):
-            return await _file(request, query, limits)
+            return await _file(request, query, settings)
         if kind == b"multipart/form-data":
-            return await _multipart(request, query, parameters.get(b"boundary", b""), limits)
+            return await _multipart(request, query, parameters.get(b"boundary", b""), settings)
         if kind == b"application/json":
-            body = JsonBody(MAX_VALUES + 4 * limits.images)
+            body = JsonBody(MAX_VALUES + 4 * settings.max_images)
             async for chunk in request.stream():
                 body.feed(chunk)
-            return await run_in_threadpool(partial(_json, body, query, limits))
+            return await run_in_threadpool(partial(_json, body, query, settings))
     except ClientDisconnect:
         raise ClientGoneError("the client left while it was sending") from None
     raise UnsupportedMediaError(
@@ -107,27 +100,27 @@ def _once(query: dict[str, str], body: Iterable[str]) -> None:
         )
 
 
-async def _file(request: Request, query: dict[str, str], limits: FileLimits) -> Submitted:
+async def _file(request: Request, query: dict[str, str], settings: Settings) -> Submitted:
     """The body is the image; nothing is parsed."""
     name = query.pop("name", "")[:500]
     options = _options(query)
     data, size = [], 0
     async for chunk in request.stream():
         size += len(chunk)
-        if size <= limits.file_bytes:
+        if size <= settings.max_file_bytes:
             data.append(chunk)
     if not size:
         raise InvalidRequestError("the body is empty: send the bytes of an image file")
-    image = b"".join(data) if size <= limits.file_bytes else _too_large(limits)
+    image = b"".join(data) if size <= settings.max_file_bytes else _too_large(settings)
     return Submitted([name], [image], options)
 
 
 async def _multipart(
-    request: Request, query: dict[str, str], boundary: bytes, limits: FileLimits
+    request: Request, query: dict[str, str], boundary: bytes, settings: Settings
 ) -> Submitted:
     if not boundary:
         raise InvalidRequestError("multipart/form-data without a boundary")
-    form = FormReader(boundary, limits)
+    form = FormReader(boundary, settings)
     async for chunk in request.stream():
         form.feed(chunk)
     return form.submitted(query)
@@ -136,8 +129,8 @@ async def _multipart(
 class FormReader:
     """Collects fields and files chunk by chunk; what is over a limit is never kept."""
 
-    def __init__(self, boundary: bytes, limits: FileLimits) -> None:
-        self._limits = limits
+    def __init__(self, boundary: bytes, settings: Settings) -> None:
+        self._settings = settings
         self._fields: dict[str, str] = {}
         self._names: list[str] = []
         self._images: list[bytes | MRADError] = []
@@ -207,8 +200,8 @@ class FormReader:
             if len(self._fields) >= MAX_FIELDS:
                 raise InvalidRequestError("too many form fields")
             return
-        if len(self._images) >= self._limits.images:
-            raise TooManyImagesError(f"more than {self._limits.images} images in one request")
+        if len(self._images) >= self._settings.max_images:
+            raise TooManyImagesError(f"more than {self._settings.max_images} images in one request")
         self._names.append(file_name(disposition, options)[:500])
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
@@ -216,14 +209,16 @@ class FormReader:
             return
         self._data += data[start:end]
         if self._field == "images":
-            if len(self._data) > self._limits.file_bytes:
+            if len(self._data) > self._settings.max_file_bytes:
                 self._too_large, self._data = True, bytearray()
         elif len(self._data) > (MAX_AREA_BYTES if self._field in AREAS else MAX_FIELD_BYTES):
             raise InvalidRequestError(f"form field {self._field!r} is too long")
 
     def _end(self) -> None:
         if self._field == "images":
-            self._images.append(_too_large(self._limits) if self._too_large else bytes(self._data))
+            self._images.append(
+                _too_large(self._settings) if self._too_large else bytes(self._data)
+            )
         elif self._field:
             self._fields[self._field] = self._data.decode("utf-8", "replace")
         self._data = bytearray()
@@ -232,11 +227,11 @@ class FormReader:
         self._ended = True
 
 
-def _json(body: JsonBody, query: dict[str, str], limits: FileLimits) -> Submitted:
+def _json(body: JsonBody, query: dict[str, str], settings: Settings) -> Submitted:
     given = body.value()
     images = given.get("images") if isinstance(given, dict) else None
-    if isinstance(images, list) and len(images) > limits.images:
-        raise TooManyImagesError(f"more than {limits.images} images in one request")
+    if isinstance(images, list) and len(images) > settings.max_images:
+        raise TooManyImagesError(f"more than {settings.max_images} images in one request")
     try:
         sent = ScoreBody.model_validate(given)
     except ValidationError as error:
@@ -245,16 +240,18 @@ def _json(body: JsonBody, query: dict[str, str], limits: FileLimits) -> Submitte
     for image in sent.images:
         data, name = (image, "") if isinstance(image, str) else (image.data, image.name)
         names.append(name[:500])
-        images.append(_decode(data, limits))
+        images.append(_decode(data, settings))
     own = sent.model_dump(exclude={"images"}, exclude_unset=True)
     _once(query, own)
     options = _options(query).model_dump(exclude_unset=True)
     return Submitted(names, images, ScoreOptions.model_validate(options | own))
 
 
-def _decode(data: str, limits: FileLimits) -> bytes | MRADError:
-    if len(data) > limits.file_bytes * 4 // 3 * 79 // 76 + 256:  # line breaks, and a data: URI
-        return _too_large(limits)
+def _decode(data: str, settings: Settings) -> bytes | MRADError:
+    if (
+        len(data) > settings.max_file_bytes * 4 // 3 * 79 // 76 + 256
+    ):  # line breaks, and a data: URI
+        return _too_large(settings)
     try:
         return from_base64(data)
     except (binascii.Error, ValueError) as error:
@@ -299,8 +296,8 @@ def _options(fields: dict[str, str]) -> ScoreOptions:
         raise InvalidRequestError(invalid_fields(error)) from error
 
 
-def _too_large(limits: FileLimits) -> BodyTooLargeError:
-    return BodyTooLargeError(f"the file has more than {limits.file_bytes} bytes")
+def _too_large(settings: Settings) -> BodyTooLargeError:
+    return BodyTooLargeError(f"the file has more than {settings.max_file_bytes} bytes")
 
 
 def invalid_fields(error: ValidationError) -> str:

@@ -18,9 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mrad_indexer.cli.main import app
-from mrad_service.memory import BankLockedError, DurableMemory, LogCorruptError, LogWriteError
+from mrad_service.memory import DurableMemory
 from typer.testing import CliRunner
 
+from mrad.errors import BankLockedError, LogCorruptError, LogWriteError
 from mrad.memory.bank import MemoryBank
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mrad_indexer.cli.main import app
-from mrad_service.memory import DurableMemory, LogCorruptError
+from mrad_service.memory import DurableMemory
 from mrad_service.memory.repair import repair
 from typer.testing import CliRunner
 
-from mrad.errors import BankCorruptError, MRADError
+from mrad.errors import BankCorruptError, LogCorruptError, MRADError
 from mrad.memory.bank import MemoryBank
 from mrad.memory.store import save_calibration
 

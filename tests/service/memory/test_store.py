@@ -11,20 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mrad_service.memory import (
-    BaseChangedError,
-    DurableMemory,
+from mrad_service.memory import DurableMemory, EntryNotFoundError
+from mrad_service.memory.errors import (
     EntryExistsError,
-    EntryNotFoundError,
     IdempotencyConflictError,
-    LogWriteError,
     MemoryClosedError,
 )
 
 from mrad.errors import (
     BankError,
     BankNotFoundError,
+    BaseChangedError,
     DimensionError,
+    LogWriteError,
     NonFiniteError,
     OneClassError,
 )
@@ -153,7 +152,7 @@ def test_what_it_refuses(base: Path, lesson) -> None:
             with pytest.raises(BankError, match="limit"):
                 memory.list(limit=wrong)
         assert len(memory) == 5
-        assert memory.status()["sequence"] == 1, "what is refused is not written"
+        assert memory.bank.changes.sequence == 1, "what is refused is not written"
     with pytest.raises(MemoryClosedError):
         memory.add(other, keys)
     with pytest.raises(BankNotFoundError):
@@ -284,7 +283,7 @@ def test_compaction_gives_room_back_and_changes_nothing_else(base: Path, lesson)
     with DurableMemory.open(base) as memory:
         assert memory.bank.entries[:-1] == expected.entries
         np.testing.assert_array_equal(memory.bank.patch.keys[:-1], expected.patch.keys)
-        assert memory.status()["sequence"] == 102
+        assert memory.bank.changes.sequence == 102
 
 
 def test_a_journal_is_moved_into_the_database_when_nothing_comes(

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi import FastAPI
-from mrad_indexer.calibration.calibrate import Scored, calibrate
 from mrad_service.app import create_app
 from mrad_service.routes.memory import thumbnail_of
 from mrad_service.settings import Settings
@@ -22,6 +21,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from mrad import Detector, Encoder, MemoryBank
+from mrad.thresholds.calibrate import Scored, calibrate
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
