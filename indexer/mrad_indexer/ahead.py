@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 def ahead(
-    work: Callable[[Item], Result], items: Iterable[Item], *, depth: int, threads: int | None = None
+    work: Callable[[Item], Result], items: Iterable[Item], *, depth: int
 ) -> Generator[Result, None, None]:
     """`map(work, items)`, up to `depth` results ahead. Decoders release the GIL, so threads help.
 
@@ -21,7 +21,7 @@ def ahead(
     come by in a thread that is only just starting, it would wait there for its own threads, for ever.
     """
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(work, item))

@@ -46,11 +46,11 @@ def extent_of(dataset: Dataset, image_size: int) -> Extent:
 
     Masks are read only where pictures are larger than the encoder's input, of `image_size` pixels.
     """
-    records = _some(dataset.records, LOOKED_AT)
+    records = spread(dataset.records, LOOKED_AT)
     sizes = [size for size in map(size_of, (record.image for record in records)) if size]
     defects: list[float] = []
     if any(max(size) > image_size for size in sizes):
-        for record in _some([r for r in dataset.records if r.anomalous and r.mask], MASKS):
+        for record in spread([r for r in dataset.records if r.anomalous and r.mask], MASKS):
             defects += _defects(record)
     return Extent(sizes, defects)
 
@@ -83,7 +83,8 @@ def _defects(record: Record) -> list[float]:
     return found
 
 
-def _some(records: Sequence[Record], count: int) -> list[Record]:
+def spread(records: Sequence[Record], count: int) -> list[Record]:
+    """At most so many of the records, evenly from the first to the last."""
     places = np.linspace(0, len(records) - 1, min(count, len(records))).astype(int)
     return [records[place] for place in places]
 

@@ -10,17 +10,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mrad.encoder.encoder import Encoder
-from mrad.encoder.identity import EncoderIdentity
 from mrad.errors import CheckpointError
 from mrad.files import atomic_write_bytes
+
+if TYPE_CHECKING:
+    from mrad.encoder.encoder import Encoder
+    from mrad.encoder.identity import EncoderIdentity
 
 FORMAT_VERSION = 1
 
@@ -78,6 +80,8 @@ def save_checkpoint(
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint. Raises `CheckpointError` when it is absent, damaged, foreign or too new."""
+    from mrad.encoder.identity import EncoderIdentity
+
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:

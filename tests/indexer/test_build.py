@@ -95,7 +95,7 @@ def copy(source, target):
 def test_shards_do_not_depend_on_each_other(boards, tiny_encoder):
     records = read_dataset(boards).records
     decoded = [decode_record(r, tiny_encoder.prepare, thumbnails=True) for r in records]
-    shard = encode_shard(tiny_encoder, decoded[6:12], batch_size=3)
+    shard = encode_shard(tiny_encoder, decoded[6:12], BuildOptions(3))
     copy = from_bytes(to_bytes(shard))
     assert copy.entries == shard.entries
     assert copy.thumbnails == shard.thumbnails
@@ -283,7 +283,7 @@ def test_images_that_cannot_be_read_for_a_time_cost_no_shard_that_is_whole(
             return Skipped(record.source, "the share is away", ImageError.code)
         return decode_record(record, **given)
 
-    monkeypatch.setattr("mrad_indexer.build.build.decode_record", decode)
+    monkeypatch.setattr("mrad_indexer.build.encode.decode_record", decode)
     with pytest.raises(DataError, match=r"6 of 8 images .* is kept \(2 images\): run the same"):
         build(tiny_encoder, dataset, out, options)
     assert not out.exists()

@@ -8,12 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mrad_indexer.calibration.apart import apart
-from mrad_indexer.calibration.calibrate import (
-    Scored,
-    calibrate,
-    judge_lessons,
-    score_without_self,
-)
+from mrad_indexer.calibration.calibrate import judge_lessons, score_without_self
 from mrad_indexer.cli.calibrate import say_apart, show
 from mrad_indexer.cli.common import console
 from mrad_indexer.datasets import read_dataset
@@ -27,6 +22,7 @@ from mrad.images.layout import Layout
 from mrad.images.tiles import Tiling
 from mrad.maps import anomaly_map, fuse, top_mean
 from mrad.memory.keys import encode_samples
+from mrad.thresholds.calibrate import Scored, calibrate
 from mrad.thresholds.own import score_own
 
 

@@ -91,35 +91,17 @@ __all__ = [
     "__version__",
 ]
 
-_HOME = {
-    "_settings": ("__version__",),
-    "async_client": ("AsyncClient",),
-    "client": ("Client",),
-    "images": ("ImageInput",),
-    "retry": ("Retry",),
-    "types": (
-        "Bank",
-        "Calibration",
-        "Entry",
-        "EntryPage",
-        "Evidence",
-        "LessonEffect",
-        "Map",
-        "Region",
-        "Removed",
-        "Result",
-        "Scores",
-    ),
-}
-"""Modules of what is no error."""
+_MODULES = ("errors", "_settings", "retry", "images", "types", "client", "async_client")
+"""Where the names are, in the order in which they import each other."""
 
 
 def __getattr__(name: str) -> Any:
     """Imported when it is asked for: a batch judged in this process needs no HTTP."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = next((home for home, names in _HOME.items() if name in names), "errors")
-    return getattr(import_module(f"{__name__}.{home}"), name)
+    for module in _MODULES if name in __all__ else ():
+        found = import_module(f"{__name__}.{module}")
+        if hasattr(found, name):
+            return getattr(found, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -15,11 +15,6 @@ from mrad_indexer.banks.merge import Merged, Part, merge
 from mrad_indexer.build.build import Built
 
 
-def own_folder(out: Path) -> Path:
-    """Where the memory of the new images lies until it is joined."""
-    return out.with_name(out.name + ".own")
-
-
 def build_on(
     base: Part,
     fingerprint: str,
@@ -47,7 +42,7 @@ def build_on(
         raise BankError(
             f"{out} is taken; choose another --out, or --replace a bank that stands there"
         )
-    own = own_folder(out)
+    own = out.with_name(out.name + ".own")  # the new images' memory, until it is joined
     built = build(own)
     merged = merge([base, Part(out.name, built.bank)])
     merged.bank.metadata["build"]["joined"] = made

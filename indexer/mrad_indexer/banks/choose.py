@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from operator import eq
 from typing import Any
 
 import numpy as np
@@ -32,23 +33,17 @@ class Selection:
         if not (self.objects or self.tags or self.sources):
             raise DataError("say which images: --object, --tag or --source, each may be repeated")
         chosen = np.ones(len(bank.entries), dtype=bool)
-        kinds: list[tuple[str, Sequence[str], list[tuple[str, ...]]]] = [
-            ("object", self.objects, [(entry.object_name,) for entry in bank.entries]),
-            ("tag", self.tags, [entry.tags for entry in bank.entries]),
-        ]
-        for kind, wanted, held in kinds:
-            if not wanted:
-                continue
+        for what, wanted, held, fits in (
+            ("has the object", self.objects, [(e.object_name,) for e in bank.entries], eq),
+            ("has the tag", self.tags, [e.tags for e in bank.entries], eq),
+            ("came from", self.sources, [(e.source,) for e in bank.entries], _fits),
+        ):
             for word in wanted:
-                if not any(word in own for own in held):
-                    raise DataError(f"no image has the {kind} {word!r}; there are {_listed(held)}")
-            chosen &= np.array([bool(set(own) & set(wanted)) for own in held])
-        if self.sources:
-            held = [(entry.source,) for entry in bank.entries]
-            for pattern in self.sources:
-                if not any(_fits(own[0], pattern) for own in held):
-                    raise DataError(f"no image came from {pattern!r}; there are {_listed(held)}")
-            chosen &= np.array([any(_fits(own[0], p) for p in self.sources) for own in held])
+                if not any(fits(own, word) for names in held for own in names):
+                    raise DataError(f"no image {what} {word!r}; there are {_listed(held)}")
+            if wanted:
+                found = [any(fits(own, w) for own in names for w in wanted) for names in held]
+                chosen &= np.array(found)
         if not chosen.any():
             raise DataError("no image fits all that was said")
         return chosen

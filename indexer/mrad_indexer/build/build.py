@@ -18,7 +18,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -36,21 +35,17 @@ from mrad.memory.coreset import bounded, reduced
 from mrad.memory.store import MANIFEST
 from mrad.types import ANOMALOUS
 from mrad.words import counted
-from mrad_indexer.ahead import ahead
 from mrad_indexer.build.encode import (
     Shard,
     Skipped,
     bank_of,
-    decode_record,
+    decoded_ahead,
     encode_shards,
     from_bytes,
     to_bytes,
 )
 from mrad_indexer.build.plan import BuildOptions, Plan
 from mrad_indexer.datasets import Dataset
-
-LARGE_AHEAD = 2
-"""Pictures decoded ahead where they are cut: they are large, and each fills many batches."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +109,7 @@ def build(
     work = work_folder(out)
     if (found := _standing(out, plan, replace)) is not None:
         _discard(work)
-        return Built(found, skipped_of(found), 0, 0, doubtful_of(found), already=True)
+        return Built(found, noted(found, "skipped"), 0, 0, noted(found, "doubtful"), already=True)
     hint = (
         "Its shards cannot be mixed with this build's: run it as it was, use --restart to begin "
         "anew, or choose another --out"
@@ -141,7 +136,7 @@ def build(
             ) from error
         shutil.rmtree(work)
     resumed = len(bank.entries) + len(skipped) - encoded
-    return Built(bank, tuple(skipped), encoded, resumed, doubtful_of(bank))
+    return Built(bank, tuple(skipped), encoded, resumed, noted(bank, "doubtful"))
 
 
 def keep_whole_shards(work: Path, journal: Journal, shards: int) -> int:
@@ -181,14 +176,9 @@ def _standing(out: Path, plan: Plan, replace: bool) -> MemoryBank | None:
     return None
 
 
-def skipped_of(bank: MemoryBank) -> tuple[Skipped, ...]:
-    """What its build left out, as the bank remembers it."""
-    return tuple(Skipped(**row) for row in bank.metadata.get("build", {}).get("skipped", []))
-
-
-def doubtful_of(bank: MemoryBank) -> tuple[Skipped, ...]:
-    """What its build took with a warning, as the bank remembers it."""
-    return tuple(Skipped(**row) for row in bank.metadata.get("build", {}).get("doubtful", []))
+def noted(bank: MemoryBank, what: str) -> tuple[Skipped, ...]:
+    """What its build left out (`skipped`), or took with a warning (`doubtful`), as the bank keeps it."""
+    return tuple(Skipped(**row) for row in bank.metadata.get("build", {}).get(what, []))
 
 
 def is_ready(work: Path, journal: Journal, number: int) -> bool:
@@ -213,16 +203,7 @@ def encode_missing(
     """
     missing = [n for n in range(len(plan.shards)) if n not in ready]
     records = [record for n in missing for record in plan.shards[n]]
-    decode = partial(
-        decode_record,
-        prepare=encoder.prepare,
-        layout=options.layout,
-        thumbnails=options.thumbnails,
-        strict=options.strict,
-        reading=plan.reading,
-    )
-    depth = 2 * options.batch_size if options.layout.plain else LARGE_AHEAD
-    decoded = ahead(decode, records, depth=depth)
+    decoded = decoded_ahead(encoder, options, plan.reading, records)
     written: Future[None] | None = None
 
     def told(count: int) -> Iterator[Any]:
@@ -232,13 +213,8 @@ def encode_missing(
             yield item
             report(1, int(isinstance(item, Skipped)), False)
 
-    shards = encode_shards(
-        encoder,
-        (told(len(plan.shards[number])) for number in missing),
-        batch_size=options.batch_size,
-        added_by=options.added_by,
-        patch_keys=options.patch_keys,
-    )
+    groups = (told(len(plan.shards[number])) for number in missing)
+    shards = encode_shards(encoder, groups, options)
     # One thread, so that shards are journalled in order, and one shard, so that few are held.
     with ThreadPoolExecutor(1) as writer, closing(decoded), closing(shards):
         for number, shard in zip(missing, shards, strict=True):

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import safetensors.numpy
@@ -28,16 +29,20 @@ from mrad.images.layout import PLAIN, Layout, Places
 from mrad.images.options import ReadOptions
 from mrad.images.reader import Picture, read_image
 from mrad.memory.bank import MemoryBank
-from mrad.memory.entry import REGIONS, Entry, PatchKeys
+from mrad.memory.entry import Entry
 from mrad.memory.keys import Labelled, Levels, Piece, encode_labelled, pieces_of
 from mrad.memory.level import LevelMemory, empty_level
 from mrad.types import Level, Sample
+from mrad_indexer.ahead import ahead
+from mrad_indexer.build.plan import BuildOptions
 from mrad_indexer.datasets import Record
 
 FORMAT_VERSION = 3
 LEVELS: tuple[Level, ...] = ("image", "patch", "local")
 PARTS = ("image", "normal", "anomalous", "unknown", "outside")
 BLANK = Image.new("RGB", (1, 1))
+LARGE_AHEAD = 2
+"""Pictures decoded ahead where they are cut: they are large, and each fills many batches."""
 THUMBNAIL = 160
 """Longer side, pixels."""
 
@@ -130,37 +135,43 @@ def decode_record(
     return DecodedRecord(record, kept, pixels, places, pieces, thumbnail, slim, warnings)
 
 
+def decoded_ahead(
+    encoder: Encoder, options: BuildOptions, reading: ReadOptions, records: Iterable[Record]
+) -> Generator[DecodedRecord | Skipped, None, None]:
+    """Records decoded in threads ahead of the encoder, in order; see `ahead` for its end."""
+    decode = partial(
+        decode_record,
+        prepare=encoder.prepare,
+        layout=options.layout,
+        thumbnails=options.thumbnails,
+        strict=options.strict,
+        reading=reading,
+    )
+    depth = 2 * options.batch_size if options.layout.plain else LARGE_AHEAD
+    return ahead(decode, records, depth=depth)
+
+
 def encode_shard(
-    encoder: Encoder,
-    decoded: Iterable[DecodedRecord | Skipped],
-    *,
-    batch_size: int,
-    added_by: str = "",
-    patch_keys: PatchKeys = REGIONS,
+    encoder: Encoder, decoded: Iterable[DecodedRecord | Skipped], options: BuildOptions
 ) -> Shard:
     """The shard of records given in order; see `encode_shards`."""
-    (shard,) = encode_shards(
-        encoder, [decoded], batch_size=batch_size, added_by=added_by, patch_keys=patch_keys
-    )
+    (shard,) = encode_shards(encoder, [decoded], options)
     return shard
 
 
 def encode_shards(
     encoder: Encoder,
     groups: Iterable[Iterable[DecodedRecord | Skipped]],
-    *,
-    batch_size: int,
-    added_by: str = "",
-    patch_keys: PatchKeys = REGIONS,
+    options: BuildOptions,
 ) -> Generator[Shard, None, None]:
-    """Encode the shard of each group of records, in order, in batches of `batch_size` images or tiles.
+    """Encode the shard of each group of records, in order, in batches of images or tiles.
 
     `map(decode_record, records)` will do for a group; a build decodes ahead in threads. No batch holds
     images of two groups, but the next group's are begun while the last batches of one are under way.
 
     Args:
         groups: records of each shard, in order.
-        patch_keys: what a region adds to the memory (`mrad.memory.keys.levels_of`).
+        options: `batch_size`, `added_by` and `patch_keys` of the build.
 
     Raises `NonFiniteError`; what a group raises, once the shards before it are given.
     """
@@ -172,14 +183,16 @@ def encode_shards(
             for decoded in groups:
                 begun.append(one := _Begun())
                 for item in decoded:
-                    if (picture := one.read(item, added_by)) is not None:
+                    if (picture := one.read(item, options.added_by)) is not None:
                         yield picture
                 one.complete = True
                 yield None
         except Exception as error:  # what was read before it is under way, and is not to be lost
             failed.append(error)
 
-    encoded = encode_labelled(encoder, labelled(), batch_size=batch_size, patch_keys=patch_keys)
+    encoded = encode_labelled(
+        encoder, labelled(), batch_size=options.batch_size, patch_keys=options.patch_keys
+    )
     with closing(encoded):
         for _, tiles in encoded:
             yield from _done(begun)  # of which no image could be used

@@ -31,6 +31,7 @@ from mrad.types import FloatArray, Prediction
 from mrad_indexer.build.build import work_folder
 from mrad_indexer.build.encode import Skipped, decode_record
 from mrad_indexer.build.plan import data_fingerprint
+from mrad_indexer.cutting import spread
 from mrad_indexer.datasets import Dataset, Record
 
 AUTO = "auto"
@@ -197,14 +198,9 @@ def sample_of(
     for anomalous in (False, True):
         records = [record for record in dataset.records if record.anomalous == anomalous]
         masked = [record for record in records if record.mask is not None]
-        own = list(_readable(_spread(masked or records, each), encoder, layout, reading))
+        own = list(_readable(spread(masked or records, each), encoder, layout, reading))
         found += own if len(own) > 1 else []
     return found
-
-
-def _spread(records: Sequence[Record], count: int) -> list[Record]:
-    places = np.unique(np.linspace(0, len(records) - 1, min(count, len(records))).astype(int))
-    return [records[place] for place in places]
 
 
 def _readable(

@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,8 @@ from mrad import errors
 from mrad.encoder.encoder import Encoder
 from mrad.encoder.identity import EncoderIdentity
 from mrad.errors import EncoderMismatchError, MRADError
-from mrad_indexer.ahead import ahead
-from mrad_indexer.build.build import LARGE_AHEAD, BuildOptions, Plan, keep_shard
-from mrad_indexer.build.encode import Shard, decode_record, encode_shard, from_bytes, to_bytes
+from mrad_indexer.build.build import BuildOptions, Plan, keep_shard
+from mrad_indexer.build.encode import Shard, decoded_ahead, encode_shard, from_bytes, to_bytes
 from mrad_indexer.datasets import Record
 
 try:
@@ -66,25 +65,9 @@ class ShardEncoder:
 
     def shard(self, records: list[Record]) -> Shard:
         """Decode ahead in threads, encode."""
-        decode = partial(
-            decode_record,
-            prepare=self.encoder.prepare,
-            layout=self.options.layout,
-            thumbnails=self.options.thumbnails,
-            strict=self.options.strict,
-            reading=self.options.reading,
-        )
-        size = self.options.batch_size
-        plain = self.options.layout.plain
-        depth = 2 * size if plain else LARGE_AHEAD
-        with closing(ahead(decode, records, depth=depth)) as decoded:
-            return encode_shard(
-                self.encoder,
-                decoded,
-                batch_size=size,
-                added_by=self.options.added_by,
-                patch_keys=self.options.patch_keys,
-            )
+        options = self.options
+        with closing(decoded_ahead(self.encoder, options, options.reading, records)) as decoded:
+            return encode_shard(self.encoder, decoded, options)
 
     @cached_property
     def encoder(self) -> Encoder:

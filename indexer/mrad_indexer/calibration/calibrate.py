@@ -11,7 +11,7 @@ from mrad.detector import Decoded, Detector
 from mrad.errors import ImageError, MaskError
 from mrad.images.guard import code_of
 from mrad.maps import at_shape
-from mrad.thresholds.calibrate import PIXELS_KEPT, TARGET, Scored, calibrate
+from mrad.thresholds.calibrate import PIXELS_KEPT, Scored
 from mrad.thresholds.doubles import sketches
 from mrad.thresholds.own import score_own
 from mrad.types import BoolArray, Prediction
@@ -19,7 +19,6 @@ from mrad_indexer.cutting import NOT_ALIGNED
 from mrad_indexer.datasets import Dataset, Record
 from mrad_indexer.known import rows_by_features, rows_by_tiles
 
-__all__ = ["TARGET", "Scored", "calibrate", "score_without_self"]
 Opened = tuple[Record, Decoded, BoolArray | None]
 
 

@@ -26,11 +26,6 @@ if TYPE_CHECKING:
 SHOWN = 10
 
 
-def register(main: typer.Typer) -> None:
-    """Add the command to the `mrad` app."""
-    main.command("build")(build_command)
-
-
 def build_command(
     data: Annotated[Path, typer.Argument(help="a dataset's folder, a .csv or .jsonl list")],
     out: Annotated[Path, typer.Option(help="the bank's folder, to be written")],
@@ -154,11 +149,8 @@ def build_command(
         kept = parse_patch_keys(patch_keys)
     except MRADError as error:
         raise typer.BadParameter(f"--patch-keys: {error}") from error
-    dataset = choose(
-        read_dataset(data, layout=layout, mask_orientation=options.orientation(mask_orientation)),
-        split,
-        only,
-    )
+    dataset = read_dataset(data, layout=layout, mask_orientation=mask_orientation)
+    dataset = choose(dataset, split, only)
     say_what_is_missing(dataset)
     if not dataset.counts["normal"] and base is None:
         raise NoGoodPartsError(

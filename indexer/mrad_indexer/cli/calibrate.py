@@ -25,11 +25,6 @@ SMALL = 90
 """Good images from which leaving one out made no difference on ELPV."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the `mrad` app."""
-    app.command("calibrate")(calibrate_command)
-
-
 def calibrate_command(
     bank: Annotated[Path, typer.Argument(help="the bank's folder")],
     data: Annotated[
@@ -99,9 +94,10 @@ def calibrate_command(
     from mrad.errors import CalibrationError
     from mrad.memory.bank import MemoryBank
     from mrad.memory.living import save_calibration
+    from mrad.thresholds.calibrate import TARGET, calibrate
     from mrad.thresholds.objects import keeping_objects, with_object
     from mrad.thresholds.own import anchored, score_own
-    from mrad_indexer.calibration.calibrate import TARGET, calibrate, score_without_self
+    from mrad_indexer.calibration.calibrate import score_without_self
     from mrad_indexer.datasets import read_dataset
     from mrad_indexer.loading import (
         HeadChoice,
@@ -119,15 +115,10 @@ def calibrate_command(
     memory = MemoryBank.load(bank)
     say(f"memory {bank.name}: {memory.composition}")
     if data is None:
-        dataset = choose(own_images(memory), split, only)
+        dataset = own_images(memory)
     else:
-        dataset = choose(
-            read_dataset(
-                data, layout=layout, mask_orientation=options.orientation(mask_orientation)
-            ),
-            split,
-            only,
-        )
+        dataset = read_dataset(data, layout=layout, mask_orientation=mask_orientation)
+    dataset = choose(dataset, split, only)
     choice = HeadChoice.parse(head)
     whole: Calibration | None = None
     part = memory

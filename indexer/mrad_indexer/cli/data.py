@@ -17,11 +17,6 @@ from mrad_indexer.cli.common.console import MRADGroup, console, say
 app = typer.Typer(cls=MRADGroup, help="Datasets: recognise, count, check.", no_args_is_help=True)
 
 
-def register(main: typer.Typer) -> None:
-    """Add the commands to the `mrad` app."""
-    main.add_typer(app, name="data")
-
-
 @app.command("layouts")
 def layouts_command() -> None:
     """The layouts that are recognised, in the order they are tried."""
@@ -46,9 +41,7 @@ def check_command(
     from mrad_indexer.datasets import read_dataset
     from mrad_indexer.datasets.check import check
 
-    dataset = read_dataset(
-        path, layout=layout, mask_orientation=options.orientation(mask_orientation)
-    )
+    dataset = read_dataset(path, layout=layout, mask_orientation=mask_orientation)
     with console.status(counted(len(dataset), "image")):
         findings = check(dataset, options.reading(bit_depth))
     say(

@@ -19,11 +19,6 @@ if TYPE_CHECKING:
     from mrad_indexer.demo import Pair, Shown
 
 
-def register(main: typer.Typer) -> None:
-    """Add the command to the `mrad` app."""
-    main.command("demo")(demo_command)
-
-
 def demo_command(
     out: Annotated[Path, typer.Option(help="folder for the bank and the pictures")] = Path(
         "demo-output"

@@ -23,11 +23,6 @@ if TYPE_CHECKING:
     from mrad_indexer.evaluation.runner import Evaluation
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the `mrad` app."""
-    app.command("eval")(eval_command)
-
-
 def eval_command(
     data: Annotated[Path, typer.Argument(help="dataset: a folder or a list of images")],
     bank: Annotated[list[Path], typer.Option(help="a bank's folder; repeat to compare")],
@@ -72,11 +67,8 @@ def eval_command(
     from mrad_indexer.evaluation.runner import evaluate
     from mrad_indexer.loading import HeadChoice, choose, detector_of, encoder_of, of_product
 
-    dataset = choose(
-        read_dataset(data, layout=layout, mask_orientation=options.orientation(mask_orientation)),
-        split,
-        only,
-    )
+    dataset = read_dataset(data, layout=layout, mask_orientation=mask_orientation)
+    dataset = choose(dataset, split, only)
     banks = {path: MemoryBank.load(path) for path in bank}
     parts = {
         path: memory
@@ -205,7 +197,7 @@ def show(evaluation: Evaluation) -> None:
         for name, short in names.items():
             say(f"{short}  {name}")
     wide = max(len("detector"), *map(len, names.values()))
-    levels, headings = zip(*((level, HEADINGS[level, name]) for level, name in METRICS))
+    levels, headings = zip(*((level, HEADINGS[name]) for level, name in METRICS))
     for words in (
         ("", *levels),
         ("detector", *(text.replace("F1-max", "F1") for text in headings)),

@@ -118,15 +118,10 @@ def plugged() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
-def own(name: str) -> typer.Typer:
-    """One of our commands: its module has an app of that name, or adds itself to one."""
+def own(name: str) -> Any:
+    """One of our commands: its module has an `app` of several, or the function `NAME_command`."""
     module = import_module(f"mrad_indexer.cli.{'imports' if name == 'import' else name}")
-    if hasattr(module, "register"):
-        holder = typer.Typer(rich_markup_mode=MARKUP)
-        module.register(holder)
-        return holder
-    found: typer.Typer = module.app
-    return found
+    return getattr(module, "app", None) or getattr(module, f"{name}_command")
 
 
 def load(point: EntryPoint) -> Any:
@@ -145,8 +140,6 @@ def command_of(name: str, found: Any) -> Any:
     holder = typer.Typer(rich_markup_mode=MARKUP)
     if not isinstance(found, typer.Typer):
         holder.command(name)(found)
-    elif name in {group.name for group in found.registered_groups}:
-        holder = found  # it added itself under its name
     elif len(found.registered_commands) == 1 and not found.registered_callback:
         only = found.registered_commands[0]
         holder.command(name, help=only.help)(only.callback)  # type: ignore[type-var]

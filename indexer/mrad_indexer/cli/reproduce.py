@@ -26,11 +26,6 @@ if TYPE_CHECKING:
 PAPERS = "ViT-L-14-336"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the `mrad` app."""
-    app.command("reproduce")(reproduce_command)
-
-
 def reproduce_command(
     data: Annotated[
         Path, typer.Argument(help="a folder that holds the paper's sets, a folder each")

@@ -39,11 +39,6 @@ class Maps(StrEnum):
     npy = "npy"
 
 
-def register(main: typer.Typer) -> None:
-    """Add the command to the `mrad` app."""
-    main.command("score")(score_command)
-
-
 def score_command(
     sources: Annotated[
         list[str], typer.Argument(help="images, folders, quoted patterns, manifests")

@@ -30,69 +30,54 @@ class TrainedHead(StrEnum):
     clip = "clip"
 
 
-HeadName = Annotated[TrainedHead, typer.Argument(help="which head")]
-
-Data = Annotated[Path, typer.Argument(help="a dataset in any layout that `mrad data check` knows")]
-Out = Annotated[Path, typer.Option("--out", help="the checkpoint, NAME.safetensors")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="a value of the recipe, NAME=VALUE; again for more"),
-]
-ClipSettings = Annotated[
-    list[str] | None,
-    typer.Option("--set-ft", help="a value of the FT stage's recipe, NAME=VALUE"),
-]
-RecipeName = Annotated[
-    str,
-    typer.Option(
-        "--recipe", help="FT's values: paper, few-images, or auto: by the number of images"
-    ),
-]
-Aside = Annotated[
-    float,
-    typer.Option(
-        "--keep-aside",
-        help="share of the images to compare the head with tf on, not to train on",
-        min=0,
-        max=0.5,
-    ),
-]
-Split = Annotated[str | None, typer.Option(help="train, test, or all that there is")]
-BankPath = Annotated[
-    Path | None, typer.Option("--bank", help="retrieve from this memory, not from these images")
-]
-SaveBank = Annotated[
-    Path | None, typer.Option("--save-bank", help="keep the memory built of these images here")
-]
-EncoderOption = Annotated[str, typer.Option("--encoder", help=options.ENCODER)]
-ImageSize = Annotated[int | None, typer.Option(help="side of the encoder's input")]
-CachePath = Annotated[
-    Path | None, typer.Option("--cache", help="where features are kept between runs")
-]
-StartFrom = Annotated[
-    Path | None, typer.Option("--start-from", help="an FT checkpoint; else FT is trained first")
-]
-
-
 @app.command(no_args_is_help=True)
 def train_command(
-    head: HeadName,
-    data: Data,
-    out: Out,
-    recipe: RecipeName = "auto",
-    settings: Settings = None,
-    settings_ft: ClipSettings = None,
-    start_from: StartFrom = None,
-    split: Split = None,
+    head: Annotated[TrainedHead, typer.Argument(help="which head")],
+    data: Annotated[
+        Path, typer.Argument(help="a dataset in any layout that `mrad data check` knows")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="the checkpoint, NAME.safetensors")],
+    recipe: Annotated[
+        str,
+        typer.Option(
+            "--recipe", help="FT's values: paper, few-images, or auto: by the number of images"
+        ),
+    ] = "auto",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="a value of the recipe, NAME=VALUE; again for more"),
+    ] = None,
+    settings_ft: Annotated[
+        list[str] | None,
+        typer.Option("--set-ft", help="a value of the FT stage's recipe, NAME=VALUE"),
+    ] = None,
+    start_from: Annotated[
+        Path | None, typer.Option("--start-from", help="an FT checkpoint; else FT is trained first")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="train, test, or all that there is")] = None,
     layout: options.Layout = "auto",
-    bank: BankPath = None,
-    save_bank: SaveBank = None,
-    encoder_name: EncoderOption = "mrad-mini",
+    bank: Annotated[
+        Path | None, typer.Option("--bank", help="retrieve from this memory, not from these images")
+    ] = None,
+    save_bank: Annotated[
+        Path | None, typer.Option("--save-bank", help="keep the memory built of these images here")
+    ] = None,
+    encoder_name: Annotated[str, typer.Option("--encoder", help=options.ENCODER)] = "mrad-mini",
     pretrained: options.Pretrained = None,
-    image_size: ImageSize = None,
+    image_size: Annotated[int | None, typer.Option(help="side of the encoder's input")] = None,
     device: options.Device = "auto",
-    cache: CachePath = None,
-    aside: Aside = 0.2,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="where features are kept between runs")
+    ] = None,
+    aside: Annotated[
+        float,
+        typer.Option(
+            "--keep-aside",
+            help="share of the images to compare the head with tf on, not to train on",
+            min=0,
+            max=0.5,
+        ),
+    ] = 0.2,
 ) -> None:
     """Train a head on labelled images.
 

@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from mrad_client.batch.journal import Row
 
 
-def register(main: typer.Typer) -> None:
-    """Add the command to the `mrad` app."""
-    main.command("watch")(watch_command)
-
-
 def watch_command(
     folder: Annotated[Path, typer.Argument(help="where images arrive; searched through")],
     bank: options.Bank,

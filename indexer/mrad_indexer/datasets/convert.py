@@ -67,7 +67,7 @@ def convert(source: Path, out: Path, kind: str = "auto") -> Converted:
             name = _name(item.image, names)
             _save(item.mask, item.ignore, out / "masks" / name)
             mask = f"masks/{name}"
-        image = _from(item.image, out)
+        image = relative(item.image.absolute(), out.absolute())
         label = "anomalous" if item.anomalous else "normal"
         rows.append((image, label, mask, "+".join(sorted(set(item.defects)))))
         items.append(
@@ -156,8 +156,3 @@ def _save(mask: BoolArray, ignore: BoolArray | None, path: Path) -> None:
     Image.fromarray(levels).save(buffer, "PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_bytes(path, buffer.getvalue())
-
-
-def _from(image: Path, out: Path) -> str:
-    """The image as the list names it: below `out`, or by its whole path."""
-    return relative(image.absolute(), out.absolute())

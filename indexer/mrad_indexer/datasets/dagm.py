@@ -10,8 +10,8 @@ from mrad_indexer.datasets.records import (
     Dataset,
     Record,
     child,
-    folders_in,
     images_in,
+    objects_in,
     relative,
     require,
 )
@@ -21,12 +21,12 @@ NAME = "dagm"
 
 def detect(root: Path) -> bool:
     """One class's folder, or a folder of such."""
-    return _is_object(root) or any(_is_object(folder) for folder in folders_in(root))
+    return bool(objects_in(root, _is_object))
 
 
 def read(root: Path) -> Dataset:
     """An image is defective when it has a label image."""
-    objects = [root] if _is_object(root) else [f for f in folders_in(root) if _is_object(f)]
+    objects = objects_in(root, _is_object)
     objects.sort(key=lambda folder: (len(folder.name), folder.name))  # Class2 before Class10
     return require(NAME, root, [r for folder in objects for r in _read_object(folder, root)])
 

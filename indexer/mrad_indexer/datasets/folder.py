@@ -26,6 +26,7 @@ from mrad_indexer.datasets.records import (
     folders_in,
     images_below,
     images_in,
+    objects_in,
     relative,
     require,
 )
@@ -51,7 +52,7 @@ LOOKED_AT = 3
 
 def detect(root: Path) -> bool:
     """Good or defect folders here, or in every folder of a set of objects."""
-    return _is_object(root) or any(_is_object(folder) for folder in folders_in(root))
+    return bool(objects_in(root, _is_object))
 
 
 def read(root: Path) -> Dataset:
@@ -59,11 +60,10 @@ def read(root: Path) -> Dataset:
 
     Raises `DataError` where it cannot be told what a folder or a mask is.
     """
-    found = [folder for folder in folders_in(root) if _is_object(folder)]
     used: set[Path] = set()
     records = [
         record
-        for folder in ([root] if _is_object(root) else found)
+        for folder in objects_in(root, _is_object)
         for record in _read_object(folder, root, used)
     ]
     return replace(require(NAME, root, records), used=frozenset(used))

@@ -32,13 +32,8 @@ def detect(root: Path) -> bool:
 
 def read(root: Path) -> Dataset:
     """A part is defective when its label image marks a pixel, so every label is opened."""
-    records = [
-        _record(image, mask, root, "commutator", "")
-        for folder in folders_in(root)
-        for image, mask in _pairs(folder, ENDING)
-    ]
-    labels = [mask for folder in folders_in(root) for _, mask in _pairs(folder, ENDING)]
-    return replace(require(NAME, root, records), used=frozenset(labels))
+    pairs = [("", pair) for folder in folders_in(root) for pair in _pairs(folder, ENDING)]
+    return _read(NAME, root, "commutator", pairs)
 
 
 def detect_2(root: Path) -> bool:
@@ -48,13 +43,17 @@ def detect_2(root: Path) -> bool:
 
 def read_2(root: Path) -> Dataset:
     """As KSDD, with splits."""
-    records = [
-        _record(image, mask, root, "surface", split)
-        for split, place in _splits(root)
-        for image, mask in _pairs(place, ENDING_2)
-    ]
-    labels = [mask for _, place in _splits(root) for _, mask in _pairs(place, ENDING_2)]
-    return replace(require(NAME_2, root, records), used=frozenset(labels))
+    pairs = [(split, pair) for split, at in _splits(root) for pair in _pairs(at, ENDING_2)]
+    return _read(NAME_2, root, "surface", pairs)
+
+
+def _read(
+    name: str, root: Path, object_name: str, pairs: list[tuple[str, tuple[Path, Path]]]
+) -> Dataset:
+    """`pairs`: the split, and an image with its label."""
+    records = [_record(*pair, root, object_name, split) for split, pair in pairs]
+    labels = frozenset(label for _, (_, label) in pairs)
+    return replace(require(name, root, records), used=labels)
 
 
 def _splits(root: Path) -> list[tuple[str, Path]]:

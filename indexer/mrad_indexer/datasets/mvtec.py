@@ -19,6 +19,7 @@ from mrad_indexer.datasets.records import (
     child,
     folders_in,
     images_in,
+    objects_in,
     relative,
     require,
 )
@@ -37,12 +38,12 @@ NUMBERS = {"0", "1"}
 
 def detect(root: Path) -> bool:
     """One object's folder, or a folder of such."""
-    return _is_object(root) or any(_is_object(folder) for folder in folders_in(root))
+    return bool(objects_in(root, _is_object))
 
 
 def read(root: Path) -> Dataset:
     """Every image of every object."""
-    objects = [root] if _is_object(root) else [f for f in folders_in(root) if _is_object(f)]
+    objects = objects_in(root, _is_object)
     used: set[Path] = set()
     records = [r for folder in objects for r in _read_object(folder, root, used)]
     return replace(require(NAME, root, records), used=frozenset(used))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -161,6 +161,11 @@ def folders_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def objects_in(root: Path, is_object: Callable[[Path], bool]) -> list[Path]:
+    """The folders of objects: `root` itself, where it is one, or those directly in it."""
+    return [root] if is_object(root) else [f for f in folders_in(root) if is_object(f)]
 
 
 def child(folder: Path, *names: str) -> Path | None:

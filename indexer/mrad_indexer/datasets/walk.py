@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mrad_client.batch.sources import NO_PICTURES
+from mrad_client.batch.sources import NO_PICTURES, walk
 
 from mrad.images.formats import SUFFIXES, kind_of
 
@@ -24,20 +23,6 @@ class LeftOut:
 
     path: Path
     why: str
-
-
-def walk(folder: Path) -> Iterator[Path]:
-    """Every file below, by path. Linked folders are followed, each folder once."""
-    seen: set[tuple[int, int]] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        facts = Path(place).stat()
-        if (facts.st_dev, facts.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((facts.st_dev, facts.st_ino))
-        folders.sort()
-        for name in sorted(files):
-            yield Path(place) / name
 
 
 def is_image(path: Path) -> bool:

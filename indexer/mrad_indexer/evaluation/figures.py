@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib
@@ -46,7 +46,9 @@ def curves_figure(results: Mapping[str, ObjectResult]) -> str:
         return ""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.4 * len(panels), 2.6), layout="constrained")
-        for axes, (title, labels, limit, lines) in zip(_axes(figure, len(panels)), panels):
+        for axes, (title, labels, limit, lines) in zip(
+            figure.subplots(1, len(panels), squeeze=False)[0], panels
+        ):
             for place, (name, (x, y)) in enumerate(lines.items()):
                 colour, dash = COLOURS[place % len(COLOURS)], DASHES[place % len(DASHES)]
                 axes.plot(x, y, color=colour, linestyle=dash, label=name, linewidth=1.6)
@@ -146,10 +148,6 @@ def reliability_figure(calibration: Calibration) -> bytes:
         return buffer.getvalue()
 
 
-def _axes(figure: Figure, count: int) -> Sequence[Any]:
-    return [figure.add_subplot(1, count, place + 1) for place in range(count)]
-
-
 def to_svg(figure: Figure) -> str:
     """The figure as an `<svg>` element, without date and XML header."""
     FigureCanvasSVG(figure)
@@ -157,6 +155,3 @@ def to_svg(figure: Figure) -> str:
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
-
-
-__all__ = ["curves_figure", "histograms_figure", "reliability_figure", "to_svg"]

@@ -38,8 +38,6 @@ class Batch:
     """Whether the detector's bank holds the image."""
     encode_seconds: float
     finish_seconds: dict[str, float]
-    orientations: Sequence[int] = ()
-    """The tags that turned the images."""
     warnings: Sequence[tuple[str, ...]] = ()
     """Of the images, as they were read."""
     masks: Sequence[Mask | None] = ()
@@ -116,15 +114,14 @@ def judged(
                 pending = pool.submit(decode, chunks[position + 1])
             decoded = opened.decoded
             if not decoded:
-                batch = Batch([], [], {n: [] for n in detectors}, {n: [] for n in detectors}, 0, {})
-                batch.finish_seconds.update(dict.fromkeys(detectors, 0.0))
+                nothing = [{name: [] for name in detectors} for _ in range(2)]
+                batch = Batch([], [], *nothing, 0, dict.fromkeys(detectors, 0.0))
             elif first.layout.plain:
                 batch = _whole(detectors, opened.rows, decoded, resolution)
             else:
                 batch = _cut(detectors, opened.rows, decoded, batch_size, resolution)
             yield replace(
                 batch,
-                orientations=[item.orientation for item in decoded],
                 warnings=[item.warnings for item in decoded],
                 masks=opened.masks,
                 skipped=opened.skipped,

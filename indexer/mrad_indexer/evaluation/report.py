@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from mrad.detector import Detector
@@ -25,16 +25,7 @@ from mrad_indexer.evaluation.runner import (
 )
 from mrad_indexer.evaluation.sheets import Sheet, sheets_of
 
-HEADINGS = {
-    ("image", "auroc"): "AUROC",
-    ("image", "ap"): "AP",
-    ("image", "f1_max"): "F1-max",
-    ("pixel", "auroc"): "AUROC",
-    ("pixel", "ap"): "AP",
-    ("pixel", "f1_max"): "F1-max",
-    ("pixel", "aupro"): "AUPRO",
-}
-
+HEADINGS = {"auroc": "AUROC", "ap": "AP", "f1_max": "F1-max", "aupro": "AUPRO"}
 MIXED = 2
 """Pixels of an object's largest image over those of its smallest: from here on it is worth a note."""
 FUSION_GAIN = 0.05
@@ -79,15 +70,12 @@ def render(
     cards: int = 4,
 ) -> str:
     """The page. `cards`: images in each row of a contact sheet; 0 leaves the sheets out."""
-    environment = Environment(
-        loader=PackageLoader("mrad_indexer"), autoescape=True, undefined=StrictUndefined
-    )
     sections = [_section(evaluation, detectors, dataset, name, cards) for name in dataset.objects]
-    return environment.get_template("report.html.j2").render(
+    return template("report.html.j2").render(
         title=title or f"Anomaly detection on {dataset.root.name}",
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         evaluation=evaluation,
-        headings=[HEADINGS[metric] for metric in METRICS],
+        headings=[HEADINGS[metric] for _, metric in METRICS],
         rows=table(evaluation),
         sections=sections,
         notes=notes(evaluation),
@@ -245,6 +233,14 @@ def _section(
     }
     # The figures come from matplotlib, which escapes its own text.
     return Section(name, Markup(curves_figure(results)), Markup(histograms_figure(results)), sheets)
+
+
+def template(name: str) -> Template:
+    """A page of `templates/`; what is not given to it is an error."""
+    environment = Environment(
+        loader=PackageLoader("mrad_indexer"), autoescape=True, undefined=StrictUndefined
+    )
+    return environment.get_template(name)
 
 
 def versions() -> dict[str, str]:

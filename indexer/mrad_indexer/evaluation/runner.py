@@ -122,16 +122,15 @@ class Evaluation:
     settings: Mapping[str, Any]
     encode_seconds: float
 
-    def to_json(self, *, curves: bool = False) -> dict[str, Any]:
-        """Plain JSON types; scores of every image included."""
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types; scores of every image included, curves not."""
         content = asdict(self)
         for candidate, result in zip(content["candidates"], self.candidates):
             candidate["mean"] = {f"{a}_{b}": result.mean(a, b) for a, b in METRICS}
             candidate["mean_image_auroc_by_fusion"] = result.mean_by_fusion()
             candidate["images_in_memory"] = result.in_memory
             for item in candidate["objects"]:
-                if not curves:
-                    item.pop("curves")
+                item.pop("curves")
         return content
 
 
@@ -184,7 +183,9 @@ def evaluate(
     is opened once more to find that out first. Raises `MRADError` when detectors differ in encoder, `DataError`
     when nothing of an object is left.
     """
-    _check_encoder(detectors)
+    identities = {str(detector.encoder.identity) for detector in detectors.values()}
+    if len(identities) != 1:
+        raise MRADError(f"one comparison needs one encoder, these are {sorted(identities)}")
     groups = by_layout(detectors)
     finish = dict.fromkeys(detectors, 0.0)
     results: dict[str, list[ObjectResult]] = {name: [] for name in detectors}
@@ -253,13 +254,6 @@ def evaluate(
         settings={"batch_size": batch_size, "resolution": resolution or "each image's own"},
         encode_seconds=encode_seconds,
     )
-
-
-def _check_encoder(detectors: Mapping[str, Detector]) -> None:
-    """Raises `MRADError` when the encoders differ."""
-    identities = {str(detector.encoder.identity) for detector in detectors.values()}
-    if len(identities) != 1:
-        raise MRADError(f"one comparison needs one encoder, these are {sorted(identities)}")
 
 
 def _collect(tally: _Tally, dataset: Dataset, batch: Batch, name: str) -> list[tuple[str, ...]]:

@@ -22,11 +22,7 @@ OUTLINE = (40, 220, 90)
 class Card:
     """One image of a sheet; pictures are data URIs."""
 
-    source: str
-    defect: str
-    score: float
-    class_score: float
-    top_score: float
+    of: ImageScore
     picture: str
     """The image with the mask's outline."""
     heat: str
@@ -74,11 +70,7 @@ def _card(detector: Detector, dataset: Dataset, score: ImageScore, result: Objec
         raise AssertionError("predict gives maps unless told otherwise")
     heat = overlay(image, anomaly_map, low=result.low, high=result.high, alpha=0.7)
     return Card(
-        source=score.source,
-        defect=score.defect,
-        score=score.score,
-        class_score=score.class_score,
-        top_score=score.top_score,
+        of=score,
         picture=data_uri(outlined(image, record)),
         heat=data_uri(shrink(heat)),
     )

@@ -8,10 +8,8 @@ from datetime import UTC, datetime
 from statistics import fmean
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from mrad.words import counted
-from mrad_indexer.evaluation.report import versions
+from mrad_indexer.evaluation.report import template, versions
 from mrad_indexer.reproduction.paper import METRICS, SECOND_HAND, Figures
 from mrad_indexer.reproduction.run import Outcome, Row
 from mrad_indexer.reproduction.sets import BY_KEY, INDUSTRIAL, MEDICAL
@@ -130,10 +128,7 @@ def to_json(
 
 def render(outcome: Outcome, figures: Figures, about: dict[str, Any], notes: Sequence[str]) -> str:
     """One self-contained HTML page."""
-    environment = Environment(
-        loader=PackageLoader("mrad_indexer"), autoescape=True, undefined=StrictUndefined
-    )
-    return environment.get_template("reproduction.html.j2").render(
+    return template("reproduction.html.j2").render(
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         about=about,
         headings=[HEADINGS[name] for name in METRICS],

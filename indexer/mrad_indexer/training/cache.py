@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +79,8 @@ class FeatureCache:
         """`shard`: images a file; what a cut-off run can lose."""
         self.encoder, self.shard = encoder, shard
         identity = encoder.identity
-        spec = f"{identity.digest}:{identity.image_size}:{encoder.dtype}:{_preprocess(encoder)}"
+        scale = encoder.preprocess.mean, encoder.preprocess.std
+        spec = f"{identity.digest}:{identity.image_size}:{encoder.dtype}:{scale}"
         self.folder = root / hashlib.sha256(spec.encode()).hexdigest()[:16]
 
     def features(
@@ -101,7 +101,11 @@ class FeatureCache:
         known = {digest for shard in self._shards() for digest in shard.digests}
         missing = list({d: p for d, p in zip(digests, images) if d not in known}.items())
         for start in range(0, len(missing), self.shard):
-            report = None if progress is None else _offset(progress, start, len(missing))
+
+            def report(done: int, start: int = start) -> None:
+                if progress is not None:
+                    progress(start + done, len(missing))
+
             self._write(missing[start : start + self.shard], batch_size, report)
         return self._open(digests, len(missing))
 
@@ -121,7 +125,7 @@ class FeatureCache:
         self,
         items: Sequence[tuple[str, Path]],
         batch_size: int,
-        progress: Callable[[int], None] | None,
+        progress: Callable[[int], None],
     ) -> None:
         digests = [digest for digest, _ in items]
         name = hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
@@ -142,7 +146,7 @@ class FeatureCache:
         folder: Path,
         images: Sequence[Path],
         batch_size: int,
-        progress: Callable[[int], None] | None,
+        progress: Callable[[int], None],
     ) -> list[tuple[int, int]]:
         sizes: list[tuple[int, int]] = []
         cells, encoder = self.encoder.grid**2, self.encoder
@@ -162,8 +166,7 @@ class FeatureCache:
                     )
                 patch[part] = features.patch.cpu().numpy().astype(np.float16)
                 classes[part] = features.class_feature.cpu().numpy()
-                if progress is not None:
-                    progress(min(start + batch_size, len(images)))
+                progress(min(start + batch_size, len(images)))
         patch.flush()
         np.save(folder / "class.npy", classes)
         return sizes
@@ -189,11 +192,3 @@ class FeatureCache:
         return CachedFeatures(
             torch.from_numpy(class_feature), tuple(patches), place, sizes, seconds, encoded
         )
-
-
-def _preprocess(encoder: Encoder) -> Any:
-    return encoder.preprocess.mean, encoder.preprocess.std
-
-
-def _offset(progress: Callable[[int, int], None], start: int, total: int) -> Callable[[int], None]:
-    return lambda done: progress(start + done, total)

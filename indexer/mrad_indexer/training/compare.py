@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mrad.detector import Detector
 from mrad.encoder.encoder import Encoder
 from mrad.errors import MRADError
-from mrad.heads import available_heads
 from mrad.memory.bank import MemoryBank
 from mrad_indexer.datasets import Dataset, Record
 from mrad_indexer.evaluation.runner import Evaluation, evaluate
@@ -37,18 +36,16 @@ class Comparison:
         return max(candidates, key=lambda item: item.mean("image", "auroc") or 0.0).name
 
 
-def keep_aside(
-    records: Sequence[Record], share: float, seed: int = 0
-) -> tuple[list[Record], list[Record]]:
+def keep_aside(records: Sequence[Record], share: float) -> tuple[list[Record], list[Record]]:
     """Records to train on and records kept aside: `share` of each object's good and bad ones.
 
     With fewer than `LEAST` of a class to keep, none is kept. The choice depends on the images'
-    names and the seed alone.
+    names alone.
     """
     groups: dict[tuple[str, bool], list[Record]] = {}
     for record in sorted(records, key=lambda record: (record.source, str(record.image))):
         groups.setdefault((record.object_name, record.anomalous), []).append(record)
-    rng, kept = random.Random(seed), set()
+    rng, kept = random.Random(0), set()
     for group in groups.values():
         kept.update(id(record) for record in rng.sample(group, round(share * len(group))))
     aside = [record for record in records if id(record) in kept]
@@ -64,7 +61,6 @@ def compare(
     encoder: Encoder,
     bank: MemoryBank,
     aside: Sequence[Record],
-    progress: Callable[[int], None] | None = None,
 ) -> Comparison:
     """Judge images with the trained head and with each train-free one, on one memory.
 
@@ -74,19 +70,16 @@ def compare(
         encoder: that it was trained on.
         bank: the memory; it must not hold these images (see `without`).
         aside: the images.
-        progress: called with the number of images done.
     """
     detectors = {f"{head}:{checkpoint.stem}": Detector(encoder, bank, head, checkpoint=checkpoint)}
     left_out = {}
     for name in RIVALS:
-        if name not in available_heads():
-            continue
         try:
             detectors[name] = Detector(encoder, bank, name)
         except MRADError as error:
             left_out[name] = str(error)
     images = Dataset("kept aside", aside[0].image.parent, tuple(aside))
-    return Comparison(evaluate(detectors, images, progress=progress), left_out)
+    return Comparison(evaluate(detectors, images), left_out)
 
 
 def without(bank: MemoryBank, encoder: Encoder, records: Sequence[Record]) -> MemoryBank:

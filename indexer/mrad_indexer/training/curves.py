@@ -6,9 +6,13 @@ import csv
 import io
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
 from mrad.files import atomic_write_bytes
 from mrad_indexer.training.loop import History
+
+MEAN_OF = 15
+"""Steps of the running mean."""
 
 
 def write_csv(history: History, path: Path) -> None:
@@ -37,7 +41,10 @@ def write_png(history: History, path: Path) -> None:
             points = [(step.step, step.losses[name]) for step in steps if name in step.losses]
             places, values = [p for p, _ in points], [v for _, v in points]
             panel.plot(places, values, color=f"C{colour}", alpha=0.25, linewidth=0.8)
-            panel.plot(places, _running_mean(values), color=f"C{colour}", label=name)
+            means = [
+                fmean(values[max(0, end - MEAN_OF) : end]) for end in range(1, len(values) + 1)
+            ]
+            panel.plot(places, means, color=f"C{colour}", label=name)
         for step, following in pairwise(steps):
             if following.epoch != step.epoch:
                 panel.axvline(following.step, color="0.85", linewidth=0.8, zorder=0)
@@ -47,11 +54,3 @@ def write_png(history: History, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     atomic_write_bytes(path, buffer.getvalue())
-
-
-def _running_mean(values: list[float], window: int = 15) -> list[float]:
-    means = []
-    for end in range(1, len(values) + 1):
-        part = values[max(0, end - window) : end]
-        means.append(sum(part) / len(part))
-    return means

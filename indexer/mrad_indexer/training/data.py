@@ -52,17 +52,14 @@ def training_set(
     cache: Path,
     *,
     bank: MemoryBank | None = None,
-    batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> TrainingSet:
     """Encode what is not in the cache, read the masks, and take `bank` or build it of the same images.
 
     Raises `DataError`, `ImageError`, `MaskError`, and what `MemoryBank.check` raises.
     """
-    store = FeatureCache(cache, encoder)
-    features = store.features(
-        [record.image for record in records], batch_size=batch_size, progress=progress
-    )
+    images = [record.image for record in records]
+    features = FeatureCache(cache, encoder).features(images, progress=progress)
     entries: list[Entry] = []
     keys: list[Key] = []
     packed, known = [], []

@@ -61,7 +61,6 @@ def train(
     bank_path: Path | None = None,
     metadata: dict[str, Any] | None = None,
     aside: float = 0.0,
-    encode_batch: int = 8,
     encoding: Callable[[int, int], None] | None = None,
     progress: Progress | None = None,
 ) -> Trained:
@@ -92,13 +91,12 @@ def train(
         trained_on,
         cache,
         bank=without(bank, encoder, kept) if bank is not None and kept else bank,
-        batch_size=encode_batch,
         progress=encoding,
     )
     memory = data.bank
     if bank is None and bank_path is not None:
         if kept:
-            memory = training_set(encoder, records, cache, batch_size=encode_batch).bank
+            memory = training_set(encoder, records, cache).bank
         memory = replace(memory, metadata=memory.metadata | (metadata or {})).save(bank_path)
     history, config = History(), CLIPConfig()
     weights = frozen or train_ft(encoder, data, ft, history, progress)

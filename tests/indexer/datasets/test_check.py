@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-import typer
 from mrad_indexer.cli import data as cli_data
 from mrad_indexer.datasets import read_dataset
 from mrad_indexer.datasets.check import check, looked_at
@@ -34,9 +33,7 @@ def root(tmp_path, make_image):
 
 
 def run(*arguments):
-    app = typer.Typer()
-    cli_data.register(app)
-    return CliRunner().invoke(app, ["data", *map(str, arguments)])
+    return CliRunner().invoke(cli_data.app, [*map(str, arguments)])
 
 
 def test_a_sound_set_has_no_findings(root):

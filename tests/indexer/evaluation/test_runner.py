@@ -222,8 +222,8 @@ def command(monkeypatch, tiny_encoder, tmp_path, data):
     bank = MemoryBank.from_samples(tiny_encoder, [r.sample() for r in records])
     bank.save(tmp_path / "bank")
     app = typer.Typer(cls=MRADGroup)
-    cli_eval.register(app)
-    cli_calibrate.register(app)
+    app.command("eval")(cli_eval.eval_command)
+    app.command("calibrate")(cli_calibrate.calibrate_command)
 
     def run(*arguments):
         return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)

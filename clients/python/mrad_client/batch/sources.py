@@ -58,11 +58,11 @@ def images_below(folder: Path) -> list[Path]:
     """Images in `folder` and below, by path; none when it does not exist."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in walk(folder) if is_image(path))
+    return sorted(path for path in walk(folder) if is_image(path) and path.is_file())
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Every file below. Linked folders are followed, each folder once."""
+    """Every file below, by path. Linked folders are followed, each folder once."""
     seen: set[tuple[int, int]] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         try:
@@ -73,13 +73,14 @@ def walk(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add((facts.st_dev, facts.st_ino))
-        yield from (path for name in files if (path := Path(place) / name).is_file())
+        folders.sort()
+        yield from (Path(place) / name for name in sorted(files))
 
 
 def not_taken(folder: Path) -> list[tuple[Path, str]]:
     """Files below a folder that may be pictures and are not taken, and why."""
     found = []
-    for path in walk(folder):
+    for path in filter(Path.is_file, walk(folder)):
         known = path.suffix.lower() in SUFFIXES
         if path.name.startswith("."):
             if known and not path.name.startswith("._"):

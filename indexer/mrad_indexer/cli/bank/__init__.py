@@ -19,8 +19,3 @@ app.command("inspect")(inspect.inspect_command)
 app.command("merge")(change.merge_command)
 app.command("split")(change.split_command)
 app.command("remove")(change.remove_command)
-
-
-def register(main: typer.Typer) -> None:
-    """Add the commands to the `mrad` app."""
-    main.add_typer(app, name="bank")

@@ -70,28 +70,26 @@ class MRADGroup(TyperGroup):
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
-        except ModuleNotFoundError as error:
-            show_error(MissingPackageError.of(error, "this command cannot run"))
-            raise typer.Exit(2) from error
-        except MemoryError as error:
-            show_error(
-                MRADError(
-                    "the machine has no memory left for this: free some, or give less at once"
-                )
-            )
-            raise typer.Exit(2) from error
-        except BrokenPipeError:  # whoever read our output has gone
-            raise
-        except OSError as error:  # a full disk, a place that may not be written
-            place = f"{error.filename}: " if error.filename else ""
-            show_error(MRADError(f"{place}{error.strerror or error}"))
-            raise typer.Exit(2) from error
         except Exception as error:
-            client = sys.modules.get("mrad_client.errors")  # not loaded: it is none of its errors
-            if not isinstance(error, (MRADError, *([client.MRADClientError] if client else []))):
+            found = expected(error)
+            if found is None:
                 raise
-            show_error(error)
+            show_error(found)
             raise typer.Exit(2) from error
+
+
+def expected(error: Exception) -> MRADError | MRADClientError | None:
+    """What to say of an error that people can do something about; None for any other."""
+    if isinstance(error, ModuleNotFoundError):
+        return MissingPackageError.of(error, "this command cannot run")
+    if isinstance(error, MemoryError):
+        return MRADError("the machine has no memory left for this: free some, or give less at once")
+    if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):  # a full disk, say
+        place = f"{error.filename}: " if error.filename else ""
+        return MRADError(f"{place}{error.strerror or error}")
+    client = sys.modules.get("mrad_client.errors")  # not loaded: it is none of its errors
+    known = (MRADError, client.MRADClientError) if client else MRADError
+    return error if isinstance(error, known) else None
 
 
 def show_error(error: MRADError | MRADClientError) -> None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from mrad.images.masks import Orientation
     from mrad.images.options import ReadOptions
 
 Bank = Annotated[Path, typer.Option(help="the memory's folder")]
@@ -76,6 +75,7 @@ MaskOrientation = Annotated[
     str,
     typer.Option(
         metavar="auto|upright|stored",
+        callback=lambda value: orientation(value),
         help="how masks lie on images that an orientation tag turns: as people see them, or as the "
         "pixels are stored",
     ),
@@ -119,11 +119,10 @@ def reading(
     return replace(options, max_pixels=max_pixels, max_tiled_pixels=max_pixels)
 
 
-def orientation(text: str) -> Orientation:
+def orientation(text: str) -> str:
     """Of masks. Raises `typer.BadParameter`."""
     from mrad.images.masks import ORIENTATIONS
 
-    for known in ORIENTATIONS:
-        if text == known:
-            return known
-    raise typer.BadParameter(f"choose {', '.join(ORIENTATIONS)}", param_hint="--mask-orientation")
+    if text not in ORIENTATIONS:
+        raise typer.BadParameter(f"choose {', '.join(ORIENTATIONS)}")
+    return text
