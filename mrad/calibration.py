@@ -376,6 +376,15 @@ class Calibration(_Part):
         return bank.with_calibration({**others, self.head: self.model_dump(mode="json")})
 
 
+def refuse_unreachable(value: float | None, name: str = "threshold") -> None:
+    """Raises `CalibrationError` for a threshold that no score, or every score, reaches."""
+    if value is not None and not 0 <= value <= above(1.0):
+        raise CalibrationError(
+            f"{name} is of the raw score, from 0 to 1, not {value:g}; calibrated_score runs to 100, "
+            "and its threshold is 50 always"
+        )
+
+
 def above(value: float) -> float:
     """The next float32: maps are float32, and comparisons round the threshold to theirs."""
     return float(np.nextafter(np.float32(value), np.float32(np.inf)))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mrad.calibration import refuse_unreachable
 from mrad.detector import Detector
 from mrad.errors import DataError
 from mrad.maps import resize_map
@@ -87,8 +88,10 @@ def batches(
         pred_label [B] bool with `threshold`; pred_mask [B, side, side] bool with `pixel_threshold`.
 
     Defective images without a mask come last, in batches without gt_mask, which pixel metrics must
-    leave out. Raises `ImageError`, `MaskError`.
+    leave out. Raises `ImageError`, `MaskError`, `CalibrationError` for a threshold outside [0, 1].
     """
+    refuse_unreachable(threshold)
+    refuse_unreachable(pixel_threshold, "pixel_threshold")
     known = [r for r in dataset.records if r.mask is not None or not r.anomalous]
     unknown = [r for r in dataset.records if r.mask is None and r.anomalous]
     for records in (known, unknown):

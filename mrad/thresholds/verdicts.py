@@ -7,7 +7,8 @@ from typing import Self
 
 import numpy as np
 
-from mrad.calibration import Calibration
+from mrad.calibration import Calibration, refuse_unreachable
+from mrad.errors import CalibrationError
 from mrad.thresholds.taught import as_taught
 from mrad.types import Prediction
 
@@ -37,10 +38,16 @@ class Verdicts:
 
         Args:
             calibration: of the memory; without one `target_fpr` gives nothing.
-            threshold: of image scores; wins over `target_fpr`.
+            threshold: of image scores, 0 to 1.
             target_fpr: share of good images that may be flagged.
-            pixel_threshold: of map values.
+            pixel_threshold: of map values, 0 to 1.
+
+        Raises `CalibrationError` for thresholds that nothing can reach, and for a threshold beside a rate.
         """
+        refuse_unreachable(threshold)
+        refuse_unreachable(pixel_threshold, "pixel_threshold")
+        if threshold is not None and target_fpr is not None:
+            raise CalibrationError("give a threshold or a false-alarm rate, not both")
         if calibration is None:
             return cls(threshold, pixel_threshold, None)
         note = None

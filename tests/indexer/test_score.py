@@ -232,6 +232,15 @@ def test_the_strongest_place_stands_in_list_and_page(tmp_path, mrad, photos, boa
     assert "strongest at" not in mrad(*command, "--threshold", 1, "--restart").stdout
 
 
+@pytest.mark.parametrize("value", ["50", "-1", "nan"])
+def test_a_threshold_that_no_score_can_reach_is_refused(tmp_path, mrad, photos, board_bank, value):
+    command = ["score", photos, "--bank", board_bank, "--out", tmp_path / "o", "--device", "cpu"]
+    done = mrad(*command, "--threshold", value)
+    assert done.exit_code == 2
+    assert "raw score, from 0 to 1" in done.stderr
+    assert "not both" in mrad(*command, "--threshold", 0.5, "--target-fpr", 0.1).stderr
+
+
 def test_what_the_machine_lacks_is_not_blamed_on_a_picture(
     tmp_path, mrad, make_image, board_bank, monkeypatch
 ):

@@ -217,7 +217,7 @@ def test_no_encoding_of_a_board_passes_as_ok_in_silence(tmp_path, tiny_encoder):
         Sample(masks / "_image.png", True, masks / "g255.png"),
     ]
     bank = MemoryBank.from_samples(tiny_encoder, samples)
-    judge = Judge.of(tiny_encoder, bank, threshold=1.1)  # whatever is judged is called normal
+    judge = Judge.of(tiny_encoder, bank, threshold=1.0)  # whatever is judged is called normal
     out, moved = tmp_path / "out", tmp_path / "moved"
     options = WatchOptions(out, False, 0.0, moved)
     with watching(inbox, judge, options):

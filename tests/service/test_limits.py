@@ -58,6 +58,17 @@ def test_a_length_that_is_too_large_is_refused_by_its_header(make_app, serve) ->
             assert b" 413 " in wire.recv(4096), "before a byte of it was sent"
 
 
+def test_of_a_wrong_address_the_size_is_no_matter(connect) -> None:
+    client = connect()
+    for method, path, status in (
+        ("POST", "/v1/scores", 404),
+        ("POST", "/v1/score/", 404),
+        ("PUT", "/v1/score", 405),
+        ("POST", "/v1/banks/tiny/calibrate", 413),
+    ):
+        assert client.request(method, path, content=bytes(1 << 20)).status_code == status, path
+
+
 def test_a_body_that_does_not_arrive_times_out(make_app, serve) -> None:
     with serve(make_app(upload_seconds=0.3)) as url:
         where = urlsplit(url)

@@ -96,7 +96,7 @@ def test_an_overlay_frames_the_strongest_place_of_an_anomalous_image(client, png
     assert frame[top, left:right].all()
     assert frame[top:bottom, right - 1].all()
     assert not frame[top + 2 : bottom - 2, left + 2 : right - 2].any()
-    for options in ({"threshold": 2.0}, {}):
+    for options in ({"threshold": 1.0}, {}):
         assert not framed(**options)[1].any()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import numpy as np
 import pytest
 
@@ -36,6 +38,21 @@ def test_the_banks_threshold_unless_told(server, calibration, png) -> None:
     assert judge(server, files[0], threshold=0)["verdict"] == "anomalous"
     assert judge(server, files[0], threshold=1)["verdict"] == "normal"
     assert judge(server, files[0], threshold=1)["threshold"] == 1
+
+
+def test_thresholds_that_no_score_can_reach_are_refused(server, png) -> None:
+    coded = {"images": [base64.b64encode(png(1)).decode()]}
+    for name, values in (("threshold", (40, -0.1, True)), ("pixel_threshold", (60, False))):
+        for value in values:
+            answer = server.post("/v1/score", json=coded | {name: value})
+            assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    answer = server.post("/v1/score", json=coded | {"threshold": 40})
+    assert "raw score, from 0 to 1, not 40" in answer.json()["detail"]
+    pixels = {"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [0, 0, 0]}
+    body = {"inputs": [pixels], "parameters": {"threshold": 40}}
+    answer = server.post(f"/v2/models/{server.get('/v1/bank').json()['name']}/infer", json=body)
+    assert answer.status_code == 422
+    assert "from 0 to 1" in answer.text
 
 
 def test_sensitivity_for_each_request(server, calibration, png) -> None:

@@ -98,8 +98,8 @@ class Judge(Verdicts):
     ) -> Judge:
         """From what is loaded already.
 
-        The detector takes the settings that the head was calibrated with. `threshold` wins over
-        `target_fpr`, that over the calibration's own; a bank without calibration gives scores but
+        The detector takes the settings that the head was calibrated with. `threshold` or
+        `target_fpr` wins over the calibration's own; a bank without calibration gives scores but
         no verdict. Raises `CalibrationError` when `target_fpr` cannot be had, or when the head's
         checkpoint is not the one calibrated.
         """

@@ -8,6 +8,7 @@ import zlib
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mrad.errors import MRADError
@@ -50,7 +51,9 @@ class BodyLimits:
             try:
                 body.announce(headers)
             except MRADError as error:
-                await respond(error, scope)(scope, receive, answer)
+                # Of a wrong address the size is no matter: 404 and 405 come from the application.
+                refusal = respond(error, scope) if _is_routed(scope) else self.app
+                await refusal(scope, receive, answer)
                 return
             if body.packed:
                 scope = {**scope, "headers": _unpacked(scope["headers"])}
@@ -176,6 +179,12 @@ class _Body:
 
     def _too_large(self) -> BodyTooLargeError:
         return BodyTooLargeError(f"the body has more than {self._limit} bytes")
+
+
+def _is_routed(scope: Scope) -> bool:
+    """Whether a route takes the request, which may read its body then."""
+    routes = scope["app"].routes
+    return any(route.matches(scope)[0] is Match.FULL for route in routes)
 
 
 def _unpacked(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

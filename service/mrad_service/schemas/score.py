@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mrad_service.problems import Problem
 from mrad_service.telemetry.drift import DriftReport
@@ -32,19 +32,6 @@ MAX_PARTS = 100
 MapFormat = Literal["none", "png16", "npy", "overlay", "rle", "polygons"]
 
 
-class AreaBody(BaseModel):
-    """A region of an image: a box, or polygons less holes."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    size: tuple[int, int] = Field(description="width, height of the image it was drawn on, pixels")
-    box: tuple[float, float, float, float] | None = Field(
-        None, description="[x_min, y_min, x_max, y_max)"
-    )
-    polygons: list[list[tuple[float, float]]] | None = Field(None, description="points x, y")
-    holes: list[list[tuple[float, float]]] = Field(default_factory=list)
-
-
 class ShapeBody(BaseModel):
     """A named part of an image: a box, or polygons less holes."""
 
@@ -55,6 +42,12 @@ class ShapeBody(BaseModel):
     )
     polygons: list[list[tuple[float, float]]] | None = Field(None, description="points x, y")
     holes: list[list[tuple[float, float]]] = Field(default_factory=list)
+
+
+class AreaBody(ShapeBody):
+    """A region of an image: a box, or polygons less holes."""
+
+    size: tuple[int, int] = Field(description="width, height of the image it was drawn on, pixels")
 
 
 class PartsBody(BaseModel):
@@ -78,7 +71,8 @@ class ScoreOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     threshold: float | None = Field(
-        None, description="Score at or above which an image is anomalous; the bank's unless told."
+        None,
+        description="Raw score, 0 to 1, at or above which an image is anomalous; the bank's unless told.",
     )
     target_fpr: float | None = Field(
         None, ge=0, le=1, description="Instead: share of good images that may be flagged."
@@ -132,6 +126,17 @@ class ScoreOptions(BaseModel):
     strict_input: bool | None = Field(
         None, description="Refuse images with warnings; as the server is set unless told."
     )
+
+    @field_validator(
+        "threshold", "target_fpr", "pixel_threshold", "evidence", "tile_closely", "bit_depth",
+        mode="before",
+    )  # fmt: skip
+    @classmethod
+    def _number(cls, value: object) -> object:
+        """`true` would be 1 in silence."""
+        if isinstance(value, bool):
+            raise ValueError("a number is wanted, not true or false")
+        return value
 
 
 class EncodedImage(BaseModel):

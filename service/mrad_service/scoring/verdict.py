@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
+from mrad.calibration import refuse_unreachable
 from mrad.errors import CalibrationError
 from mrad.thresholds.verdicts import Verdicts
 from mrad_service.errors import InvalidRequestError
@@ -21,9 +20,11 @@ def verdicts_of(
 
     Raises `InvalidRequestError`; `CalibrationError` for a rate that no calibration can give.
     """
-    for name, value in (("threshold", threshold), ("pixel_threshold", pixel_threshold)):
-        if value is not None and not math.isfinite(value):
-            raise InvalidRequestError(f"{name} must be a finite number")
+    try:
+        refuse_unreachable(threshold)
+        refuse_unreachable(pixel_threshold, "pixel_threshold")
+    except CalibrationError as error:
+        raise InvalidRequestError(str(error)) from None
     if target_fpr is not None:
         if threshold is not None:
             raise InvalidRequestError("give threshold or target_fpr, not both")
