@@ -276,7 +276,8 @@ def test_thresholds(board_bank):
     assert (nothing.threshold, nothing.pixel_threshold) == (None, None)
     assert Verdicts.of(None, threshold=0.4).threshold == 0.4
     assert Verdicts.of(calibration).threshold == calibration.image_threshold
-    assert Verdicts.of(calibration, threshold=0.4, target_fpr=0.5).threshold == 0.4
+    with pytest.raises(CalibrationError, match="not both"):
+        Verdicts.of(calibration, threshold=0.4, target_fpr=0.5)
     strict, loose = (Verdicts.of(calibration, target_fpr=rate).threshold for rate in (0.0, 0.5))
     assert strict > loose
 
