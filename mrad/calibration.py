@@ -291,7 +291,7 @@ class Calibration(_Part):
     def weakness(self) -> str:
         """Why verdicts deserve no trust; empty where nothing says so."""
         found = self.separation
-        if found is None or found.tells:
+        if found is None or found.significant:
             return ""
         return (
             "this memory cannot tell its defective images from its good ones: area under the ROC curve "

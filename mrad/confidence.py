@@ -99,6 +99,6 @@ class Separation(BaseModel):
         )
 
     @property
-    def tells(self) -> bool:
+    def significant(self) -> bool:
         """Whether it is more than chance."""
         return self.low > 0.5

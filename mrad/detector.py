@@ -29,7 +29,7 @@ from mrad.images.options import ReadOptions
 from mrad.images.reader import named
 from mrad.maps import anomaly_map, fuse, resize_map, top_mean
 from mrad.memory.bank import MemoryBank
-from mrad.opening import Decoded, Sheet, aligned, open_picture
+from mrad.opening import Decoded, TiledImage, aligned, open_picture
 from mrad.retrieval.base import Retriever
 from mrad.retrieval.taught import TaughtPictures
 from mrad.tiled import FULL, Canvas, Rules
@@ -235,7 +235,7 @@ class Detector:
             for sheet, tile in chain.from_iterable(drawn):
                 if tile is sheet.places.tiles[-1]:  # tiles come in order
                     judged = self.conclude(sheet.canvas, maps, evidence, sheet.own, map_pixels)
-                    yield sheet.decoded.told(judged)
+                    yield sheet.decoded.finished(judged)
 
     def _wholes(
         self, batch: Sequence[tuple[Decoded, int]], maps: bool, evidence: int
@@ -245,24 +245,24 @@ class Detector:
         exclude = None if max(own) < 0 else torch.tensor(own)
         sizes, features = [item.size for item in items], self.encode(items)
         found = self.finish(features, sizes, maps=maps, evidence=evidence, exclude=exclude)
-        return [item.told(prediction) for item, prediction in zip(items, found)]
+        return [item.finished(prediction) for item, prediction in zip(items, found)]
 
-    def _sheet(self, item: Decoded, own: int, batch_size: int) -> Sheet:
+    def _sheet(self, item: Decoded, own: int, batch_size: int) -> TiledImage:
         """Where an image's tiles are gathered; a coarse look, where there is to be one, is over."""
-        look = Sheet(item, self.first_look(item.places), own)
+        look = TiledImage(item, self.first_look(item.places), own)
         if look.canvas.finer is not None:
             for _ in self._drawn([look], batch_size):
                 pass
         return replace(look, canvas=look.canvas.closer() or look.canvas)
 
     def _drawn(
-        self, sheets: Iterable[Sheet], batch_size: int
-    ) -> Generator[list[tuple[Sheet, Tile]], None, None]:
+        self, sheets: Iterable[TiledImage], batch_size: int
+    ) -> Generator[list[tuple[TiledImage, Tile]], None, None]:
         """Batches of tiles, each judged in a second thread while the next is encoded."""
         cores = partial(torch.set_num_threads, torch.get_num_threads())
         encoded = encode_tiles(self.encoder, sheets, batch_size)
         with ThreadPoolExecutor(1, "draw", cores) as pool, closing(encoded):
-            before: list[tuple[Sheet, Tile]] = []
+            before: list[tuple[TiledImage, Tile]] = []
             drawn: Future[None] | None = None
             for batch, features in encoded:
                 own = [sheet.own for sheet, _ in batch]
@@ -334,7 +334,7 @@ class Detector:
         parts = canvas.parts()
         worst = max(parts, key=lambda part: part.score)
         found: list[Evidence] = []
-        whole, local = canvas.asked(worst.name)
+        whole, local = canvas.evidence_queries(worst.name)
         if evidence > 0:
             own = torch.tensor([exclude], dtype=torch.int64) if exclude >= 0 else None
             found += self._finder.nearest("image", [whole], evidence, own)[0]

@@ -22,7 +22,7 @@ from mrad.types import Box, Evidence, Level
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvidenceQuery:
     """What of an image asks the memory, and with which feature."""
 
     query: Tensor
@@ -60,17 +60,19 @@ class Finder:
         """
         if k < 1:
             return [()] * len(features)
-        whole = [Asked(query) for query in features.class_query()]
+        whole = [EvidenceQuery(query) for query in features.class_query()]
         queries, grid, local = self.patch_query(features), self._encoder.grid, []
         for row, (number, size) in enumerate(zip(output.patch.argmax(dim=1).tolist(), sizes)):
             cell = divmod(number, grid)
-            local.append(Asked(queries[row, number], cell_box(cell, grid, (0, 0, *size)), cell))
+            local.append(
+                EvidenceQuery(queries[row, number], cell_box(cell, grid, (0, 0, *size)), cell)
+            )
         image = self.nearest("image", whole, k, exclude)
         parts = self.nearest("patch", local, k, exclude)
         return [(*one, *part) for one, part in zip(image, parts)]
 
     def nearest(
-        self, level: Level, asked: Sequence[Asked], k: int, exclude: Tensor | None
+        self, level: Level, asked: Sequence[EvidenceQuery], k: int, exclude: Tensor | None
     ) -> list[list[Evidence]]:
         """The k nearest keys of each, best first. `exclude` int64 [n]: entry rows not to find, or -1.
 
@@ -91,7 +93,7 @@ class Finder:
         ]
 
     def _evidence(
-        self, level: Level, memory: LevelMemory, asked: Asked, similarity: float, key: int
+        self, level: Level, memory: LevelMemory, asked: EvidenceQuery, similarity: float, key: int
     ) -> Evidence:
         entry, grid = self._bank.entries[int(memory.entry[key])], self._encoder.grid
         size = (entry.width, entry.height) if entry.width and entry.height else None

@@ -22,19 +22,13 @@ def utf8(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def fsync_folder(path: Path) -> None:
-    """Make the folder's own entries (new names, renames) durable."""
+def fsync_path(path: Path) -> None:
+    """Make a file's content durable, or a folder's own entries (new names, renames)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def fsync_file(path: Path) -> None:
-    """Make a file's content durable."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def atomic_write_bytes(path: Path, data: bytes, *, mode: int = 0o666) -> None:
@@ -57,7 +51,7 @@ def atomic_write_bytes(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    fsync_folder(path.parent)
+    fsync_path(path.parent)
 
 
 def _take_over(path: Path, descriptor: int) -> None:
@@ -93,8 +87,8 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         for file in temporary.rglob("*"):
-            fsync_folder(file) if file.is_dir() else fsync_file(file)
-        fsync_folder(temporary)
+            fsync_path(file)
+        fsync_path(temporary)
         temporary.chmod(0o755)
         _swap(temporary, path)
     except BaseException:
@@ -113,7 +107,7 @@ def _swap(temporary: Path, path: Path) -> None:
         if aside is not None:
             aside.rename(path)
         raise
-    fsync_folder(path.parent)
+    fsync_path(path.parent)
     if aside is not None:
         shutil.rmtree(aside, ignore_errors=True)
 

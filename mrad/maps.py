@@ -78,7 +78,7 @@ def smoothed(cells: Tensor, image_size: int, sigma: float = 4.0) -> Tensor:
 
 def anomaly_map(patch: Tensor, image_size: int, sigma: float = 4.0) -> Tensor:
     """As `smoothed`, of patch probabilities: no value leaves [0, 1]."""
-    return smoothed(patch, image_size, sigma).clamp_(0, 1)  # rounding leads a hair beyond 1
+    return smoothed(patch, image_size, sigma).clamp_(0, 1)  # rounding leads slightly beyond 1
 
 
 def top_mean(maps: Tensor, fraction: float = 0.01) -> Tensor:

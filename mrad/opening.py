@@ -53,14 +53,14 @@ class Decoded:
         """What is looked at, in the input's own pixels."""
         return self.places if self.move is None else self.places.moved(self.move)
 
-    def told(self, found: Prediction) -> Prediction:
+    def finished(self, found: Prediction) -> Prediction:
         """A prediction in the input's own pixels, with what there is to say about it."""
         own = found if self.move is None else self.move.prediction(found)
         return own.warned(self.warnings)
 
 
 @dataclass(frozen=True, eq=False)
-class Sheet:
+class TiledImage:
     """An image that is cut, and where its tiles are gathered."""
 
     decoded: Decoded

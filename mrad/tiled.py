@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mrad.evidence import Asked
+from mrad.evidence import EvidenceQuery
 from mrad.images.layout import Places, Section, Tile, cell_box
 from mrad.maps import anomaly_map, at_shape, fuse, map_operator, resize_map, top_mean
 from mrad.types import FloatArray, PartScore, TileScore
@@ -26,7 +26,7 @@ from mrad.types import FloatArray, PartScore, TileScore
 WORKING = 8_000_000
 """Pixels, at most, of the map of a coarse look: 32 MB."""
 FULL = 32_000_000
-"""Pixels of a picture up to which its map is given at full size unless told otherwise: 128 MB."""
+"""Pixels of a picture up to which its map is given at full size unless asked otherwise: 128 MB."""
 
 
 @dataclass(frozen=True)
@@ -259,13 +259,13 @@ class Canvas:
         score, level, top = float(scores[worst]), self._levels[numbers[worst]], float(tops[worst])
         return section.tiles[worst], PartScore(section.name, section.box, score, level, top)
 
-    def asked(self, name: str) -> tuple[Asked, Asked]:
+    def evidence_queries(self, name: str) -> tuple[EvidenceQuery, EvidenceQuery]:
         """What asks the memory for evidence: a section's worst tile, and its strongest patch."""
         (section,) = (section for section in self.places.sections if section.name == name)
         (tile, _), local = self._worst(section), self._peaks[name]
         cell = divmod(local.cell, self.rules.grid)
         box = None if self.places.whole else tile.box
-        return Asked(self._queries[tile.number], box), Asked(
+        return EvidenceQuery(self._queries[tile.number], box), EvidenceQuery(
             local.query, cell_box(cell, self.rules.grid, local.tile.box), cell
         )
 

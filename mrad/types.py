@@ -107,7 +107,7 @@ class Recognised:
     """Entries that show the same picture with the other label, and were taught before."""
 
     @property
-    def told(self) -> str:
+    def text(self) -> str:
         """In words, with a code, as warnings are."""
         others = f", against {', '.join(self.contradicts)}" if self.contradicts else ""
         label = self.to_json()["label"]

@@ -135,14 +135,10 @@ class Graphs:
         ramp = torch.linspace(-2, 2, like.numel(), device=like.device, dtype=like.dtype)
         first = ramp.sin_().view(like.shape)
         return all(
-            _close(found, wanted)
+            bool((found - wanted).abs().max() <= AGREE * wanted.abs().max())
             for pixels in (first, -first.flip(0, 2))
             for found, wanted in zip(recorded(pixels), self._run(pixels))
         )
-
-
-def _close(found: Tensor, wanted: Tensor) -> bool:
-    return bool((found - wanted).abs().max() <= AGREE * wanted.abs().max())
 
 
 def compile_blocks(tower: nn.Module, backend: str = "inductor") -> None:

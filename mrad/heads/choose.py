@@ -1,4 +1,4 @@
-"""Which heads a memory can serve, and which one it is asked by unless told: for every door the same."""
+"""Which heads a memory can serve, and which one answers unless another is named: the same for library, command line and server."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def check_good_parts(bank: MemoryBank) -> None:
 
 
 def default_head(bank: MemoryBank, checkpoint: str | Path | None = None) -> Choice:
-    """The head that a memory is asked by unless told.
+    """The head that a memory is asked by unless another is named.
 
     Its calibration's, where it was calibrated for one head alone. With masked defects: `combined` where
     the memory knows enough good parts of one product, else the paper's `tf`, which also judges what no
@@ -131,7 +131,7 @@ def _useless_masks(bank: MemoryBank) -> str:
         return ""
     return (
         f"{most} of {defects.sum()} masks mark most of their picture (inverted?), so they do not say "
-        "where defects are: mend them, or leave them out"
+        "where defects are: correct them, or leave them out"
     )
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mrad.encoder.encoder import Encoder
     from mrad.memory.bank import MemoryBank
 
-DOUBLE = 0.998
+NEAR_DUPLICATE = 0.998
 """Measured with `mrad-mini`: the same picture recompressed or brightened has 0.998 or more."""
 BATCH = 16
 """Stored images looked at together."""
@@ -306,7 +306,7 @@ def groups_of(bank: MemoryBank, views: Views, cells: int) -> Tensor:
     """int64 [entries]: good images that show the very same thing, as a burst does, share a number.
 
     Left out alone, such an image would find its double and look better than any new one will. Two
-    are doubles where their patches, place by place, have a mean cosine of `DOUBLE` or more.
+    are doubles where their patches, place by place, have a mean cosine of `NEAR_DUPLICATE` or more.
     """
     group = torch.arange(len(bank.entries))
     own: dict[int, dict[int, int]] = {}
@@ -325,10 +325,16 @@ def groups_of(bank: MemoryBank, views: Views, cells: int) -> Tensor:
         if own[one].keys() != own[other].keys():
             return False
         pairs = ((raw[view], raw[own[other][tile]]) for tile, view in own[one].items())
-        return all(bool(F.cosine_similarity(a, b, dim=1).mean() >= DOUBLE) for a, b in pairs)
+        return all(
+            bool(F.cosine_similarity(a, b, dim=1).mean() >= NEAR_DUPLICATE) for a, b in pairs
+        )
 
     for place, row in enumerate(entries):
-        same = (sheets[place + 1 :] @ sheets[place] >= DOUBLE * cells).nonzero()[:, 0] + place + 1
+        same = (
+            (sheets[place + 1 :] @ sheets[place] >= NEAR_DUPLICATE * cells).nonzero()[:, 0]
+            + place
+            + 1
+        )
         for other in (entries[found] for found in same.tolist()):
             if group[other] != group[row] and alike(row, other):
                 group[group == group[other]] = group[row].clone()

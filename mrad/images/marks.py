@@ -136,11 +136,11 @@ def _by_colour(values: Values, lossy: bool, name: str) -> Marked:
                 "alone: 0 where good, 255 where defective"
             )
         return _cut(strength, name)
-    told = [((c >> 16) & 255, (c >> 8) & 255, c & 255) for c in found.tolist()]
+    colours = [((c >> 16) & 255, (c >> 8) & 255, c & 255) for c in found.tolist()]
     if 0 not in found:
-        return _no_black(codes, found, counts, told, name)
+        return _no_black(codes, found, counts, colours, name)
     ignore = codes == (VOC_BORDER[0] << 16 | VOC_BORDER[1] << 8 | VOC_BORDER[2])
-    others = [colour for colour in told if any(colour) and colour != VOC_BORDER]
+    others = [colour for colour in colours if any(colour) and colour != VOC_BORDER]
     if not others:
         return _by_value(strength, lossy, name)
     shades = [colour for colour in others if len(set(colour)) == 1]
@@ -157,19 +157,19 @@ def _by_colour(values: Values, lossy: bool, name: str) -> Marked:
 
 
 def _no_black(
-    codes: Values, found: Values, counts: Values, told: list[tuple[int, int, int]], name: str
+    codes: Values, found: Values, counts: Values, colours: list[tuple[int, int, int]], name: str
 ) -> Marked:
     ground = int(counts.argmax())
     corners = codes[[0, 0, -1, -1], [0, -1, 0, -1]]
     if len(found) > 2 or counts[ground] * 2 <= codes.size or (corners == found[ground]).sum() < 3:
         raise ImageError(
-            f"{name} has the colours {_list(told)} and no black, so it cannot be told which is the "
+            f"{name} has the colours {_list(colours)} and no black, so it cannot be told which is the "
             "good part: save it as 0 where good, 255 where defective"
         )
     marked = codes != found[ground]
     return _marked(
         marked,
-        f"mask_colours: no black in the mask; {told[ground]}, the commonest colour, is taken as "
+        f"mask_colours: no black in the mask; {colours[ground]}, the commonest colour, is taken as "
         f"good and the rest, {marked.mean():.1%} of the image, as defective",
     )
 

@@ -1,4 +1,4 @@
-"""How pictures are read, in one place for every door."""
+"""How pictures are read, in one place for library, command line and server."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 DEFAULT_MAX_PIXELS = 100_000_000
-"""Pixels of one picture, by every door."""
+"""Pixels of one picture, for library, command line and server."""
 TILED_MAX_PIXELS = 500_000_000
 """Of a picture that is cut into tiles: 2,048 x 244,000, say."""
 

@@ -278,11 +278,7 @@ def _area_of_mask(path: Path) -> Area:
         # Contours count from the centres of the padded pixels, areas from the edges of the image's.
         polygon = tuple((float(x) - 0.5, float(y) - 0.5) for y, x in points)
         # skimage goes round high values counter-clockwise, round holes clockwise.
-        (polygons if _turns_left(points) else holes).append(polygon)
+        y, x = points.T
+        outer = np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)) > 0
+        (polygons if outer else holes).append(polygon)
     return Area(tuple(polygons), (width, height), holes=tuple(holes))
-
-
-def _turns_left(points: np.ndarray) -> bool:
-    """Whether an outline of rows and columns goes round its inside as skimage goes round high values."""
-    y, x = points.T
-    return bool(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)) > 0)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mrad.errors import LogCorruptError, LogWriteError, MRADError
-from mrad.files import fsync_folder
+from mrad.files import fsync_path
 from mrad.lock import Head
 from mrad.memory.operations import (
     Add,
@@ -120,7 +120,7 @@ class Database:
             new.replace(path)
             for suffix in ("-wal", "-shm"):
                 Path(f"{path}{suffix}").unlink(missing_ok=True)
-            fsync_folder(path.parent)
+            fsync_path(path.parent)
             for _ in range(2):
                 head.write(made.sequence, made._total(), sync=True)
             head.close()

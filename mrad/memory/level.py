@@ -45,7 +45,7 @@ class LevelMemory:
     finite_to: int = 0
     """So many first keys are known to be finite: those of a memory that grew by the others."""
     tile: npt.NDArray[np.int32] = None  # type: ignore[assignment]
-    """[n], number of the tile of the entry's image; 0 everywhere unless told."""
+    """[n], number of the tile of the entry's image; 0 everywhere by default."""
 
     def __post_init__(self) -> None:
         if self.tile is None:

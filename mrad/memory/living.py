@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from mrad.errors import BankError, BaseChangedError, LogCorruptError, LogWriteError
-from mrad.files import fsync_folder
+from mrad.files import fsync_path
 from mrad.lock import Head, WriterLock, is_held
 from mrad.memory import oldlog
 from mrad.memory.contents import Contents
@@ -104,7 +104,7 @@ class LivingFolder:
         try:
             for folder in (self.live, self.temporary):
                 folder.mkdir(exist_ok=True)
-                fsync_folder(folder.parent)
+                fsync_path(folder.parent)
         except OSError as error:
             raise BankError(
                 f"{self.live} cannot be made ({error}): a memory that learns needs a writable "
@@ -235,8 +235,8 @@ class LivingFolder:
                 shutil.copytree(path, aside / path.name)
             else:
                 shutil.copyfile(path, aside / path.name)
-        fsync_folder(aside)
-        fsync_folder(self.live)
+        fsync_path(aside)
+        fsync_path(self.live)
         return aside
 
 

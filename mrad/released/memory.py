@@ -6,7 +6,6 @@ unpickled beyond tensors and containers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,21 +17,10 @@ from mrad.files import read_tensors, sha256_file
 from mrad.memory.bank import MemoryBank
 from mrad.memory.entry import Entry, Key, new_entry_id
 from mrad.memory.level import unit
-from mrad.types import ANOMALOUS, Level
+from mrad.types import Level
 
 if TYPE_CHECKING:
     from mrad.encoder.encoder import Encoder
-
-
-@dataclass(frozen=True)
-class _Cache:
-    """One of the two memory files."""
-
-    level: Level
-    keys: Tensor
-    """[n, d] float32."""
-    labels: Tensor
-    """int64 [n]."""
 
 
 def convert_memory(image: Path, patch: Path, encoder: Encoder) -> MemoryBank:
@@ -44,15 +32,17 @@ def convert_memory(image: Path, patch: Path, encoder: Encoder) -> MemoryBank:
     """
     entries: list[Entry] = []
     keys: list[Key] = []
-    for level, path, width in (
+    caches: tuple[tuple[Level, Path, int], ...] = (
         ("image", image, encoder.embed_dim),
         ("patch", patch, encoder.width),
-    ):
-        cache = _read_cache(path, "image" if level == "image" else "patch", width)
-        for row in range(len(cache.keys)):
-            entry, key = _one(cache, row, path.name)
+    )
+    for level, path, width in caches:
+        vectors, labels = _read_cache(path, level, width)
+        for row, (vector, label) in enumerate(zip(vectors.numpy(), labels.tolist())):
+            entry = Entry(new_entry_id(), label, source=f"{path.name}#{row}", added_by="import")
+            region = "image" if level == "image" else "anomalous" if label else "normal"
             entries.append(entry)
-            keys.append(key)
+            keys.append(Key(level, label, entry.entry_id, region, 0, unit(vector)))
     files = {path.name: sha256_file(path) for path in (image, patch)}
     return MemoryBank.from_keys(
         encoder.identity,
@@ -63,16 +53,8 @@ def convert_memory(image: Path, patch: Path, encoder: Encoder) -> MemoryBank:
     )
 
 
-def _one(cache: _Cache, row: int, name: str) -> tuple[Entry, Key]:
-    label = int(cache.labels[row])
-    entry = Entry(new_entry_id(), label, source=f"{name}#{row}", added_by="import")
-    part = "anomalous" if label == ANOMALOUS else "normal"
-    region = "image" if cache.level == "image" else part
-    vector = unit(cache.keys[row].numpy())
-    return entry, Key(cache.level, label, entry.entry_id, region, 0, vector)
-
-
-def _read_cache(path: Path, level: Level, width: int) -> _Cache:
+def _read_cache(path: Path, level: Level, width: int) -> tuple[Tensor, Tensor]:
+    """Keys float32 [n, width] and labels int64 [n]."""
     content = read_tensors(path, BankError)
     for name in ("keys", "values"):
         if not isinstance(content.get(name), Tensor):
@@ -89,4 +71,4 @@ def _read_cache(path: Path, level: Level, width: int) -> _Cache:
     one_hot = ((values == 0) | (values == 1)).all() and (values.sum(dim=1) == 1).all()
     if not one_hot:
         raise BankError(f"{path}: values is not one-hot (normal, anomalous)")
-    return _Cache(level, keys, values.argmax(dim=1))
+    return keys, values.argmax(dim=1)

@@ -1,7 +1,7 @@
 """Lessons that count near what they teach: a key that was taught weighs by how much nearer it is.
 
 At temperature 1 every key weighs on every query, so a lesson would move the score of each image, and of
-some more than of others. Here the keys that the memory was built of judge a query as ever. A key that
+some more than of others. Here the keys that the memory was built of judge a query as before. A key that
 was taught since weighs 1 - d / d0, where d is its distance to the query (1 - cosine) and d0 that of the
 nearest key of the build: 1 where it is the very same, 0 where the build knows something as near.
 
@@ -41,7 +41,7 @@ FEW = 10
 
 `tf` counts all good entries, `nn` those that the memory holds whole: each those it can judge by."""
 LEAST_BAD = 2
-"""Defective ones likewise: one of them is left out where it is judged itself."""
+"""The same for defective ones: one of them is left out where it is judged itself."""
 LEAST = 1e-6
 """What two distances differ by at least: less is rounding."""
 CODED = 1e-3

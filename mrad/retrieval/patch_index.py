@@ -40,7 +40,7 @@ DECISIVE = 0.1
 KEPT = 0.999
 """Share of the keys' squared length along the directions that cells know."""
 SHORTS = (2, 4, 8)
-"""Keys whose cosine is taken in full, likewise: near ties want more; twice as many for the patches that decide."""
+"""Keys whose cosine is taken in full, tried in this order: near ties want more; twice as many for the patches that decide."""
 ITERATIONS, POINTS = 6, 64
 """Of k-means, and keys for each cell that it sees: cells need not be good, recall is measured."""
 SAMPLE_IMAGES, SAMPLE_PATCHES = 8, 64

@@ -22,7 +22,7 @@ from mrad.detector import Detector
 from mrad.errors import CalibrationError
 from mrad.fitting import FITS, Points, Values, best_f1, by_false_alarms, reliability_of
 from mrad.heads.nn import NNHead
-from mrad.thresholds.doubles import groups_of
+from mrad.thresholds.near_duplicates import groups_of
 from mrad.types import BoolArray
 
 TARGET = 0.05
@@ -203,7 +203,7 @@ def thresholds_of(
     by_f1 = rule != "fpr" and defects
     if rule is None:  # where scores tell nothing, the best F1 flags nearly every good part
         separation = separation_of(scored)
-        rule = "f1" if defects and separation is not None and separation.tells else "fpr"
+        rule = "f1" if defects and separation is not None and separation.significant else "fpr"
     bad = score[truth] if defects else None
     peaks, pixels = _peaks(scored, good, group), _pixel_points(scored)
     if rule == "f1":
@@ -251,11 +251,11 @@ def separation_of(scored: Scored) -> Separation | None:
         return Separation.of(score[truth], score[~truth])
 
     found = separation(scored.score)
-    if found.tells or len(scored.whole) != len(truth):
+    if found.significant or len(scored.whole) != len(truth):
         return found
     for values, hint in ((scored.whole, "1"), (scored.top, "0")):
         other = separation(values)
-        if other.tells:
+        if other.significant:
             level = "image level" if hint == "1" else "map"
             text = f"the {level} alone can ({other.auroc:.2f}): calibrate and serve with --fusion {hint}"
             return found.model_copy(update={"hint": text})

@@ -25,7 +25,7 @@ from mrad.thresholds.own import memory_of, own_scores
 from mrad.types import ANOMALOUS, NORMAL
 
 LEAST = 5
-"""Images by which a shift is told at least, where there are so many."""
+"""Images by which a shift is measured at least, where there are so many."""
 DRAWS = 200
 
 

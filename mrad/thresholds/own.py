@@ -22,7 +22,7 @@ from mrad.maps import anomaly_map, at_shape, fuse, top_mean
 from mrad.memory.bank import MemoryBank
 from mrad.retrieval.good_patches import Views
 from mrad.thresholds.calibrate import PIXELS_KEPT, Scored
-from mrad.thresholds.doubles import sketches
+from mrad.thresholds.near_duplicates import sketches
 
 BATCH = 16
 """Images looked at together."""

@@ -32,7 +32,7 @@ def as_taught(
         prediction: unchanged where no picture was recognised.
         calibration: of the memory; None: no threshold of its own, and no scale.
         threshold: in force, where it is not the calibration's.
-        pixel_threshold: likewise, of map values.
+        pixel_threshold: the same for map values.
     """
     taught = prediction.recognised
     if taught is None:

@@ -245,7 +245,7 @@ def test_scores_that_say_nothing_are_said_and_what_can_be_stored_is(tiny_detecto
     assert weak.probability(0.4) is None
     found = weak.separation
     assert found.low <= found.auroc <= found.high
-    assert not found.tells
+    assert not found.significant
     assert "cannot tell" in weak.weakness
     assert f"{found.low:.2f} to {found.high:.2f}" in weak.weakness
     assert "--fusion" not in weak.weakness

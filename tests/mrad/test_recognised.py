@@ -163,7 +163,7 @@ def test_of_conflicting_lessons_the_later_decides_and_the_answer_says_so(
     assert told is not None
     assert told.label == NORMAL
     assert told.contradicts == (now.entries[-2].entry_id,)
-    assert now.entries[-2].entry_id in told.told
+    assert now.entries[-2].entry_id in told.text
     first = detector.with_bank(now.remove(now.entries[-1].entry_id))
     told = first.predict([opened(path)])[0].recognised
     assert told is not None

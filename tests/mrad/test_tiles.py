@@ -103,7 +103,7 @@ def test_both_terms_of_a_score_are_of_tiles_that_overlap():
     (part,) = canvas.parts()
     assert (part.top_score, part.class_score) == (pytest.approx(0.9), 0.6)
     assert part.score == pytest.approx(0.3 * 0.9 + 0.7 * 0.6)
-    assert canvas.asked("")[0].box == canvas.places.tiles[0].box
+    assert canvas.evidence_queries("")[0].box == canvas.places.tiles[0].box
 
 
 @pytest.mark.parametrize(("overlap", "reach"), [(0.0, 0), (0.25, 1), (0.6, 2)])

@@ -12,7 +12,7 @@ from mrad.errors import ImageError, MaskError
 from mrad.images.guard import code_of
 from mrad.maps import at_shape
 from mrad.thresholds.calibrate import PIXELS_KEPT, Scored
-from mrad.thresholds.doubles import sketches
+from mrad.thresholds.near_duplicates import sketches
 from mrad.thresholds.own import score_own
 from mrad.types import BoolArray, Prediction
 from mrad_indexer.cutting import NOT_ALIGNED

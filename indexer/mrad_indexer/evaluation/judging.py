@@ -221,7 +221,7 @@ def _cut(
     for name, detector in detectors.items():
         start = time.perf_counter()
         found = [
-            item.told(detector.conclude(canvas, map_pixels=None))
+            item.finished(detector.conclude(canvas, map_pixels=None))
             for item, canvas in zip(decoded, canvases[name])
         ]
         batch.predictions[name] = [_at(item, resolution) for item in found]

@@ -19,7 +19,7 @@ class GoodClasses:
     """Features of whole good images [n, E], L2-normalised, and the group of each."""
 
     def __init__(self, keys: Tensor, group: Tensor, usual: Tensor | None = None) -> None:
-        """`usual` bool [n]: those that say what is usual, all unless told; the others are neighbours."""
+        """`usual` bool [n]: those that say what is usual, all by default; the others are neighbours."""
         self.keys, self.group = keys.double(), group
         self.usual = torch.ones(len(keys), dtype=torch.bool) if usual is None else usual
         self.enough = len(torch.unique(group[self.usual])) > 2

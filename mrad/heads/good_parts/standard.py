@@ -24,7 +24,7 @@ BALANCED = 0.7
 """Weight of the image level (`Detector`, `fusion`) at which all statistics count alike."""
 PRIOR_PAIRS = 3
 """So much (`trust`) must have been seen of both classes until what they tell counts for a half."""
-LEAST_TOLD = 0.3
+LEAST_SEPARATION = 0.3
 """Spreads; distances that tell defects by less than this are taken to tell them by as much."""
 STRONGEST = 6.0
 """No defect counts for more than this many spreads when weights are chosen."""
@@ -201,13 +201,13 @@ class Blend:
             scale(values[defects].double())[values[defects].isfinite()]
             for scale, values in zip(scales, (top, *kept))
         ]
-        told = torch.tensor(
+        separations = torch.tensor(
             [float(z.clamp(-STRONGEST, STRONGEST).mean()) if len(z) else 0.0 for z in far],
             dtype=torch.float64,
         ).clamp_min(0)
         share = trust(int(good.sum()), int(defects.sum()))
-        base = told[begin > 0].mean().clamp_min(LEAST_TOLD)
-        weights = (1 - share) * begin + share * told / base
+        base = separations[begin > 0].mean().clamp_min(LEAST_SEPARATION)
+        weights = (1 - share) * begin + share * separations / base
         every = [Scale(0.0, 1.0)] * len(parts)
         shares = [0.0] * len(parts)
         for scale, weight, i in zip(scales[1:], weights[1:].tolist(), used):

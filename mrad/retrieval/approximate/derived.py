@@ -61,7 +61,9 @@ def approximate(
     for found in _candidates(level, torch.device(device)):
         count = len(found)
         if count < len(level):
-            found = _extended(found, level)
+            new = slice(count, len(level))
+            found = found.add(level.keys[new], level.labels[new], level.entry[new])
+            found.cells = replace(found.cells, source=fingerprint(level, len(level)))
             if found.drift().rebuild:
                 logger.warning(
                     "the %d keys added to an index of %d no longer fit its cells (%s): built anew",
@@ -112,13 +114,6 @@ def _candidates(level: LevelMemory, device: torch.device) -> Iterator[Approximat
                 yield approximate_io.load(option, device=device)
             except MRADError as error:
                 logger.warning("%s; it is derived data and is built anew", error)
-
-
-def _extended(found: ApproximateRetriever, level: LevelMemory) -> ApproximateRetriever:
-    new = slice(len(found), len(level))
-    grown = found.add(level.keys[new], level.labels[new], level.entry[new])
-    grown.cells = replace(grown.cells, source=fingerprint(level, len(level)))
-    return grown
 
 
 def _build(

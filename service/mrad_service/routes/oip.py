@@ -145,7 +145,7 @@ async def infer(request: Request, name: str, version: str = VERSION) -> Response
         runtime.watch(model, prediction)
         prediction = verdicts.as_taught(prediction)
         values, taught = prediction.anomaly_map, prediction.recognised
-        said = [] if taught is None else [taught.told]
+        said = [] if taught is None else [taught.text]
         shown = png16(values) if values is not None else b""
         budget.spend(len(shown))
         return {

@@ -73,7 +73,7 @@ def outcome_of(item: Item, prediction: object) -> Outcome:
     try:
         image = item.decoded.image if item.decoded else BLANK
         if item.decoded and isinstance(prediction, Prediction):
-            prediction = item.decoded.told(prediction)
+            prediction = item.decoded.finished(prediction)
         return item.job.finish(item.index, prediction, image)  # type: ignore[arg-type]
     except MRADError as error:
         return error

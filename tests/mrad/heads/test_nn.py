@@ -19,7 +19,7 @@ from mrad.heads.nn import NNHead
 from mrad.images.layout import Layout
 from mrad.images.tiles import Tiling
 from mrad.memory.coreset import bounded
-from mrad.thresholds.doubles import groups_of, sketches
+from mrad.thresholds.near_duplicates import groups_of, sketches
 from mrad.thresholds.own import score_own
 from mrad.types import ANOMALOUS
 

@@ -201,7 +201,7 @@ def test_a_disk_that_takes_nothing_is_one_line(base: Path, tmp_path: Path, how, 
     assert "mrad serve --read-only" in done.stdout
 
 
-@pytest.mark.parametrize("step", ["replace", "fsync_folder", "write"])
+@pytest.mark.parametrize("step", ["replace", "fsync_path", "write"])
 def test_a_crash_while_the_first_database_is_made(
     base: Path, lesson, monkeypatch, step: str
 ) -> None:
@@ -210,7 +210,7 @@ def test_a_crash_while_the_first_database_is_made(
 
     target = {
         "replace": "pathlib.Path.replace",
-        "fsync_folder": "mrad.memory.database.fsync_folder",
+        "fsync_path": "mrad.memory.database.fsync_path",
         "write": "mrad.memory.database.Head.write",
     }[step]
     with monkeypatch.context() as patched:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mrad.encoder.encoder import Features
-from mrad.heads.nn import DOUBLE
+from mrad.heads.nn import NEAR_DUPLICATE
 
 WIDTH = 512
 """Of a sketch: the distance of two images is kept within a few percent of itself."""
@@ -48,7 +48,7 @@ def groups_of(
         return group
     sheets = F.normalize(torch.stack([sketch for sketch in found if sketch is not None]), dim=1)
     for start in range(0, len(sheets), BLOCK):
-        close = sheets[start : start + BLOCK] @ sheets.T >= DOUBLE
+        close = sheets[start : start + BLOCK] @ sheets.T >= NEAR_DUPLICATE
         for one, other in close.nonzero().tolist():
             one += start
             if one < other and group[rows[one]] != group[rows[other]]:
