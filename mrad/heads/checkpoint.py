@@ -10,19 +10,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from mrad.encoder.encoder import Encoder
+from mrad.encoder.identity import EncoderIdentity
 from mrad.errors import CheckpointError
 from mrad.files import atomic_write_bytes
-
-if TYPE_CHECKING:
-    from mrad.encoder.encoder import Encoder
-    from mrad.encoder.identity import EncoderIdentity
 
 FORMAT_VERSION = 1
 
@@ -80,8 +78,6 @@ def save_checkpoint(
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint. Raises `CheckpointError` when it is absent, damaged, foreign or too new."""
-    from mrad.encoder.identity import EncoderIdentity
-
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:

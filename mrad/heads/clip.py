@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from mrad.encoder.encoder import Encoder, Features
 from mrad.errors import CheckpointError
 from mrad.heads import HeadOutput
 from mrad.heads.ft import FTHead, FTWeights
 from mrad.heads.text import TextTower, text_part
-
-if TYPE_CHECKING:
-    from mrad.encoder.encoder import Encoder, Features
 
 
 class CLIPConfig(BaseModel):

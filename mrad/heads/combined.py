@@ -10,25 +10,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from mrad.encoder.encoder import Features
+from mrad.encoder.encoder import Encoder, Features
 from mrad.heads import Head, HeadOutput, head_class
 from mrad.heads.choose import check_good_parts
 from mrad.heads.good_parts.standard import Scale, trust
 from mrad.heads.good_parts.sums import stored_features
 from mrad.heads.nn import LeftOut, NNHead
 from mrad.heads.tf import TFHead
-
-if TYPE_CHECKING:
-    from mrad.encoder.encoder import Encoder
-    from mrad.memory.bank import MemoryBank
-    from mrad.memory.level import LevelMemory
+from mrad.memory.bank import MemoryBank
+from mrad.memory.level import LevelMemory
 
 LEAST, MOST = 1e-6, 1 - 1e-6
 

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from mrad.encoder.encoder import Encoder, Features
 from mrad.errors import HeadError
 from mrad.heads import HeadOutput, NoSettings
 from mrad.heads.checkpoint import fill
 from mrad.heads.choose import check_two_classes
+from mrad.memory.bank import MemoryBank
 from mrad.memory.level import LevelMemory
 from mrad.retrieval.base import Retriever, at_reference_shares
 from mrad.retrieval.choose import make_retriever
-
-if TYPE_CHECKING:
-    from mrad.encoder.encoder import Encoder, Features
-    from mrad.memory.bank import MemoryBank
-
 
 SAMPLE = 256
 """Queries from which approximate retrieval reads the head's sharpness and its own error."""

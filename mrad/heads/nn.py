@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel
 from torch import Tensor
 
-from mrad.encoder.encoder import Features
+from mrad.encoder.encoder import Encoder, Features
 from mrad.errors import HeadError
 from mrad.heads import HeadOutput, NoSettings
 from mrad.heads.choose import check_good_parts
@@ -26,13 +25,10 @@ from mrad.heads.good_parts.spread import GoodSpread, LeftOutSpread, usual_views
 from mrad.heads.good_parts.spread import stored_at as spread_stored_at
 from mrad.heads.good_parts.standard import Blend, chosen
 from mrad.maps import smoothed, top_mean
+from mrad.memory.bank import MemoryBank
 from mrad.retrieval.good_patches import GoodPatches, Views
 from mrad.retrieval.lessons import FEW
 from mrad.types import ANOMALOUS, WHOLE
-
-if TYPE_CHECKING:
-    from mrad.encoder.encoder import Encoder
-    from mrad.memory.bank import MemoryBank
 
 NEAR_DUPLICATE = 0.998
 """Measured with `mrad-mini`: the same picture recompressed or brightened has 0.998 or more."""

@@ -8,6 +8,7 @@ their keys and values are computed once (`prefix`), not for each image.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -65,11 +66,13 @@ class TextTower(nn.Module):
         self.blocks = nn.ModuleList(
             CausalBlock(block_parts(block), torch.float32) for block in text.transformer.resblocks
         )
-        self.norm = _frozen_copy(text.ln_final)
+        self.norm = copy.deepcopy(text.ln_final).float()
         self.register_buffer("embedding", text.token_embedding.weight.detach()[ids].float().clone())
         positions = text.positional_embedding.detach()[: ids.shape[1]]
         self.register_buffer("positions", positions.float().clone())
-        self.register_buffer("projection", _projection(text).float().clone())
+        projection = text.text_projection
+        weight = projection.weight.T if isinstance(projection, nn.Linear) else projection
+        self.register_buffer("projection", weight.detach().float().clone())
         self.register_buffer("ends", ends)
         self.requires_grad_(False).eval()
 
@@ -147,15 +150,3 @@ def tokenize(name: str, prompts: tuple[str, str], n_ctx: int, text: Any) -> tupl
             f"tokens, {length} places); use tf or ft with this encoder"
         )
     return ids[:, : int(ends.max()) + 1], ends
-
-
-def _frozen_copy(norm: nn.LayerNorm) -> nn.LayerNorm:
-    copied = nn.LayerNorm(norm.normalized_shape, eps=norm.eps)
-    copied.load_state_dict(norm.state_dict())
-    return copied
-
-
-def _projection(text: Any) -> Tensor:
-    projection = text.text_projection
-    weight: Tensor = projection.weight.T if isinstance(projection, nn.Linear) else projection
-    return weight.detach()

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from mrad.encoder.encoder import Encoder, Features
 from mrad.errors import HeadError
 from mrad.heads import HeadOutput, NoSettings
 from mrad.heads.choose import check_two_classes
 from mrad.heads.good_parts.sums import LeftOutSums, stored_at, stored_features
+from mrad.memory.bank import MemoryBank
 from mrad.retrieval.good_patches import Views
 from mrad.retrieval.lessons import built_entries, judged, retriever_of
-
-if TYPE_CHECKING:
-    from mrad.encoder.encoder import Encoder, Features
-    from mrad.memory.bank import MemoryBank
 
 
 class TFHead:

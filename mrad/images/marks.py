@@ -65,14 +65,14 @@ def _by_alpha(values: Values, alpha: Values, name: str) -> Marked:
     pixels = values.reshape(*values.shape[:2], -1)
     painted = pixels[alpha >= 128]
     if len(painted) and (painted == painted[0]).all():
-        return _cut(alpha, name)
+        return _cut(alpha)
     found = np.unique(painted, axis=0) if len(painted) < 4_000_000 else painted[: FEW + 1]
     if len(found) > FEW or (pixels == pixels[..., :1]).all():
         raise ImageError(
             f"{name}: both colours and transparency differ from pixel to pixel, so it cannot be "
             "told which of them marks the defects: save the mask without transparency, 0 and 255"
         )
-    marked, ignore, notes = _cut(alpha, name)
+    marked, ignore, notes = _cut(alpha)
     note = f"mask_values: {len(found)} colours on a transparent ground; all are taken as defective"
     return marked, ignore, [*notes, note]
 
@@ -135,7 +135,7 @@ def _by_colour(values: Values, lossy: bool, name: str) -> Marked:
                 f"{'' if (strength <= DARK).any() else ', none of them black'}. Save the mask "
                 "alone: 0 where good, 255 where defective"
             )
-        return _cut(strength, name)
+        return _cut(strength)
     colours = [((c >> 16) & 255, (c >> 8) & 255, c & 255) for c in found.tolist()]
     if 0 not in found:
         return _no_black(codes, found, counts, colours, name)
@@ -221,7 +221,7 @@ def _valued(values: Values, lossy: bool, name: str) -> Marked:
                 f"the values {', '.join(f'{v:g}' for v in found)}, which are no count of instances"
             )
             return _marked(values > found[0], _many(text))
-    return _cut(values, name)
+    return _cut(values)
 
 
 def _two(values: Values, found: Values) -> Marked:
@@ -237,7 +237,7 @@ def _two(values: Values, found: Values) -> Marked:
     )
 
 
-def _cut(values: Values, name: str) -> Marked:
+def _cut(values: Values) -> Marked:
     """Soft values, of lossy files and soft edges: cut at half of the largest."""
     top = float(values.max())
     if top <= 0:

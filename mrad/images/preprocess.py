@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image, ImageChops
-
-if TYPE_CHECKING:
-    import torch
+from torch import Tensor
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -23,10 +22,8 @@ class Preprocess:
     mean: tuple[float, ...] = OPENAI_MEAN
     std: tuple[float, ...] = OPENAI_STD
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
+    def __call__(self, image: Image.Image) -> Tensor:
         """`image`: RGB of any size. Returns float32 [3, S, S] on the CPU."""
-        import torch
-
         side = (self.image_size, self.image_size)
         if is_grey(image):  # a third of the work, the same numbers
             image = image.getchannel(0)
@@ -37,7 +34,7 @@ class Preprocess:
             return self._normalised(levels.float().repeat(3, 1, 1))
         return self._normalised(levels.permute(2, 0, 1).contiguous().float())
 
-    def resize(self, image: torch.Tensor) -> torch.Tensor:
+    def resize(self, image: Tensor) -> Tensor:
         """The same on whatever device `image`, uint8 [3, H, W], is on: float32 [3, S, S] there.
 
         As in Pillow, one direction comes first and is rounded to whole levels, then the other. Its
@@ -45,8 +42,6 @@ class Preprocess:
         levels of 255 apart, and any apart on less than a hundredth of the values
         (tests/mrad/test_preprocess.py).
         """
-        import torch.nn.functional as F
-
         (height, width), side = image.shape[1:], self.image_size
         # Pillow 13 takes the rows first where that costs less; before, it never did.
         rows_first = height > side and height - side > 2 * (width - side)
@@ -57,10 +52,8 @@ class Preprocess:
             values = values.add_(0.5).floor_().clamp_(0, 255)
         return self._normalised(values[0])
 
-    def _normalised(self, levels: torch.Tensor) -> torch.Tensor:
+    def _normalised(self, levels: Tensor) -> Tensor:
         """Levels 0..255, float32 [3, S, S], overwritten."""
-        import torch
-
         mean = torch.tensor(self.mean, device=levels.device).view(3, 1, 1)
         std = torch.tensor(self.std, device=levels.device).view(3, 1, 1)
         return levels.div_(255).sub_(mean).div_(std).contiguous()

@@ -16,6 +16,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from mrad.errors import LogCorruptError, LogWriteError, MRADError
 from mrad.files import fsync_path
@@ -227,7 +228,10 @@ class Database:
                     self._remove(operation.entry_id)
                 else:
                     self._put(operation)
-            self._forget_requests()
+            while self._requests > REMEMBERED:
+                (oldest,) = run("SELECT min(sequence) FROM request").fetchone()
+                self._delete("request", "sequence", oldest)
+                self._requests -= 1
             row = (FORMAT_VERSION, self.base, self.sequence, self._count, self._total())
             run(
                 "INSERT OR REPLACE INTO total VALUES (0, ?, ?, ?, ?, ?, ?)",
@@ -268,12 +272,6 @@ class Database:
         if operation.value is not None:
             self._insert("value", (operation.name, operation.value))
 
-    def _forget_requests(self) -> None:
-        while self._requests > REMEMBERED:
-            (oldest,) = self._connection.execute("SELECT min(sequence) FROM request").fetchone()
-            self._delete("request", "sequence", oldest)
-            self._requests -= 1
-
     def _insert(self, table: str, row: Row) -> None:
         digest = checksum(table, row)
         places = ", ".join("?" * (len(row) + 1))
@@ -298,7 +296,10 @@ class Database:
         made = {(kind, name) for kind, name in run("SELECT type, name FROM sqlite_schema")}
         if made != {("table", name) for name in ("total", *TABLES)}:
             raise LogCorruptError(f"{self.path} has another schema than a memory's")
-        (row, digest) = self._total_row()
+        totals = run(f"SELECT {', '.join(TOTAL)}, checksum FROM total").fetchall()
+        if len(totals) != 1:
+            raise LogCorruptError(f"{self.path} has no row of totals")
+        *row, digest = totals[0]
         version, self.base, self.sequence, count, total = row
         if thorough and (problem := run("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
             raise LogCorruptError(f"{self.path} is damaged: {problem}")
@@ -323,14 +324,6 @@ class Database:
         self._requests = len(saved.requests)
         return saved
 
-    def _total_row(self) -> tuple[Row, bytes]:
-        found = self._connection.execute(
-            f"SELECT {', '.join(TOTAL)}, checksum FROM total"
-        ).fetchall()
-        if len(found) != 1:
-            raise LogCorruptError(f"{self.path} has no row of totals")
-        return found[0][:-1], found[0][-1]
-
     def rows(
         self, table: str, *, backwards: bool = False, only: int | None = None
     ) -> Iterator[tuple[Row, bytes]]:
@@ -352,18 +345,12 @@ def _entry_id(operation: Operation) -> str:
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
     """Transactions are begun by hand. SQLite waits up to 10 s for another process's checkpoint."""
     return sqlite3.connect(
-        f"file:{_quoted(path)}?mode={mode}",
+        f"file:{quote(os.fsencode(path.absolute()))}?mode={mode}",
         uri=True,
         isolation_level=None,
         check_same_thread=False,
         timeout=10,
     )
-
-
-def _quoted(path: Path) -> str:
-    from urllib.parse import quote
-
-    return quote(os.fsencode(path.absolute()))
 
 
 UNREADABLE = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR", "SQLITE_FORMAT", "SQLITE_MISMATCH")

@@ -27,8 +27,7 @@ class GrowingLevel:
     """One level; see the module."""
 
     def __init__(self, level: LevelMemory) -> None:
-        self._dim, self._folder = level.dim, level.folder
-        self._refers_to = level.refers_to
+        self._folder, self._refers_to = level.folder, level.refers_to
         self._count = len(level)
         self._finite_to = len(level) if level.finite else 0
         self._arrays = {name: getattr(level, name) for name in COLUMNS}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from mrad.encoder.encoder import Encoder, Features
 from mrad.encoder.stream import encode_tiles
 from mrad.errors import MRADError
 from mrad.images.layout import PLAIN, Layout, Places
@@ -24,9 +25,6 @@ from mrad.memory.coreset import greedy_coreset
 from mrad.memory.entry import REGIONS, Entry, Key, PatchKeys
 from mrad.memory.level import LevelMemory
 from mrad.types import ANOMALOUS, NORMAL, BoolArray, Level, Sample
-
-if TYPE_CHECKING:
-    from mrad.encoder.encoder import Encoder, Features
 
 Levels: TypeAlias = dict[Level, LevelMemory]
 """Keys of one tile, level by level, all of row 0; a level without a key is left out."""

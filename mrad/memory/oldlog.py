@@ -20,6 +20,7 @@ from mrad.errors import BankCorruptError, LogCorruptError, MRADError
 from mrad.files import sha256_file
 from mrad.memory.contents import Contents
 from mrad.memory.entry import Key
+from mrad.memory.level import LEVELS, LevelMemory
 from mrad.memory.operations import Add, Operation, Remove, Request, unpack_entry
 
 MAGIC = b"MRADWAL\x01"
@@ -118,17 +119,15 @@ def _read_snapshot(
     found.operations += [Remove(entry_id) for entry_id in known - kept]
     for row, entry in enumerate(snapshot.entries):
         if entry.entry_id not in known:
-            keys = tuple(_keys_of(snapshot, row))
-            found.operations.append(Add(entry, keys, snapshot.thumbnails.get(entry.entry_id)))
+            keys: list[Key] = []
+            for name in LEVELS:
+                level: LevelMemory = getattr(snapshot, name)
+                keys += level.take(level.entry == row).listed(name, entry.entry_id)
+            thumbnail = snapshot.thumbnails.get(entry.entry_id)
+            found.operations.append(Add(entry, tuple(keys), thumbnail))
     # Before contents were compared, a row had two values.
     for key, entry, *content in json.loads(ledger.read_bytes()):
         found.requests[key] = Request(unpack_entry(entry), *content)
-
-
-def _keys_of(bank: Contents, row: int) -> list[Key]:
-    entry_id = bank.entries[row].entry_id
-    image, patch = (level.take(level.entry == row) for level in (bank.image, bank.patch))
-    return [*image.listed("image", entry_id), *patch.listed("patch", entry_id)]
 
 
 def _frames(path: Path, base: str, *, newest: bool) -> Iterator[tuple[int, list[bytes]]]:

@@ -10,17 +10,15 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from mrad.encoder.encoder import Encoder
 from mrad.errors import CheckpointError
 from mrad.files import read_tensors, sha256_file
 from mrad.heads import head_class
 from mrad.heads.checkpoint import save_checkpoint
-
-if TYPE_CHECKING:
-    from mrad.encoder.encoder import Encoder
 
 PROJECTIONS = ("image_proj", "patch_proj")
 PROMPTS = ("prompt_proj", "prompt_learner")

@@ -7,20 +7,17 @@ unpickled beyond tensors and containers.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from mrad.encoder.encoder import Encoder
 from mrad.errors import BankError, DimensionError, NonFiniteError
 from mrad.files import read_tensors, sha256_file
 from mrad.memory.bank import MemoryBank
 from mrad.memory.entry import Entry, Key, new_entry_id
 from mrad.memory.level import unit
 from mrad.types import Level
-
-if TYPE_CHECKING:
-    from mrad.encoder.encoder import Encoder
 
 
 def convert_memory(image: Path, patch: Path, encoder: Encoder) -> MemoryBank:

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mrad.memory.bank import MemoryBank
 from mrad.memory.level import LevelMemory
 from mrad.retrieval.base import (
     Retriever,
@@ -32,9 +33,6 @@ from mrad.retrieval.base import (
 from mrad.retrieval.choose import make_retriever
 from mrad.retrieval.exact import ExactRetriever
 from mrad.types import ANOMALOUS
-
-if TYPE_CHECKING:
-    from mrad.memory.bank import MemoryBank
 
 FEW = 10
 """Good images of the build that judge alone, and that say what is usual; with fewer, what was taught does too.

@@ -35,7 +35,7 @@ PROBES = (2, 4, 6, 8, 12, 16, 32)
 """Cells looked at for each patch, tried in this order."""
 AGAIN = 8
 """So many times as many for the patches that decide."""
-DECISIVE = 0.1
+DECISIVE = 0.04
 """Share of an image's patches, the farthest, that are asked again."""
 KEPT = 0.999
 """Share of the keys' squared length along the directions that cells know."""

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -148,10 +147,11 @@ def calibrate(
     separation = separation_of(scored)
     defects = int(truth.sum()) >= FEWEST and score[truth].mean() > score[~truth].mean()
     own = np.array(scored.own_row) >= 0
+    settings = {name: getattr(detector, name) for name in ("fusion", "sigma", "top", "retrieval")}
     pixels = _pixel_points(scored)
     return Calibration(
         head=detector.head.name,
-        settings=_settings(detector, checkpoint),
+        settings=settings | {"checkpoint": checkpoint},
         scored="leave-one-out" if own.all() else "mixed" if own.any() else "held-out",
         made_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         source=source,
@@ -278,16 +278,6 @@ def _peaks(
     found = [scored.peak[place] for place in good]
     values = [peak for peak in found if peak is not None]
     return independent(np.array(values), group) if len(values) == len(found) else None
-
-
-def _settings(detector: Detector, checkpoint: str) -> dict[str, Any]:
-    return {
-        "fusion": detector.fusion,
-        "sigma": detector.sigma,
-        "top": detector.top,
-        "retrieval": detector.retrieval,
-        "checkpoint": checkpoint,
-    }
 
 
 def _pixel_points(scored: Scored) -> Points | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,13 +20,11 @@ from mrad.encoder.encoder import Features
 from mrad.encoder.tower import neighbourhood_average
 from mrad.heads import HeadOutput
 from mrad.heads.good_parts import cache
+from mrad.memory.bank import MemoryBank
 from mrad.memory.level import LevelMemory
 from mrad.retrieval.base import counts_without, probability_of, scaled_by
 from mrad.retrieval.good_patches import Views
 from mrad.retrieval.lessons import Keys, built_entries, judging, per_class
-
-if TYPE_CHECKING:
-    from mrad.memory.bank import MemoryBank
 
 BATCH = 8
 """Images at a time."""

@@ -33,17 +33,6 @@ class Assumed:
     """`integer` or `float`."""
     bits: int
     """White is 2 ** bits - 1; `UNIT`: 1."""
-    certain: bool
-    """Whether the values themselves leave no other usual depth."""
-
-
-@dataclass(frozen=True)
-class Scaled:
-    """Levels 0..255 and how they came about."""
-
-    levels: Levels
-    warnings: tuple[str, ...] = ()
-    assumed: Assumed | None = None
 
 
 @dataclass(frozen=True)
@@ -68,8 +57,8 @@ def scale(
     samples: Samples,
     stated: Stated,
     options: ReadOptions,
-) -> Scaled:
-    """Samples of any shape -> uint8 of the same shape; what the file states wins.
+) -> tuple[Levels, list[str], Assumed | None]:
+    """Samples of any shape -> uint8 of the same shape, warnings, and what was assumed; what the file states wins.
 
     Raises `ImageError` for values that nothing explains.
     """
@@ -87,38 +76,31 @@ def scale(
             f"values_clipped: {share:.1%} of the values lie above {high:g}, which the file or the "
             "setting names as white"
         )
-    return Scaled(_levels(samples, low, high, stated.inverted), tuple(warnings), assumed)
+    return _levels(samples, low, high, stated.inverted), warnings, assumed
 
 
 def _white(
     samples: Samples, kind: str, bit_depth: int | None, memory: int | None
 ) -> tuple[float, Assumed, list[str]]:
     top = float(samples.max()) if samples.size else 0.0
-    found = smallest(top, samples.dtype)
-    container = _container(samples.dtype)
-    certain = samples.dtype.kind == "u" and found == container
+    found, container = smallest(top, samples.dtype), _container(samples.dtype)
+    full = container if samples.dtype.kind == "u" else None
+    bits, notes = found, list[str]()
     if bit_depth is not None:
         bits = found if top > white_of(bit_depth) else bit_depth
-        if bits == bit_depth:
-            return white_of(bits), Assumed(kind, bits, True), []
-        text = f"values up to {top:g} do not fit the {bit_depth} bits that are set"
-        return white_of(bits), Assumed(kind, bits, False), [_differs(text, bits)]
-    if memory is not None:
-        if top > white_of(memory):
-            text = f"values up to {top:g}, but the memory's images hold {_said(memory)}"
-            return white_of(found), Assumed(kind, found, False), [_differs(text, found)]
-        known = memory == container and samples.dtype.kind == "u"
-        why = (
-            [] if known or memory == UNIT else [_told(memory, container, "as the memory's images")]
-        )
-        return white_of(memory), Assumed(kind, memory, known), why
-    if certain or (found == UNIT and top >= 0.25):
-        return white_of(found), Assumed(kind, found, certain), []
-    return (
-        white_of(found),
-        Assumed(kind, found, False),
-        [_told(found, container, f"the largest value is {top:g}")],
-    )
+        if bits != bit_depth:
+            text = f"values up to {top:g} do not fit the {bit_depth} bits that are set"
+            notes = [_differs(text, bits)]
+    elif memory is not None and top > white_of(memory):
+        text = f"values up to {top:g}, but the memory's images hold {_said(memory)}"
+        notes = [_differs(text, found)]
+    elif memory is not None:
+        bits = memory
+        if memory not in (full, UNIT):
+            notes = [_told(memory, container, "as the memory's images")]
+    elif found != full and (found != UNIT or top < 0.25):
+        notes = [_told(found, container, f"the largest value is {top:g}")]
+    return white_of(bits), Assumed(kind, bits), notes
 
 
 def _told(bits: int, container: int, why: str) -> str:

@@ -32,8 +32,6 @@ class Raster:
     """As EXIF and TIFF number it."""
     page: int = 0
     pages: int = 1
-    blank_before: int = 0
-    """Earlier pages that are blank or smaller."""
     lossy: bool = False
     full: tuple[int, int] | None = None
     """Width, height as stored, where `samples` may be smaller."""
@@ -75,10 +73,9 @@ def to_rgb(
     if isinstance(raster.samples, Image.Image):
         image = raster.samples
     else:
-        scaled = scale(raster.samples, raster.stated, options)
-        warnings += scaled.warnings
-        assumed = scaled.assumed
-        image = Image.fromarray(scaled.levels)
+        levels, notes, assumed = scale(raster.samples, raster.stated, options)
+        warnings += notes
+        image = Image.fromarray(levels)
     if raster.alpha is not None:
         image, notes = without_alpha(image, raster.alpha, raster.premultiplied)
         warnings += notes

@@ -137,7 +137,7 @@ def _page(data: bytes, page: Any, options: ReadOptions, indices: bool) -> Raster
     if photometric == PALETTE:
         return _palette(colour, page, orientation, warnings, indices)
     stated = _stated(page, colour, photometric == WHITE_IS_ZERO)
-    alpha, premultiplied = _alpha(extra, page, colour)
+    alpha, premultiplied = _alpha(extra, page)
     return Raster(
         colour,
         stated,
@@ -239,7 +239,7 @@ def _left_out(extra: Any, page: Any) -> tuple[str, ...]:
     )
 
 
-def _alpha(extra: Any, page: Any, colour: Any) -> tuple[Any, bool]:
+def _alpha(extra: Any, page: Any) -> tuple[Any, bool]:
     """The first extra sample that is named alpha, as 0..255; and whether colours hold it already."""
     kinds = [int(kind) for kind in page.extrasamples]
     named = [n for n, kind in enumerate(kinds) if kind in (1, 2)]
