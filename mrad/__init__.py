@@ -23,18 +23,13 @@ if TYPE_CHECKING:
 __version__ = version("mrad")
 
 _HOMES = {
-    "ANOMALOUS": "mrad.types",
-    "NORMAL": "mrad.types",
-    "Detector": "mrad.detector",
-    "Encoder": "mrad.encoder.encoder",
-    "EncoderIdentity": "mrad.encoder.identity",
-    "Entry": "mrad.memory.entry",
-    "Evidence": "mrad.types",
-    "Features": "mrad.encoder.encoder",
-    "MRADError": "mrad.errors",
-    "MemoryBank": "mrad.memory.bank",
-    "Prediction": "mrad.types",
-    "Sample": "mrad.types",
+    "mrad.detector": ("Detector",),
+    "mrad.encoder.encoder": ("Encoder", "Features"),
+    "mrad.encoder.identity": ("EncoderIdentity",),
+    "mrad.errors": ("MRADError",),
+    "mrad.memory.bank": ("MemoryBank",),
+    "mrad.memory.entry": ("Entry",),
+    "mrad.types": ("ANOMALOUS", "NORMAL", "Evidence", "Prediction", "Sample"),
 }
 
 __all__ = [  # noqa: RUF022 - the order of the story, not of the alphabet
@@ -56,6 +51,7 @@ __all__ = [  # noqa: RUF022 - the order of the story, not of the alphabet
 
 def __getattr__(name: str) -> Any:
     """Import on first use, so that `mrad --help` and the errors cost no torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'mrad' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module 'mrad' has no attribute {name!r}")

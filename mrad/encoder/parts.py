@@ -139,14 +139,16 @@ def _timm_positions(model: Any) -> torch.Tensor:
     return table
 
 
+def has_norms(attention: Any) -> bool:
+    """Whether timm's attention has norms of its own."""
+    found = (getattr(attention, name, None) for name in ("q_norm", "k_norm", "norm"))
+    return any(norm is not None and not isinstance(norm, nn.Identity) for norm in found)
+
+
 def timm_block(block: Any) -> dict[str, Any]:
     """What `kernels` reads of a block of timm's plain transformer. Raises `UnsupportedEncoderError`."""
     attention = block.attn
-    plain = all(
-        isinstance(getattr(attention, name, nn.Identity()), nn.Identity)
-        for name in ("q_norm", "k_norm", "norm")
-    )
-    if not plain or not hasattr(attention, "qkv") or not hasattr(block, "ls1"):
+    if has_norms(attention) or not hasattr(attention, "qkv") or not hasattr(block, "ls1"):
         raise UnsupportedEncoderError(
             "this timm tower's attention has query/key norms or no joint projection; softmax(v vT) "
             "is defined on plain attention"

@@ -198,7 +198,7 @@ def _cached(name: str, pretrained: str | Path | None) -> Path | None:
 
 def load_clip(name: str, pretrained: str | Path | None) -> LoadedCLIP:
     """Build the CLIP `name` with its weights. Raises `WeightsNotFoundError`, `EncoderError`."""
-    from open_clip import factory
+    from open_clip import factory, get_model_config
 
     models.register()
     path, config = _resolve(name, pretrained)
@@ -211,10 +211,10 @@ def load_clip(name: str, pretrained: str | Path | None) -> LoadedCLIP:
             f"open_clip knows no model {name!r}; see open_clip.list_models()"
         ) from error
     _load_state(clip, path)
-    base = name.removesuffix(QUICK)
+    base, known = name.removesuffix(QUICK), get_model_config(name) or {}
     return LoadedCLIP(
         clip.eval(),
-        f"{name}{QUICK}" if quick and not _config_is_quick(name) else name,
+        f"{name}{QUICK}" if quick and not known.get("quick_gelu", False) else name,
         PAPER_IMAGE_SIZE if base == PAPER_ENCODER else None,
         config.get("mean"),
         config.get("std"),
@@ -240,13 +240,6 @@ def load_timm(base: str, pretrained: str | Path | None) -> nn.Module:
     path = path or locate(architecture, name.tag) or fetch(architecture, name.tag)
     fill(model, read_state(path), path)
     return model
-
-
-def _config_is_quick(name: str) -> bool:
-    import open_clip
-
-    config: dict[str, Any] = open_clip.get_model_config(name) or {}
-    return bool(config.get("quick_gelu", False))
 
 
 @contextlib.contextmanager

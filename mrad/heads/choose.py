@@ -21,6 +21,7 @@ GOOD_PARTS_ALONE = frozenset({"nn", "combined"})
 MOST, NEARLY = 0.5, 0.8
 """Share of a picture above which a mask says nothing of where the defect is; share of such masks among
 all above which no mask decides which head is asked."""
+BOTH = "both levels of the memory hold both classes"
 ENOUGH = 5
 """Good parts from which `combined` tells more than `tf`, by the mean over sets (`benchmarks good_parts`)."""
 
@@ -91,19 +92,22 @@ def default_head(bank: MemoryBank, checkpoint: str | Path | None = None) -> Choi
         return Choice(plain[0], "the bank is calibrated for it")
     if not len(bank.image):
         raise EmptyLevelError("the memory holds no image; add good ones, ten are a good beginning")
-    if problem(bank, "tf") is None:
-        if problem(bank, "nn") is None and (alone := _without_defects(bank)):
-            return Choice("combined", f"of {alone} the memory knows no defect: only good ones")
-        if problem(bank, "nn") is None and (useless := _useless_masks(bank)):
-            return Choice("combined", useless)
-        if problem(bank, "nn") is None and (good := _own_good_parts(bank)) >= ENOUGH:
-            return Choice("combined", f"defects, and {good} good images of one product")
-        return Choice("tf", "both levels of the memory hold both classes")
-    if problem(bank, "nn") is None:
-        if all(bank.image.counts):
-            return Choice("combined", "the memory holds good images, and defects without masks")
+    no_good_parts, compares = problem(bank, "nn"), problem(bank, "tf") is None
+    if no_good_parts is not None:
+        if compares:
+            return Choice("tf", BOTH)
+        raise no_good_parts
+    if not compares and all(bank.image.counts):
+        return Choice("combined", "the memory holds good images, and defects without masks")
+    if not compares:
         return Choice("nn", "the memory holds good images alone")
-    raise problem(bank, "nn") or MRADError("no head can serve this memory")
+    if alone := _without_defects(bank):
+        return Choice("combined", f"of {alone} the memory knows no defect: only good ones")
+    if useless := _useless_masks(bank):
+        return Choice("combined", useless)
+    if (good := _own_good_parts(bank)) >= ENOUGH:
+        return Choice("combined", f"defects, and {good} good images of one product")
+    return Choice("tf", BOTH)
 
 
 def _own_good_parts(bank: MemoryBank) -> int:

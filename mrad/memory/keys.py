@@ -127,8 +127,12 @@ def keys_of(
     patch_keys: PatchKeys = REGIONS,
 ) -> list[Key]:
     """The keys of `levels_of`, one by one, as a single lesson is handed on."""
-    levels = levels_of(encoder, features, index, entry.label, piece, patch_keys)
-    return [key for name, level in levels.items() for key in level.listed(name, entry.entry_id)]
+    return _listed([levels_of(encoder, features, index, entry.label, piece, patch_keys)], entry)
+
+
+def _listed(tiles: Iterable[Levels], entry: Entry) -> list[Key]:
+    named = (pair for levels in tiles for pair in levels.items())
+    return [key for name, level in named for key in level.listed(name, entry.entry_id)]
 
 
 def levels_of(
@@ -286,6 +290,4 @@ def encode_samples(
     encoded = encode_labelled(encoder, labelled(), batch_size=batch_size, patch_keys=patch_keys)
     with closing(encoded):
         for picture, tiles in encoded:
-            entry = picture.entry
-            named = [pair for levels in tiles for pair in levels.items()]
-            yield entry, [key for name, own in named for key in own.listed(name, entry.entry_id)]
+            yield picture.entry, _listed(tiles, picture.entry)

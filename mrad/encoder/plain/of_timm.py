@@ -18,7 +18,7 @@ from timm.models.vision_transformer import Attention, VisionTransformer  # type:
 from torch import Tensor, nn
 
 from mrad.encoder.kernels import Gated, Scale
-from mrad.encoder.parts import timm_block, timm_patches
+from mrad.encoder.parts import has_norms, timm_block, timm_patches
 from mrad.encoder.tower import TowerParts
 from mrad.errors import EncoderError, UnsupportedEncoderError, WeightsNotFoundError
 
@@ -169,10 +169,8 @@ def _block(block: Any) -> dict[str, Any]:
 
 def _eva_block(block: Any) -> dict[str, Any]:
     attention = block.attn
-    odd = [getattr(attention, name, None) for name in ("q_norm", "k_norm", "norm")]
-    plain = all(norm is None or isinstance(norm, nn.Identity) for norm in odd)
     kinds = type(block).__name__, type(attention).__name__
-    if kinds != ("EvaBlock", "EvaAttention") or not plain or attention.qkv is None:
+    if kinds != ("EvaBlock", "EvaAttention") or has_norms(attention) or attention.qkv is None:
         raise UnsupportedEncoderError(
             "this timm model's attention is not that of DINOv3: norms of its own, or separate "
             "projections"
