@@ -15,7 +15,10 @@ So `SAME` passes none with a defect, nearly all that are recompressed or brighte
 to look at the patches beside makes a defect vanish sooner than a move. (The 80 boards of DeepPCB that are
 there with and without defects differ by 0.235 at least.) What is marked as defective may move, for the same
 board without the defect differs there by more: by a mean of 0.084 to 0.66, moved ones with it by 0.009 to
-0.10, nine of ten by 0.059 at most, and by 0.032 over the whole picture.
+0.10, nine of ten by 0.059 at most, and by 0.032 over the whole picture. That holds where the mark is as tight
+as a mask. A box, or the whole picture, is mostly good material, and photographs of one product in one position
+differ by 0.03 from one another, there as elsewhere: so what is marked must be twice as near as in any good
+picture of the memory.
 
 A move of two pixels that is undone in the picture's own pixels leaves 0.0041 at most inside (four images of
 each set), and up to 0.070 in the patches of the edge, which show what came into view. Undone after the picture
@@ -25,6 +28,7 @@ encoded again for each move that is tried; it is judged by its score instead.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,12 +41,14 @@ from torch import Tensor
 from mrad.encoder.encoder import Features
 from mrad.images.layout import cell_box
 from mrad.memory.bank import MemoryBank
-from mrad.types import WHOLE, Box, Place, Recognised
+from mrad.types import NORMAL, WHOLE, Box, Place, Recognised
 
 SAME = 0.0125
 """1 - cosine up to which a patch is the very same: see the module."""
 LIKE, MARKS = 0.035, 0.07
 """Means of it, over a picture and over what is marked, up to which it shows the same defect."""
+NEARER = 0.5
+"""Of the distance to the nearest good picture, at what is marked, so much at most: the mark sets it apart."""
 GATE = 0.95
 """Cosine of the class features from which patches are looked at."""
 NEAREST = 16
@@ -164,11 +170,31 @@ class TaughtPictures:
             return 1 - mean
         if not len(marked) or mean > LIKE:
             return None
-        return 1 - mean if float(self._apart(patches, view, marked).mean()) <= MARKS else None
+        there = float(self._apart(patches, view, marked).mean())
+        if there > MARKS or there > NEARER * self._nearest_good(patches, view, marked):
+            return None
+        return 1 - mean
+
+    def _nearest_good(self, patches: Tensor, view: int, cells: npt.NDArray[np.int64]) -> float:
+        """The smallest mean of 1 - cosine at some patches to a good picture's; infinite without one."""
+        every = slice(None, None, self.cells)
+        rows, tiles = self.bank.local.entry[every].tolist(), self.bank.local.tile[every].tolist()
+        good = [n for n, row in enumerate(rows) if self.bank.entries[row].label == NORMAL]
+        places = self.bank.places((rows[n], tiles[n]) for n in good)
+        there = [n for n, place in zip(good, places) if place == self.places[view]]
+        return min(
+            (float(self._apart_from(patches, n, cells).mean()) for n in there), default=math.inf
+        )
 
     def _apart(self, patches: Tensor, view: int, cells: npt.NDArray[np.int64]) -> Tensor:
         """1 - cosine of some patches to those of a view at the same place."""
-        return 1 - (patches[torch.from_numpy(cells)] * self._patches(view, cells)).sum(dim=1)
+        return self._apart_from(patches, int(self.views[view]), cells)
+
+    def _apart_from(self, patches: Tensor, number: int, cells: npt.NDArray[np.int64]) -> Tensor:
+        """The same of any image of the local level, by its number there."""
+        raw = self.bank.local.keys[number * self.cells + cells]
+        others = F.normalize(torch.from_numpy(raw).to(self.classes.device), dim=1)
+        return 1 - (patches[torch.from_numpy(cells)] * others).sum(dim=1)
 
     def _region(self, view: int) -> npt.NDArray[np.str_]:
         """What is known of each patch."""
@@ -183,7 +209,3 @@ class TaughtPictures:
             for view in np.flatnonzero(self.rows == row).tolist()
             for cell in np.flatnonzero(self._region(view) == MARKED)
         ]
-
-    def _patches(self, view: int, cells: npt.NDArray[np.int64]) -> Tensor:
-        raw = self.bank.local.keys[int(self.views[view]) * self.cells + cells]
-        return F.normalize(torch.from_numpy(raw).to(self.classes.device), dim=1)

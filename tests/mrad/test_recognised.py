@@ -256,3 +256,33 @@ def test_a_taught_map_stays_on_its_side_of_the_threshold_in_16_bits(cut: float) 
             assert not reached.any()
         else:
             assert reached[1:4, 2:5].all()
+
+
+@pytest.mark.parametrize("marked", ["tight", "box", "whole"])
+def test_other_pictures_of_one_position_are_not_taken_for_the_taught_defect(
+    mini_encoder: Encoder, demo_images: Path, marked: str
+) -> None:
+    """Parts in a jig are as alike as a picture and its copy; a generous mark holds what all of them have."""
+    board = opened(sorted((demo_images / "query" / "good").glob("*.png"))[0])
+    rng = np.random.default_rng(5)
+
+    def photographed() -> Image.Image:
+        noise = rng.normal(0, 3, (board.height, board.width, 1))
+        levels = np.asarray(board, dtype=float) * rng.uniform(0.98, 1.02) + noise
+        return Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+
+    bank = MemoryBank.from_samples(
+        mini_encoder, [Sample(photographed(), False, source=str(n)) for n in range(6)]
+    )
+    bad, mask = photographed(), np.zeros((board.height, board.width), bool)
+    across, down = board.width // 3, board.height // 3
+    side = board.width // 40
+    spot = (across, down, across + side, down + side)
+    ImageDraw.Draw(bad).ellipse(spot, fill=(90, 90, 90))
+    wide = {"tight": 0, "box": 4 * side, "whole": board.width}[marked]
+    mask[max(0, spot[1] - wide) : spot[3] + wide, max(0, spot[0] - wide) : spot[2] + wide] = True
+    detector = Detector(mini_encoder, taught(bank, mini_encoder, Sample(bad, True, mask)), "nn")
+    asked = [bad, *doubles(bad), *(photographed() for _ in range(6))]
+    known = [found.recognised is not None for found in detector.predict(asked, maps=False)]
+    assert known[0]
+    assert known[3:] == [False] * 6
