@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,30 @@ from mrad.encoder.tower import TowerParts
 from mrad.files import atomic_write_bytes
 
 logger = logging.getLogger(__name__)
-VERSION = 1
-NORMS = {"LayerNorm": "layer", "LayerNormFp32": "layer", "RmsNorm": "rms", "RMSNorm": "rms"}
-"""Classes of open_clip, timm and PyTorch that compute the same thing."""
+VERSION = 2
+Keep = Callable[[str, Tensor | None], str | None]
+"""Keeps a tensor under a name."""
+KINDS = {
+    "Sequential": "sequence",
+    "Gated": "gated",
+    "Identity": "identity",
+    "Dropout": "identity",
+    "ReLU": "relu",
+    "Linear": "linear",
+    "Conv2d": "convolution",
+    "LayerNorm": "layer",
+    "LayerNormFp32": "layer",
+    "RmsNorm": "rms",
+    "RMSNorm": "rms",
+    "LayerScale": "scale",
+    "Scale": "scale",
+}
+"""By the classes of open_clip, timm and PyTorch that compute the same thing."""
+STEPS = ("stride", "padding", "dilation")
+TENSORS = ("class_token", "positions", "projection", "registers", "periods")
+LAYERS = ("norm1", "norm2", "scale1", "scale2", "mlp")
+PROJECTIONS = ("qkv_weight", "qkv_bias", "out_weight", "out_bias")
+"""Of a block."""
 
 
 @dataclass(frozen=True)
@@ -54,43 +75,26 @@ class _Unknown(Exception):
     """A layer that has no place in a description."""
 
 
-class _Tensors:
-    """Collects tensors under names while parts are described."""
-
-    def __init__(self) -> None:
-        self.named: dict[str, Tensor] = {}
-
-    def keep(self, name: str, value: Tensor | None) -> str | None:
-        """The name under which a tensor is kept; None for none."""
-        if value is None:
-            return None
-        self.named[name] = value.detach().float().cpu().contiguous()
-        return name
-
-
 def describe(parts: TowerParts) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """A description and the tensors that it names; None for a tower with other layers."""
-    tensors = _Tensors()
+    named: dict[str, Tensor] = {}
+    keep = partial(_keep, named)
     try:
         spec = {
             "version": VERSION,
             "patch_size": int(parts.patch_size),
-            "patches": _patches(parts.patches, tensors),
-            "class_token": tensors.keep("class_token", parts.class_token),
-            "positions": tensors.keep("positions", parts.positions),
-            "projection": tensors.keep("projection", parts.projection),
-            "norm_pre": _norm("norm_pre", parts.norm_pre, tensors),
-            "norm_post": _norm("norm_post", parts.norm_post, tensors),
-            "blocks": [_block(f"block{i}", b, tensors) for i, b in enumerate(parts.blocks)],
-            "registers": tensors.keep("registers", parts.registers),
+            "patches": _patches(parts.patches, keep),
+            "norm_pre": _layer("norm_pre", parts.norm_pre, keep),
+            "norm_post": _layer("norm_post", parts.norm_post, keep),
+            "blocks": [_block(f"block{i}", block, keep) for i, block in enumerate(parts.blocks)],
             "table": None if parts.table is None else list(parts.table),
             "resample": parts.resample,
-            "periods": tensors.keep("periods", parts.periods),
+            **{name: keep(name, getattr(parts, name)) for name in TENSORS},
         }
     except _Unknown as reason:
         logger.info("this tower is not converted: %s", reason)
         return None
-    return spec, tensors.named
+    return spec, named
 
 
 def build(spec: Mapping[str, Any], tensor: Callable[[str], Tensor]) -> TowerParts:
@@ -99,197 +103,112 @@ def build(spec: Mapping[str, Any], tensor: Callable[[str], Tensor]) -> TowerPart
     def optional(name: str | None) -> Tensor | None:
         return None if name is None else tensor(name)
 
-    def norm(found: Mapping[str, Any] | None) -> nn.Module:
-        if found is None:
-            return nn.Identity()
-        weight, bias = optional(found["weight"]), optional(found["bias"])
-        width = int(found["width"])
-        made: nn.Module
-        if found["kind"] == "rms":
-            made = nn.RMSNorm(width, eps=found["eps"], elementwise_affine=weight is not None)
-        else:
-            affine = weight is not None
-            made = nn.LayerNorm(width, found["eps"], affine, bias=bias is not None)
-        made.load_state_dict(
-            {k: v for k, v in (("weight", weight), ("bias", bias)) if v is not None}
-        )
-        return made
-
-    def linear(found: Mapping[str, Any]) -> nn.Linear:
-        weight, bias = tensor(found["weight"]), optional(found["bias"])
-        made = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
-        made.weight.data = weight
-        if bias is not None:
-            made.bias.data = bias
-        return made
-
     def block(found: Mapping[str, Any]) -> dict[str, Any]:
-        mlp = found["mlp"]
-        first, second = linear(mlp["first"]), linear(mlp["second"])
-        made: nn.Module
-        if mlp["activation"] == GATED:
-            made = Gated(first, second)
-        else:
-            middle = activation_module(mlp["activation"])
-            made = nn.Sequential(
-                OrderedDict((("first", first), ("activation", middle), ("second", second)))
-            )
-        return {
-            "heads": found["heads"],
-            "norm1": norm(found["norm1"]),
-            "norm2": norm(found["norm2"]),
-            "scale1": _scale_of(optional(found["scale1"])),
-            "scale2": _scale_of(optional(found["scale2"])),
-            "mlp": made,
-            **{name: optional(found[name]) for name in PROJECTIONS},
-        }
+        layers = {name: _built(found[name], tensor) for name in LAYERS}
+        return {"heads": found["heads"], **layers, **{n: optional(found[n]) for n in PROJECTIONS}}
 
-    patches, table = spec["patches"], spec.get("table")
+    patches, table = spec["patches"], spec["table"]
+    if patches["kind"] == "cut":
+        made: nn.Module = Cut(tensor(patches["weight"]), optional(patches["bias"]))
+    else:
+        made = Stem(_built(patches, tensor))
     return TowerParts(
-        patches=_patches_of(patches, tensor, optional),
+        patches=made,
         patch_size=spec["patch_size"],
-        class_token=optional(spec["class_token"]),
-        positions=optional(spec["positions"]),
-        norm_pre=norm(spec["norm_pre"]),
+        norm_pre=_built(spec["norm_pre"], tensor),
         blocks=[block(found) for found in spec["blocks"]],
-        norm_post=norm(spec["norm_post"]),
-        projection=optional(spec["projection"]),
-        registers=optional(spec.get("registers")),
+        norm_post=_built(spec["norm_post"], tensor),
         table=None if table is None else (int(table[0]), int(table[1])),
-        resample=spec.get("resample", "bilinear"),
-        periods=optional(spec.get("periods")),
+        resample=spec["resample"],
+        **{name: optional(spec[name]) for name in TENSORS},
     )
 
 
-GATED = "gated silu"
-"""An activation, beside those of `kernels.activation_name`."""
-PROJECTIONS = ("qkv_weight", "qkv_bias", "out_weight", "out_bias")
+def _keep(named: dict[str, Tensor], name: str, value: Tensor | None) -> str | None:
+    """The name under which a tensor is kept; None for none."""
+    if value is None:
+        return None
+    named[name] = value.detach().float().cpu().contiguous()
+    return name
 
 
-def _scale_of(gamma: Tensor | None) -> nn.Module:
-    return nn.Identity() if gamma is None else Scale(gamma)
-
-
-def _patches(module: nn.Module, tensors: _Tensors) -> dict[str, Any]:
+def _patches(module: nn.Module, keep: Keep) -> dict[str, Any]:
     if isinstance(module, Cut):
         product: Linear = module.product
         assert product.weight is not None  # not packed yet
         weight = product.weight.view(len(product.weight), 3, module.side, module.side)
-        return {
-            "kind": "cut",
-            "weight": tensors.keep("patches.weight", weight),
-            "bias": tensors.keep("patches.bias", product.bias),
-        }
+        bias = keep("patches.bias", product.bias)
+        return {"kind": "cut", "weight": keep("patches.weight", weight), "bias": bias}
     if not isinstance(module, Stem):
         raise _Unknown(type(module).__name__)
-    layers: list[dict[str, Any]] = []
-    for layer in module.convolutions.modules():
-        if isinstance(layer, nn.Sequential | nn.Identity):
-            continue
-        if isinstance(layer, nn.ReLU):
-            layers.append({"kind": "relu"})
-        elif type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros":
-            name = f"patches.{len(layers)}"
-            layers.append(
-                {
-                    "kind": "convolution",
-                    "stride": list(layer.stride),
-                    "padding": list(layer.padding),
-                    "dilation": list(layer.dilation),
-                    "weight": tensors.keep(f"{name}.weight", layer.weight),
-                    "bias": tensors.keep(f"{name}.bias", layer.bias),
-                }
-            )
-        else:
-            raise _Unknown(type(layer).__name__)
-    return {"kind": "stem", "layers": layers}
+    whole = module.convolutions.modules()
+    layers = [one for one in whole if not isinstance(one, nn.Sequential | nn.Identity)]
+    return _layer("patches", nn.Sequential(*layers), keep)
 
 
-def _patches_of(
-    found: Mapping[str, Any],
-    tensor: Callable[[str], Tensor],
-    optional: Callable[[str | None], Tensor | None],
-) -> nn.Module:
-    if found["kind"] == "cut":
-        return Cut(tensor(found["weight"]), optional(found["bias"]))
-    layers: list[nn.Module] = []
-    for layer in found["layers"]:
-        if layer["kind"] == "relu":
-            layers.append(nn.ReLU())
-            continue
-        weight, bias = tensor(layer["weight"]), optional(layer["bias"])
-        size = weight.shape[2], weight.shape[3]
-        steps: dict[str, Any] = {
-            name: tuple(layer[name]) for name in ("stride", "padding", "dilation")
-        }
-        made = nn.Conv2d(weight.shape[1], weight.shape[0], size, bias=bias is not None, **steps)
-        made.weight.data = weight
-        if bias is not None and made.bias is not None:
-            made.bias.data = bias
-        layers.append(made)
-    return Stem(nn.Sequential(*layers))
-
-
-def _norm(name: str, module: nn.Module, tensors: _Tensors) -> dict[str, Any] | None:
-    if isinstance(module, nn.Identity):
-        return None
-    kind = NORMS.get(type(module).__name__)
-    if kind is None:
-        raise _Unknown(type(module).__name__)
-    norm: Any = module
+def _block(name: str, parts: Mapping[str, Any], keep: Keep) -> dict[str, Any]:
+    mlp = parts["mlp"]
+    layers = [one for one in mlp.children() if not isinstance(one, nn.Identity | nn.Dropout)]
+    products = [isinstance(one, nn.Linear) for one in layers]
+    if products != ([True, True] if isinstance(mlp, Gated) else [True, False, True]):
+        raise _Unknown(f"an MLP of {', '.join(type(one).__name__ for one in layers)}")
+    inside = mlp if isinstance(mlp, Gated) else nn.Sequential(*layers)
+    described = {
+        part: _layer(f"{name}.{part}", parts[part], keep) for part in LAYERS if part != "mlp"
+    }
     return {
-        "kind": kind,
-        "eps": float(norm.eps),
-        "width": int(norm.normalized_shape[0]),
-        "weight": tensors.keep(f"{name}.weight", norm.weight),
-        "bias": tensors.keep(f"{name}.bias", getattr(norm, "bias", None)),
-    }
-
-
-def _scale(name: str, module: nn.Module, tensors: _Tensors) -> str | None:
-    if isinstance(module, nn.Identity):
-        return None
-    gamma = getattr(module, "gamma", None)
-    if type(module).__name__ not in ("LayerScale", Scale.__name__) or gamma is None:
-        raise _Unknown(type(module).__name__)
-    return tensors.keep(name, gamma)
-
-
-def _block(name: str, parts: Mapping[str, Any], tensors: _Tensors) -> dict[str, Any]:
-    kept: dict[str, Any] = {
         "heads": int(parts["heads"]),
-        "mlp": _mlp(f"{name}.mlp", parts["mlp"], tensors),
+        "mlp": _layer(f"{name}.mlp", inside, keep),
+        **described,
+        **{part: keep(f"{name}.{part}", parts[part]) for part in PROJECTIONS},
     }
-    for part in ("norm1", "norm2"):
-        kept[part] = _norm(f"{name}.{part}", parts[part], tensors)
-    for part in ("scale1", "scale2"):
-        kept[part] = _scale(f"{name}.{part}", parts[part], tensors)
-    for part in PROJECTIONS:
-        kept[part] = tensors.keep(f"{name}.{part}", parts[part])
-    return kept
 
 
-def _mlp(name: str, module: nn.Module, tensors: _Tensors) -> dict[str, Any]:
-    """Two products with an activation between them; nothing else but what does nothing."""
-    products: list[nn.Linear] = []
-    activations = [GATED] if isinstance(module, Gated) else list[str]()
-    for layer in module.children():
-        if isinstance(layer, nn.Linear):
-            products.append(layer)
-        elif (known := activation_name(layer)) is not None and len(products) == 1:
-            activations.append(known)
-        elif not isinstance(layer, nn.Identity | nn.Dropout):
-            raise _Unknown(type(layer).__name__)
-    if len(products) != 2 or len(activations) != 1:
-        raise _Unknown(f"an MLP of {len(products)} products and {len(activations)} activations")
-    described = [
-        {
-            "weight": tensors.keep(f"{name}.{i}.weight", product.weight),
-            "bias": tensors.keep(f"{name}.{i}.bias", product.bias),
-        }
-        for i, product in enumerate(products)
-    ]
-    return {"first": described[0], "activation": activations[0], "second": described[1]}
+def _layer(name: str, module: Any, keep: Keep) -> dict[str, Any]:
+    """A layer's kind, what it is set to, the names of its tensors, and the layers inside it."""
+    kind = KINDS.get(type(module).__name__) or activation_name(module)
+    plain = not isinstance(module, nn.Conv2d) or (module.groups, module.padding_mode) == (
+        1,
+        "zeros",
+    )
+    if kind is None or not plain:
+        raise _Unknown(type(module).__name__)
+    found: dict[str, Any] = {"kind": kind}
+    if kind in ("layer", "rms"):
+        found |= {"eps": float(module.eps), "width": int(module.normalized_shape[0])}
+    if kind == "convolution":
+        found |= {part: list(getattr(module, part)) for part in STEPS}
+    for part in ("weight", "bias", "gamma"):
+        if (value := getattr(module, part, None)) is not None:
+            found[part] = keep(f"{name}.{part}", value)
+    inside = [_layer(f"{name}.{i}", one, keep) for i, one in enumerate(module.children())]
+    return found | ({"layers": inside} if inside else {})
+
+
+def _built(found: Mapping[str, Any], tensor: Callable[[str], Tensor]) -> nn.Module:
+    """The layer of a description."""
+    kind, inside = found["kind"], [_built(one, tensor) for one in found.get("layers", ())]
+    own = {part: tensor(found[part]) for part in ("weight", "bias") if part in found}
+    shape: Any = own["weight"].shape if own else ()
+    steps: dict[str, Any] = {step: tuple(found[step]) for step in STEPS if step in found}
+    bias = "bias" in own
+    if kind == "scale":
+        return Scale(tensor(found["gamma"]))
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "sequence": lambda: nn.Sequential(*inside),
+        "gated": lambda: Gated(*inside),
+        "identity": nn.Identity,
+        "relu": nn.ReLU,
+        "linear": lambda: nn.Linear(shape[1], shape[0], bias),
+        "layer": lambda: nn.LayerNorm(found["width"], found["eps"], bool(own), bias),
+        "rms": lambda: nn.RMSNorm(found["width"], found["eps"], bool(own)),
+        "convolution": lambda: nn.Conv2d(shape[1], shape[0], shape[2:], bias=bias, **steps),
+    }
+    with torch.device("meta"):  # nothing is drawn at random first
+        made = makers.get(kind, lambda: activation_module(kind))()
+    if own:
+        made.load_state_dict(own, assign=True)
+    return made
 
 
 def write(tower: ConvertedTower, path: Path) -> bool:
