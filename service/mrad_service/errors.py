@@ -151,3 +151,15 @@ class ReadOnlyError(ServiceError):
     """This server does not learn."""
 
     code = "read_only"
+
+
+class AddressError(ServiceError):
+    """The address to listen on is taken, or not this machine's."""
+
+    code = "address_taken"
+
+
+class NotReadyError(ServiceError):
+    """A file without which the server would never be ready."""
+
+    code = "not_ready"

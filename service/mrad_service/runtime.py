@@ -22,6 +22,7 @@ from mrad_service.errors import (
     DeviceError,
     DrainingError,
     InvalidRequestError,
+    NotReadyError,
 )
 from mrad_service.memory import DurableMemory
 from mrad_service.models.loading import EncoderOf, Encoders, Model, devices_of
@@ -89,6 +90,12 @@ class Runtime:
     def watch_over(self, *files: File | None) -> None:
         """Files that are read again on `reload`, and without which the server is not ready."""
         self._files += [file for file in files if file is not None]
+
+    def check_files(self) -> None:
+        """Raises `NotReadyError` where one of them would keep the server unready."""
+        for file in self._files:
+            if why := file.why_not_ready():
+                raise NotReadyError(why)
 
     def reload(self) -> None:
         """SIGHUP: logs are opened anew, keys read anew; requests go on."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -14,9 +16,10 @@ import uvicorn
 
 from mrad_service.app import create_app
 from mrad_service.connections import Connections, guarded
+from mrad_service.errors import AddressError, NotReadyError
 from mrad_service.models.loading import EncoderOf
 from mrad_service.runtime import Runtime
-from mrad_service.settings import Settings
+from mrad_service.settings import Settings, mistyped
 
 log = structlog.get_logger(__name__)
 GRACE = 5.0
@@ -73,9 +76,30 @@ def make_server(settings: Settings, encoder_of: EncoderOf | None = None) -> Drai
     return DrainingServer(config, app.state.runtime)
 
 
+def _refuse_taken(host: str, port: int) -> None:
+    """Before a bank is loaded. Raises `AddressError`."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise AddressError(
+            f"{host}, port {port} cannot be listened on: {error.strerror}; stop what does, or give another --port"
+        ) from error
+
+
 def run(settings: Settings) -> None:
-    """Serve until a signal comes. Raises `MRADError` when the first bank cannot be served."""
+    """Serve until a signal comes. Raises `MRADError` for what would keep the server from being ready."""
+    _refuse_taken(settings.host, settings.port)
+    if settings.bank_root is not None and not settings.bank_root.is_dir():
+        raise NotReadyError(f"the bank root {settings.bank_root} is no folder")
     server = make_server(settings)
+    for name in mistyped(os.environ):
+        log.warning("an environment variable that is no setting", name=name)
+    server.runtime.check_files()  # keys that nobody can read would leave it unready for good
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to open anew
     server.runtime.start()  # here, so that what is wrong with a bank is one line, not a traceback
     server.run()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Literal, Self
@@ -12,6 +14,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from mrad.images.options import DEFAULT_MAX_PIXELS, TILED_MAX_PIXELS, ReadOptions
 
 MIB = 1 << 20
+PREFIX = "MRAD_"
+ELSEWHERE = {"API_KEY", "URL", "BANKS", "GPUS", "IMAGES", "WEIGHTS"}
+"""Of the client, and of compose."""
+NOT_OURS = ("BENCH_", "TEST_", "PORT_", "SERVICE_")
+"""Of benchmarks and tests; what Kubernetes sets beside a service that is called mrad."""
 
 
 class BankSpec(BaseModel):
@@ -25,7 +32,9 @@ class BankSpec(BaseModel):
 class Settings(BaseSettings):
     """See the fields. Lists and objects are given as JSON."""
 
-    model_config = SettingsConfigDict(env_prefix="MRAD_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="ignore"
+    )
 
     bank: Path | None = Field(None, description="The bank folder that is active at the start.")
     bank_root: Path | None = Field(
@@ -186,6 +195,13 @@ class Settings(BaseSettings):
             strict=self.strict_input,
         )
 
+    @field_validator("port", mode="before")
+    @classmethod
+    def _not_of_kubernetes(cls, value: object) -> object:
+        """Beside a service that is called mrad Kubernetes sets MRAD_PORT to tcp://10.0.0.1:8000."""
+        linked = isinstance(value, str) and value.startswith("tcp://")
+        return cls.model_fields["port"].default if linked else value
+
     @field_validator("trusted_proxies")
     @classmethod
     def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -212,6 +228,19 @@ class Settings(BaseSettings):
         if self.queue_images < self.max_batch:
             raise ValueError("queue_images must be at least max_batch")
         return self
+
+
+def mistyped(names: Iterable[str]) -> dict[str, str | None]:
+    """Of environment variables those that look like settings and are none: name -> what may be meant."""
+    known = [name.upper() for name in Settings.model_fields]
+    found: dict[str, str | None] = {}
+    for name in names:
+        own = name.removeprefix(PREFIX)
+        if own == name or own in known or own in ELSEWHERE or own.startswith(NOT_OURS):
+            continue
+        meant = get_close_matches(own.upper(), known, 1, 0.8)
+        found[name] = PREFIX + meant[0] if meant else None
+    return found
 
 
 def is_loopback(host: str) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from mrad.errors import MRADError
-from mrad_service.settings import Settings
+from mrad_service.settings import Settings, mistyped
 from mrad_service.telemetry.logs import configure
 
 app = typer.Typer(help="Serve a memory over HTTP, with a page at /.")
@@ -92,6 +94,14 @@ def serve(
             what = found["msg"].removeprefix("Value error, ")
             typer.echo(f"error: {where + ': ' if where else ''}{what}", err=True)
         raise typer.Exit(2) from error
+    except SettingsError as error:
+        name = str(error).split('"')[1].upper()
+        typer.echo(f'error: MRAD_{name} is JSON, as a list: \'["first", "second"]\'', err=True)
+        raise typer.Exit(2) from error
+    if wrong := {name: meant for name, meant in mistyped(os.environ).items() if meant}:
+        for name, meant in wrong.items():
+            typer.echo(f"error: {name} is no setting; do you mean {meant}?", err=True)
+        raise typer.Exit(2)
     configure(settings.log_format, settings.log_level)
     from mrad_service.serving import run
 

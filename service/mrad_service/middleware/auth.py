@@ -62,7 +62,10 @@ class KeyFile:
                 self._keys, self._stamp = _parse(self.path.read_bytes()), stamp
             self.why = ""
         except (OSError, ValueError, KeyError, TypeError) as error:
-            why = f"{self.path} cannot be read: {error!r}"
+            reason = "it is not as `mrad keys add` writes it"
+            if isinstance(error, OSError) or type(error) is ValueError:
+                reason = getattr(error, "strerror", None) or str(error)
+            why = f"{self.path} cannot be read: {reason}"
             if self._stamp is None:
                 raise KeysFileError(why) from error
             if not self.why:
