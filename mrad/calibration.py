@@ -246,17 +246,6 @@ class Calibration(_Part):
             )
         return self.pixel.value
 
-    def promise_at(
-        self, target_fpr: float, level: Literal["image", "pixel"] = "image"
-    ) -> tuple[float, Promise]:
-        """Threshold that at most `target_fpr` of the good images to come reach, and what it promises.
-
-        At the pixel level: of whose maps any value reaches it. Rates below 1 / (number of good images + 1)
-        give a threshold just above the highest good score, for no sample can promise less. Raises
-        `CalibrationError`.
-        """
-        return self._good(level).promise_at(target_fpr)
-
     @property
     def expected(self) -> Promise:
         """False alarms of the image threshold to expect, from the good images that it was held against."""
@@ -264,7 +253,12 @@ class Calibration(_Part):
         return Promise.of(min(alarms + 1, self.normal_scores.total), self.normal_scores.total)
 
     def threshold_at(self, target_fpr: float, level: Literal["image", "pixel"] = "image") -> float:
-        """The threshold of `promise_at`; by shares of good pixels where no more is known."""
+        """Threshold that at most `target_fpr` of the good images to come reach.
+
+        At the pixel level: of whose maps any value reaches it; by shares of good pixels where no more is
+        known. Rates below 1 / (number of good images + 1) give a threshold just above the highest good
+        score, for no sample can promise less. Raises `CalibrationError`.
+        """
         if level == "pixel" and self.normal_peaks is None and self.normal_pixels is not None:
             return self.normal_pixels.threshold_at(target_fpr)
         return self._good(level).rank_at(target_fpr)[0]

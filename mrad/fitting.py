@@ -40,19 +40,16 @@ class Points:
         last = np.append(np.diff(self.value) < 0, True)  # a cut cannot part equal values
         f1 = 2 * tp / np.maximum(tp + fp + tp[-1], 1e-12)
         best = int(np.where(last, f1, -1.0).argmax())
+        # Half way to the next lower value: neither class has to repeat its digits.
+        value, lower = self.value[best], self.value[min(best + 1, len(self.value) - 1)]
+        middle = (value + lower) / 2
         return {
-            "value": self._between(best),
+            "value": float(middle if middle > lower else value),
             "precision": float(tp[best] / max(tp[best] + fp[best], 1e-12)),
             "recall": float(tp[best] / max(tp[-1], 1e-12)),
             "f1": float(f1[best]),
             "fpr": float(fp[best] / max(fp[-1], 1e-12)),
         }
-
-    def _between(self, place: int) -> float:
-        """Half way to the next lower value: neither class has to repeat its digits."""
-        lower = self.value[place + 1] if place + 1 < len(self.value) else self.value[place]
-        middle = (self.value[place] + lower) / 2
-        return float(middle if middle > lower else self.value[place])
 
 
 def best_f1(points: Points, images: Truth, draws: int, seed: int) -> Threshold:

@@ -167,9 +167,8 @@ def _block(name: str, parts: Mapping[str, Any], keep: Keep) -> dict[str, Any]:
 def _layer(name: str, module: Any, keep: Keep) -> dict[str, Any]:
     """A layer's kind, what it is set to, the names of its tensors, and the layers inside it."""
     kind = KINDS.get(type(module).__name__) or activation_name(module)
-    plain = not isinstance(module, nn.Conv2d) or (module.groups, module.padding_mode) == (
-        1,
-        "zeros",
+    plain = (
+        getattr(module, "groups", 1) == 1 and getattr(module, "padding_mode", "zeros") == "zeros"
     )
     if kind is None or not plain:
         raise _Unknown(type(module).__name__)

@@ -52,11 +52,6 @@ class Views:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def some(self, kept: Tensor) -> Views:
-        """Those whose place is true in bool [V]."""
-        fields = (self.rows, self.tiles, self.good, self.normal, self.anomalous)
-        return Views(*(field[kept] for field in fields))
-
 
 class GoodPatches:
     """The normal patches of good images, L2-normalised, on the encoder's device."""

@@ -47,11 +47,6 @@ class Frame:
     """
 
     @property
-    def rest(self) -> int:
-        """Dimensions beyond the basis."""
-        return int(self.basis.shape[0] - self.basis.shape[1])
-
-    @property
     def diagonal(self) -> npt.NDArray[np.bool_]:
         """[p]: which of the products of `outer` are squares along the basis."""
         row, column = pairs(self.basis.shape[1])
@@ -130,7 +125,8 @@ class Stats:
     def spread(self) -> npt.NDArray[np.float64]:
         """[C], mean squared distance of a cell's keys from their mean."""
         inside = self.covariance[:, self.frame.diagonal].sum(axis=1, dtype=np.float64)
-        return np.asarray(inside + self.covariance[:, -1] * self.frame.rest)
+        beyond = self.frame.basis.shape[0] - self.frame.basis.shape[1]
+        return np.asarray(inside + self.covariance[:, -1] * beyond)
 
     @property
     def distortion(self) -> float:

@@ -36,7 +36,7 @@ class ClosedForm:
         log n + q.m + v / 2 while v <= 2 log n. Beyond, n draws of a Gaussian are too few to show the
         tail that its mean lives on, and their sum is its largest term: q.m + sqrt(2 v log n) (the
         frozen phase of Derrida's random energy model; both agree at v = 2 log n). Kept inside what
-        no n keys of that radius can exceed (`reach`).
+        no n keys of that radius can exceed.
         """
         variance = (weights(queries, self._basis) @ self._covariance.T).double().clamp_min_(0)
         return self._at(queries, variance), variance
@@ -61,20 +61,11 @@ class ClosedForm:
         farthest, largest = self._farthest(queries).amax(dim=0), variance.amax(dim=0)
         return torch.maximum(missed(largest), self._lone(self._out(largest, farthest)))
 
-    def base(self, queries: Tensor) -> Tensor:
-        """log n + q.m: float64 [M, C]."""
-        base: Tensor = (queries @ self.mean.T).double() + self.log_count
-        return base
-
-    def reach(self, queries: Tensor) -> Tensor:
-        """What no n keys of a cell's radius can add to its `base`: float64 [M, C]."""
-        reach = self._farthest(queries)
-        return torch.minimum(reach.square() / 2, reach)
-
     def _at(self, queries: Tensor, variance: Tensor) -> Tensor:
-        gain = torch.minimum(self._gain(variance), self.reach(queries))
-        sums: Tensor = self.base(queries) + gain
-        return sums
+        far = self._farthest(queries)
+        reach = torch.minimum(far.square() / 2, far)  # what no n keys of that radius can add
+        base: Tensor = (queries @ self.mean.T).double() + self.log_count
+        return base + torch.minimum(self._gain(variance), reach)
 
     def _gain(self, variance: Tensor) -> Tensor:
         count = self.log_count.clamp_min(0)

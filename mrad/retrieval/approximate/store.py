@@ -8,7 +8,7 @@ table), and per segment `codes-N.npy`, `row-N.npy`, `entry-N.npy`, which are map
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,8 @@ MANIFEST, TABLE = "index.json", "cells.safetensors"
 def write(cells: Cells, folder: Path) -> None:
     """Write into a folder of the caller's; codes that already lie there are not copied."""
     stats = cells.stats
-    table = {
-        "centroid": stats.frame.centroid,
-        "label": stats.frame.label,
-        "basis": stats.frame.basis,
-        "mean": stats.mean,
-        "covariance": stats.covariance,
-        "radius": stats.radius,
-        "count": stats.count,
-    }
+    table = {name: value for part in (stats.frame, stats) for name, value in vars(part).items()}
+    del table["frame"]
     save_file({name: np.ascontiguousarray(value) for name, value in table.items()}, folder / TABLE)
     for number, segment in enumerate(cells.segments):
         codes = folder / f"codes-{number}.npy"
@@ -124,8 +117,8 @@ def _segment(path: Path, number: int) -> Segment:
 
 
 def _assemble(manifest: dict[str, Any], table: dict[str, Any], segments: list[Segment]) -> Cells:
-    frame = Frame(table["centroid"], table["label"], table["basis"])
-    stats = Stats(frame, table["mean"], table["covariance"], table["radius"], table["count"])
+    frame = Frame(*(table.pop(field.name) for field in fields(Frame)))
+    stats = Stats(frame, **table)
     if manifest["storage"] not in STORAGES:
         raise ValueError(f"unknown storage {manifest['storage']!r}")
     if int(stats.count.sum()) != sum(len(segment) for segment in segments):
