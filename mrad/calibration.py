@@ -242,7 +242,7 @@ class Calibration(_Part):
         if self.pixel is None:
             raise CalibrationError(
                 "the calibration has no pixel threshold, for it had no maps of good images; calibrate "
-                "anew, or pass a threshold"
+                "again, or pass a threshold"
             )
         return self.pixel.value
 
@@ -278,7 +278,7 @@ class Calibration(_Part):
     def _good(self, level: Literal["image", "pixel"]) -> Tail:
         tail = self.normal_scores if level == "image" else self.normal_peaks
         if tail is None:
-            raise CalibrationError("the calibration holds no maps of good images: calibrate anew")
+            raise CalibrationError("the calibration holds no maps of good images: calibrate again")
         return tail
 
     @property

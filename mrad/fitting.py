@@ -53,7 +53,7 @@ class Points:
 
 
 def best_f1(points: Points, images: Truth, draws: int, seed: int) -> Threshold:
-    """The threshold and its 95 % interval: images drawn anew within each class, `draws` times."""
+    """The threshold and its 95 % interval: images resampled within each class, `draws` times."""
     rng = np.random.default_rng(seed)
     classes = [np.flatnonzero(images == truth) for truth in (False, True)]
     values = []

@@ -46,7 +46,7 @@ class Checkpoint:
         if self.identity != encoder.identity:
             raise CheckpointError(
                 f"{where} was trained on {self.identity}, the encoder is {encoder.identity}; "
-                "load that encoder, or train the head anew"
+                "load that encoder, or train the head again"
             )
 
 

@@ -70,7 +70,7 @@ def read_mask(
             f"{options.name}: the mask is {marked.shape[::-1]} but its image is {tuple(size)} (w, h): save it "
             "at the image's own size"
         )
-    # Good parts are zeros in a mask, so a file that ends with zeros is nothing to speak of.
+    # Good parts are zeros in a mask, so a file that ends with zeros needs no warning.
     said = [text for text in raster.warnings if not text.startswith("zero_tail")]
     warnings = [*said, *_pages(raster), *notes, *more]
     mask = Mask(marked & ~ignore, ignore, tuple(warnings))

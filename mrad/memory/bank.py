@@ -314,7 +314,7 @@ class MemoryBank(Contents):
         if self.identity != encoder.identity:
             raise EncoderMismatchError(
                 f"the bank was built by {self.identity}, the encoder is {encoder.identity}; "
-                "load that encoder, or build the bank anew"
+                "load that encoder, or build the bank again"
             )
         if not len(self.image):
             raise EmptyLevelError("the memory holds no image key; add images")

@@ -172,7 +172,7 @@ class Database:
         """Make all of them durable, or none; returns the number of the last.
 
         Raises `LogWriteError`, whose `final` says that nothing more can be promised until the memory
-        is opened anew.
+        is opened again.
         """
         before = self.sequence, self._count, self._sum, self._requests
         ids = {_entry_id(operation) for operation in operations}

@@ -136,7 +136,7 @@ class LivingFolder:
         name = self.live.name
         return (
             f"{self.bank} is not the bank that {name} was taught on: it was rebuilt. Put the old one "
-            f"back and export the memory, or move {name} away to begin anew on this one"
+            f"back and export the memory, or move {name} away to begin again on this one"
         )
 
     def damaged(self, error: LogCorruptError) -> LogCorruptError:

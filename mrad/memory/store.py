@@ -123,7 +123,7 @@ def reseal(path: Path, *, dry_run: bool = False) -> str:
         return f"the calibrations in {path / MANIFEST}: run mrad calibrate" if damaged else ""
     raise BankCorruptError(
         f"{path / MANIFEST} is damaged ({', '.join(damaged)}) and cannot be repaired: restore it from "
-        "a copy, or build the bank anew"
+        "a copy, or build the bank again"
     )
 
 

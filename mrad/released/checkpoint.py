@@ -27,7 +27,7 @@ REBUILT = tuple(
     for name in ("token_prefix", "token_suffix", "tokenized_prompts")
     for kind in ("pos", "neg")
 )
-"""Buffers that the release saves: CLIP's own tokens and their embeddings, made anew here."""
+"""Buffers that the release saves: CLIP's own tokens and their embeddings, made again here."""
 UNUSED = ("prompt_learner.compound_prompt_projections.", "prompt_learner.mlp.")
 """Layers that the released prompt learner registers, saves and never calls."""
 logger = logging.getLogger(__name__)

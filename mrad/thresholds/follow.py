@@ -3,7 +3,7 @@
 A calibration is made once, and with it the scores of the memory's own images, each left out. After a
 lesson they are scored again. What moved most of those near the threshold moves the threshold too, as
 where a head tells distances in spreads of all good images. Beyond that it stays, unless the images
-speak against it: where it has left the 95 % interval of a threshold that is chosen anew by the same
+contradict it: where it has left the 95 % interval of a threshold that is chosen again by the same
 rule, it moves to the interval's end. So the threshold depends on the calibration and on what the memory
 holds now, not on the way there: what was taught and forgotten again leaves no trace.
 """
@@ -92,7 +92,7 @@ def rests_on_own(calibration: Calibration) -> bool:
     """Whether a calibration was made of the very images that the memory holds, each left out.
 
     Of others nobody can say how they would be judged now: its threshold is moved with the scores, and
-    not chosen anew.
+    not chosen again.
     """
     labels = [own.label for own in (calibration.own or {}).values()]
     counts = labels.count(NORMAL), labels.count(ANOMALOUS)
@@ -121,7 +121,7 @@ def flips(before: Calibration, after: Calibration) -> list[Flip]:
 def _chosen(
     detector: Detector, scored: Scored, kept: set[str], rule: Rule, target: float
 ) -> Cuts | None:
-    """What is chosen anew on the images that the calibration was made of, while `FEW` good ones are left:
+    """What is chosen again on the images that the calibration was made of, while `FEW` good ones are left:
     lessons, often odd ones, are no sample of what is to come. None with fewer: all have a say."""
     entries = detector.bank.entries
     rows = [i for i, row in enumerate(scored.own_row) if entries[row].entry_id in kept]

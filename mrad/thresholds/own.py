@@ -27,7 +27,7 @@ from mrad.thresholds.near_duplicates import sketches
 BATCH = 16
 """Images looked at together."""
 MOST = 300_000_000
-"""Products of patches and keys up to which a head that measures everything anew is asked."""
+"""Products of patches and keys up to which a head that measures everything again is asked."""
 MAP_PIXELS = 250_000
 """Of a picture that is cut, to find its largest map value in."""
 Progress = Callable[[int, int], None]
@@ -53,7 +53,7 @@ def score_own(
     if not len(bank.local):
         raise CalibrationError(
             "the memory does not hold the patches of its images, as banks built before 0.2.0 and "
-            "imported ones do not, so they cannot be judged anew; calibrate with images: mrad "
+            "imported ones do not, so they cannot be judged again; calibrate with images: mrad "
             "calibrate BANK IMAGES"
         )
     views = Views.of(bank.local, grid**2)
@@ -70,7 +70,7 @@ def score_own(
         whole = _score_cut(detector, whole, views, output, scored, progress)
     if not scored.score:
         raise CalibrationError(
-            "the memory holds every tile of none of its images, so none can be judged anew; calibrate "
+            "the memory holds every tile of none of its images, so none can be judged again; calibrate "
             "with images: mrad calibrate BANK IMAGES"
         )
     scored.source = [bank.entries[row].source for row in scored.own_row]
@@ -111,7 +111,7 @@ def _output(detector: Detector, views: Views) -> HeadOutput:
     cells = views.normal.shape[1]
     if len(views) * cells * len(bank.patch) > MOST:
         raise CalibrationError(
-            f"head {head.name!r} would measure all {len(views)} images of this memory anew after each "
+            f"head {head.name!r} would measure all {len(views)} images of this memory again after each "
             "lesson, which takes too long; its thresholds stay until the bank is calibrated: mrad "
             "calibrate BANK"
         )

@@ -1,4 +1,4 @@
-"""Choosing retrieval, and the index that a bank's folder keeps: found, extended, built anew."""
+"""Choosing retrieval, and the index that a bank's folder keeps: found, extended, built again."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_drift_builds_anew(builds: list[int], caplog: pytest.LogCaptureFixture) 
         found = approximate(level_of(1_000))
     assert builds == [400, 1_000]
     assert found.drift().added == 0
-    assert "built anew" in caplog.text
+    assert "built again" in caplog.text
     assert len(kept) == 400
 
 
@@ -121,7 +121,7 @@ def test_a_damaged_index_is_built_anew(
     table.write_bytes(table.read_bytes()[:-1] + b"?")
     approximate(level)
     assert builds == [600, 600]
-    assert "built anew" in caplog.text
+    assert "built again" in caplog.text
 
 
 def test_a_place_that_cannot_be_written_is_said(

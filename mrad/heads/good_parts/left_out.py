@@ -30,7 +30,7 @@ _progress: ContextVar[Progress | None] = ContextVar("_progress", default=None)
 
 @contextmanager
 def watched(progress: Progress) -> Iterator[None]:
-    """Within it, whoever measures a memory's own images in this thread tells how far it is."""
+    """Within it, whoever measures a memory's own images in this thread reports its progress."""
     before = _progress.set(progress)
     try:
         yield

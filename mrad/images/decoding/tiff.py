@@ -304,7 +304,7 @@ def _number(page: Any, code: int, default: Any) -> Any:
 
 MISLABELLED = (
     "colours_doubtful: the file says that it holds YCbCr, but its samples are no colours as such; "
-    "they are read as RGB: write it anew as RGB"
+    "they are read as RGB: write it again as RGB"
 )
 FAR = 24
 """Levels beyond black and white that no rounding and no JPEG explains."""

@@ -215,7 +215,7 @@ def assign(keys: KeySource, labels: npt.NDArray[np.uint8], frame: Frame) -> Assi
     """
     own = {int(c): np.flatnonzero(frame.label == c) for c in np.unique(frame.label)}
     if strangers := set(np.unique(labels).tolist()) - own.keys():
-        raise MRADError(f"the index holds no cell of class {strangers.pop()}; build it anew")
+        raise MRADError(f"the index holds no cell of class {strangers.pop()}; build it again")
     nearest = {}
     for label, rows in own.items():
         nearest[label] = faiss.IndexFlatL2(frame.centroid.shape[1])

@@ -66,7 +66,7 @@ def approximate(
             found.cells = replace(found.cells, source=fingerprint(level, len(level)))
             if found.drift().rebuild:
                 logger.warning(
-                    "the %d keys added to an index of %d no longer fit its cells (%s): built anew",
+                    "the %d keys added to an index of %d no longer fit its cells (%s): built again",
                     len(level) - count,
                     count,
                     found.drift(),
@@ -113,7 +113,7 @@ def _candidates(level: LevelMemory, device: torch.device) -> Iterator[Approximat
             try:
                 yield approximate_io.load(option, device=device)
             except MRADError as error:
-                logger.warning("%s; it is derived data and is built anew", error)
+                logger.warning("%s; it is derived data and is built again", error)
 
 
 def _build(

@@ -49,7 +49,7 @@ class Drift:
 
     @property
     def rebuild(self) -> bool:
-        """Whether the cells should be made anew: the new keys are elsewhere, or the majority."""
+        """Whether the cells should be made again: the new keys are elsewhere, or the majority."""
         return self.added > 0 and (self.distortion > DRIFT_LIMIT or self.share > 0.5)
 
 

@@ -75,7 +75,9 @@ def load(
         if not file.is_file() or file.stat().st_size != facts["bytes"]:
             raise BankCorruptError(f"{name} of the index at {path} is missing or cut short")
         if (verify or name == TABLE) and sha256_file(file) != facts["sha256"]:
-            raise BankCorruptError(f"{name} of the index at {path} fails its digest; build it anew")
+            raise BankCorruptError(
+                f"{name} of the index at {path} fails its digest; build it again"
+            )
     try:
         table = load_file(path / TABLE)
         segments = [_segment(path, n) for n in range(manifest["segments"])]
@@ -98,7 +100,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if version != FORMAT_VERSION:
         raise BankVersionError(
             f"the index at {path} has format {version}, this version reads {FORMAT_VERSION}; it is "
-            "derived from the bank and is built anew"
+            "derived from the bank and is built again"
         )
     return manifest
 
