@@ -113,6 +113,30 @@ def test_a_field_that_nothing_reads_is_refused(client, make_image) -> None:
     )
     assert refused.json()["code"] == "invalid_request"
     assert "nothing reads object;" in refused.text
+    twice = client.post(
+        "/v1/memory/entries",
+        data={"label": "normal"},
+        files=[("image", png(make_image(seed)[0])) for seed in (1, 2)],
+    )
+    assert (twice.status_code, "image: more than one" in twice.text) == (422, True)
+    assert client.get("/v1/memory/entries").json()["total"] == 6
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/memory/entries?limt=2"),
+        ("GET", "/v1/memory/entries?limit=2&limit=3"),
+        ("GET", "/v1/memory/entries?cursor=last"),
+        ("GET", "/v1/bank?name=other"),
+        ("POST", "/v1/banks/bank/calibrate?taget_fpr=0.1"),
+        ("POST", "/v1/banks/bank/activate?force=1"),
+        ("POST", "/v2/models/bank/infer?threshold=0.3"),
+    ],
+)
+def test_a_query_that_nothing_reads_is_refused(client, method: str, path: str) -> None:
+    answer = client.request(method, path)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
     assert client.get("/v1/memory/entries").json()["total"] == 6
 
 

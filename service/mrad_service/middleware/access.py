@@ -106,6 +106,22 @@ def require(scope: str) -> Callable[[Request], Awaitable[None]]:
     return check
 
 
+async def known_query(request: Request) -> None:
+    """Dependency: refuse a name in the query string that nothing reads, or one that stands there twice.
+
+    A mistyped rate of false alarms would be the usual one in silence. Raises `InvalidRequestError`.
+    """
+    dependant = request.scope["route"].dependant
+    known = {str(parameter.alias) for parameter in dependant.query_params}
+    given = [name for name, _ in request.query_params.multi_items()]
+    for name in given:
+        if name not in known:
+            may = f"known are {', '.join(sorted(known))}" if known else "there is none here"
+            raise InvalidRequestError(f"nothing reads {name!r:.80} in the query string; {may}")
+        if given.count(name) > 1:
+            raise InvalidRequestError(f"the query string says {name!r} twice")
+
+
 def hostname(host: str) -> str:
     """`localhost:8000`, `[::1]:8000` -> the name without port and brackets."""
     try:

@@ -29,7 +29,7 @@ from mrad.memory.living import PROFILE
 from mrad.types import ANOMALOUS, NORMAL, Sample
 from mrad_service.errors import BodyTooLargeError, InvalidRequestError
 from mrad_service.memory import DurableMemory, EntryNotFoundError
-from mrad_service.middleware.access import require
+from mrad_service.middleware.access import known_query, require
 from mrad_service.routes.lessons import Before, described, effect_of, note_of
 from mrad_service.routes.score import runtime_of
 from mrad_service.runtime import Runtime
@@ -53,7 +53,7 @@ BankName = Annotated[str | None, Query(description="the bank; the active one unl
 
 def memory_router() -> APIRouter:
     """The routes, each with its scope."""
-    router = APIRouter(prefix="/v1/memory", tags=["memory"])
+    router = APIRouter(prefix="/v1/memory", tags=["memory"], dependencies=[Depends(known_query)])
     read, write, admin = ([Depends(require(scope))] for scope in ("score", "write", "admin"))
     entry, change = "/entries/{entry_id}", [*write, Depends(turn_to_change)]
     router.post("/entries", dependencies=[*change, Depends(known_fields)], status_code=201)(
@@ -85,8 +85,11 @@ def turn_to_copy(request: Request) -> Iterator[None]:
 
 
 async def known_fields(request: Request) -> None:
-    """Refuse a form with a field that nothing reads: a misspelt product would be lost in silence."""
-    unknown = sorted(set(await request.form()) - FIELDS)
+    """Refuse a form with a field that nothing reads, or twice: it would be lost in silence."""
+    given = [name for name, _ in (await request.form()).multi_items()]
+    if twice := sorted({name for name in given if given.count(name) > 1} - {"tags"}):
+        raise InvalidRequestError(f"{', '.join(twice)}: more than one; an entry is one image")
+    unknown = sorted(set(given) - FIELDS)
     if unknown:
         raise InvalidRequestError(
             f"nothing reads {', '.join(unknown)}; an entry has {', '.join(sorted(FIELDS))}"
@@ -239,7 +242,7 @@ def _keys(
 
 def list_entries(
     request: Request,
-    cursor: Annotated[str | None, Query(max_length=64)] = None,
+    cursor: Annotated[str | None, Query(max_length=64, pattern=r"^-?\d+$")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     label: Label | None = None,
     bank: BankName = None,

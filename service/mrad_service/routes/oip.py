@@ -18,7 +18,7 @@ from mrad.images.options import ReadOptions
 from mrad.thresholds.verdicts import Verdicts
 from mrad.types import Prediction
 from mrad_service.errors import ClientGoneError, InvalidRequestError, UnknownBankError
-from mrad_service.middleware.access import require
+from mrad_service.middleware.access import known_query, require
 from mrad_service.models.loading import Model
 from mrad_service.oip.codec import (
     HEADER_LENGTH,
@@ -50,7 +50,7 @@ def oip_router() -> APIRouter:
         router.get(f"{model}/ready", dependencies=read_scope, response_class=Response)(model_ready)
         router.post(
             f"{model}/infer",
-            dependencies=read_scope,
+            dependencies=[*read_scope, Depends(known_query)],
             response_class=Response,
             openapi_extra={"requestBody": _BODY},
         )(infer)
