@@ -22,7 +22,7 @@ from mrad.errors import MRADError
 from mrad.evidence import Finder
 from mrad.heads import Head, load_head
 from mrad.heads.choose import AUTO, default_head, problem
-from mrad.heads.levels import PlaceLevels
+from mrad.heads.levels import levels_by_place
 from mrad.images.guard import refuse_doubtful
 from mrad.images.layout import Layout, Places, Tile, cell_box
 from mrad.images.options import ReadOptions
@@ -33,7 +33,7 @@ from mrad.opening import Decoded, TiledImage, aligned, open_picture
 from mrad.retrieval.base import Retriever
 from mrad.retrieval.taught import TaughtPictures
 from mrad.tiled import FULL, Canvas, Rules
-from mrad.types import WHOLE, Evidence, ImageInput, Level, Prediction
+from mrad.types import WHOLE, Evidence, ImageInput, Level, Place, Prediction
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class Detector:
         self._taught = TaughtPictures.of(bank, encoder.grid**2, encoder.device)
         self._layout: Layout | None = None
         self._finder = Finder(bank, self.head, retrieval, encoder)
-        self._usual: PlaceLevels | None = None
+        self._usual: dict[Place | None, float] | None = None
 
     def with_bank(self, bank: MemoryBank) -> Detector:
         """The same encoder and head on another memory; this detector goes on as it is."""
@@ -317,8 +317,9 @@ class Detector:
         if not places.several:
             return image
         if self._usual is None:  # measured at first use
-            self._usual = PlaceLevels.of(self.bank, self.head)
-        return min(1.0, max(0.0, image - self._usual(places.place_of(tile.number))))
+            self._usual = levels_by_place(self.bank, self.head)
+        usual = self._usual.get(places.place_of(tile.number), 0.0)
+        return min(1.0, max(0.0, image - usual))
 
     @torch.inference_mode()
     def conclude(

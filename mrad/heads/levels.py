@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
@@ -18,42 +16,30 @@ MOST = 20_000
 """Image keys that are compared with each other; of more, so many at random are asked."""
 
 
-@dataclass(frozen=True)
-class PlaceLevels:
+@torch.inference_mode()
+def levels_by_place(bank: MemoryBank, head: Head) -> dict[Place | None, float]:
     """How far a good tile's probability at a place lies above that of good tiles in general.
 
     TF's probability follows the share of defective keys among those that a tile resembles, and tiles
     of one place resemble each other: where defects are often, good tiles have high values too. The
     strongest tile of a picture would then be the one that lies there, whatever it shows.
+
+    From the bank's own good tiles, each without its picture's keys; of `tf`, others need none.
     """
-
-    above: dict[Place | None, float]
-
-    @classmethod
-    @torch.inference_mode()
-    def of(cls, bank: MemoryBank, head: Head) -> PlaceLevels:
-        """From the bank's own good tiles, each without its picture's keys; of `tf`, others need none."""
-        level = bank.image
-        if bank.layout.tiling is None or not isinstance(head, TFHead):
-            return cls({})
-        rows = np.flatnonzero(level.labels == NORMAL)
-        if len(rows) > MOST:
-            rows = np.sort(np.random.default_rng(0).choice(rows, MOST, replace=False))
-        pairs = list(zip(level.entry[rows].tolist(), level.tile[rows].tolist()))
-        places = bank.places(pairs)
-        if len(set(places)) < 2:
-            return cls({})
-        own = torch.from_numpy(level.entry[rows])
-        found = judged(head.image, level, torch.from_numpy(level.keys[rows]), own)
-        values = found.cpu().double().numpy()
-        overall, by_place = float(values.mean()), dict[Place, list[float]]()
-        for place, value in zip(places, values.tolist()):
-            if place is not None:
-                by_place.setdefault(place, []).append(value - overall)
-        return cls({
-            place: sum(own) / (len(own) + TILE_WEIGHT) for place, own in by_place.items()
-        })  # fmt: skip
-
-    def __call__(self, place: Place | None) -> float:
-        """0 where nothing is known of a place."""
-        return self.above.get(place, 0.0)
+    level = bank.image
+    if bank.layout.tiling is None or not isinstance(head, TFHead):
+        return {}
+    rows = np.flatnonzero(level.labels == NORMAL)
+    if len(rows) > MOST:
+        rows = np.sort(np.random.default_rng(0).choice(rows, MOST, replace=False))
+    places = bank.places(zip(level.entry[rows].tolist(), level.tile[rows].tolist()))
+    if len(set(places)) < 2:
+        return {}
+    own = torch.from_numpy(level.entry[rows])
+    found = judged(head.image, level, torch.from_numpy(level.keys[rows]), own)
+    values = found.cpu().double().numpy()
+    overall, by_place = float(values.mean()), dict[Place | None, list[float]]()
+    for place, value in zip(places, values.tolist()):
+        if place is not None:
+            by_place.setdefault(place, []).append(value - overall)
+    return {place: sum(own) / (len(own) + TILE_WEIGHT) for place, own in by_place.items()}

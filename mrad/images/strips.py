@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -115,7 +115,7 @@ def _of_tiff(path: Path, options: ReadOptions) -> Strips | None:
         check_size(size, options)
         if page.compression == 1 and page.is_contiguous:
             return Strips(size, _stored(path, int(page.dataoffsets[0]), page.shape), str(path))
-        return Strips(size, _TiffStrips(path, page), str(path))
+        return Strips(size, _decoded(path, page), str(path))
 
 
 def _is_plain(page: Any) -> bool:
@@ -145,34 +145,22 @@ def _stored(path: Path, offset: int, shape: tuple[int, ...]) -> Rows:
     return rows
 
 
-class _TiffStrips:
+def _decoded(path: Path, page: Any) -> Rows:
     """Rows of a compressed TIFF: strips are decoded when asked for, the last ones are kept."""
+    each, lock = int(page.rowsperstrip), threading.Lock()
 
-    def __init__(self, path: Path, page: Any) -> None:
-        self._path, self._page = path, page
-        self._each = int(page.rowsperstrip)
-        self._held: OrderedDict[int, Levels] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
+    @lru_cache(max(1, HELD // (each * int(np.prod(page.shape[1:])))))
+    def strip(number: int) -> Levels:
+        with path.open("rb") as file:
+            file.seek(int(page.dataoffsets[number]))
+            data = file.read(int(page.databytecounts[number]))
+        decoded = page.decode(data, number, jpegtables=page.jpegtables)[0]
+        return np.asarray(decoded, dtype=np.uint8).reshape(-1, *page.shape[1:])
 
-    def __call__(self, top: int, bottom: int) -> Levels:
-        """See `Rows`."""
-        first, last = top // self._each, (bottom - 1) // self._each
-        with self._lock:
-            joined = np.concatenate([self._strip(number) for number in range(first, last + 1)])
-        return joined[top - first * self._each : bottom - first * self._each]
+    def rows(top: int, bottom: int) -> Levels:
+        first, last = top // each, (bottom - 1) // each
+        with lock:
+            joined = np.concatenate([strip(number) for number in range(first, last + 1)])
+        return joined[top - first * each : bottom - first * each]
 
-    def _strip(self, number: int) -> Levels:
-        if number in self._held:
-            self._held.move_to_end(number)
-            return self._held[number]
-        with self._path.open("rb") as file:
-            file.seek(int(self._page.dataoffsets[number]))
-            data = file.read(int(self._page.databytecounts[number]))
-        decoded = self._page.decode(data, number, jpegtables=self._page.jpegtables)[0]
-        rows: Levels = np.asarray(decoded, dtype=np.uint8).reshape(-1, *self._page.shape[1:])
-        self._held[number] = rows
-        self._bytes += rows.nbytes
-        while self._bytes > HELD and len(self._held) > 1:
-            self._bytes -= self._held.popitem(last=False)[1].nbytes
-        return rows
+    return rows

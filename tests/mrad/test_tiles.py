@@ -11,7 +11,7 @@ from PIL import Image
 
 from mrad import Detector, MemoryBank, Sample
 from mrad.errors import MRADError
-from mrad.heads.levels import PlaceLevels
+from mrad.heads.levels import levels_by_place
 from mrad.images.layout import PLAIN, Layout
 from mrad.images.tiles import Tiling, auto_tiling
 from mrad.maps import anomaly_map, map_operator, top_mean
@@ -292,15 +292,15 @@ def test_a_good_tile_is_no_suspect_for_where_it_lies(tiny_encoder, make_image):
         samples.append(Sample(picture, bool(seed % 2), mask if seed % 2 else None, f"{seed}.png"))
     bank = MemoryBank.from_samples(tiny_encoder, samples, layout=Layout(Tiling(96, 0.0)))
     detector = Detector(tiny_encoder, bank, "tf")
-    usual = PlaceLevels.of(bank, detector.head)
+    usual = levels_by_place(bank, detector.head)
     left, right = Layout(Tiling(96, 0.0)).places((192, 96)).tiles
     places = [bank.places([(0, tile.number)])[0] for tile in (left, right)]
-    assert usual(places[1]) * usual(places[0]) < 0
-    assert usual(None) == 0
+    assert usual[places[1]] * usual[places[0]] < 0
+    assert None not in usual
     (found,) = detector.predict([samples[0].image])
     raw = detector.head(
         detector.encode([detector.decode(samples[0].image.crop(right.box), layout=PLAIN)])
     )
     assert found.tiles[1].class_score == pytest.approx(
-        float(raw.image[0]) - usual(places[1]), abs=1e-6
+        float(raw.image[0]) - usual[places[1]], abs=1e-6
     )

@@ -136,14 +136,6 @@ class Stats:
         return float((each * self.count).sum() / max(int(self.count.sum()), 1))
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """First pass over the keys: where each goes, and what that makes of the cells."""
-
-    cell: npt.NDArray[np.int64]
-    stats: Stats
-
-
 def blocks(count: int, size: int = BLOCK) -> Iterator[slice]:
     """Slices that cover `count` rows."""
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
@@ -208,8 +200,10 @@ def checked(keys: Any) -> FloatArray:
     return block
 
 
-def assign(keys: KeySource, labels: npt.NDArray[np.uint8], frame: Frame) -> Assignment:
-    """Each key's nearest cell of its class, and the cells' moments, gathered block by block.
+def assign(
+    keys: KeySource, labels: npt.NDArray[np.uint8], frame: Frame
+) -> tuple[npt.NDArray[np.int64], Stats]:
+    """Each key's nearest cell of its class [n], and the cells' moments, gathered block by block.
 
     Raises `NonFiniteError`, `MRADError` for a class without cells.
     """
@@ -251,4 +245,4 @@ def assign(keys: KeySource, labels: npt.NDArray[np.uint8], frame: Frame) -> Assi
         (reach + np.linalg.norm(shift, axis=1)).astype(np.float32),
         count,
     )
-    return Assignment(cell, stats)
+    return cell, stats

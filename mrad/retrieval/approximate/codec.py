@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mrad.retrieval.approximate.cells import Assignment, blocks, checked
+from mrad.retrieval.approximate.cells import Stats, blocks, checked
 from mrad.retrieval.base import KeySource
 
 STORAGES = {"fp32": np.float32, "fp16": np.float16}
@@ -52,7 +52,8 @@ class Segment:
 
 def make_segment(
     keys: KeySource,
-    assigned: Assignment,
+    cell: npt.NDArray[np.int64],
+    stats: Stats,
     dtype: npt.DTypeLike,
     *,
     entry: npt.NDArray[np.int64],
@@ -60,8 +61,8 @@ def make_segment(
     file: Path | None = None,
 ) -> Segment:
     """Second pass: write every key into its place, in memory or straight into `file` (.npy)."""
-    cell, centroid = assigned.cell, assigned.stats.frame.centroid
-    start = np.concatenate([[0], np.cumsum(assigned.stats.count)]).astype(np.int64)
+    centroid = stats.frame.centroid
+    start = np.concatenate([[0], np.cumsum(stats.count)]).astype(np.int64)
     order = np.argsort(cell, kind="stable")
     place = np.empty(len(cell), dtype=np.int64)
     place[order] = np.arange(len(cell))

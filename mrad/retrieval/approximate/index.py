@@ -135,9 +135,9 @@ class ApproximateRetriever:
         """
         labels = np.asarray(labels, dtype=np.uint8)
         entry = np.arange(len(labels)) if entry is None else np.asarray(entry)
-        assigned = assign(keys, labels, make_frame(keys, labels, cells, seed))
-        dtype, stats = STORAGES[storage], assigned.stats
-        segment = make_segment(keys, assigned, dtype, entry=entry, file=codes_file)
+        cell, stats = assign(keys, labels, make_frame(keys, labels, cells, seed))
+        dtype = STORAGES[storage]
+        segment = make_segment(keys, cell, stats, dtype, entry=entry, file=codes_file)
         made = Cells(stats, (segment,), (len(labels), stats.distortion), tolerance)
         return cls(made, device=device)
 
@@ -305,13 +305,13 @@ class ApproximateRetriever:
         if keys.ndim != 2 or keys.shape[1] != self.dim:
             raise DimensionError(f"keys are {list(keys.shape)}, the index holds {self.dim} wide")
         cells = self.cells
-        assigned = assign(keys, np.asarray(labels, dtype=np.uint8), cells.stats.frame)
+        cell, stats = assign(keys, np.asarray(labels, dtype=np.uint8), cells.stats.frame)
         dtype = cells.segments[0].codes.dtype
-        new = make_segment(keys, assigned, dtype, entry=entry, first_row=len(self))
+        new = make_segment(keys, cell, stats, dtype, entry=entry, first_row=len(self))
         segments = [*cells.segments]
         while len(segments) > 1 and len(segments[-1]) <= 2 * len(new):
             new = Segment.join([segments.pop(), new])  # so that there are few, at O(log n) a key
-        added = replace(cells, stats=cells.stats.merge(assigned.stats), segments=(*segments, new))
+        added = replace(cells, stats=cells.stats.merge(stats), segments=(*segments, new))
         kept = self._codes[: len(segments)]
         return ApproximateRetriever(added, device=self.device, resident=kept)
 
