@@ -88,12 +88,12 @@ class _Reader(pickle.Unpickler):
         if module == "torch.jit._pickle" and name.startswith(("build_", "restore_")):
             return _plain
         if module == "torch" and name in STORAGES:
-            return _Storage(STORAGES[name])
+            return STORAGES[name]
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which weights do not need")
 
     def persistent_load(self, pid: Any) -> torch.Tensor:
-        kind, storage, key, _, count = pid
-        if kind != "storage" or not isinstance(storage, _Storage) or not isinstance(key, str):
+        kind, dtype, key, _, count = pid
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, str):
             raise pickle.UnpicklingError("it refers to something that is no tensor")
         if key not in self._storages:
             # What is stored as it is cannot grow, so a small file never takes much memory.
@@ -101,17 +101,10 @@ class _Reader(pickle.Unpickler):
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"its tensor {key} is compressed, as torch never writes them")
             data = bytearray(self._archive.read(entry))
-            if len(data) < count * storage.dtype.itemsize:
+            if len(data) < count * dtype.itemsize:
                 raise ValueError(f"its tensor {key} is cut short")
-            self._storages[key] = (
-                torch.frombuffer(data, dtype=storage.dtype) if data else torch.empty(0)
-            )
+            self._storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0)
         return self._storages[key]
-
-
-class _Storage:
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
 
 
 def _rebuild(
