@@ -215,3 +215,53 @@ def test_a_lesson_adds_what_an_image_of_the_build_added(
         assert answer.status_code == 201, answer.text
         assert len(memory.bank.patch) == before + 3
         assert memory.bank.patch_keys == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "more"),
+    [
+        ("POST", "/v1/banks/bank/calibrate?fpr=0.2", {}),
+        ("POST", "/v1/banks/bank/calibrate", {"json": {"target_fpr": 0.2}}),
+        ("POST", "/v1/banks/bank/activate", {"content": b"x"}),
+        ("POST", "/v1/memory/entries?object=M6", {}),
+        ("GET", "/v1/memory/entries?lable=normal", {}),
+        ("DELETE", "/v1/memory/entries/x?banks=other", {}),
+        ("GET", "/v1/bank?product=M6", {}),
+        ("GET", "/v1/memory/export?object=M6", {}),
+    ],
+)
+def test_an_option_that_nothing_reads_is_refused(client, make_image, method, path, more) -> None:
+    if "entries?object" in path:
+        files = {"image": ("a.png", png(make_image(1)[0]))}
+        more = {"data": {"label": "normal"}, "files": files}
+    answer = client.request(method, path, **more)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), answer.text
+    assert "reads" in answer.json()["detail"] or "no body" in answer.json()["detail"]
+    assert len(runtime_of(client).memory()) == client.get("/v1/bank").json()["entries"]
+
+
+def test_an_empty_body_is_none(client) -> None:
+    assert client.post("/v1/banks/bank/activate", json={}).status_code == 200
+
+
+def test_names_of_products(client, make_image) -> None:
+    def taught(name: str, seed: int = 5):
+        return client.post(
+            "/v1/memory/entries",
+            data={"label": "normal", "object_name": name},
+            files={"image": ("a.png", png(make_image(seed)[0]))},
+        )
+
+    def doubt(answer) -> list[str]:
+        return [w for w in answer.json()["warnings"] if w.startswith("new_product")]
+
+    answer = taught(" M6 ")
+    assert answer.json()["entry"]["object_name"] == "M6"
+    assert not doubt(answer)
+    assert not doubt(taught("M6", 6))
+    (warning,) = doubt(taught("m6", 7))
+    assert "'M6'" in warning
+    for name in ("a\nb", "tab\there", "x" * 201):
+        answer = taught(name)
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert taught("Schraube ü 😀").json()["entry"]["object_name"] == "Schraube ü 😀"

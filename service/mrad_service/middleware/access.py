@@ -122,6 +122,16 @@ async def known_query(request: Request) -> None:
             raise InvalidRequestError(f"the query string says {name!r} twice")
 
 
+async def no_body(request: Request) -> None:
+    """Dependency: refuse a body where none is read, whose options would be the usual ones in silence.
+
+    Raises `InvalidRequestError`.
+    """
+    takes_none = request.method in ("POST", "DELETE") and request.scope["route"].body_field is None
+    if takes_none and (await request.body()).strip() not in (b"", b"{}", b"null"):
+        raise InvalidRequestError("this request takes no body: options stand in the query string")
+
+
 def hostname(host: str) -> str:
     """`localhost:8000`, `[::1]:8000` -> the name without port and brackets."""
     try:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from mrad.calibration import Rule
 from mrad.memory.level import LevelMemory
 from mrad.thresholds.calibrate import TARGET
-from mrad_service.middleware.access import known_query, require
+from mrad_service.middleware.access import known_query, no_body, require
 from mrad_service.models.following import Calibrating
 from mrad_service.models.loading import Model
 from mrad_service.routes.score import runtime_of
@@ -21,7 +21,9 @@ from mrad_service.schemas.score import Bank, BankList, CalibrationJob, Keys
 
 def banks_router() -> APIRouter:
     """The routes, each with its scope."""
-    router = APIRouter(prefix="/v1", tags=["banks"], dependencies=[Depends(known_query)])
+    router = APIRouter(
+        prefix="/v1", tags=["banks"], dependencies=[Depends(known_query), Depends(no_body)]
+    )
     read, admin = [Depends(require("score"))], [Depends(require("admin"))]
     router.get("/bank", dependencies=read)(get_bank)
     router.get("/banks", dependencies=read)(list_banks)

@@ -143,9 +143,8 @@ def against_verdict(
     if shown is not None and cut is not None:
         count = len(regions(shown, cut, size=judged.size))
         share = 100 * float((shown >= np.float32(cut)).mean())
-        where = (
-            f", with {counted(count, 'region')} ({share:.2g} % of it) above the limit of the map"
-        )
+        said = "100" if share >= 99.5 else f"{share:.2g}"
+        where = f", with {counted(count, 'region')} ({said} % of it) above the limit of the map"
     if keeps and head in ("nn", "combined"):
         passes = (
             "what is seen there is usual from now on, in every picture: defects like it may pass"

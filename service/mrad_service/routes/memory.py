@@ -16,6 +16,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, File, Form, Header, Query, Request, Response, UploadFile
 from fastapi.responses import FileResponse
 from PIL import Image
+from pydantic import AfterValidator
 from starlette.background import BackgroundTask
 
 from mrad.detector import Decoded, Detector
@@ -29,7 +30,7 @@ from mrad.memory.living import PROFILE
 from mrad.types import ANOMALOUS, NORMAL, Sample
 from mrad_service.errors import BodyTooLargeError, InvalidRequestError
 from mrad_service.memory import DurableMemory, EntryNotFoundError
-from mrad_service.middleware.access import known_query, require
+from mrad_service.middleware.access import known_query, no_body, require
 from mrad_service.routes.lessons import Before, described, effect_of, note_of
 from mrad_service.routes.score import runtime_of
 from mrad_service.runtime import Runtime
@@ -48,12 +49,24 @@ FIELDS = frozenset(
 THUMBNAIL = 192
 """Longest side, pixels."""
 Text = Annotated[str, Form(max_length=500)]
+
+
+def product_name(text: str) -> str:
+    """Without blanks around it. Raises `ValueError` for one that no table and no request can hold."""
+    if any(not character.isprintable() for character in text):
+        raise ValueError("a product's name holds printable characters only, no line breaks or tabs")
+    return text.strip()
+
+
+Product = Annotated[str, Form(max_length=200), AfterValidator(product_name)]
 BankName = Annotated[str | None, Query(description="the bank; the active one unless told")]
 
 
 def memory_router() -> APIRouter:
     """The routes, each with its scope."""
-    router = APIRouter(prefix="/v1/memory", tags=["memory"], dependencies=[Depends(known_query)])
+    router = APIRouter(
+        prefix="/v1/memory", tags=["memory"], dependencies=[Depends(known_query), Depends(no_body)]
+    )
     read, write, admin = ([Depends(require(scope))] for scope in ("score", "write", "admin"))
     entry, change = "/entries/{entry_id}", [*write, Depends(turn_to_change)]
     router.post("/entries", dependencies=[*change, Depends(known_fields)], status_code=201)(
@@ -112,7 +125,7 @@ def add_entry(
         ),
     ] = "auto",
     source: Text = "",
-    object_name: Text = "",
+    object_name: Product = "",
     defect: Text = "",
     tags: Annotated[list[str] | None, Form()] = None,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
@@ -136,6 +149,14 @@ def add_entry(
         object_name = products[0]
     unnamed = len(products) > 1 and not object_name
     region, warnings = _region(painted, decoded, anomalous, mask_orientation, detector)
+    if object_name and products and object_name not in products:
+        held = ", ".join(repr(name) for name in products[:5])
+        warnings = (
+            *warnings,
+            f"new_product: the memory has no product {object_name!r} yet, but {held}"
+            f"{' and others' if len(products) > 5 else ''}: this image is the first of a new one. If the "
+            "name is misspelt, remove the entry",
+        )
     sample = Sample(
         decoded.image, anomalous, None, source or image.filename or "", object_name, defect,
         tuple(tags or ()),
