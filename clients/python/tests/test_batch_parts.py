@@ -16,6 +16,7 @@ from mrad_client.batch import Journal, JournalError, Pace, find_items
 from mrad_client.batch.names import LONGEST, place
 from mrad_client.batch.pictures import overlay
 from mrad_client.batch.screen import closing
+from mrad_client.batch.sources import not_taken
 from mrad_client.batch.summary import SHOWN, Summary
 from mrad_client.batch.tables import check_suffix, write_table
 from PIL import Image
@@ -328,3 +329,15 @@ def test_overlay_is_hot_where_the_map_is() -> None:
     assert picture[7, 7, 2] < 220
     flat = overlay(Image.new("RGB", (30, 20)), np.zeros((20, 30), np.float32))
     assert len(set(flat.getdata())) == 1
+
+
+def test_a_link_to_nothing_and_a_pipe_are_named(tmp_path: Path) -> None:
+    """Nobody judges them, so somebody must hear of it."""
+    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "b.png").symlink_to(tmp_path / "far" / "b.png")
+    os.mkfifo(tmp_path / "c.png")
+    assert [item.name for item in find_items([str(tmp_path)])] == ["a.png"]
+    assert not_taken(tmp_path) == [
+        (tmp_path / "b.png", "a link to nothing"),
+        (tmp_path / "c.png", "no file but a pipe or device"),
+    ]

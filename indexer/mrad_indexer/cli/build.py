@@ -264,6 +264,8 @@ def engine_of(name: str, load: Callable[[], Encoder], workers: int | None) -> En
 
 def say_what_is_missing(dataset: Dataset) -> None:
     """Before an hour of encoding, not after it."""
+    from mrad_indexer.datasets.check import under_both_labels
+
     counts = dataset.counts
     if dataset.name == "flat":
         say(
@@ -272,6 +274,13 @@ def say_what_is_missing(dataset: Dataset) -> None:
         )
     if counts["anomalous"] and not counts["masks"]:
         warn("no defective image has a mask, so no patch of the memory will be anomalous")
+    both = under_both_labels(dataset.records)
+    if both:
+        good, bad = both[0]
+        warn(
+            f"{counted(len(both), 'picture')} as good and as defective, so the memory contradicts itself: "
+            f"{good.source} = {bad.source}{' and others' if len(both) > 1 else ''}: remove the wrong one"
+        )
     say_left_out(dataset)
 
 

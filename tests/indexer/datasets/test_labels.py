@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from mrad_indexer.cli.main import app
 from mrad_indexer.datasets import read_dataset
+from mrad_indexer.datasets.check import under_both_labels
 from PIL import Image
+from typer.testing import CliRunner
 
 from mrad.errors import DataError
 from tests.indexer.datasets.trees import SIZE, picture
@@ -150,3 +154,26 @@ def test_a_list_as_spreadsheets_save_unicode(tmp_path):
     picture(tmp_path / "a.png")
     (tmp_path / "l.tsv").write_bytes("image\tlabel\na.png\tgood\n".encode("utf-16"))
     assert read_dataset(tmp_path / "l.tsv").counts["normal"] == 1
+
+
+def test_one_picture_under_both_labels_is_found_whatever_it_is_called(tmp_path):
+    for name in ("good/1.png", "good/2.png", "defect/7.png"):
+        picture(tmp_path / name)
+    assert under_both_labels(read_dataset(tmp_path).records) == []
+    shutil.copy(tmp_path / "good/2.png", tmp_path / "defect/8.png")
+    ((good, bad),) = under_both_labels(read_dataset(tmp_path).records)
+    assert (good.source, bad.source) == ("good/2.png", "defect/8.png")
+    # Of one size, and the same in the middle alone.
+    for name, last in (("good/3.bmp", b"a"), ("defect/9.bmp", b"b")):
+        (tmp_path / name).write_bytes(last + b"x" * 100_000)
+    assert len(under_both_labels(read_dataset(tmp_path).records)) == 1
+
+
+def test_a_build_says_that_its_memory_contradicts_itself(tmp_path):
+    for name in ("good/1.png", "good/2.png", "defect/7.png"):
+        picture(tmp_path / "set" / name)
+    shutil.copy(tmp_path / "set/good/2.png", tmp_path / "set/defect/8.png")
+    command = ["build", str(tmp_path / "set"), "--out", str(tmp_path / "bank")]
+    shown = " ".join(CliRunner().invoke(app, command).output.split())
+    assert "1 picture as good and as defective" in shown
+    assert "good/2.png = defect/8.png" in shown

@@ -80,9 +80,15 @@ def walk(folder: Path) -> Iterator[Path]:
 def not_taken(folder: Path) -> list[tuple[Path, str]]:
     """Files below a folder that may be pictures and are not taken, and why."""
     found = []
-    for path in filter(Path.is_file, walk(folder)):
+    for path in walk(folder):
         known = path.suffix.lower() in SUFFIXES
-        if path.name.startswith("."):
+        if not path.is_file():
+            if is_image(path):
+                broken = path.is_symlink() and not path.exists()
+                found.append(
+                    (path, "a link to nothing" if broken else "no file but a pipe or device")
+                )
+        elif path.name.startswith("."):
             if known and not path.name.startswith("._"):
                 found.append((path, "hidden: its name begins with a dot"))
         elif not known and path.suffix.lower() not in NO_PICTURES:
