@@ -15,16 +15,9 @@ from typing import Any
 
 from mrad.errors import DataError
 from mrad_indexer.datasets.pairing import require_unmarked
-from mrad_indexer.datasets.records import GOOD_NAMES, Dataset, Record, relative, require
+from mrad_indexer.datasets.records import Dataset, Record, label_of, relative, require
 
 SPLITS = {"train", "test", "val", "validation"}
-LABELS = {
-    **dict.fromkeys(("0", "false", "no", "negative", *GOOD_NAMES), False),
-    **dict.fromkeys(
-        ("1", "true", "yes", "positive", "anomalous", "anomaly", "abnormal", "defect", "bad", "ng"),
-        True,
-    ),
-}
 
 
 def detect_csv(path: Path) -> bool:
@@ -104,7 +97,7 @@ def _records(path: Path, rows: Iterable[tuple[int, dict[str, Any]]]) -> Iterator
 
 def _record(root: Path, where: str, row: dict[str, str]) -> Record:
     image = _file(root, row["image"])
-    anomalous = _label(row.get("label", ""), where)
+    anomalous = label_of(row.get("label", ""), where)
     mask = _file(root, row["mask"]) if row.get("mask") else None
     for file in (image, mask):
         if file is not None and not file.is_file():
@@ -127,12 +120,6 @@ def _file(root: Path, name: str) -> Path:
     """As the list names it; lists of Windows have backslashes."""
     path = root / name
     return path if path.is_file() or "\\" not in name else root / name.replace("\\", "/")
-
-
-def _label(text: str, where: str) -> bool:
-    if text.lower() not in LABELS:
-        raise DataError(f"{where}: label {text!r} is neither normal nor anomalous: {list(LABELS)}")
-    return LABELS[text.lower()]
 
 
 def detect_meta(path: Path) -> bool:

@@ -17,6 +17,13 @@ from mrad.types import BoolArray, Sample
 from mrad_indexer.datasets.walk import LeftOut, is_image, walk
 
 GOOD_NAMES = frozenset({"good", "ok", "normal"})
+LABELS = {
+    **dict.fromkeys(("0", "false", "no", "negative", *GOOD_NAMES), False),
+    **dict.fromkeys(
+        ("1", "true", "yes", "positive", "anomalous", "anomaly", "abnormal", "defect", "bad", "ng"),
+        True,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -187,3 +194,10 @@ def require(name: str, root: Path, records: Sequence[Record]) -> Dataset:
     if not records:
         raise DataError(f"{root} has the folders of a {name} dataset but no image in them")
     return Dataset(name, root, tuple(records))
+
+
+def label_of(text: str, where: str) -> bool:
+    """Whether a list's word says defective. Raises `DataError` for one that says neither; `where`: its line."""
+    if text.lower() not in LABELS:
+        raise DataError(f"{where}: label {text!r} is neither normal nor anomalous: {list(LABELS)}")
+    return LABELS[text.lower()]

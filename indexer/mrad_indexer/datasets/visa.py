@@ -13,6 +13,7 @@ from mrad_indexer.datasets.records import (
     child,
     folders_in,
     images_in,
+    label_of,
     relative,
     require,
 )
@@ -43,16 +44,18 @@ def _read_csv(root: Path) -> list[Record]:
     with (root / SPLIT).open(newline="", encoding="utf-8-sig") as file:
         for number, row in enumerate(csv.DictReader(file), start=2):
             try:
-                anomalous = row["label"] != "normal"
-                image, mask = root / row["image"], root / row["mask"] if row["mask"] else None
+                label, image = row["label"], root / row["image"]
+                mask = root / row["mask"] if row["mask"] else None
                 name, split = row["object"], row["split"]
             except (KeyError, TypeError) as error:
                 raise DataError(
                     f"{root / SPLIT}, line {number} lacks object, split, label, image or mask"
                 ) from error
-            if not image.is_file():
-                raise DataError(f"{root / SPLIT}, line {number}: {image} does not exist")
-            mask = mask if anomalous and mask and mask.is_file() else None
+            anomalous = label_of(label, f"{root / SPLIT}, line {number}")
+            mask = mask if anomalous else None
+            for file in (image, mask):
+                if file is not None and not file.is_file():
+                    raise DataError(f"{root / SPLIT}, line {number}: {file} does not exist")
             defect = "anomaly" if anomalous else ""
             source = relative(image, root)
             records.append(Record(image, anomalous, mask, source, name, defect, split))

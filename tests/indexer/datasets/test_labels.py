@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mrad.errors import DataError
-from tests.indexer.datasets.trees import SIZE, picture
+from tests.indexer.datasets.trees import SIZE, picture, visa
 
 
 def photograph(path) -> None:
@@ -177,3 +177,18 @@ def test_a_build_says_that_its_memory_contradicts_itself(tmp_path):
     shown = " ".join(CliRunner().invoke(app, command).output.split())
     assert "1 picture as good and as defective" in shown
     assert "good/2.png = defect/8.png" in shown
+
+
+def test_labels_of_visa_are_words_that_are_known(tmp_path):
+    visa(tmp_path)
+    path = tmp_path / "split_csv/1cls.csv"
+    text = path.read_text()
+    path.write_text(text.replace(",normal,", ",Normal,"))  # all were defective, then
+    assert read_dataset(tmp_path).counts["normal"] == 6
+    path.write_text(text.replace(",normal,", ",fine,"))
+    with pytest.raises(DataError, match=r"line 2: label 'fine' is neither"):
+        read_dataset(tmp_path)
+    path.write_text(text)
+    (tmp_path / "candle/Data/Masks/Anomaly/000.png").unlink()
+    with pytest.raises(DataError, match=r"Masks/Anomaly/000\.png does not exist"):
+        read_dataset(tmp_path)
