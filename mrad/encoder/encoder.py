@@ -73,6 +73,11 @@ class Features:
         places = None if self.places is None else self.places[index]
         return Features(self.class_feature[index], self.patch[index], raw, places)
 
+    def to(self, device: torch.device | str) -> Features:
+        """The same features on another device."""
+        raw = None if self.patch_raw is None else self.patch_raw.to(device)
+        return Features(self.class_feature.to(device), self.patch.to(device), raw, self.places)
+
     @staticmethod
     def cat(parts: Sequence[Features]) -> Features:
         """Join batches. `patch_raw` is kept only when every part has it."""
