@@ -236,7 +236,9 @@ def _parse_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads((path / MANIFEST).read_bytes())
         version = int(manifest["format_version"])
     except (ValueError, KeyError, TypeError) as error:
-        raise BankCorruptError(f"{path / MANIFEST} is not readable: {error!r}") from error
+        raise BankCorruptError(
+            f"{path / MANIFEST} is not what a build writes; restore the bank from a copy"
+        ) from error
     if version > FORMAT_VERSION:
         raise BankVersionError(
             f"{path} has format {version}, this release reads up to {FORMAT_VERSION}; upgrade mrad"

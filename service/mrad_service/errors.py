@@ -28,6 +28,14 @@ class BodyTooLargeError(ServiceError):
 
     code = "body_too_large"
 
+    @classmethod
+    def of_file(cls, most: int) -> BodyTooLargeError:
+        """Of one file: what its sender can do, and whom to ask."""
+        return cls(
+            f"the file has more than {most} bytes, the server's max_file_bytes: send it compressed, as PNG, "
+            "or have that limit raised"
+        )
+
 
 class TooManyImagesError(ServiceError):
     """More images than the limit for a request."""

@@ -294,7 +294,7 @@ def test_a_full_disk_and_a_place_that_may_not_be_written_are_one_line(
         result = mrad("build", boards, "--out", tmp_path / "bank", *tiny_options)
     said = " ".join(result.output.split())
     assert result.exit_code == 2
-    assert "error shard: No space left on device" in said
+    assert "error shard: No space left on device; free room" in said
     assert "Traceback" not in said
     file = tmp_path / "file"
     file.write_text("")

@@ -167,8 +167,8 @@ def test_a_missing_bank_and_a_half_written_one_are_told_apart(folder, tmp_path):
     ("change", "error", "message"),
     [
         (lambda m: m.update(format_version=99), BankVersionError, "format 99.*upgrade"),
-        (lambda m: m.pop("format_version"), BankCorruptError, "not readable"),
-        (lambda m: m.update(format_version="x"), BankCorruptError, "not readable"),
+        (lambda m: m.pop("format_version"), BankCorruptError, "not what a build writes"),
+        (lambda m: m.update(format_version="x"), BankCorruptError, "not what a build writes"),
         (lambda m: m.pop("files"), BankCorruptError, "lacks its files"),
         (lambda m: m.pop("encoder"), BankCorruptError, "lacks its files or its encoder"),
         (lambda m: m["files"].pop("image.faiss"), BankCorruptError, "does not list image.faiss"),
@@ -194,7 +194,7 @@ def test_a_manifest_that_lies_is_refused(change, error, message, folder):
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'"bank"'])
 def test_a_manifest_that_is_no_manifest_is_refused(data, folder):
     (folder / "bank.json").write_bytes(data)
-    with pytest.raises(BankCorruptError, match="not readable"):
+    with pytest.raises(BankCorruptError, match="not what a build writes"):
         MemoryBank.load(folder)
 
 

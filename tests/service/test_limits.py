@@ -86,6 +86,7 @@ def test_one_file_over_the_limit_spoils_its_own_result(connect, png) -> None:
     results = client.post("/v1/score", files=files).json()["results"]
     assert [r["status"] for r in results] == ["ok", "error", "ok"]
     assert results[1]["problem"]["code"] == "body_too_large"
+    assert "max_file_bytes: send it compressed" in results[1]["problem"]["detail"]
     kind = {"content-type": "image/png"}
     alone = client.post("/v1/score", content=bytes(30_000), headers=kind).json()["results"][0]
     assert alone["problem"]["code"] == "body_too_large"

@@ -170,14 +170,14 @@ def read(body: Body, settings: Settings) -> Question:
     images = _pixels(tensor, raw) if tensor.name == PIXELS else _files(tensor, raw)
     for image in images:
         if isinstance(image, bytes) and len(image) > settings.max_file_bytes:
-            raise BodyTooLargeError(f"a file has more than {settings.max_file_bytes} bytes")
+            raise BodyTooLargeError.of_file(settings.max_file_bytes)
     return Question(inference, images)
 
 
 def _only(file: bytes, settings: Settings) -> Question:
     """A body without JSON: one encoded file; the answer is binary, as that of Triton is."""
     if len(file) > settings.max_file_bytes:
-        raise BodyTooLargeError(f"the file has more than {settings.max_file_bytes} bytes")
+        raise BodyTooLargeError.of_file(settings.max_file_bytes)
     tensor = Tensor(name=IMAGES, datatype="BYTES", shape=[1])
     return Question(Inference(inputs=[tensor], parameters={"binary_data_output": True}), [file])
 

@@ -297,7 +297,7 @@ def _options(fields: dict[str, str]) -> ScoreOptions:
 
 
 def _too_large(settings: Settings) -> BodyTooLargeError:
-    return BodyTooLargeError(f"the file has more than {settings.max_file_bytes} bytes")
+    return BodyTooLargeError.of_file(settings.max_file_bytes)
 
 
 def invalid_fields(error: ValidationError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import sys
 import time
@@ -86,7 +87,9 @@ def expected(error: Exception) -> MRADError | MRADClientError | None:
         return MRADError("the machine has no memory left for this: free some, or give less at once")
     if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):  # a full disk, say
         place = f"{error.filename}: " if error.filename else ""
-        return MRADError(f"{place}{error.strerror or error}")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "; free room where results are written, then run the same command again"
+        return MRADError(f"{place}{error.strerror or error}{hint if full else ''}")
     client = sys.modules.get("mrad_client.errors")  # not loaded: it is none of its errors
     known = (MRADError, client.MRADClientError) if client else MRADError
     return error if isinstance(error, known) else None
