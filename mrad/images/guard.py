@@ -52,6 +52,10 @@ class InputProfile:
     """Lowest and highest width over height."""
     largest: int = 0
     """Shorter side of the largest, pixels; 0: nobody knows."""
+    flat: int = 0
+    """Pictures of one level: a few of them, frames that the camera lost, do not make such usual."""
+    flat_brightness: tuple[float, float] = (255.0, 0.0)
+    """Their lowest and highest level; the ranges above are of the others."""
 
     def seen(self, picture: Picture) -> InputProfile:
         """The profile with one picture more."""
@@ -86,6 +90,8 @@ class InputProfile:
             largest=0
             if any(each.side and not each.largest for each in (self, other))
             else max(self.largest, other.largest),
+            flat=self.flat + other.flat,
+            flat_brightness=_union(self.flat_brightness, other.flat_brightness),
         )
 
     def options(self, options: ReadOptions) -> ReadOptions:
@@ -108,10 +114,18 @@ class InputProfile:
         shape += self._scale(own, places) if places and self.images else []
         if not self.images:
             return (*picture.warnings, *shape)
-        flat = self.contrast[0] < 2 * FLAT  # then flat pictures are everyday here
+        flat = 2 * self.flat >= self.images  # then flat pictures are everyday here
         kept = [w for w in picture.warnings if not (flat and code_of(w) == "uniform")]
-        levels = [*self._brightness(picture.brightness), *self._contrast(picture.contrast)]
+        usual = self._with_flat() if flat else self
+        levels = [*usual._brightness(picture.brightness), *usual._contrast(picture.contrast)]
         return (*kept, *levels, *shape)
+
+    def _with_flat(self) -> InputProfile:
+        return replace(
+            self,
+            brightness=_union(self.brightness, self.flat_brightness),
+            contrast=_union(self.contrast, (0.0, 2 * FLAT)),
+        )
 
     def _scale(self, own: Layout, places: Places) -> list[str]:
         """Whether a picture is looked at where, and as large as, the memory's images were."""
@@ -205,6 +219,11 @@ class InputProfile:
             "bit_depth": self.bit_depth,
             **({"side": self.side, "aspect": list(self.aspect)} if self.side else {}),
             **({"largest": self.largest} if self.largest else {}),
+            **(
+                {"flat": self.flat, "flat_brightness": list(self.flat_brightness)}
+                if self.flat
+                else {}
+            ),
         }
 
     @classmethod
@@ -221,6 +240,8 @@ class InputProfile:
             int(stored.get("side", 0)),
             tuple(map(float, stored.get("aspect", (math.inf, 0.0)))),  # type: ignore[arg-type]
             int(stored.get("largest", 0)),
+            int(stored.get("flat", int(stored["images"]) * (stored["contrast"][0] < 2 * FLAT))),
+            tuple(map(float, stored.get("flat_brightness", (255.0, 0.0)))),  # type: ignore[arg-type]
         )
 
 
@@ -244,7 +265,10 @@ def refuse_doubtful(warnings: Iterable[str], name: str) -> None:
 def _one(levels: tuple[float, float], size: tuple[int, int]) -> InputProfile:
     """Of one picture, by the mean and the deviation of its levels."""
     brightness, contrast, aspect = ((value, value) for value in (*levels, size[0] / size[1]))
-    return InputProfile(0, brightness, contrast, side=min(size), aspect=aspect, largest=min(size))
+    one = InputProfile(0, side=min(size), aspect=aspect, largest=min(size))
+    if levels[1] < 2 * FLAT:
+        return replace(one, flat=1, flat_brightness=brightness)
+    return replace(one, brightness=brightness, contrast=contrast)
 
 
 def _union(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:

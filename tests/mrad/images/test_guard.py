@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from PIL import Image
+
 from mrad import Detector, MemoryBank, Sample
 from mrad.images.guard import InputProfile, code_of
 from mrad.images.layout import Layout
@@ -81,3 +83,29 @@ def test_regions_and_scales_that_the_memory_does_not_know_are_warned_of(tiny_enc
     panels = detector((80, 80), Layout(Tiling(80, 0)))
     assert not told(panels, (240, 240)), "parts and panels of them"
     assert told(panels, (40, 40)) == {"other_scale"}
+
+
+def test_a_lost_frame_among_the_good_parts_does_not_make_lost_frames_usual(
+    tiny_encoder, make_image
+):
+    black = Image.new("RGB", (64, 64))
+
+    def told(good: int, flat: int) -> set[str]:
+        samples = [Sample(make_image(seed)[0], False) for seed in range(good)]
+        samples += [Sample(Image.new("RGB", (64, 64), (n, n, n)), False) for n in range(flat)]
+        bank = MemoryBank.from_samples(tiny_encoder, samples)
+        assert InputProfile.of(bank.metadata["input"]).flat == flat
+        (found,) = Detector(tiny_encoder, bank).predict([black])
+        return {code_of(text) for text in found.warnings} & {"uniform", "too_dark", "low_contrast"}
+
+    assert told(4, 0) == told(4, 1) == {"uniform", "too_dark", "low_contrast"}
+    assert told(2, 3) == told(0, 3) == set()  # a product that is flat
+
+
+def test_a_flat_lesson_leaves_what_is_usual():
+    one = InputProfile(9, (90.0, 110.0), (40.0, 50.0), side=64, aspect=(1.0, 1.0), largest=64)
+    taught = one.widened((0.0, 0.0), (64, 64))
+    assert (taught.brightness, taught.contrast, taught.flat) == (one.brightness, one.contrast, 1)
+    assert InputProfile.of(taught.as_json()) == taught
+    older = {"images": 3, "brightness": [0, 9], "contrast": [0.2, 3], "depths": {}}
+    assert InputProfile.of(older).flat == 3, "as it was understood then"
