@@ -161,10 +161,12 @@ class InputProfile:
             if all(least <= min(tile) <= most and not self._shape(tile) for tile in tiles):
                 return []
         shown, known = places.sections[0].tile, usual.sections[0].tile
+        differ = "elsewhere in an image"
+        if shown != known:
+            differ = f"in pieces of {known[0]} x {known[1]} pixels, not {shown[0]} x {shown[1]}"
         return [
-            f"other_region: it is looked at in a piece of {shown[0]} x {shown[1]} pixels, the memory's images "
-            f"in ones of {known[0]} x {known[1]}, or elsewhere: good parts may look unusual, and thresholds "
-            "do not hold; build the memory with this region (mrad build --roi, --parts)"
+            f"other_region: the memory's images were looked at {differ}: good parts may look unusual, and "
+            "thresholds do not hold; build the memory with this region (mrad build --roi, --parts)"
         ]
 
     def _small(self, size: tuple[int, int], image_size: int) -> list[str]:

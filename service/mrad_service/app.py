@@ -75,7 +75,9 @@ def create_app(settings: Settings, *, encoder_of: EncoderOf | None = None) -> Fa
     complete(app)
     audit = Audit(settings.audit_file, settings.audit_closed)
     audit.on_failure = runtime.metrics.audit_failures.inc
-    keys = KeyFile(settings.api_keys_file) if settings.api_keys_file is not None else None
+    keys = None
+    if settings.auth == "keys" and settings.api_keys_file is not None:
+        keys = KeyFile(settings.api_keys_file)
     runtime.watch_over(audit, keys)
     # The last one added is the outermost.
     app.add_middleware(BodyLimits, settings=settings, room=runtime.room)

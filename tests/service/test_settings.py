@@ -78,3 +78,8 @@ def test_what_would_keep_it_unready_ends_the_start(bank_path: Path, tmp_path: Pa
     with socket.create_server(("127.0.0.1", 0)) as other:
         status, words = start("--bank", bank_path, "--port", other.getsockname()[1])
     assert (status, "cannot be listened on" in words) == (1, True)
+
+
+def test_without_auth_no_key_file_is_needed(connect, tmp_path: Path) -> None:
+    client = connect(auth="off", api_keys_file=tmp_path / "gone.json")
+    assert client.get("/health/ready").status_code == 200
