@@ -341,3 +341,19 @@ def test_a_link_to_nothing_and_a_pipe_are_named(tmp_path: Path) -> None:
         (tmp_path / "b.png", "a link to nothing"),
         (tmp_path / "c.png", "no file but a pipe or device"),
     ]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"Image;label\nsub\\a.png;good\n",
+        "image\tlabel\r\nsub\\a.png\tgood\r\n".encode("utf-16"),
+        b"\xef\xbb\xbfIMAGE , label\nsub/a.png,good\n",
+    ],
+)
+def test_tables_as_spreadsheets_of_windows_save_them(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/a.png").write_bytes(b"x")
+    (tmp_path / "list.csv").write_bytes(data)
+    (item,) = find_items([str(tmp_path / "list.csv")])
+    assert item.path == tmp_path / "sub/a.png"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import glob
+import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -131,7 +133,7 @@ def _items(source: str) -> Iterator[Item]:
             yield Item(file.relative_to(path).as_posix(), file)
     elif path.is_file() and path.suffix.lower() in MANIFESTS:
         for name in _manifest(path):
-            yield Item(name, path.parent / name)
+            yield Item(name, _file(path.parent, name))
     elif path.is_file():
         yield Item(path.name, path)
     else:
@@ -148,19 +150,36 @@ def _matches(pattern: Path) -> Iterator[Path]:
             yield folder / match
 
 
+def _file(folder: Path, name: str) -> Path:
+    """As the list names it; lists of Windows have backslashes."""
+    path = folder / name
+    return path if "\\" not in name or path.exists() else folder / name.replace("\\", "/")
+
+
 def _manifest(path: Path) -> Iterator[str]:
-    # Names of files that are no UTF-8 stand in a manifest byte for byte.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        if path.suffix.lower() in (".csv", ".tsv"):
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-            if COLUMN not in (reader.fieldnames or []):
-                raise InputError(f"{path} has no column `{COLUMN}`: {reader.fieldnames}")
-            yield from (row[COLUMN] for row in reader if row[COLUMN])
-            return
-        for number, line in enumerate(file, start=1):
-            text = line.strip()
-            if text:
-                yield text if path.suffix.lower() == ".txt" else _image_of(path, number, text)
+    """Names in a list. A table is read as `mrad build` reads it: any usual separator, and any capitals."""
+    text = _text(path)
+    if path.suffix.lower() in (".csv", ".tsv"):
+        head = text.partition("\n")[0]
+        between = "\t" if path.suffix.lower() == ".tsv" else max(",;\t|", key=head.count)
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=between)
+        reader.fieldnames = [(name or "").strip().lower() for name in reader.fieldnames or ()]
+        if COLUMN not in reader.fieldnames:
+            raise InputError(f"{path} has no column `{COLUMN}`: {reader.fieldnames}")
+        yield from (name for row in reader if (name := (row[COLUMN] or "").strip()))
+        return
+    for number, row in enumerate(io.StringIO(text), start=1):
+        line = row.strip()
+        if line:
+            yield line if path.suffix.lower() == ".txt" else _image_of(path, number, line)
+
+
+def _text(path: Path) -> str:
+    """UTF-16 by its mark, else UTF-8; names of files that are no UTF-8 stand there byte for byte."""
+    data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16", "replace")
+    return data.decode("utf-8-sig", "surrogateescape")
 
 
 def _image_of(path: Path, number: int, text: str) -> str:
