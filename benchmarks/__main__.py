@@ -5,7 +5,7 @@
     python -m benchmarks --quick               tiny sizes: checks the scripts, figures mean nothing
     python -m benchmarks --list                what there is
 
-A benchmark is a module of this package with `NAME` and `run(quick)` (benchmarks/tables.py). One that
+A benchmark is a module of this package with `run(quick)` (benchmarks/tables.py). One that
 fails is reported and the others go on; the exit status is 1 then. Figures belong on a quiet machine.
 """
 
@@ -43,7 +43,7 @@ def available(names: Sequence[str] = ()) -> dict[str, ModuleType | Exception]:
         except ImportError as error:  # an extra that is not installed
             found[info.name] = error
             continue
-        if hasattr(module, "NAME") and hasattr(module, "run"):
+        if hasattr(module, "run"):
             found[info.name] = module
     return found
 

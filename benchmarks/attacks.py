@@ -22,10 +22,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.load import free_port, resident
+from benchmarks.load import free_port, resident, running
 from benchmarks.tables import Cell, Table
 
-NAME = "attacks"
 MIB = 1 << 20
 LINGERING = 300
 """Connections that stay open."""
@@ -78,19 +77,9 @@ def server(bank: Path) -> Iterator[Server]:
     port = free_port()
     command = [MRAD, "serve", "--bank", str(bank), "--no-auth"]
     command += ["--port", str(port), "--log-level", "error"]
-    process = subprocess.Popen(
-        command, env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
-    try:
-        end = time.monotonic() + 120
-        while not answers(port):
-            assert process.poll() is None, "the server did not start"
-            assert time.monotonic() < end
-            time.sleep(0.1)
+    quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    with running(command, lambda: answers(port), env=environment(), **quiet) as process:
         yield Server(process, port)
-    finally:
-        process.kill()
-        process.wait()
 
 
 def answers(port: int) -> bool:

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from benchmarks.tables import Cell, Ratio, Table, middle, paired, ratio
 from mrad.encoder.kernels import ROWS_PER_THREAD, _attend_cpu
 
-NAME = "attention"
 SHAPES = {
     "mrad-mini at 264 px": (4, 485, 64),
     "ViT-B/16 at 224 px": (12, 197, 64),

@@ -16,12 +16,11 @@ from mrad_indexer.datasets import read_dataset
 from mrad_indexer.evaluation.metrics import FPR_LIMIT, PixelScores, area
 from skimage import measure
 
-from benchmarks.tables import Table, hardware, middle, paired, ratio, timed
+from benchmarks.tables import DATA, Table, hardware, middle, paired, ratio, timed
 from mrad import Detector, Encoder, MemoryBank
 
-NAME = "aupro"
 ROOT = Path(__file__).parent.parent
-PLACES = (ROOT.parent / "shared" / "data" / "magnetic_tile", ROOT / "mrad" / "demo" / "deep_pcb")
+PLACES = (DATA / "magnetic_tile", ROOT / "mrad" / "demo" / "deep_pcb")
 Pairs = list[tuple[np.ndarray, np.ndarray]]
 
 

@@ -23,7 +23,6 @@ from mrad import Encoder
 from mrad.images.reader import load_image
 from mrad.memory.entry import PatchKeys
 
-NAME = "building"
 BATCH = 8
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from benchmarks.tables import Cell, Table
 
-NAME = "durability"
 ROOT = Path(__file__).parents[1]
 FLIPS = "tests/service/memory/test_damage.py"
 KILLS = "tests/service/memory/test_kill.py"

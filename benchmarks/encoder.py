@@ -20,7 +20,6 @@ from benchmarks.paper_loop import Memory, PaperLoop
 from benchmarks.tables import Table, hardware, middle, paired, ratio, timed
 from mrad import Encoder
 
-NAME = "encoder"
 PRECISIONS = ("fp32", "bf16")
 
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from mrad_indexer.datasets import Dataset, read_dataset
 
-from benchmarks.good_sets import BATCH, SETS, Pictures
-from benchmarks.tables import Cell, Table
+from benchmarks.good_sets import BATCH, Pictures, present
+from benchmarks.tables import DATA, Cell, Table
 from mrad.detector import Detector
 from mrad.encoder.encoder import Encoder
 from mrad.memory.bank import MemoryBank
@@ -24,8 +23,6 @@ from mrad.thresholds.calibrate import thresholds_of
 from mrad.thresholds.own import score_own
 from mrad.types import Prediction
 
-NAME = "false_alarms"
-DATA = Path(__file__).parents[2] / "shared" / "data"
 PARTS = 40
 TARGET = 0.05
 SEEDS = 5
@@ -99,13 +96,9 @@ def some(dataset: Dataset) -> Dataset:
 
 def run(quick: bool) -> list[Table]:
     """A line for each set."""
-    if not DATA.is_dir():
-        raise FileNotFoundError(f"{DATA} holds the sets, and is not there")
     encoder = Encoder.load("mrad-mini", device="cpu", precision="fp32")
     rows: list[list[Cell]] = []
-    for name in SETS:
-        if not (DATA / name).is_dir():
-            continue
+    for name in present(DATA):
         dataset = read_dataset(DATA / name)
         if quick:
             dataset = replace(dataset, records=dataset.records[:: len(dataset) // 30])

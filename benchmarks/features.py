@@ -13,6 +13,7 @@ from mrad_indexer.datasets import read_dataset
 from mrad_indexer.datasets.records import Record
 
 from benchmarks.geometry import Geometry
+from benchmarks.tables import DATA
 from mrad import Encoder
 from mrad.images.reader import load_image
 from mrad.memory.keys import region_grid
@@ -20,7 +21,6 @@ from mrad.retrieval.approximate.cells import blocks
 from mrad.types import FloatArray
 
 ROOT = Path(__file__).parent.parent
-SHARED = ROOT.parent / "shared" / "data"
 DEMO = ROOT / "mrad" / "demo" / "deep_pcb"
 NOISE = 0.05
 """L2 size, relative to a key's norm of 1, of the noise on repeated keys."""
@@ -30,7 +30,7 @@ KEY_WIDTH = Geometry("patches of ViT-L/14's width", 1024, 4, 14, 336, 518, 768)
 
 def records(limit: int) -> list[Record]:
     """Up to `limit` labelled images spread over all that are at hand; defects have masks."""
-    folders = sorted(p for p in SHARED.glob("*") if p.is_dir()) if SHARED.is_dir() else []
+    folders = sorted(p for p in DATA.glob("*") if p.is_dir()) if DATA.is_dir() else []
     folders = folders or [DEMO / "memory", DEMO / "query"]
     found = [r for f in folders for r in read_dataset(f).records if not r.anomalous or r.mask]
     return [found[i] for i in np.linspace(0, len(found) - 1, min(limit, len(found))).astype(int)]

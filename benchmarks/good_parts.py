@@ -22,8 +22,8 @@ from mrad_indexer.training.ft import train_ft
 from mrad_indexer.training.loop import History
 from mrad_indexer.training.recipe import FEW_IMAGES
 
-from benchmarks.good_sets import SETS, Pictures
-from benchmarks.tables import Cell, Table
+from benchmarks.good_sets import SETS, Pictures, present
+from benchmarks.tables import DATA, Cell, Table
 from mrad.encoder.encoder import Encoder
 from mrad.heads import Head, HeadOutput, NoSettings, load_head
 from mrad.heads.choose import problem
@@ -32,8 +32,6 @@ from mrad.heads.nn import NNHead
 from mrad.maps import anomaly_map, fuse, top_mean
 from mrad.memory.bank import MemoryBank
 
-NAME = "good_parts"
-DATA = Path(__file__).parents[2] / "shared" / "data"
 GOOD, BAD, SEEDS = (1, 5, 20, 40), (0, 2, 10), 5
 JUDGED = 30
 """Good and defective parts of a set that are judged, of each."""
@@ -78,7 +76,7 @@ class Known:
         self.distance = head.patch_distances(features, None)
         self.left_out, self.spread = head._left_out, head._left_out_spread
 
-    def lend(self, head: NNHead) -> NNHead:
+    def share(self, head: NNHead) -> NNHead:
         """A head, before `attach`, that does not look for them again."""
         head._left_out, head._left_out_spread = self.left_out, self.spread
         head.patch_distances = lambda features, exclude: self.distance  # type: ignore[method-assign]
@@ -134,7 +132,7 @@ def outcomes(
                     nn.attach(bank)
                     known = Known(nn, judged)
                 for head in ("nn", "combined")[by_nn is not None :]:
-                    heads[head] = known.lend(load_head(head, encoder))  # type: ignore[arg-type]
+                    heads[head] = known.share(load_head(head, encoder))  # type: ignore[arg-type]
                 if by_nn is not None:
                     yield case, "nn", by_nn
                 if masks and problem(bank, "tf") is None:  # small defects may fill no cell
@@ -165,9 +163,7 @@ def of_set(name: str, data: Path, quick: bool) -> dict[tuple[Case, str], list[Fi
 
 def run(quick: bool, data: Path = DATA) -> list[Table]:
     """A table of all memories, and one of how `combined` compares with the better single head."""
-    if not data.is_dir():
-        raise FileNotFoundError(f"{data} holds the sets, and is not there")
-    names = [name for name in SETS if (data / name).is_dir()]
+    names = present(data)
     names += sorted(p.name for p in data.iterdir() if p.is_dir() and p.name not in SETS)
     names = names[: 1 if quick else None]
     found: dict[tuple[Case, str], list[Figures]] = {}

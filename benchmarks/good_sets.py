@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from mrad_indexer.datasets import read_dataset
 from mrad_indexer.datasets.records import Record
+from PIL import Image
 
 from benchmarks.mini import resized
 from mrad.encoder.encoder import Encoder, Features
@@ -21,6 +22,15 @@ from mrad.types import Sample
 
 SETS = ("elpv", "bsdata", "textile", "magnetic_tile", "deep_pcb")
 BATCH = 8
+Move = Callable[[Image.Image, Image.Resampling], Image.Image]
+"""What is done to a picture, or to its mask, and how it is resampled."""
+
+
+def present(data: Path) -> list[str]:
+    """Those of `SETS` that are in a folder. Raises `FileNotFoundError`."""
+    if not data.is_dir():
+        raise FileNotFoundError(f"{data} holds the sets, and is not there")
+    return [name for name in SETS if (data / name).is_dir()]
 
 
 @dataclass(frozen=True)
@@ -43,16 +53,22 @@ class Pictures:
         return cls.of(encoder, _some(read_dataset(folder).records, good, bad))
 
     @classmethod
-    def of(cls, encoder: Encoder, records: Sequence[Record]) -> Pictures:
-        """Pictures of one set."""
+    def of(cls, encoder: Encoder, records: Sequence[Record], move: Move | None = None) -> Pictures:
+        """Pictures of one set; `move`: done to each of them, and to its mask."""
         features, masks = [], []
         for start in range(0, len(records), BATCH):
-            pictures = [load_image(record.image) for record in records[start : start + BATCH]]
-            features.append(encoder.encode_prepared([encoder.prepare(p) for p in pictures]))
-            for record, picture in zip(records[start : start + BATCH], pictures):
+            prepared = []
+            for record in records[start : start + BATCH]:
+                picture = load_image(record.image)
                 mask = record.read_mask(picture.size)
-                blank = np.zeros(picture.size[::-1], bool)
-                masks.append(resized(blank if mask is None else mask, encoder.image_size))
+                mask = np.zeros(picture.size[::-1], bool) if mask is None else mask
+                if move is not None:
+                    picture = move(picture, Image.Resampling.BICUBIC)
+                    shown = Image.fromarray(mask.astype(np.uint8) * 255)
+                    mask = np.asarray(move(shown, Image.Resampling.NEAREST)) > 0
+                masks.append(resized(mask, encoder.image_size))
+                prepared.append(encoder.prepare(picture))
+            features.append(encoder.encode_prepared(prepared))
         labels = np.array([record.anomalous for record in records])
         known = all(record.mask is not None for record in records if record.anomalous)
         return cls(encoder, Features.cat(features), labels, np.stack(masks), known)

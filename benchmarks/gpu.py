@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -36,7 +37,6 @@ from mrad.retrieval.exact import ExactRetriever
 from mrad.retrieval.good_patches import GoodPatches, Views
 from mrad.retrieval.nearest import by_blocks, nearest, resources_of
 
-NAME = "gpu"
 SECONDS = 450.0
 """Of the whole call; eight minutes with the imports and the last step's rest."""
 BOUND = 1e-3
@@ -360,7 +360,7 @@ def server(bench: Bench) -> Table:
         ("1 image a request, 1 client", 1, 1),
     ]
     wanted = {"MRAD_BENCH_DEVICE": bench.device, "MRAD_BENCH_QUICK": str(int(bench.quick))}
-    with variables(wanted), service.worker("mrad", threads, batch) as (_, port):
+    with patch.dict(os.environ, wanted), service.worker("mrad", threads, batch) as (_, port):
         with service.worker("bare", threads) as (bare, _):
             service.judge_bare(bare, 2 * batch, batch)
             rate = batch / service.judge_bare(bare, batch, batch)
@@ -381,15 +381,3 @@ def server(bench: Bench) -> Table:
     columns = ["", "images/s", "percent of the bare rate", "p50 ms", "p99 ms"]
     note = f"{images} JPEGs of 640 x 640 a line, {bench.geometry.name}; the load runs on the same host."
     return Table(f"The server, {bench.device}", columns, rows, [hardware(), note])
-
-
-@contextmanager
-def variables(wanted: dict[str, str]) -> Iterator[None]:
-    """Environment variables for as long as it lasts."""
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})

@@ -8,7 +8,6 @@ from benchmarks.geometry import Geometry
 from benchmarks.tables import Cell, Table, hardware, middle, ratio, timed
 from mrad import Encoder
 
-NAME = "growth"
 BATCHES = (1, 2, 4, 8, 16)
 SIDES = (132, 264, 396, 528)
 """Pixels, multiples of mrad-mini's patch of 12."""

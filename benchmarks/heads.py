@@ -16,8 +16,8 @@ from mrad_indexer.training.ft import train_ft
 from mrad_indexer.training.loop import History
 from mrad_indexer.training.recipe import FEW_IMAGES, CLIPRecipe, FTRecipe
 
-from benchmarks.mini import DATA, SETS, Encoded, Judge, encode_set, halves, measure
-from benchmarks.tables import Table
+from benchmarks.mini import SETS, Encoded, Judge, encode_set, halves, measure
+from benchmarks.tables import DATA, Table
 from mrad.encoder.encoder import Encoder, Features
 from mrad.heads import Head, NoSettings, load_head
 from mrad.heads.clip import CLIPConfig, CLIPHead
@@ -27,7 +27,6 @@ from mrad.memory.entry import Entry
 from mrad.memory.keys import Piece, keys_of
 from mrad.types import Sample
 
-NAME = "heads"
 PAPER = FTRecipe()
 FEW_CLIP = CLIPRecipe(epochs=10, learning_rate=1e-3)
 BATCH = 16

@@ -9,7 +9,6 @@ from benchmarks.geometry import Geometry
 from benchmarks.sizes import size_tables
 from benchmarks.tables import Table
 
-NAME = "large"
 KEYS = 10_000_000
 
 

@@ -18,7 +18,6 @@ from mrad.memory.bank import MemoryBank
 from mrad.memory.entry import Entry, Key, new_entry_id
 from mrad.memory.level import unit
 
-NAME = "lessons"
 DIMS = (768, 1024)
 """Width of the paper's image and patch keys."""
 WRITERS = (1, 8, 64)

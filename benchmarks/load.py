@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,6 +73,27 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(
+    command: Sequence[str], ready: Callable[[], bool], **options: Any
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process from when it is ready; it is ended afterwards. `options` are `Popen`'s."""
+    process = subprocess.Popen(command, **options)
+    try:
+        while not ready():
+            if process.poll() is not None:
+                raise SystemExit("a process of the benchmark ended early")
+            time.sleep(0.1)
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def answers(port: int, request: bytes) -> bool:

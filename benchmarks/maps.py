@@ -14,8 +14,6 @@ from benchmarks.geometry import Geometry
 from benchmarks.tables import Table, hardware, middle, paired, ratio
 from mrad.maps import anomaly_map, top_mean
 
-NAME = "maps"
-
 
 def by_scipy(patch: torch.Tensor, grid: int, size: int) -> tuple[np.ndarray, list[float]]:
     """Interpolate, blur and sort, one image after the other."""

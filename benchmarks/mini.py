@@ -23,15 +23,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.tables import Table
+from benchmarks.tables import DATA, Table
 from mrad.encoder.encoder import Encoder
 from mrad.images.reader import load_image
 from mrad.maps import anomaly_map, fuse, top_mean
 from mrad.memory.keys import region_grid
 from mrad.retrieval.exact import ExactRetriever
 
-NAME = "mini"
-DATA = Path(__file__).parents[2] / "shared" / "data"
 SETS = ("magnetic_tile", "deep_pcb")
 FUSION = 0.7
 SEEDS = 5
@@ -273,8 +271,8 @@ def _by_kind(name: str, encoded: Encoded, encoder: Encoder, quick: bool) -> Tabl
             for kind in kinds:
                 some = np.flatnonzero((test.kinds == kind) | ~test.labels)
                 if test.labels[some].any():
-                    told = None if image is None else image[some]
-                    found[kind].append(figures(patch[some], told, test.of(some), encoder))
+                    whole = None if image is None else image[some]
+                    found[kind].append(figures(patch[some], whole, test.of(some), encoder))
         rows += [
             [method, kind, int((encoded.kinds == kind).sum()), *_spread(found[kind])]
             for kind in kinds

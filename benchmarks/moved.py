@@ -12,8 +12,7 @@ head on two sets and mends little: what is far is the patches themselves, at bor
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +22,14 @@ from mrad_indexer.datasets.records import Record
 from mrad_indexer.evaluation.metrics import PixelScores, image_metrics
 from PIL import Image
 
-from benchmarks.good_sets import BATCH, SETS, Pictures
-from benchmarks.mini import resized
-from benchmarks.tables import Cell, Table
+from benchmarks.good_sets import Move, Pictures, present
+from benchmarks.tables import DATA, Cell, Table
 from mrad.detector import Detector
 from mrad.encoder.encoder import Encoder, Features
-from mrad.images.reader import load_image
 from mrad.maps import anomaly_map, fuse, top_mean
 from mrad.thresholds.calibrate import thresholds_of
 from mrad.thresholds.own import score_own
 
-NAME = "moved"
-DATA = Path(__file__).parents[2] / "shared" / "data"
 GOOD, BAD = 40, 10
 ASIDE, DEFECTS = 30, 20
 """Good and defective parts of a set that are judged, of each."""
@@ -44,16 +39,19 @@ SIDE = 448
 """Shorter side that pictures are brought to before they are moved, twice the encoder's input."""
 ALL_POSITIONS = "nn, memory in all positions"
 SHIFTS, TURNS = (0.02, 0.05, 0.10), (3, 10, 90, 180)
-Move = Callable[[Image.Image, Image.Resampling], Image.Image]
 
 
 def moves() -> dict[str, Move]:
-    """Name -> what is done to a picture or a mask."""
-    found: dict[str, Move] = {"unmoved": lambda image, _: image}
+    """Name -> what is done to a picture or a mask, once it is `smaller`."""
+    found: dict[str, Move] = {"unmoved": smaller}
     for share in SHIFTS:
-        found[f"shifted {100 * share:.0f} %"] = lambda image, _, by=share: shifted(image, by)
+        found[f"shifted {100 * share:.0f} %"] = lambda image, how, by=share: shifted(
+            smaller(image, how), by
+        )
     for angle in TURNS:
-        found[f"turned {angle}°"] = lambda image, how, by=angle: turned(image, by, how)
+        found[f"turned {angle}°"] = lambda image, how, by=angle: turned(
+            smaller(image, how), by, how
+        )
     return found
 
 
@@ -82,48 +80,19 @@ def smaller(image: Image.Image, how: Image.Resampling) -> Image.Image:
     return image if share >= 1 else image.resize((width, height), how)
 
 
-@dataclass(frozen=True)
-class Judged:
-    """Parts that no memory holds, moved in one way."""
-
-    features: Features
-    labels: np.ndarray
-    masks: np.ndarray
-    masked: bool
-
-    @classmethod
-    def of(cls, encoder: Encoder, records: list[Record], move: Move) -> Judged:
-        """Encoded once for all memories."""
-        features, masks = [], []
-        for start in range(0, len(records), BATCH):
-            prepared = []
-            for record in records[start : start + BATCH]:
-                picture = load_image(record.image)
-                mask = record.read_mask(picture.size)
-                blank = np.zeros(picture.size[::-1], bool)
-                shown = Image.fromarray((blank if mask is None else mask).astype(np.uint8) * 255)
-                shown = move(smaller(shown, Image.Resampling.NEAREST), Image.Resampling.NEAREST)
-                masks.append(resized(np.asarray(shown) > 0, encoder.image_size))
-                bicubic = Image.Resampling.BICUBIC
-                prepared.append(encoder.prepare(move(smaller(picture, bicubic), bicubic)))
-            features.append(encoder.encode_prepared(prepared))
-        labels = np.array([record.anomalous for record in records])
-        known = all(record.mask is not None for record in records if record.anomalous)
-        return cls(Features.cat(features), labels, np.stack(masks), known)
-
-    def figures(self, detector: Detector, threshold: float) -> tuple[float, float, float]:
-        """Image AUROC, pixel AUROC (NaN without masks), share of good parts that are flagged."""
-        output = detector.head(self.features)
-        square = anomaly_map(output.patch, detector.encoder.image_size)
-        scores = fuse(top_mean(square), output.image, FUSION).numpy()
-        auroc = image_metrics(scores.tolist(), self.labels.tolist()).auroc or float("nan")
-        pixel = float("nan")
-        if self.masked:
-            pixels = PixelScores()
-            for values, mask in zip(square.numpy(), self.masks):
-                pixels.add(values[::STEP, ::STEP], mask[::STEP, ::STEP])
-            pixel = pixels.metrics().auroc or pixel
-        return auroc, pixel, float((scores[~self.labels] >= threshold).mean())
+def figures(pictures: Pictures, detector: Detector, threshold: float) -> tuple[float, float, float]:
+    """Image AUROC, pixel AUROC (NaN without masks), share of good parts that are flagged."""
+    output = detector.head(pictures.features)
+    square = anomaly_map(output.patch, detector.encoder.image_size)
+    scores = fuse(top_mean(square), output.image, FUSION).numpy()
+    auroc = image_metrics(scores.tolist(), pictures.labels.tolist()).auroc or float("nan")
+    pixel = float("nan")
+    if pictures.masked:
+        pixels = PixelScores()
+        for values, mask in zip(square.numpy(), pictures.masks):
+            pixels.add(values[::STEP, ::STEP], mask[::STEP, ::STEP])
+        pixel = pixels.metrics().auroc or pixel
+    return auroc, pixel, float((scores[~pictures.labels] >= threshold).mean())
 
 
 def memories(
@@ -156,10 +125,8 @@ def apart(folder: Path, good: int, bad: int, aside: int, defects: int) -> tuple[
 
 def run(quick: bool) -> list[Table]:
     """A table for each head: rows are moves, columns sets."""
-    if not DATA.is_dir():
-        raise FileNotFoundError(f"{DATA} holds the sets, and is not there")
     encoder = Encoder.load("mrad-mini", device="cpu", precision="fp32")
-    names = [name for name in SETS if (DATA / name).is_dir()][: 1 if quick else None]
+    names = present(DATA)[: 1 if quick else None]
     found: dict[tuple[str, str, str], list[tuple[float, float, float]]] = {}
     heads = ("nn", ALL_POSITIONS, "combined")
     chosen = dict(list(moves().items())[: 2 if quick else None])
@@ -167,22 +134,22 @@ def run(quick: bool) -> list[Table]:
     for name in names:
         judged, kept = apart(DATA / name, *sizes)
         pictures, elsewhere = Pictures.of(encoder, kept), somewhere(encoder, kept, chosen)
-        asked = {move: Judged.of(encoder, judged, what) for move, what in chosen.items()}
+        asked = {move: Pictures.of(encoder, judged, what) for move, what in chosen.items()}
         for head, detector in memories(pictures, elsewhere, 1 if quick else SEEDS, *sizes[:2]):
             scored = score_own(detector)
             cut = thresholds_of(detector, scored, "fpr", TARGET).image.value
             for move, one in asked.items():
                 with torch.inference_mode():
-                    figures = one.figures(detector, cut)
-                found.setdefault((head, move, name), []).append(figures)
-                print(name, head, move, *figures, file=sys.stderr, flush=True)
+                    measured = figures(one, detector, cut)
+                found.setdefault((head, move, name), []).append(measured)
+                print(name, head, move, *measured, file=sys.stderr, flush=True)
     return [table(head, names, list(chosen), found) for head in heads]
 
 
 def somewhere(encoder: Encoder, records: list[Record], chosen: dict[str, Move]) -> Pictures:
     """Each picture moved in one of the ways, in turn."""
     ways = list(chosen.values())
-    parts = [Judged.of(encoder, [r], ways[i % len(ways)]) for i, r in enumerate(records)]
+    parts = [Pictures.of(encoder, [r], ways[i % len(ways)]) for i, r in enumerate(records)]
     labels = np.array([record.anomalous for record in records])
     features = Features.cat([part.features for part in parts])
     masks = np.concatenate([part.masks for part in parts])

@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,11 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.load import answers, drive, form, free_port, post, resident
+from benchmarks.load import answers, drive, form, free_port, post, resident, running
 from benchmarks.service_worker import detector, queries
 from benchmarks.tables import Table
 
-NAME = "overload"
 IMAGES = 8
 """Of each request."""
 BATCH = IMAGES // 2
@@ -83,24 +80,13 @@ def server(quick: bool) -> Iterator[tuple[int, int]]:
     """Its process id and port, once it answers."""
     port = free_port()
     code = f"from benchmarks.overload import serve; serve({port})"
-    process = subprocess.Popen(
+    with running(
         [sys.executable, "-c", code],
+        lambda: answers(port, _request(1)),
         cwd=Path(__file__).parent.parent,
         env=os.environ | {"OMP_NUM_THREADS": "1", "MRAD_BENCH_QUICK": str(int(quick))},
-    )
-    try:
-        while not answers(port, _request(1)):
-            if process.poll() is not None:
-                raise SystemExit("the server of the benchmark ended early")
-            time.sleep(0.1)
+    ) as process:
         yield process.pid, port
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def _request(images: int) -> bytes:

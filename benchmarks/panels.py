@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -18,6 +17,7 @@ from mrad_indexer.datasets import Record, read_dataset
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.tables import DATA
 from mrad import Detector, Encoder, MemoryBank, Prediction, Sample
 from mrad.encoder.encoder import Features
 from mrad.heads.nn import NNHead
@@ -26,7 +26,6 @@ from mrad.images.tiles import Tiling
 from mrad.opening import Decoded
 from mrad.types import BoolArray
 
-DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 BOARD = 640
 MOST_KNOWN = 200
 """Tiles whose features are kept."""

@@ -7,28 +7,23 @@ parts are judged. The image level is each encoder's own class feature.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from benchmarks.good_parts import Judged
-from benchmarks.good_sets import SETS, Pictures
-from benchmarks.tables import Cell, Table
+from benchmarks.good_sets import Pictures, present
+from benchmarks.tables import DATA, Cell, Table
 from mrad.encoder.encoder import Encoder
 from mrad.heads.nn import NNHead
 
-NAME = "plain_tokens"
-DATA = Path(__file__).parents[2] / "shared" / "data"
 ENCODERS = ("mrad-mini", "mrad-mini:plain")
 GOOD, JUDGED, SEEDS = 40, 30, 3
 
 
 def run(quick: bool) -> list[Table]:
     """A row for each set, and the mean."""
-    if not DATA.is_dir():
-        raise FileNotFoundError(f"{DATA} holds the sets, and is not there")
-    names = [name for name in SETS if (DATA / name).is_dir()][: 1 if quick else None]
+    names = present(DATA)[: 1 if quick else None]
     good, judged = (4, 4) if quick else (GOOD, JUDGED)
     found = {name: [of_set(kind, name, good, judged) for kind in ENCODERS] for name in names}
     found["mean"] = [np.nanmean([found[n][i] for n in names], axis=0) for i in range(len(ENCODERS))]

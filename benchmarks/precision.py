@@ -17,14 +17,13 @@ from mrad_indexer.datasets.records import Record
 from mrad_indexer.evaluation.metrics import PixelScores, image_metrics
 from scipy.stats import rankdata
 
-from benchmarks.features import DEMO, SHARED
-from benchmarks.tables import Table, hardware
+from benchmarks.features import DEMO
+from benchmarks.tables import DATA, Table, hardware
 from mrad import Detector, Encoder, MemoryBank
 from mrad.encoder.encoder import PRECISIONS
 from mrad.images.reader import load_image
 from mrad.types import FloatArray
 
-NAME = "precision"
 SETS = ("magnetic_tile", "deep_pcb")
 RANKS, AREA = 0.999, 0.1
 """The bound: Spearman of the maps at least, AUROC in points of a percent at most apart."""
@@ -103,7 +102,7 @@ def verdict(ranks: list[float], exact: Sequence[float], found: Sequence[float]) 
 
 def datasets(quick: bool) -> dict[str, list[Record]]:
     """Labelled images by set; a clone without the larger sets has the bundled ones."""
-    folders = {n: SHARED / n for n in SETS if (SHARED / n).is_dir()} or {"bundled": DEMO / "query"}
+    folders = {n: DATA / n for n in SETS if (DATA / n).is_dir()} or {"bundled": DEMO / "query"}
     found = {}
     for name, folder in folders.items():
         records = [r for r in read_dataset(folder).records if not r.anomalous or r.mask]

@@ -18,7 +18,6 @@ from mrad.retrieval.approximate.codec import STORAGES
 from mrad.retrieval.approximate.index import ApproximateRetriever
 from mrad.retrieval.exact import ExactRetriever
 
-NAME = "retrieval"
 SHARPNESS = (1, 4, 16, 64)
 KEYS, QUERIES = 100_000, 1_500
 

@@ -22,7 +22,6 @@ from benchmarks.tiles import HEADS
 from mrad import Detector, Encoder
 from mrad.images.layout import PLAIN
 
-NAME = "scaled"
 ACROSS = (1, 3, 7)
 """Boards across and down: 0.4, 3.7 and 20.1 megapixels."""
 

@@ -19,7 +19,6 @@ from benchmarks.load import Run, answers, drive, form, free_port, post
 from benchmarks.service_worker import queries
 from benchmarks.tables import Table, middle, ratio
 
-NAME = "service"
 BATCH = 8
 LARGEST = 32
 """Images of the largest request."""

@@ -21,7 +21,6 @@ from benchmarks.geometry import Geometry
 from benchmarks.retrieval import SHARPNESS
 from benchmarks.tables import Cell, Table, middle, ratio, shown
 
-NAME = "sizes"
 SIZES = (10_000, 100_000, 1_000_000)
 UP_TO = 1_000_000
 """Beyond it exact attention over one image's patches takes minutes, and a bank does not fit."""

@@ -21,7 +21,6 @@ from benchmarks.service_worker import DEMO, samples
 from benchmarks.tables import Cell, Ratio, Table, ratio
 from mrad import Encoder, MemoryBank
 
-NAME = "start"
 RUNS = 7
 MRAD = [sys.executable, "-c", "from mrad_indexer.cli.main import app; app()"]
 Cost = tuple[float, float]

@@ -1,6 +1,6 @@
 """What every benchmark gives back: tables with their hardware and date, medians and paired ratios.
 
-A benchmark is a module with `NAME: str` and `run(quick: bool) -> list[Table]`; `quick` is a small
+A benchmark is a module with `run(quick: bool) -> list[Table]`; `quick` is a small
 size that checks the script, whose figures mean nothing.
 """
 
@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+DATA = Path(__file__).parents[2] / "shared" / "data"
+"""The larger image sets, beside the checkout."""
 Cell = str | int | float | None
 Work = Callable[[], object]
 

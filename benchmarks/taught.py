@@ -14,7 +14,7 @@ import torch
 from mrad_indexer.datasets import Record, read_dataset
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance
 
-from benchmarks.tables import Cell, Table, hardware
+from benchmarks.tables import DATA, Cell, Table, hardware
 from mrad.calibration import Calibration
 from mrad.detector import Detector
 from mrad.encoder.encoder import Encoder, Features
@@ -29,7 +29,6 @@ from mrad.thresholds.own import anchored, score_own
 from mrad.thresholds.taught import as_taught
 from mrad.types import Sample
 
-SETS = Path(__file__).parents[2] / "shared" / "data"
 HEADS = ("tf", "nn", "combined")
 COUNTS = (1, 5, 12, 36)
 MEMORY, SINGLE = 30, 4
@@ -240,7 +239,7 @@ def verdicts(quick: bool) -> Table:
     """After lessons, set by set."""
     encoder = Encoder.load("mrad-mini", device="cpu", precision="fp32")
     rows: list[list[Cell]] = []
-    sets = [folder for folder in sorted(SETS.glob("*")) if (folder / "test").is_dir()]
+    sets = [folder for folder in sorted(DATA.glob("*")) if (folder / "test").is_dir()]
     for folder in sets[:1] if quick else sets:
         course = Course.of(encoder, folder, quick)
         for head in HEADS:

@@ -21,8 +21,8 @@ from mrad_indexer.datasets import read_dataset
 from mrad_indexer.evaluation.metrics import PixelScores, image_metrics
 from skimage import measure
 
-from benchmarks.panels import BOARD, DATA, Boards, Known, remembering, together
-from benchmarks.tables import Table, hardware
+from benchmarks.panels import BOARD, Boards, Known, remembering, together
+from benchmarks.tables import DATA, Table, hardware
 from mrad import Detector, Encoder, MemoryBank, Prediction
 from mrad.encoder.stream import prepare_tile
 from mrad.images.layout import PLAIN, Layout
@@ -30,7 +30,6 @@ from mrad.images.tiles import Tiling
 from mrad.maps import at_shape
 from mrad.types import BoolArray
 
-NAME = "tiles"
 HEADS = ("tf", "nn", "combined")
 PANEL = (6, 5)
 """Boards across and down of the panels that are judged: 12.3 megapixels."""

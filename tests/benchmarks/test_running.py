@@ -23,7 +23,7 @@ def table(low: float, median: float, high: float) -> Table:
 
 def fake(monkeypatch: pytest.MonkeyPatch, run: object) -> None:
     module = ModuleType("benchmarks.fake")
-    module.NAME, module.run = "fake", run  # type: ignore[attr-defined]
+    module.run = run  # type: ignore[attr-defined]
     monkeypatch.setattr(command, "available", lambda names=(): {"fake": module})
 
 
