@@ -160,7 +160,7 @@ def contact_sheet(pairs: Sequence[Pair]) -> Image.Image:
         mask = record.read_mask(image.size)
         truth = Image.fromarray(np.zeros(image.size[::-1], bool) if mask is None else mask)
         label = "defective" if record.anomalous else "good"
-        captions = [record.image.name, label, _said(pair.goods), _said(pair.both)]
+        captions = [record.image.name, label, _caption(pair.goods), _caption(pair.both)]
         pictures = (image, truth, load_image(pair.goods.overlay), load_image(pair.both.overlay))
         for place, (picture, caption) in enumerate(zip(pictures, captions)):
             left = GAP + place * (SIDE + GAP)
@@ -170,7 +170,7 @@ def contact_sheet(pairs: Sequence[Pair]) -> Image.Image:
     return sheet
 
 
-def _said(shown: Shown) -> str:
+def _caption(shown: Shown) -> str:
     text = f"score {shown.prediction.score:.3f}"
     if shown.verdict is None or shown.threshold is None:
         return text

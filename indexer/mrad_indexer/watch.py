@@ -109,7 +109,7 @@ def watch_folder(
             if now - scanned >= RESCAN:  # the first time after the watch began: nothing slips
                 scanned = now
                 arrivals.add(worker.unfinished())
-                worker.tell_not_taken()
+                worker.report_not_taken()
             arrivals.add(worker.handle(list(arrivals.rested(folder, now)), now))
 
 
@@ -157,7 +157,7 @@ class _Worker:
             if is_image(path) and not self._is_ours(path):
                 yield path
 
-    def tell_not_taken(self) -> None:
+    def report_not_taken(self) -> None:
         """A row for each file that may be a picture and gets no verdict, so that it is noticed."""
         rows = []
         for path, why in not_taken(self.folder):

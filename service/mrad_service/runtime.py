@@ -156,10 +156,6 @@ class Runtime:
         """The living memory of a bank. Raises `ReadOnlyError` too."""
         return self.banks.memory(bank)
 
-    def detector(self, bank: str | None = None) -> Detector:
-        """The detector of a bank on the first device."""
-        return self.model(bank).detectors[0]
-
     def encode(self, detector: Detector, image: Decoded) -> Features:
         """Features of one image, beside the batches: one at a time, so that lessons do not crowd
         the device. Raises `DeviceMemoryError`, `DeviceError`."""

@@ -256,7 +256,7 @@ def test_a_full_house_says_when_there_is_room(start) -> None:
     assert refused.value.retry_after > 0
     detector.go.set()
     until(lambda: watch.inside == 0)
-    assert batcher.rate
+    assert batcher._rate()
     batcher.submit(job_of(detector, *range(30)))  # an empty start takes any request
 
 

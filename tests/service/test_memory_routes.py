@@ -47,7 +47,7 @@ def png(image) -> bytes:
 def test_what_is_taught_is_scored_with_at_once(client, make_image) -> None:
     runtime = runtime_of(client)
     image, mask = make_image(77, defect=True)
-    before = runtime.detector().predict([image])[0]
+    before = runtime.model().detectors[0].predict([image])[0]
     answer = client.post(
         "/v1/memory/entries",
         data={"label": "anomalous", "defect": "blob", "tags": ["a", "b"]},
@@ -56,7 +56,7 @@ def test_what_is_taught_is_scored_with_at_once(client, make_image) -> None:
     assert answer.status_code == 201, answer.text
     entry = answer.json()["entry"]
     assert (entry["label"], entry["tags"], entry["source"]) == ("anomalous", ["a", "b"], "77.png")
-    after = runtime.detector().predict([image], evidence=1)[0]
+    after = runtime.model().detectors[0].predict([image], evidence=1)[0]
     assert after.class_score > before.class_score
     assert after.evidence[0].entry_id == entry["entry_id"]
     assert after.evidence[0].similarity == pytest.approx(1, abs=1e-5)

@@ -67,7 +67,7 @@ def test_out_of_memory_halves_then_refuses_and_the_process_lives(client, png, ch
 def test_a_device_that_breaks_is_told_without_its_insides(connect, png, choke, monkeypatch) -> None:
     client = connect()
     choke["fits"] = 1000
-    encoder = client.app.state.runtime.detector().encoder
+    encoder = client.app.state.runtime.model().detectors[0].encoder
     monkeypatch.setattr(encoder, "encode_pixels", lambda pixels: 1 / 0)
     answer = post(client, png(1))
     assert (answer.status_code, answer.json()["code"]) == (500, "device_failed")

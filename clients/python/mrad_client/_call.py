@@ -79,13 +79,13 @@ def check_version(response: httpx.Response) -> None:
 
     Raises `VersionError`.
     """
-    said = response.headers.get(VERSION_HEADER)
-    if said is None:
+    version = response.headers.get(VERSION_HEADER)
+    if version is None:
         return
-    major = re.match(r"v?(\d+)", said)
+    major = re.match(r"v?(\d+)", version)
     if major is None or int(major.group(1)) != API_VERSION:
         raise VersionError(
-            f"{response.url.host} speaks version {said} of the API, this client {API_VERSION}; "
+            f"{response.url.host} speaks version {version} of the API, this client {API_VERSION}; "
             "install the mrad-client of the server's release"
         )
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -20,12 +20,14 @@ from mrad_client.types import (
     Entry,
     EntryPage,
     MapFormat,
+    Model,
     Removed,
     Result,
     Scores,
 )
 
 Label = Literal["normal", "anomalous"]
+M = TypeVar("M", bound=Model)
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -120,6 +122,11 @@ def score(images: Iterable[ImageInput], options: ScoreOptions) -> Call[Scores]:
     )
 
 
+def _as(kind: type[M]) -> Callable[[httpx.Response], M]:
+    """Reads an answer's JSON."""
+    return lambda response: kind.model_validate(response.json())
+
+
 def _plain(value: object) -> object:
     """As a form field says it."""
     return str(value).lower() if isinstance(value, bool) else value
@@ -135,18 +142,14 @@ def bank(product: str | None = None) -> Call[Bank]:
     return Call(
         "GET",
         "/v1/bank",
-        lambda response: Bank.model_validate(response.json()),
+        _as(Bank),
         params={} if product is None else {"object": product},
     )
 
 
 def activate_bank(name: str) -> Call[Bank]:
     """`POST /v1/banks/{name}/activate`."""
-    return Call(
-        "POST",
-        f"/v1/banks/{_segment(name)}/activate",
-        lambda response: Bank.model_validate(response.json()),
-    )
+    return Call("POST", f"/v1/banks/{_segment(name)}/activate", _as(Bank))
 
 
 def add_entry(image: ImageInput, label: Label, options: EntryOptions) -> Call[Entry]:
@@ -178,12 +181,12 @@ def add_entry(image: ImageInput, label: Label, options: EntryOptions) -> Call[En
 
 def _added(response: httpx.Response) -> Entry:
     answer = response.json()
-    said = {
+    about = {
         name: answer[name]
         for name in ("note", "warnings", "effect")
         if answer.get(name) is not None
     }
-    return Entry.model_validate({**answer["entry"], **said})
+    return Entry.model_validate({**answer["entry"], **about})
 
 
 def remove_entry(entry_id: str) -> Call[Removed]:
@@ -203,18 +206,14 @@ def calibrate_bank(name: str, rule: str | None, target_fpr: float | None) -> Cal
     return Call(
         "POST",
         f"/v1/banks/{_segment(name)}/calibrate",
-        _calibration,
+        _as(Calibration),
         params={key: value for key, value in asked.items() if value is not None},
     )
 
 
 def calibrating(name: str) -> Call[Calibration]:
     """`GET /v1/banks/{name}/calibrate`."""
-    return Call("GET", f"/v1/banks/{_segment(name)}/calibrate", _calibration)
-
-
-def _calibration(response: httpx.Response) -> Calibration:
-    return Calibration.model_validate(response.json())
+    return Call("GET", f"/v1/banks/{_segment(name)}/calibrate", _as(Calibration))
 
 
 def calibrated(job: Calibration) -> Calibration:
@@ -229,7 +228,7 @@ def entries(cursor: str | None = None, limit: int = 100) -> Call[EntryPage]:
     return Call(
         "GET",
         "/v1/memory/entries",
-        lambda response: EntryPage.model_validate(response.json()),
+        _as(EntryPage),
         params={"limit": limit} | ({"cursor": cursor} if cursor else {}),
     )
 

@@ -206,14 +206,14 @@ def encode_missing(
     decoded = decoded_ahead(encoder, options, plan.reading, records)
     written: Future[None] | None = None
 
-    def told(count: int) -> Iterator[Any]:
+    def taken(count: int) -> Iterator[Any]:
         for item in islice(decoded, count):
             if written is not None and written.done():
                 written.result()  # a disk that is full ends the build now, not a shard later
             yield item
             report(1, int(isinstance(item, Skipped)), False)
 
-    groups = (told(len(plan.shards[number])) for number in missing)
+    groups = (taken(len(plan.shards[number])) for number in missing)
     shards = encode_shards(encoder, groups, options)
     # One thread, so that shards are journalled in order, and one shard, so that few are held.
     with ThreadPoolExecutor(1) as writer, closing(decoded), closing(shards):

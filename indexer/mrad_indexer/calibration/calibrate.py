@@ -71,8 +71,8 @@ def _open(detector: Detector, records: Sequence[Record], scored: Scored) -> list
                 continue  # a build leaves it out, too
             truth = record.truth(decoded.size, decoded.orientation)
             opened.append((record, decoded, None if truth is None else truth.anomalous))
-            said = (*decoded.warnings, *(truth.warnings if truth is not None else ()))
-            scored.warnings.update({code_of(text) for text in said})
+            warnings = (*decoded.warnings, *(truth.warnings if truth is not None else ()))
+            scored.warnings.update({code_of(text) for text in warnings})
         except (ImageError, MaskError) as error:
             scored.skipped.append(f"{record.source}: {error}")
     return opened

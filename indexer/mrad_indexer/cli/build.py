@@ -15,7 +15,7 @@ from mrad.errors import MRADError, NoGoodPartsError
 from mrad.words import counted
 from mrad_indexer.cli.common import options
 from mrad_indexer.cli.common.advice import heads_of, next_step, worth
-from mrad_indexer.cli.common.console import errors, progress, say, warn
+from mrad_indexer.cli.common.console import errors, progress, say, say_some, warn
 
 if TYPE_CHECKING:
     from mrad.encoder.encoder import Encoder
@@ -293,11 +293,11 @@ def say_left_out(dataset: Dataset) -> None:
         folder = item.path.parent.relative_to(dataset.root).as_posix()
         by_folder.setdefault((folder, item.why), []).append(item.path.name)
     warn(f"not taken: {counted(len(dataset.left_out), 'file')} in {dataset.root}")
-    for (folder, why), names in list(by_folder.items())[:SHOWN]:
+    lines = []
+    for (folder, why), names in by_folder.items():
         shown = ", ".join(names[:3]) + (", .." if len(names) > 3 else "")
-        say(f"  {folder}/: {len(names)} ({shown}): {why}", to=errors)
-    if len(by_folder) > SHOWN:
-        say(f"  and {counted(len(by_folder) - SHOWN, 'other folder')}", to=errors)
+        lines.append(f"{folder}/: {len(names)} ({shown}): {why}")
+    say_some(lines, SHOWN, counted(len(lines) - SHOWN, "other folder"), errors)
 
 
 def summarise(built: Built, dataset: Dataset, encoder: Encoder, out: Path) -> None:
@@ -349,10 +349,7 @@ def warn_of_small(sources: list[str], encoder: Encoder) -> None:
         f"here, a patch {side // grid}): no anomalous patch key comes of that, and heat maps learn "
         "nothing: cut pictures into (smaller) tiles with --tile, or take a larger --image-size"
     )
-    for source in sources[:SHOWN]:
-        say(f"  {source}", to=errors)
-    if len(sources) > SHOWN:
-        say("  and others: mrad bank inspect --json lists all", to=errors)
+    say_some(sources, SHOWN, "others: mrad bank inspect --json lists all", errors)
 
 
 def list_doubtful(doubtful: tuple[Skipped, ...]) -> None:
@@ -368,7 +365,5 @@ def list_skipped(skipped: tuple[Skipped, ...]) -> None:
     if not skipped:
         return
     say(f"{counted(len(skipped), 'image')} skipped", style="yellow")
-    for item in skipped[:SHOWN]:
-        say(f"  {item.source}: {item.reason}")
-    if len(skipped) > SHOWN:
-        say("  and others: mrad bank inspect lists all")
+    lines = [f"{item.source}: {item.reason}" for item in skipped]
+    say_some(lines, SHOWN, "others: mrad bank inspect lists all")

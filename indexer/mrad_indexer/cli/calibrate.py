@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
-from rich import box
-from rich.table import Table
 
 from mrad.words import counted
 from mrad_indexer.cli.common import options
-from mrad_indexer.cli.common.console import console, measuring, note, progress, say
+from mrad_indexer.cli.common.console import console, measuring, note, progress, say, table
 
 if TYPE_CHECKING:
     from mrad.calibration import Calibration, Rule, Threshold
@@ -236,17 +234,8 @@ def show(calibration: Calibration) -> None:
         f": {calibration.normal} good and {counted(calibration.anomalous, 'defective image')}, "
         f"scores {calibration.scored}",
     )
-    shown = Table(box=box.SIMPLE_HEAD)
-    for name in (
-        "threshold",
-        "value",
-        "95 % interval",
-        "precision",
-        "recall",
-        "F1",
-        "false alarms",
-    ):
-        shown.add_column(name, justify="left" if name == "threshold" else "right")
+    figures = ("value", "95 % interval", "precision", "recall", "F1", "false alarms")
+    shown = table("threshold", *figures)
     shown.add_row("image", *_cells(calibration.image))
     if calibration.pixel is not None:
         shown.add_row("pixel", *_cells(calibration.pixel))

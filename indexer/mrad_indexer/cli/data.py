@@ -97,13 +97,13 @@ def convert_command(
         raise typer.BadParameter(f"choose auto, {', '.join(READERS)}", param_hint="--from")
     made = convert(source, out, kind)
     say(f"{made.list}: {made.good} good and {counted(made.defective, 'defective image')}")
-    told = {
+    counts = {
         "boxes, which mark more than the defect does": made.boxes,
         "lines and points, which mark less than the defect does": made.thin,
         "shapes of a class that is no defect by its name; they mark nothing": made.good_shapes,
         "defective images without a mask": made.without_mask,
     }
-    for text, count in told.items():
+    for text, count in counts.items():
         if count:
             say(f"{text}: {count:,}", style="yellow")
     if made.left_out:

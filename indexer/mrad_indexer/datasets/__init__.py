@@ -188,11 +188,11 @@ def _unknown(path: Path) -> str:
         return sum(best) / len(reader.signs)
 
     near = sorted(READERS, key=likeness, reverse=True)[:NEAREST]
-    told = "; ".join(f"{reader.name} ({reader.about})" for reader in near)
+    nearest = "; ".join(f"{reader.name} ({reader.about})" for reader in near)
     here = sorted(child.name for child in path.iterdir() if child.is_dir()) if path.is_dir() else []
     holds = f"its folders are {', '.join(here[:8])}" if here else "it has no folders"
     return (
-        f"{path} has no layout that is known here: {holds}. {_annotated(path)}The nearest are: {told}. Name "
+        f"{path} has no layout that is known here: {holds}. {_annotated(path)}The nearest are: {nearest}. Name "
         "folders so, or give a .csv with the columns image,label (mrad data layouts lists all)"
     )
 

@@ -19,6 +19,7 @@ from mrad.images.layout import Layout, Places
 from mrad.images.masks import Mask
 from mrad.maps import resize_map
 from mrad.types import BoolArray, Prediction
+from mrad_indexer.ahead import ahead
 from mrad_indexer.cutting import NOT_ALIGNED
 from mrad_indexer.datasets import Dataset, Record
 from mrad_indexer.known import rows_by_features, rows_by_tiles
@@ -97,8 +98,6 @@ def judged(
     `resolution`: side of every map; None for each image's own size. What cannot be read, or not be aligned,
     is left out, as from a build, and named. Images that are cut come one at a time, their tiles in batches.
     """
-    if not rows:
-        return
     first = next(iter(detectors.values()))
     together = batch_size if first.layout.plain else 1
     chunks = [rows[start : start + together] for start in range(0, len(rows), together)]
@@ -106,12 +105,8 @@ def judged(
     def decode(chunk: Sequence[int]) -> _Opened:
         return _opened(first, dataset, chunk, resolution)
 
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        pending = pool.submit(decode, chunks[0])
-        for position in range(len(chunks)):
-            opened = pending.result()
-            if position + 1 < len(chunks):
-                pending = pool.submit(decode, chunks[position + 1])
+    with closing(ahead(decode, chunks, depth=2)) as every:
+        for opened in every:
             decoded = opened.decoded
             if not decoded:
                 nothing = [{name: [] for name in detectors} for _ in range(2)]
@@ -119,7 +114,7 @@ def judged(
             elif first.layout.plain:
                 batch = _whole(detectors, opened.rows, decoded, resolution)
             else:
-                batch = _cut(detectors, opened.rows, decoded, batch_size, resolution)
+                batch = _cut(detectors, opened.rows, decoded[0], batch_size, resolution)
             yield replace(
                 batch,
                 warnings=[item.warnings for item in decoded],
@@ -197,54 +192,36 @@ def _whole(
 def _cut(
     detectors: Detectors,
     rows: Sequence[int],
-    decoded: list[Decoded],
+    item: Decoded,
     batch_size: int,
     resolution: int | None,
 ) -> Batch:
-    places = [item.places for item in decoded]
-    if any(item.coarse is not None for item in places):
-        return _coarse_to_fine(detectors, rows, decoded, batch_size, resolution)
-    canvases = {name: [d.canvas(item) for item in places] for name, d in detectors.items()}
-    finish = dict.fromkeys(detectors, 0.0)
-    number = {id(item): place for place, item in enumerate(decoded)}
-    began = time.perf_counter()
-    encoder = next(iter(detectors.values())).encoder
-    with closing(encode_tiles(encoder, decoded, batch_size)) as batches:
-        for tiles, features in batches:
-            for name, detector in detectors.items():
-                start = time.perf_counter()
-                own = canvases[name]
-                detector.draw([(own[number[id(item)]], tile) for item, tile in tiles], features)
-                finish[name] += time.perf_counter() - start
-    shown = [item.shown for item in decoded]
-    batch = Batch(rows, shown, {}, {}, time.perf_counter() - began - sum(finish.values()), finish)
+    """One image, cut. Where a coarse look comes first, each detector chooses the tiles that it looks at
+    closely: encoding is a part of its time then."""
+    canvases = {}
+    finish, encode_seconds = dict.fromkeys(detectors, 0.0), 0.0
+    coarse = item.places.coarse is not None
+    if not coarse:
+        canvases = {name: detector.canvas(item.places) for name, detector in detectors.items()}
+        began = time.perf_counter()
+        encoder = next(iter(detectors.values())).encoder
+        with closing(encode_tiles(encoder, [item], batch_size)) as batches:
+            for tiles, features in batches:
+                for name, detector in detectors.items():
+                    start = time.perf_counter()
+                    detector.draw([(canvases[name], tile) for _, tile in tiles], features)
+                    finish[name] += time.perf_counter() - start
+        encode_seconds = time.perf_counter() - began - sum(finish.values())
+    batch = Batch(rows, [item.shown], {}, {}, encode_seconds, finish)
     for name, detector in detectors.items():
         start = time.perf_counter()
-        found = [
-            item.finished(detector.conclude(canvas, map_pixels=None))
-            for item, canvas in zip(decoded, canvases[name])
-        ]
-        batch.predictions[name] = [_at(item, resolution) for item in found]
+        if coarse:
+            (found,) = detector.judge([item], batch_size=batch_size, map_pixels=None)
+        else:
+            found = item.finished(detector.conclude(canvases[name], map_pixels=None))
+        batch.predictions[name] = [_at(found, resolution)]
         finish[name] += time.perf_counter() - start
-        batch.known[name] = [row >= 0 for row in rows_by_tiles(detector, decoded)]
-    return batch
-
-
-def _coarse_to_fine(
-    detectors: Detectors,
-    rows: Sequence[int],
-    decoded: list[Decoded],
-    batch_size: int,
-    resolution: int | None,
-) -> Batch:
-    """Each detector chooses the tiles that it looks at closely: encoding is a part of its time."""
-    batch = Batch(rows, [item.shown for item in decoded], {}, {}, 0.0, {})
-    for name, detector in detectors.items():
-        start = time.perf_counter()
-        found = detector.judge(decoded, batch_size=batch_size, map_pixels=None)
-        batch.predictions[name] = [_at(item, resolution) for item in found]
-        batch.finish_seconds[name] = time.perf_counter() - start
-        batch.known[name] = [row >= 0 for row in rows_by_tiles(detector, decoded)]
+        batch.known[name] = [row >= 0 for row in rows_by_tiles(detector, [item])]
     return batch
 
 

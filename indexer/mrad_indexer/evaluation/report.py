@@ -194,12 +194,12 @@ def _verdict_note(item: CandidateResult) -> list[str]:
     if cut is None:
         return []
     scores = [score for result in item.objects for score in result.scores]
-    said = []
+    found = []
     for anomalous, what, done in ((True, "defective", "found"), (False, "good", "flagged")):
         mine = [score.score >= cut for score in scores if score.anomalous == anomalous]
         if mine:
-            said.append(f"{sum(mine)} of {counted(len(mine), f'{what} image')} {done}")
-    return [f"At the bank's own threshold, {cut:.5f}, {item.name}: {', '.join(said)}."]
+            found.append(f"{sum(mine)} of {counted(len(mine), f'{what} image')} {done}")
+    return [f"At the bank's own threshold, {cut:.5f}, {item.name}: {', '.join(found)}."]
 
 
 def _fusion_note(item: CandidateResult) -> list[str]:

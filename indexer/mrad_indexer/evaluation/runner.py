@@ -196,7 +196,7 @@ def evaluate(
     first = next(iter(detectors))
     passes = 1 if len(groups) == 1 else 2 * len(groups)
 
-    def told(count: int) -> None:
+    def advance(count: int) -> None:
         nonlocal done
         done += count
         if progress is not None:
@@ -208,9 +208,9 @@ def evaluate(
         pixels: list[int] = []
         left_out: dict[int, str] = {}
         if len(groups) > 1:  # figures are of the images that all of them can look at
-            left_out = refused(groups, dataset, every, resolution, lambda: told(1))
+            left_out = refused(groups, dataset, every, resolution, lambda: advance(1))
         chosen = [row for row in every if row not in left_out]
-        told((len(every) - len(chosen)) * len(groups))
+        advance((len(every) - len(chosen)) * len(groups))
         for group in groups:
             with closing(judged(group, dataset, chosen, batch_size, resolution)) as batches:
                 for batch in batches:
@@ -223,12 +223,12 @@ def evaluate(
                     left_out.update(batch.skipped)
                     for name in group:
                         finish[name] += batch.finish_seconds[name]
-                        said = _collect(tallies[name], dataset, batch, name)
+                        doubts = _collect(tallies[name], dataset, batch, name)
                         if name == first:
-                            warnings.update(codes(said))
+                            warnings.update(codes(doubts))
                             sizes = (prediction.size for prediction in batch.predictions[name])
                             pixels += [width * height for width, height in sizes]
-                    told(len(batch.rows) + len(batch.skipped))
+                    advance(len(batch.rows) + len(batch.skipped))
         skipped += left_out.values()
         if not tallies[first].scores:
             by = " by every candidate" if len(groups) > 1 else ""
@@ -258,7 +258,7 @@ def evaluate(
 
 def _collect(tally: _Tally, dataset: Dataset, batch: Batch, name: str) -> list[tuple[str, ...]]:
     """Keep a batch's scores and pixels; returns the masks' warnings."""
-    said = []
+    doubts = []
     judgements = zip(
         batch.rows,
         batch.predictions[name],
@@ -269,7 +269,7 @@ def _collect(tally: _Tally, dataset: Dataset, batch: Batch, name: str) -> list[t
     for row, prediction, places, in_memory, mask in judgements:
         record, counted = dataset.records[row], places.counted()
         if mask is not None:
-            said.append(mask.warnings)
+            doubts.append(mask.warnings)
         tally.scores.append(
             ImageScore(
                 source=record.source,
@@ -293,7 +293,7 @@ def _collect(tally: _Tally, dataset: Dataset, batch: Batch, name: str) -> list[t
             tally.pixels.add(values, anomalous, within)
             tally.masked += record.anomalous
             _collect_parts(tally, prediction, places, anomalous, within)
-    return said
+    return doubts
 
 
 def _collect_parts(

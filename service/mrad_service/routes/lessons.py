@@ -60,12 +60,12 @@ def note_of(
         unnamed: it names no product, and the memory holds several.
     """
     defect = entry.label == ANOMALOUS
-    said = [
+    notes = [
         UNNAMED if unnamed else None,
         _of_defect(region, keys, detector.head.name) if defect else None,
         None if detector.bank.keeps_local else NOT_HELD,
     ]
-    return "; ".join(text for text in said if text) or None
+    return "; ".join(text for text in notes if text) or None
 
 
 def _of_defect(region: Mask | None, keys: list[Key], head: str) -> str | None:

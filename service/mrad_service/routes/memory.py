@@ -137,7 +137,7 @@ def add_entry(
     Send an `Idempotency-Key` and retry freely; with another image, mask or label it is refused.
     """
     runtime = runtime_of(request)
-    memory, detector = runtime.memory(bank), runtime.detector(bank)
+    memory, detector = runtime.memory(bank), runtime.model(bank).detectors[0]
     pixels = _read(image, runtime)
     painted = _read(mask, runtime) if mask is not None else None
     work: Work = request.state.work

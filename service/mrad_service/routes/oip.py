@@ -145,7 +145,7 @@ async def infer(request: Request, name: str, version: str = VERSION) -> Response
         runtime.watch(model, prediction)
         prediction = verdicts.as_taught(prediction)
         values, taught = prediction.anomaly_map, prediction.recognised
-        said = [] if taught is None else [taught.text]
+        known = [] if taught is None else [taught.text]
         shown = png16(values) if values is not None else b""
         budget.spend(len(shown))
         return {
@@ -155,7 +155,7 @@ async def infer(request: Request, name: str, version: str = VERSION) -> Response
             "probability": verdicts.probability(prediction.score),
             "p_value": verdicts.p_value(prediction.score),
             "map": shown,
-            "warnings": json.dumps([*prediction.warnings, *notes, *said]).encode(),
+            "warnings": json.dumps([*prediction.warnings, *notes, *known]).encode(),
         }
 
     job = Job(

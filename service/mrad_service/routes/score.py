@@ -120,16 +120,14 @@ def _options_as_text() -> dict[str, Any]:
     form = ScoreOptions.model_json_schema()
     del form["$defs"]  # the models inside are written out: nothing else brings them in
     form["properties"]["fields"] = {"type": "string", "examples": ["score,verdict"]}
-    region = {"size": [3840, 3200], "box": [0, 0, 1920, 3200]}
-    about = form["properties"]["roi"]["description"]
-    form["properties"]["roi"] = {
-        "type": "string", "description": about, "examples": [json.dumps(region)]
-    }  # fmt: skip
-    named = {"size": [3840, 3200], "parts": {"lid": {"box": [0, 0, 1920, 3200]}}}
-    about = form["properties"]["parts"]["description"]
-    form["properties"]["parts"] = {
-        "type": "string", "description": about, "examples": [json.dumps(named)]
-    }  # fmt: skip
+    size, box = [3840, 3200], {"box": [0, 0, 1920, 3200]}
+    examples = {"roi": {"size": size, **box}, "parts": {"size": size, "parts": {"lid": box}}}
+    for name, example in examples.items():
+        form["properties"][name] = {
+            "type": "string",
+            "description": form["properties"][name]["description"],
+            "examples": [json.dumps(example)],
+        }
     return form
 
 

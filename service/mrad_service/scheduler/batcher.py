@@ -151,9 +151,11 @@ class Batcher(Inside):
         return self._busy[device] == 1 and not (self._ready or self._queue or any(self._decoding))
 
     def _next_batch(self, device: int) -> list[Item] | None:
+        room = AHEAD * self._devices * self._lanes.count
         with self._lock:
             while not self._closed:
-                if self._ready and not self._gathering[device] and self._has_room_behind():
+                has_room = len(self._encoded) < room
+                if self._ready and not self._gathering[device] and has_room:
                     self._gathering[device] = True
                     batch = self._gather(device)
                     self._gathering[device] = False
@@ -193,9 +195,6 @@ class Batcher(Inside):
         if self._devices * self._lanes.count > 1:  # another one may take what waits for this one
             self._to_encode.notify_all()
         return batch
-
-    def _has_room_behind(self) -> bool:
-        return len(self._encoded) < AHEAD * self._devices * self._lanes.count
 
     def _lost(self, device: int, result: object) -> None:
         """Take note where a device failed for good."""

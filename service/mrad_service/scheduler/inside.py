@@ -68,11 +68,6 @@ class Inside:
         """Images waiting or being worked on."""
         return self._inside
 
-    @property
-    def rate(self) -> float | None:
-        """Images a second while busy; None before anything was measured."""
-        return self._rate()
-
     def drain(self, seconds: float) -> bool:
         """Take nothing new, finish what is inside; whether all of it was done in time."""
         with self._lock:

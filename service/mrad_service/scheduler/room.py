@@ -28,23 +28,20 @@ class Room:
 
     def __init__(self, limit: int, what: str) -> None:
         """`what`: of what, for messages."""
-        self.limit, self._what, self._held = limit, what, 0
+        self.limit, self._what = limit, what
+        self.held = 0
+        """Bytes that are held now."""
         self._changed = threading.Condition(threading.RLock())
         self._first: object | None = None
-
-    @property
-    def held(self) -> int:
-        """Bytes that are held now."""
-        return self._held
 
     def take(self, count: int) -> None:
         """Hold more of them. Raises `QueueFullError`, and holds nothing, where there is no room."""
         with self._changed:
-            if self._held + count > self.limit:
+            if self.held + count > self.limit:
                 raise QueueFullError(
                     f"requests in flight hold too many bytes of {self._what}; try again", 1.0
                 )
-            self._held += count
+            self.held += count
 
     def try_take(self, count: int, who: object) -> bool:
         """Hold more if they fit; what is larger than the room fits when nothing else is in it.
@@ -52,10 +49,10 @@ class Room:
         Whoever came first and did not fit is next: meanwhile only what is small passes.
         """
         with self._changed:
-            fits = not self._held or self._held + count <= self.limit
+            fits = not self.held or self.held + count <= self.limit
             large = count * SMALL > self.limit
             if fits and (self._first in (None, who) or not large):
-                self._held += count
+                self.held += count
                 if self._first is who:
                     self._first = None
                 return True
@@ -73,7 +70,7 @@ class Room:
     def give(self, count: int) -> None:
         """They are free again."""
         with self._changed:
-            self._held -= count
+            self.held -= count
             self._changed.notify_all()
 
     @contextmanager

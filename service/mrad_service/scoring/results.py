@@ -134,14 +134,14 @@ class Judge:
             made["tiles"] = [vars(tile) for tile in prediction.tiles]
             self._budget.spend(100 * len(prediction.tiles))
         if self._evidence:
-            made["evidence"] = self._told(prediction)
+            made["evidence"] = self._shown_evidence(prediction)
             self._budget.spend(sum(len(found["thumbnail"] or "") for found in made["evidence"]))
         kept = {name: value for name, value in made.items() if name in self.fields}
-        said = [*prediction.warnings, *([verdicts.note] if verdicts.note else [])]
+        warnings = [*prediction.warnings, *([verdicts.note] if verdicts.note else [])]
         if self.model.part and verdicts.threshold is None:
-            said.append(f"no_threshold: {self.model.why_uncalibrated}")
-        if said:  # never left out: a verdict on a misread image is worth nothing
-            kept["warnings"] = said
+            warnings.append(f"no_threshold: {self.model.why_uncalibrated}")
+        if warnings:  # never left out: a verdict on a misread image is worth nothing
+            kept["warnings"] = warnings
         return kept
 
     def _part(self, part: PartScore) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class Judge:
             "probability": self.verdicts.probability(part.score),
         }
 
-    def _told(self, prediction: Prediction) -> list[dict[str, Any]]:
+    def _shown_evidence(self, prediction: Prediction) -> list[dict[str, Any]]:
         chosen: list[Evidence] = []
         for level in ("image", "patch"):
             own = [found for found in prediction.evidence if found.level == level]

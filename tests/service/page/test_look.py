@@ -128,7 +128,7 @@ def test_a_region_drawn_on_the_page_is_judged_alone_and_saved(page, images, tmp_
     )
     page["region-save"].click()
     saved = tmp_path / "roi.json"
-    page.until(saved.exists, "the region is saved")
+    page.until(lambda: saved.exists() and saved.stat().st_size, "the region is saved")
     area = read_roi(saved)  # as `mrad build --roi` reads it
     assert area.size == (160, 128)
     np.testing.assert_allclose(area.polygons[0], corners, atol=1)

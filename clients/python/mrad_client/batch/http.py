@@ -71,8 +71,8 @@ class HTTPTransport:
         if result.recognised is not None:
             columns["recognised"] = result.recognised.model_dump_json()
         if result.parts:
-            told = {p.name: {"score": p.score, "verdict": p.verdict} for p in result.parts}
-            columns["parts"] = json.dumps(told)
+            parts = {p.name: {"score": p.score, "verdict": p.verdict} for p in result.parts}
+            columns["parts"] = json.dumps(parts)
         pictures: dict[str, Draw] = {}
         if result.map is not None:
             pictures["map"] = partial(_map, result.map)

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
-from rich.table import Table
 
 from mrad.errors import DataError
 from mrad.words import counted
 from mrad_indexer.cli.common.advice import heads_of, next_step
-from mrad_indexer.cli.common.console import console, say, warn
+from mrad_indexer.cli.common.console import console, say, say_some, table, warn
 
 if TYPE_CHECKING:
     from mrad.memory.bank import MemoryBank
@@ -103,17 +101,15 @@ def _part(
 
 def show_shares(banks: dict[str, MemoryBank]) -> None:
     """Images and the share of defects at each level: at temperature 1 it is what TF leans to."""
-    table = Table("memory", box=box.SIMPLE_HEAD)
-    for heading in ("good", "defective", "image keys", "patch keys", "products"):
-        table.add_column(heading, justify="right")
+    shares = table("memory", "good", "defective", "image keys", "patch keys", "products")
     for name, bank in banks.items():
         bad = sum(entry.label for entry in bank.entries)
         cells = [str(len(bank.entries) - bad), str(bad)]
         for level in (bank.image, bank.patch):
             share = 100 * level.counts[1] / max(len(level), 1)
             cells.append(f"{len(level):,}, {share:.0f} % anomalous")
-        table.add_row(name, *cells, ", ".join(bank.objects) or "–")
-    console.print(table)
+        shares.add_row(name, *cells, ", ".join(bank.objects) or "–")
+    console.print(shares)
 
 
 def say_merged(merged: Merged) -> None:
@@ -144,10 +140,7 @@ def _list(pairs: list[Double], what: str) -> None:
     if not pairs:
         return
     warn(f"{counted(len(pairs), 'picture')} {what}")
-    for pair in pairs[:SHOWN]:
-        say(f"  {pair.one} = {pair.other}")
-    if len(pairs) > SHOWN:
-        say(f"  and {counted(len(pairs) - SHOWN, 'other')}")
+    say_some([f"{pair.one} = {pair.other}" for pair in pairs], SHOWN)
 
 
 def say_what_it_serves(bank: MemoryBank, out: Path, *, calibrated: bool) -> None:

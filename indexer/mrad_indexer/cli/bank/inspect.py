@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
-from rich.table import Table
 
 from mrad.words import counted
 from mrad_indexer.cli.common.advice import heads_of, within_bound
-from mrad_indexer.cli.common.console import console, say
+from mrad_indexer.cli.common.console import console, say, table
 from mrad_indexer.cli.common.tiles import describe as describe_layout
 
 if TYPE_CHECKING:
@@ -158,9 +156,7 @@ def show(facts: dict[str, Any], every: bool) -> None:
     )
     if facts["precision_trial"]:
         say(f"  measured when it was built: {facts['precision_trial']['why']}", style="dim")
-    counts = Table("keys of", box=box.SIMPLE_HEAD)
-    for heading in ("keys", "normal", "anomalous", "wide", "MB"):
-        counts.add_column(heading, justify="right")
+    counts = table("keys of", "keys", "normal", "anomalous", "wide", "MB")
     for level, found in facts["levels"].items():
         numbers = [found[key] for key in ("keys", "normal", "anomalous", "dim")]
         counts.add_row(LEVELS[level], *map(str, numbers), f"{found['bytes'] / 1e6:.1f}")
@@ -175,9 +171,7 @@ def show(facts: dict[str, Any], every: bool) -> None:
     )
     say(f"looks at {describe_layout(Layout.from_json(facts['layout']))}")
     _show_indexes(facts["indexes"])
-    objects = Table("object", box=box.SIMPLE_HEAD)
-    for heading in ("good", "defective"):
-        objects.add_column(heading, justify="right")
+    objects = table("object", "good", "defective")
     for item, found in facts["objects"].items():
         objects.add_row(item or "–", str(found["normal"]), str(found["anomalous"]))
     console.print(objects)
@@ -218,22 +212,21 @@ def _show_indexes(indexes: list[dict[str, Any]]) -> None:
     """What approximate retrieval keeps, and how far it was from exact when that was built."""
     if not indexes:
         return
-    table = Table("index of", box=box.SIMPLE_HEAD)
-    for heading in ("keys", "cells", "kept as", "MB", "largest error", "rank", "on queries"):
-        table.add_column(heading, justify="right")
+    columns = ("keys", "cells", "kept as", "MB", "largest error", "rank", "on queries")
+    shown = table("index of", *columns)
     for index in indexes:
         error = index["accuracy"]
         measured = ["not measured", "", ""]
         if error is not None:
             measured = [f"{error['largest_error']:.1e}", f"{error['spearman']:.5f}"]
             measured.append(str(error["queries"]))
-        table.add_row(
+        shown.add_row(
             index["of"],
             *(str(index[name]) for name in ("keys", "cells", "storage")),
             f"{index['bytes'] / 1e6:.1f}",
             *measured,
         )
-    console.print(table)
+    console.print(shown)
 
 
 def _show_calibration(facts: dict[str, Any]) -> None:

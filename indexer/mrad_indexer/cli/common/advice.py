@@ -43,17 +43,17 @@ def worth(bank: MemoryBank, head: str) -> str:
     good = sum(entry.label != ANOMALOUS for entry in bank.entries)
     bad = len(bank.entries) - good
     if head == "nn":
-        told = "it tells how far a picture is from the good ones, and where"
+        text = "it tells how far a picture is from the good ones, and where"
     elif head == "combined":
-        told = "it tells how far a picture is from the good ones, where, and how like the defects"
+        text = "it tells how far a picture is from the good ones, where, and how like the defects"
     else:
-        told = "it tells which of the known good ones and defects a picture is more like, and where"
+        text = "it tells which of the known good ones and defects a picture is more like, and where"
     if good == 1 and not bad:
-        return f"{told}. With a single good image there is no threshold: add good ones, ten are a good beginning"
+        return f"{text}. With a single good image there is no threshold: add good ones, ten are a good beginning"
     if good < FEW:
-        told += f". {counted(good, 'good image')}: few, ten are a good beginning"
+        text += f". {counted(good, 'good image')}: few, ten are a good beginning"
     bound = within_bound(bank) if head in ("nn", "combined") else ""
-    return f"{told}. {bound}" if bound else told
+    return f"{text}. {bound}" if bound else text
 
 
 def within_bound(bank: MemoryBank) -> str:
@@ -92,8 +92,10 @@ def without_memory(sources: Sequence[str]) -> list[str]:
     photo = sources[0] if sources else "photo.jpg"
     photo = shlex.quote(photo)
     if found := banks_below(Path.cwd()):
-        told = [f"  mrad score {photo} --bank {shlex.quote(str(path))}" for path in found[:SHOWN]]
-        return ["Nothing was judged: say which memory to ask. Here are some:", *told]
+        commands = [
+            f"  mrad score {photo} --bank {shlex.quote(str(path))}" for path in found[:SHOWN]
+        ]
+        return ["Nothing was judged: say which memory to ask. Here are some:", *commands]
     return [
         "Nothing was judged: there is no memory to compare with, and none comes with mrad.",
         f"What comes with it are {BUNDLED} pictures of circuit boards, of which `mrad demo` makes a memory to "

@@ -17,10 +17,12 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from mrad.errors import MissingPackageError, MRADError
+from mrad.words import counted
 
 if TYPE_CHECKING:
     from mrad_client.errors import MRADClientError
     from rich.progress import Progress
+    from rich.table import Table
 
 # No console reads markup: paths and the names of people's objects and defects hold brackets.
 console = Console(markup=False, highlight=False)
@@ -55,6 +57,25 @@ def listing(headings: Sequence[str], rows: Sequence[Sequence[Part]]) -> None:
             right = below[0][:1].isdigit()
             parts += [gap, (text, style), "  "] if right else [(text, style), gap, "  "]
         say(*parts, line[-1])
+
+
+def table(first: str, *figures: str) -> Table:
+    """A table with a column of names, and others of figures, which stand to the right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    made = Table(first, box=SIMPLE_HEAD)
+    for heading in figures:
+        made.add_column(heading, justify="right")
+    return made
+
+
+def say_some(texts: Sequence[str], shown: int, more: str = "", to: Console = console) -> None:
+    """The first of some lines, and that there are others: `more`, or how many."""
+    for text in texts[:shown]:
+        say(f"  {text}", to=to)
+    if len(texts) > shown:
+        say(f"  and {more or counted(len(texts) - shown, 'other')}", to=to)
 
 
 def _part(cell: Part) -> tuple[str, str]:
@@ -126,7 +147,7 @@ def measuring() -> Iterator[None]:
     bar = progress()
     task = bar.add_task(MEASURING, total=None, note="")
 
-    def tell(done: int, total: int) -> None:
+    def show(done: int, total: int) -> None:
         nonlocal began
         if began is None:  # before it the encoder was loaded
             began = time.monotonic()
@@ -136,7 +157,7 @@ def measuring() -> Iterator[None]:
             bar.update(task, completed=done, total=total, description=text)
 
     try:
-        with watched(tell):
+        with watched(show):
             yield
     finally:
         if bar.live.is_started:
