@@ -52,7 +52,8 @@ def test_an_image_is_decoded_to_the_device_that_judges_it(two) -> None:
     job = job_for(detectors, range(8))
     batcher.submit(job)
     until(lambda: sum(len(detector.decoded) for detector in detectors) == 8)
-    assert [len(detector.decoded) for detector in detectors] == [4, 4]
+    # Four each, or five and three: a batch that is taken counts for less than the images in it.
+    assert sorted(len(detector.decoded) for detector in detectors) in ([4, 4], [3, 5])
     for detector in detectors:
         detector.go.set()
     assert job.future.result(20) == [n / 1000 for n in range(8)]
