@@ -24,7 +24,7 @@ SLACK = 10.0
 TIMES = 2.0
 """How many times less or more contrast than any of the memory's is far outside."""
 ENLARGED = 4.0
-"""How many times a picture may be enlarged to the encoder's input, where the memory's are not as small."""
+"""How many times a picture may be enlarged to the encoder's input, where the memory's sizes are unknown."""
 STRETCHED = 1.5
 """How many times wider or narrower, for its height, than any of the memory's is another shape."""
 SCALED = 1.25
@@ -110,7 +110,7 @@ class InputProfile:
             own: how the memory's images are looked at.
             places: what of the picture is looked at; None: as of the memory's.
         """
-        shape = [*self._small(picture.size, image_size), *self._shape(picture.size)]
+        shape = [*self._small(picture.size, image_size, places), *self._shape(picture.size)]
         shape += self._scale(own, places) if places and self.images else []
         if not self.images:
             return (*picture.warnings, *shape)
@@ -169,14 +169,18 @@ class InputProfile:
             "thresholds do not hold; build the memory with this region (mrad build --roi, --parts)"
         ]
 
-    def _small(self, size: tuple[int, int], image_size: int) -> list[str]:
-        usual = RATIO * self.side if self.side else math.inf
-        if ENLARGED * min(size) >= image_size or min(size) >= usual:
+    def _small(self, size: tuple[int, int], image_size: int, places: Places | None) -> list[str]:
+        """Whether the encoder is shown a picture, or a piece of it, enlarged and the memory's are finer."""
+        if self.side and min(size) * SCALED >= self.side:
+            return []
+        pieces = [section.tile for section in places.sections] if places else [size]
+        least = min(min(piece) for piece in pieces)
+        if least * (SCALED if self.side else ENLARGED) >= image_size:
             return []
         than = f"; the memory's images have {self.side} and more" if self.side else ""
         return [
             f"too_small: the picture is {size[0]} x {size[1]} pixels, enlarged "
-            f"{image_size / min(size):.0f} times to the encoder's {image_size}{than}: give the "
+            f"{image_size / least:.1f} times to the encoder's {image_size}{than}: give the "
             "original, not a thumbnail or a crop"
         ]
 

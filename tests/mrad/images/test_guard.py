@@ -29,6 +29,18 @@ def test_a_picture_of_a_few_pixels_or_of_another_shape_is_warned_of(tiny_encoder
     assert "other_shape" in told((60, 120))
 
 
+def test_a_thumbnail_among_larger_images_is_warned_of(tiny_encoder, make_image):
+    large = tiny_encoder.image_size * 4
+    samples = [Sample(make_image(seed, (large, large))[0], False) for seed in range(3)]
+    layout = Layout(roi=Area.of_box((0, 0, large // 2, large // 2), (large, large)))
+    for own, scale in ((Layout(), 0.15), (layout, 0.3)):
+        bank = MemoryBank.from_samples(tiny_encoder, samples, layout=own)
+        detector = Detector(tiny_encoder, bank)
+        small, half = (make_image(9, (round(large * s),) * 2)[0] for s in (scale, 0.6))
+        told = [{code_of(t) for t in p.warnings} for p in detector.predict([small, half])]
+        assert ["too_small" in codes for codes in told] == [True, False]
+
+
 def test_a_memory_of_small_pictures_takes_small_ones(tiny_encoder, make_image):
     samples = [Sample(make_image(seed, (20, 16))[0], False) for seed in range(3)]
     bank = MemoryBank.from_samples(tiny_encoder, samples)
