@@ -100,13 +100,14 @@ def test_what_lies_there_and_what_arrives(tmp_path, inbox, judge, make_image, po
 def test_what_is_too_small_or_of_another_shape_is_in_the_record(tmp_path, inbox, judge, make_image):
     make_image(3, (3, 3))[0].save(inbox / "thumb.png")
     make_image(3, (400, 60))[0].save(inbox / "long.png")
+    make_image(3, (64, 64))[0].save(inbox / "alike.png")
     out = tmp_path / "out"
     with watching(inbox, judge, WatchOptions(out, settle=0.0)):
-        until(lambda: len(verdicts(out)) == 4)
+        until(lambda: len(verdicts(out)) == 5)
     told = {row["name"]: " ".join(row["warnings"] or ()) for row in verdicts(out)}
     assert "too_small: the picture is 3 x 3 pixels" in told["thumb.png"]
     assert "other_shape: width over height is 6.67" in told["long.png"]
-    assert "too_small" not in told["0.png"]
+    assert "too_small" not in told["alike.png"]
 
 
 def test_a_file_is_judged_only_when_whole(tmp_path, inbox, judge, make_image, monkeypatch):
