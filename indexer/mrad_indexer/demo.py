@@ -52,7 +52,7 @@ class Shown:
 class Pair:
     """One query, judged by good boards alone, and by good and defective ones."""
 
-    goods: Shown
+    good_only: Shown
     both: Shown
 
     @property
@@ -160,8 +160,8 @@ def contact_sheet(pairs: Sequence[Pair]) -> Image.Image:
         mask = record.read_mask(image.size)
         truth = Image.fromarray(np.zeros(image.size[::-1], bool) if mask is None else mask)
         label = "defective" if record.anomalous else "good"
-        captions = [record.image.name, label, _caption(pair.goods), _caption(pair.both)]
-        pictures = (image, truth, load_image(pair.goods.overlay), load_image(pair.both.overlay))
+        captions = [record.image.name, label, _caption(pair.good_only), _caption(pair.both)]
+        pictures = (image, truth, load_image(pair.good_only.overlay), load_image(pair.both.overlay))
         for place, (picture, caption) in enumerate(zip(pictures, captions)):
             left = GAP + place * (SIDE + GAP)
             small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)

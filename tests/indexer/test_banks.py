@@ -147,8 +147,8 @@ def test_parts_are_chosen_by_product_tag_and_source(both) -> None:
             count(**words)
 
 
-def folder(root: Path, name: str, goods: list[Path], bads: list[Path]) -> Path:
-    for kind, paths in (("good", goods), ("defect", bads), ("masks", bads)):
+def folder(root: Path, name: str, good_only: list[Path], bads: list[Path]) -> Path:
+    for kind, paths in (("good", good_only), ("defect", bads), ("masks", bads)):
         for path in paths:
             source = MASKS / path.name if kind == "masks" else path
             place = root / name / kind / path.name

@@ -26,11 +26,11 @@ from mrad.thresholds.calibrate import Scored, calibrate
 from mrad.thresholds.own import score_own
 
 
-def fake_scores(goods=200, bads=60, gap=0.004, seed=0) -> Scored:
+def fake_scores(good_only=200, bads=60, gap=0.004, seed=0) -> Scored:
     rng = np.random.default_rng(seed)
     scored = Scored()
-    for i in range(goods + bads):
-        bad = i >= goods
+    for i in range(good_only + bads):
+        bad = i >= good_only
         scored.score.append(float(np.float32(0.5 + bad * gap + rng.normal(0, 0.001))))
         scored.anomalous.append(bad)
         scored.own_row.append(-1)
@@ -115,15 +115,15 @@ def test_thresholds_sit_between_the_classes_with_an_interval(tiny_detector):
 def test_a_wanted_false_alarm_rate(tiny_detector):
     scored = fake_scores(gap=0.001)
     got = calibrate(tiny_detector, scored, rule="fpr", target_fpr=0.05, draws=50)
-    goods = np.array(scored.score)[:200]
-    assert (goods >= got.image_threshold).mean() <= 0.05
-    assert (goods >= got.image_threshold).mean() == pytest.approx(got.image.fpr)
+    good_only = np.array(scored.score)[:200]
+    assert (good_only >= got.image_threshold).mean() <= 0.05
+    assert (good_only >= got.image_threshold).mean() == pytest.approx(got.image.fpr)
     assert got.image.fpr >= 0.04
     assert got.image.promise.rate == pytest.approx(10 / 201)
     assert got.image.recall > 0
-    assert (goods >= got.threshold_at(0.1)).sum() == 19, "20 of 201 orders of a new one"
+    assert (good_only >= got.threshold_at(0.1)).sum() == 19, "20 of 201 orders of a new one"
     none = calibrate(tiny_detector, scored, rule="fpr", target_fpr=0.0, draws=10)
-    assert (goods.astype(np.float32) >= none.image_threshold).sum() == 0
+    assert (good_only.astype(np.float32) >= none.image_threshold).sum() == 0
     assert none.image.promise.rate == pytest.approx(1 / 201)
     assert not none.image.promise.keeps(0.0)
 
@@ -148,13 +148,13 @@ def test_good_images_alone_give_thresholds_and_no_probability(tiny_detector):
 
 
 @pytest.mark.parametrize(
-    ("goods", "target", "rank"), [(20, 0.01, 1), (20, 0.05, 1), (40, 0.05, 2), (99, 0.05, 5)]
+    ("good_only", "target", "rank"), [(20, 0.01, 1), (20, 0.05, 1), (40, 0.05, 2), (99, 0.05, 5)]
 )
-def test_few_good_images_promise_what_they_can(tiny_detector, goods, target, rank):
-    cut = calibrate(tiny_detector, fake_scores(goods, 0), target_fpr=target).image
-    assert cut.promise.rate == pytest.approx(rank / (goods + 1))
-    assert cut.promise.keeps(target) == (rank / (goods + 1) <= target)
-    assert cut.fpr == pytest.approx((rank - 1) / goods)
+def test_few_good_images_promise_what_they_can(tiny_detector, good_only, target, rank):
+    cut = calibrate(tiny_detector, fake_scores(good_only, 0), target_fpr=target).image
+    assert cut.promise.rate == pytest.approx(rank / (good_only + 1))
+    assert cut.promise.keeps(target) == (rank / (good_only + 1) <= target)
+    assert cut.fpr == pytest.approx((rank - 1) / good_only)
 
 
 def test_a_single_defect_leaves_the_good_images_to_decide(tiny_detector):

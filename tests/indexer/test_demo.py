@@ -26,9 +26,9 @@ def test_demo(tmp_path, mrad, mini_encoder):
     assert done.exit_code == 0, done.output
     bank = MemoryBank.load(tmp_path / "demo/bank", encoder=mini_encoder)
     assert len(bank.entries) == 81
-    goods = MemoryBank.load(tmp_path / "demo/good-bank", encoder=mini_encoder)
-    assert {entry.label for entry in goods.entries} == {0}
-    assert list(goods.calibration) == ["nn"]
+    good_only = MemoryBank.load(tmp_path / "demo/good-bank", encoder=mini_encoder)
+    assert {entry.label for entry in good_only.entries} == {0}
+    assert list(good_only.calibration) == ["nn"]
     for name in ("bank", "good-bank"):
         assert len(list((tmp_path / "demo/overlays" / name).iterdir())) == 6
     with Image.open(tmp_path / "demo/contact-sheet.png") as sheet:
@@ -40,7 +40,7 @@ def test_demo(tmp_path, mrad, mini_encoder):
     # What the shipped encoder is for: defects stand out from the boards around them.
     assert "What helps:" in done.stdout  # the small encoder, by good boards of many designs alone
     records = read_dataset(demo.FOLDER / "query").records
-    for held in (bank, goods):
+    for held in (bank, good_only):
         found = Judge.of(mini_encoder, held).detector.predict([r.image for r in records])
         inside, scores = [], {True: [], False: []}
         for record, prediction in zip(records, found):

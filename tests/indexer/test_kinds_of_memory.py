@@ -45,7 +45,7 @@ def some(images: Path, kind: str, count: int) -> list[Path]:
     return sorted((images / "memory" / kind).glob("*.png"))[:count]
 
 
-def goods(root: Path, images: Path, _) -> None:
+def good_only(root: Path, images: Path, _) -> None:
     copies(root, some(images, "good", GOODS))
 
 
@@ -79,7 +79,7 @@ def worthless_masks(root: Path, images: Path, make_image) -> None:
 
 def with_another_product(root: Path, images: Path, make_image) -> None:
     """Beside the parts a folder of which the bank is built that they are added to."""
-    goods(root, images, make_image)
+    good_only(root, images, make_image)
     for seed in range(8):
         bad = seed % 2 == 1
         picture, mask = make_image(seed, (96, 96), defect=bad)
@@ -95,7 +95,7 @@ def one_good(root: Path, images: Path, _) -> None:
 
 
 KINDS = [
-    Kind("goods", goods, "nn", "fpr", ("tf", "ft", "clip")),
+    Kind("good_only", good_only, "nn", "fpr", ("tf", "ft", "clip")),
     Kind("without masks", without_masks, "combined", "f1", ("tf", "ft", "clip")),
     Kind("another product", with_another_product, "combined", "f1"),
     Kind("one good", one_good, "nn", None, ("tf", "ft", "clip")),

@@ -34,7 +34,7 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def goods(tmp_path: Path, demo_images: Path) -> Path:
+def good_only(tmp_path: Path, demo_images: Path) -> Path:
     folder = tmp_path / "parts"
     folder.mkdir()
     for path in sorted((demo_images / "memory" / "good").glob("*.png"))[:GOODS]:
@@ -46,14 +46,16 @@ def goods(tmp_path: Path, demo_images: Path) -> Path:
 def test_from_twelve_good_pictures_to_a_served_verdict(
     name: str,
     weights: Path,
-    goods: Path,
+    good_only: Path,
     tmp_path: Path,
     demo_images: Path,
     mrad: Callable[..., Any],
 ) -> None:
     bank, query = tmp_path / "bank", demo_images / "query"
     asked = ["--encoder", name] + (["--weights", weights] if name == TIMM else [])
-    built = mrad("build", goods, "--out", bank, *asked, "--precision", "auto", "--device", "cpu")
+    built = mrad(
+        "build", good_only, "--out", bank, *asked, "--precision", "auto", "--device", "cpu"
+    )
     assert built.exit_code == 0, built.output
     assert "head nn is asked unless told" in built.output
     facts = json.loads(mrad("bank", "inspect", bank, "--json").stdout)
@@ -82,10 +84,12 @@ def test_from_twelve_good_pictures_to_a_served_verdict(
 
 
 def test_a_query_in_other_features_is_refused(
-    goods: Path, tmp_path: Path, mrad: Callable[..., Any]
+    good_only: Path, tmp_path: Path, mrad: Callable[..., Any]
 ) -> None:
     bank = tmp_path / "bank"
-    done = mrad("build", goods, "--out", bank, "--encoder", "mrad-mini:plain", "--device", "cpu")
+    done = mrad(
+        "build", good_only, "--out", bank, "--encoder", "mrad-mini:plain", "--device", "cpu"
+    )
     assert done.exit_code == 0, done.output
     loaded = MemoryBank.load(bank)
     with pytest.raises(
@@ -93,7 +97,7 @@ def test_a_query_in_other_features_is_refused(
     ):
         loaded.check(Encoder.load("mrad-mini", device="cpu"))
     assert encoder_of(loaded, device="cpu").name == "mrad-mini:plain"
-    own = mrad("build", goods, "--out", tmp_path / "own", "--device", "cpu")
+    own = mrad("build", good_only, "--out", tmp_path / "own", "--device", "cpu")
     assert own.exit_code == 0, own.output
     joined = mrad("bank", "merge", bank, tmp_path / "own", "--out", tmp_path / "joined")
     assert joined.exit_code == 2
@@ -133,7 +137,7 @@ def test_heads_that_fit(
         assert "name the CLIP that they were made with" in done.output
 
 
-def test_text_is_compared_with_the_papers_features_alone(goods: Path) -> None:
+def test_text_is_compared_with_the_papers_features_alone(good_only: Path) -> None:
     plain = Encoder.load("mrad-mini:plain", device="cpu")
     with pytest.raises(UnsupportedEncoderError, match="build the memory with 'mrad-mini'"):
         _ = plain.clip

@@ -373,11 +373,11 @@ def test_without_a_memory_nothing_is_pretended(tmp_path, monkeypatch, mrad, mini
                if line.split("|")[1:4] == [" TF                ", " deep_pcb      ", " magnetic_tile "])  # fmt: skip
     assert float(row.split("|")[4].split()[0]) == advice.ELSEWHERE
     assert len(read_dataset(demo.FOLDER / "memory")) == advice.BUNDLED
-    goods = sorted((demo.FOLDER / "memory" / "good").glob("*.png"))
+    good_only = sorted((demo.FOLDER / "memory" / "good").glob("*.png"))
     Path("good-parts").mkdir()
-    for path in goods[:10]:
+    for path in good_only[:10]:
         (Path("good-parts") / path.name).symlink_to(path)
-    Path("photo.jpg").write_bytes(goods[10].read_bytes())
+    Path("photo.jpg").write_bytes(good_only[10].read_bytes())
     commands = [line.split() for line in told.stderr.splitlines() if line.startswith("  mrad ")]
     assert [command[1] for command in commands] == ["build", "score"]
     for command in commands:

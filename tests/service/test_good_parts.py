@@ -54,7 +54,7 @@ def saved(encoder: Encoder, groups: dict[str, list[Path]], path: Path) -> Path:
 @pytest.fixture(scope="module")
 def bank(mini_encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     groups = {"boards": BOARDS, "caps": CAPS, "nut": GOOD[20:21]}
-    return saved(mini_encoder, groups, tmp_path_factory.mktemp("goods") / "bank")
+    return saved(mini_encoder, groups, tmp_path_factory.mktemp("good_only") / "bank")
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ def demo_command(
     table = Table("board", "is", "by good boards alone", "by both kinds", box=box.SIMPLE_HEAD)
     for pair in sorted(shown, key=lambda pair: -pair.both.prediction.score):
         truth = "defective" if pair.record.anomalous else "good"
-        cells = [verdict_of(pair.goods), verdict_of(pair.both)]
+        cells = [verdict_of(pair.good_only), verdict_of(pair.both)]
         table.add_row(pair.record.image.name, truth, *cells)
     console.print(table)
     if told := of_good_alone(shown):
@@ -58,7 +58,7 @@ def of_good_alone(pairs: Sequence[Pair]) -> str:
     """Why good boards alone let defects pass, and what would help; empty where they let none pass."""
     from mrad import demo
 
-    bad = [pair.goods for pair in pairs if pair.record.anomalous]
+    bad = [pair.good_only for pair in pairs if pair.record.anomalous]
     missed = sum(shown.verdict == "normal" for shown in bad)
     if not missed:
         return ""

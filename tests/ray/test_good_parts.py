@@ -31,9 +31,9 @@ Load = Callable[[], Encoder]
 
 
 @pytest.fixture
-def goods(tmp_path: Path, make_image: Any) -> Path:
+def good_only(tmp_path: Path, make_image: Any) -> Path:
     """Two products, good pictures alone."""
-    root = tmp_path / "goods"
+    root = tmp_path / "good_only"
     for name, size in (("caps", (96, 64)), ("nuts", (64, 96))):
         (root / name / "good").mkdir(parents=True)
         for seed in range(12):
@@ -42,10 +42,12 @@ def goods(tmp_path: Path, make_image: Any) -> Path:
 
 
 @pytest.fixture
-def bank(ray_cluster: Any, goods: Path, load: Load, tmp_path: Path) -> Path:
+def bank(ray_cluster: Any, good_only: Path, load: Load, tmp_path: Path) -> Path:
     """Built by two workers, calibrated on its own images."""
     encoder, path = load(), tmp_path / "on-ray"
-    built = build(encoder, read_dataset(goods), path, OPTIONS, engine=RayEngine(load, workers=2))
+    built = build(
+        encoder, read_dataset(good_only), path, OPTIONS, engine=RayEngine(load, workers=2)
+    )
     detector = Detector(encoder, built.bank)
     assert detector.head.name == "nn"
     made = calibrate(detector, score_own(detector, thorough=True), target_fpr=0.1)
@@ -71,10 +73,10 @@ def url(bank: Path, load: Load, unused_port: int, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.nightly
 def test_good_parts_alone_from_workers_to_replicas(
-    url: str, bank: Path, goods: Path, load: Load, pids: Path, make_image: Any, tmp_path: Path
+    url: str, bank: Path, good_only: Path, load: Load, pids: Path, make_image: Any, tmp_path: Path
 ) -> None:
     encoder, held = load(), MemoryBank.load(bank)
-    local = build(encoder, read_dataset(goods), tmp_path / "local", OPTIONS).bank
+    local = build(encoder, read_dataset(good_only), tmp_path / "local", OPTIONS).bank
     for level in ("image", "patch", "local"):
         assert np.array_equal(getattr(held, level).keys, getattr(local, level).keys), level
         assert np.array_equal(getattr(held, level).entry, getattr(local, level).entry), level

@@ -41,12 +41,12 @@ def page(open_page, serve, mini_encoder: Encoder, boards: list[Path], tmp_path: 
     bank = MemoryBank.from_samples(mini_encoder, samples)
     small = (thumbnail_of(load_image(path)) for path in boards[:8])
     bank.thumbnails.update(zip((entry.entry_id for entry in bank.entries), small))
-    bank = bank.save(tmp_path / "goods")
+    bank = bank.save(tmp_path / "good_only")
     detector = Detector(mini_encoder, bank)
     save_calibration(
-        calibrate(detector, score_own(detector, thorough=True)).into(bank), tmp_path / "goods"
+        calibrate(detector, score_own(detector, thorough=True)).into(bank), tmp_path / "good_only"
     )
-    settings = Settings(bank=tmp_path / "goods", auth="off", batch_wait=0.0)
+    settings = Settings(bank=tmp_path / "good_only", auth="off", batch_wait=0.0)
     with serve(create_app(settings, encoder_of=lambda *_: mini_encoder)) as url:
         yield open_page(url)
 
