@@ -110,7 +110,8 @@ class InputProfile:
             own: how the memory's images are looked at.
             places: what of the picture is looked at; None: as of the memory's.
         """
-        shape = [*self._small(picture.size, image_size, places), *self._shape(picture.size)]
+        shape = self._small(picture.size, image_size, places)
+        shape += [] if self._longer(own, picture.size) else self._shape(picture.size)
         shape += self._scale(own, places) if places and self.images else []
         if not self.images:
             return (*picture.warnings, *shape)
@@ -183,6 +184,16 @@ class InputProfile:
             f"{image_size / least:.1f} times to the encoder's {image_size}{than}: give the "
             "original, not a thumbnail or a crop"
         ]
+
+    def _longer(self, own: Layout, size: tuple[int, int]) -> bool:
+        """Whether tiles of a picture are as the memory's, though it may be longer, as strips are."""
+        if own.tiling is None or not self.side:
+            return False
+        short = min(size)
+        return (
+            own.tiling.side <= short
+            and self.side <= SAME_SHAPE * short <= SAME_SHAPE**2 * self.largest
+        )
 
     def _shape(self, size: tuple[int, int]) -> list[str]:
         value, (low, high) = size[0] / size[1], self.aspect

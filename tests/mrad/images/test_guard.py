@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from PIL import Image
 
 from mrad import Detector, MemoryBank, Sample
@@ -95,6 +96,19 @@ def test_regions_and_scales_that_the_memory_does_not_know_are_warned_of(tiny_enc
     panels = detector((80, 80), Layout(Tiling(80, 0)))
     assert not told(panels, (240, 240)), "parts and panels of them"
     assert told(panels, (40, 40)) == {"other_scale"}
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(Tiling(80))])
+def test_a_strip_may_be_longer_than_the_memorys_where_it_is_cut(tiny_encoder, make_image, layout):
+    samples = [Sample(make_image(seed, (96, 200))[0], False) for seed in range(3)]
+    bank = MemoryBank.from_samples(tiny_encoder, samples, layout=layout)
+
+    def told(size: tuple[int, int]) -> set[str]:
+        (found,) = Detector(tiny_encoder, bank).predict([make_image(9, size)[0]])
+        return {code_of(text) for text in found.warnings} & {"other_shape"}
+
+    assert bool(told((96, 800))) == layout.plain, "squeezed as a whole"
+    assert told((300, 2400)), "three times as wide, too"
 
 
 def test_a_lost_frame_among_the_good_parts_does_not_make_lost_frames_usual(
