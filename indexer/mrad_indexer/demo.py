@@ -45,7 +45,15 @@ class Shown:
     prediction: Prediction
     verdict: str | None
     overlay: Path
-    threshold: float | None
+    calibrated: float | None
+    """0 to 100, the threshold at 50."""
+
+    @property
+    def score(self) -> str:
+        """As it is shown: calibrated, or raw without a calibration."""
+        return (
+            f"{self.prediction.score:.4f}" if self.calibrated is None else f"{self.calibrated:.1f}"
+        )
 
 
 @dataclass(frozen=True)
@@ -133,7 +141,8 @@ def judge_all(
         path = folder / f"{record.image.stem}.jpg"
         write_atomic(path, jpeg(draw(image, prediction, judge)))
         verdict = judge.verdict(prediction.score)
-        shown.append(Shown(record, prediction, verdict, path, judge.threshold))
+        calibrated = judge.calibrated(prediction.score)
+        shown.append(Shown(record, prediction, verdict, path, calibrated))
     return shown
 
 
@@ -171,7 +180,5 @@ def contact_sheet(pairs: Sequence[Pair]) -> Image.Image:
 
 
 def _caption(shown: Shown) -> str:
-    text = f"score {shown.prediction.score:.3f}"
-    if shown.verdict is None or shown.threshold is None:
-        return text
-    return f"{text}: {shown.verdict} (limit {shown.threshold:.3f})"
+    text = f"score {shown.score}"
+    return text if shown.verdict is None else f"{text}: {shown.verdict} (limit 50)"

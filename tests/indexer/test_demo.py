@@ -36,7 +36,9 @@ def test_demo(tmp_path, mrad, mini_encoder):
         assert np.asarray(sheet.convert("L")).std() > 20
     assert str(tmp_path / "demo/contact-sheet.png") in done.stdout
     for name in (p.stem for p in (tmp_path / "demo/overlays/bank").iterdir()):
-        assert name in done.stdout
+        (line,) = (line for line in done.stdout.splitlines() if f"{name}.png" in line)
+        for score, verdict in zip(*[iter(line.split()[2:])] * 2):
+            assert (float(score) >= 50) == (verdict == "anomalous"), "of 100, the threshold at 50"
     # What the shipped encoder is for: defects stand out from the boards around them.
     assert "What helps:" in done.stdout  # the small encoder, by good boards of many designs alone
     records = read_dataset(demo.FOLDER / "query").records

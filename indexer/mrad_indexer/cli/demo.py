@@ -71,9 +71,8 @@ def of_good_alone(pairs: Sequence[Pair]) -> str:
 
 
 def verdict_of(shown: Shown) -> Text:
-    """Score and verdict, green where it is right."""
-    text = f"{shown.prediction.score:.4f}"
+    """Score, of 100, and verdict, green where it is right."""
     if shown.verdict is None:
-        return Text(text)
+        return Text(shown.score)
     right = (shown.verdict == "anomalous") == shown.record.anomalous
-    return Text.assemble(f"{text} ", (shown.verdict, "green" if right else "red"))
+    return Text.assemble(f"{shown.score} ", (shown.verdict, "green" if right else "red"))
