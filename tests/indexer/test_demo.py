@@ -35,6 +35,7 @@ def test_demo(tmp_path, mrad, mini_encoder):
         assert sheet.width == 1260
         assert np.asarray(sheet.convert("L")).std() > 20
     assert str(tmp_path / "demo/contact-sheet.png") in done.stdout
+    assert f"mrad serve --no-auth --bank {tmp_path / 'demo/bank'}" in done.stdout
     for name in (p.stem for p in (tmp_path / "demo/overlays/bank").iterdir()):
         (line,) = (line for line in done.stdout.splitlines() if f"{name}.png" in line)
         for score, verdict in zip(*[iter(line.split()[2:])] * 2):

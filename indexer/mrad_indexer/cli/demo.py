@@ -51,7 +51,7 @@ def demo_command(
     if told := of_good_alone(shown):
         say(told)
     say(f"image, mask and both heat maps of each: {out / 'contact-sheet.png'}")
-    say(f"the memories: mrad serve --bank {out / 'good-bank'}, or {out / 'bank'}")
+    say(f"the memories: mrad serve --no-auth --bank {out / 'bank'}, or {out / 'good-bank'}")
 
 
 def of_good_alone(pairs: Sequence[Pair]) -> str:
