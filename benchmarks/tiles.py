@@ -215,8 +215,9 @@ def run(quick: bool) -> list[Table]:
     encoder = Encoder.load("mrad-mini", device="cpu")
     boards = Boards.of(encoder)
     pictures = 2 if quick else len(boards.pairs)
-    panels = mosaics(encoder, boards, pictures)
+    # First: what else is measured here needs more memory.
     timed = times(encoder, boards, TIMED[: 1 if quick else None], 1 if quick else 3)
+    panels = mosaics(encoder, boards, pictures)
     rows, notes = [], []
     for name, side in (("bsdata", 460), ("magnetic_tile", 200)):
         found, note = real(encoder, name, side, 2 if quick else 40)
