@@ -93,7 +93,8 @@ def test_a_device_that_fails_for_good_fails_liveness(
         assert "illegal memory access" in told.json()["detail"]
 
 
-def test_a_worker_thread_that_ended_fails_liveness(client, png, monkeypatch) -> None:
+def test_a_worker_thread_that_ended_fails_liveness(connect, png, monkeypatch) -> None:
+    client = connect(drain_seconds=0.5)  # what is inside never comes out
     runtime = client.app.state.runtime
     monkeypatch.setattr(runtime.metrics.batches, "observe", lambda size: 1 / 0)
     post(client, png(1), headers={"X-Request-Timeout": "1"})
