@@ -97,17 +97,20 @@ def _find(path: Path, name: str, root: Path) -> Path | None:
 
 def _add(drawing: Drawing, item: dict[str, Any], kind: str | None) -> None:
     shape, frame = item.get("segmentation"), item.get("bbox") or ()
+    why = "an annotation has neither segments nor a box that can be read"
     if shape:
+        why = "its segments cannot be read"
         try:
-            drawing.add(kind, _pixels(shape, drawing.size), why="its segments cannot be read")
+            drawing.add(kind, _pixels(shape, drawing.size), why=why)
             return
         except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
-            pass  # the box stands beside it
+            if len(frame) == 4:
+                drawing.left_out.append(f"{drawing.where}: {why}; the box beside them is taken")
     if len(frame) == 4:
         left, top, wide, high = (float(value) for value in frame)
         drawing.add(kind, box(left, top, left + wide, top + high, drawing.size), box=True)
     else:
-        drawing.add(kind, None, why="an annotation has neither segments nor a box that can be read")
+        drawing.add(kind, None, why=why)
 
 
 def _pixels(shape: Any, size: tuple[int, int]) -> BoolArray:
