@@ -45,7 +45,7 @@ def row(name: str, runs: int) -> tuple[list[Cell], Ratio]:
 
 def run(quick: bool) -> list[Table]:
     """One table."""
-    # As a tower's MLP does: after that, memory of a matrix of scores is used again, not mapped anew.
+    # As a tower's MLP does: after that, memory of a matrix of scores is used again, not mapped again.
     torch.zeros(6 << 20)
     made = {name: row(name, 2 if quick else 21) for name in SHAPES}
     columns = ["", "tokens", "fused", "products", "products against fused", "GFLOP/s", "taken here"]

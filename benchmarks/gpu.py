@@ -45,7 +45,7 @@ LEVELS = 2.01 / 255
 """The same for pixels: whole levels, see `Preprocess.resize`."""
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 COMPILED = (1, 8)
-"""Each batch size is compiled anew, half a minute each."""
+"""Each batch size is compiled again, half a minute each."""
 GOODS = (24_000, 68_000)
 """Single patches of good images: what 50 give with `mrad-mini`, and with ViT-L/14-336."""
 SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)

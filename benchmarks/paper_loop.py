@@ -93,7 +93,7 @@ class PaperLoop:
         return (ordinary @ visual.proj)[:, 0], visual.ln_post(surgery)[:, 1:]
 
     def positions(self, grid: int) -> Tensor:
-        """The position table, interpolated anew for every image."""
+        """The position table, interpolated again for every image."""
         table = self.visual.positional_embedding
         own = round((len(table) - 1) ** 0.5)
         square = table[1:].view(1, own, own, -1).permute(0, 3, 1, 2)

@@ -291,7 +291,7 @@ def synthetic(
 
 
 def seconds(quick: bool) -> Table:
-    """Of a lesson's way into force: the head takes it up, own images are judged anew, the cut follows."""
+    """Of a lesson's way into force: the head takes it up, own images are judged again, the cut follows."""
     encoder = Encoder.load("mrad-mini", device="cpu", precision="fp32")
     rows: list[list[Cell]] = []
     for head, counts in (("tf", (60, 600, 6_000)), ("nn", (60,))):
@@ -320,6 +320,6 @@ def seconds(quick: bool) -> Table:
     note = (
         "Random features of mrad-mini's geometry. `at the start`: every image of the memory judged once, "
         "left out, before the first lesson. `a lesson`: taken up by the head, the own images judged "
-        "anew, thresholds followed; without encoding the image and writing it to disk."
+        "again, thresholds followed; without encoding the image and writing it to disk."
     )
     return Table("Seconds a lesson", columns, rows, [hardware(), note])

@@ -4,7 +4,7 @@
 
 Arguments are the settings of `mrad serve`, besides `replicas`, and `cpus` and `gpus` of each; MRAD_*
 variables count as they do there. One memory has one writer, so replicas do not learn: teach a server
-that does, export its memory, and deploy anew. Every replica must find the bank under the same path.
+that does, export its memory, and deploy again. Every replica must find the bank under the same path.
 """
 
 from __future__ import annotations

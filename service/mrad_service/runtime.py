@@ -98,7 +98,7 @@ class Runtime:
                 raise NotReadyError(why)
 
     def reload(self) -> None:
-        """SIGHUP: logs are opened anew, keys read anew; requests go on."""
+        """SIGHUP: logs are opened again, keys read again; requests go on."""
         for file in self._files:
             file.reload()
         log.info("reloaded")

@@ -35,7 +35,7 @@ class DrainingServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """SIGHUP too: files are opened anew, no request is lost."""
+        """SIGHUP too: files are opened again, no request is lost."""
         with super().capture_signals():
             if threading.current_thread() is threading.main_thread():
                 loop = asyncio.get_running_loop()
@@ -100,7 +100,7 @@ def run(settings: Settings) -> None:
     for name in mistyped(os.environ):
         log.warning("an environment variable that is no setting", name=name)
     server.runtime.check_files()  # keys that nobody can read would leave it unready for good
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to open anew
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to open again
     server.runtime.start()  # here, so that what is wrong with a bank is one line, not a traceback
     server.run()
     if not server.started:

@@ -62,7 +62,7 @@ class Settings(BaseSettings):
         0.7, ge=0, le=1, description="Weight of the image probability, as calibrated."
     )
     pretrained: str | None = Field(
-        None, description="Tag or file of the encoder's weights; what the bank says unless told."
+        None, description="Tag or file of the encoder's weights; what the bank says by default."
     )
     device: str = Field(
         "auto", description="A torch device, or several: `cuda:0,cuda:1`. `auto`: a GPU if any."
@@ -147,7 +147,7 @@ class Settings(BaseSettings):
         ge=1,
         le=32,
         description="Bits that count in images that do not state their depth; "
-        "as in the memory's own unless told.",
+        "as in the memory's own by default.",
     )
     strict_input: bool = Field(
         False, description="Refuse images with warnings instead of scoring them."
@@ -164,7 +164,7 @@ class Settings(BaseSettings):
     )
     cors_origins: tuple[str, ...] = Field((), description="Origins whose pages may call; none.")
     allowed_hosts: tuple[str, ...] = Field(
-        (), description="Host names answered to; with auth off, loopback names unless told."
+        (), description="Host names answered to; with auth off, loopback names by default."
     )
 
     metrics: bool = Field(True, description="Whether /metrics answers (without a key).")
@@ -173,7 +173,7 @@ class Settings(BaseSettings):
         "info", description="debug, info, warning, error."
     )
     audit_file: Path | None = Field(
-        None, description="Where writes are logged, as JSON lines; the log itself unless told."
+        None, description="Where writes are logged, as JSON lines; the log itself by default."
     )
     audit_closed: bool = Field(
         True, description="Whether writes are refused while the audit file cannot be written."

@@ -91,7 +91,7 @@ def test_the_same_picture_is_named_and_one_with_a_small_defect_is_another(
 
 def test_what_cannot_be_joined_says_why_and_what_to_do(boards, caps, both) -> None:
     stranger = replace(caps, identity=replace(caps.identity, digest="0" * 64))
-    with pytest.raises(EncoderMismatchError, match=r"a was built by .* b by .*anew"):
+    with pytest.raises(EncoderMismatchError, match=r"a was built by .* b by .*again"):
         merge([Part("a", boards), Part("b", stranger)])
     tiled = replace(caps, metadata=caps.metadata | {"layout": Layout(Tiling(64)).to_json()})
     with pytest.raises(MergeError, match="two ways"):

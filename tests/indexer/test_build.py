@@ -221,7 +221,7 @@ def test_other_settings_or_images_are_not_mixed_in(tmp_path, boards, tiny_clip, 
 
 
 def test_restart_waits_for_the_lock_before_it_removes_anything(tiny_encoder, boards, tmp_path):
-    """Another build's shards stay, whether this one begins anew or finds the bank there."""
+    """Another build's shards stay, whether this one begins again or finds the bank there."""
     out = tmp_path / "bank"
     work = work_folder(out)
     dataset = read_dataset(boards)

@@ -140,7 +140,7 @@ def test_every_kind_of_memory_is_useful_to_the_end(
         other = ["--base", tmp_path / "other"]
     built = mrad("build", data, "--out", bank, *other)
     assert built.exit_code == 0, built.output
-    assert f"head {kind.head} is asked unless told" in built.output
+    assert f"head {kind.head} answers by default" in built.output
     assert "next: mrad " in built.output
     if read_dataset(data).name == "flat":
         assert "as good parts" in built.output
@@ -149,7 +149,7 @@ def test_every_kind_of_memory_is_useful_to_the_end(
     assert facts["heads"]["default"] == kind.head
     assert tuple(facts["heads"]["unfit"]) == kind.unfit
     shown = mrad("bank", "inspect", bank).stdout
-    assert f"head {kind.head} unless told" in shown
+    assert f"head {kind.head} by default" in shown
     if kind.unfit:
         assert f"not {', '.join(kind.unfit)}: it compares two classes, and" in shown
 

@@ -57,7 +57,7 @@ def test_from_twelve_good_pictures_to_a_served_verdict(
         "build", good_only, "--out", bank, *asked, "--precision", "auto", "--device", "cpu"
     )
     assert built.exit_code == 0, built.output
-    assert "head nn is asked unless told" in built.output
+    assert "head nn answers by default" in built.output
     facts = json.loads(mrad("bank", "inspect", bank, "--json").stdout)
     assert facts["encoder"]["architecture"] == name
     done = mrad("calibrate", bank, "--false-alarm-rate", "0.1")

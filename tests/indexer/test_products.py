@@ -76,7 +76,7 @@ def test_thresholds_of_one_product_stand_beside_those_of_all(
     assert judge.threshold != derived.threshold, "another rate was asked for"
     assert Judge.of(tiny_encoder, MemoryBank.load(bank), product="nuts").threshold is not None
     assert mrad("calibrate", bank, "--fpr", "0.1").exit_code == 0
-    assert stored(bank).objects["caps"] == own, "choosing those of all anew leaves it"
+    assert stored(bank).objects["caps"] == own, "choosing those of all again leaves it"
 
 
 def test_a_product_that_learned_keeps_its_rule(

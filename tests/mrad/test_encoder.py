@@ -302,7 +302,7 @@ def test_bf16_does_not_feel_what_keys_and_values_of_all_patches_share():
         for p in ("fp32", "bf16")
     )
     apart, wrong = exact - exact.mean(dim=1, keepdim=True), (half - exact)
-    wrong = wrong - wrong.mean(dim=1, keepdim=True)  # a shift of all patches ranks none anew
+    wrong = wrong - wrong.mean(dim=1, keepdim=True)  # a shift of all patches ranks none again
     assert float(wrong.norm() / apart.norm()) < 0.01
 
 

@@ -41,7 +41,7 @@ def bank_path(tmp_path: Path, tiny_bank: MemoryBank) -> Path:
 
 @pytest.fixture
 def make_app(bank_path: Path, tiny_encoder: Encoder) -> Callable[..., FastAPI]:
-    """`make_app(**settings)`: no keys are asked for unless told."""
+    """`make_app(**settings)`: no keys are asked for by default."""
 
     def make(**given: Any) -> FastAPI:
         settings = {"bank": bank_path, "auth": "off", "batch_wait": 0.005, "request_seconds": 600}

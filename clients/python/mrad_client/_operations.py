@@ -46,7 +46,7 @@ class ScoreOptions(TypedDict, total=False):
     roi: Mapping[str, Any] | None
     """Region of interest: `size` [width, height] and `box` or `polygons` (and `holes`)."""
     object: str | None
-    """Product: judged by what the memory holds of it alone; by all of it unless told."""
+    """Product: judged by what the memory holds of it alone; by all of it by default."""
     parts: Mapping[str, Any] | None
     """Named parts, each with a score and verdict of its own: `size` and `parts`, name -> `box` or
     `polygons`, as in `parts.json`; `align` true: images are aligned with the bank's reference first."""

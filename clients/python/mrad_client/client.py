@@ -72,7 +72,7 @@ class Client:
         target_fpr: float | None = None,
         progress: Callable[[Calibration], None] = lambda job: None,
     ) -> Calibration:
-        """Choose a bank's thresholds anew on the images that its memory holds, each left out.
+        """Choose a bank's thresholds again on the images that its memory holds, each left out.
 
         Args:
             name: the bank, loaded.

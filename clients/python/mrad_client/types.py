@@ -253,7 +253,7 @@ class LessonEffect(Model):
     false_alarms_range: tuple[float, float] | None = None
     """Its 95 % interval."""
     judged: int = 0
-    """Images of the memory that were judged anew, each left out."""
+    """Images of the memory that were judged again, each left out."""
     flipped: int = 0
     flips: list[Flip] = []
     """The first 50 of them."""

@@ -25,7 +25,7 @@ export type Label = Entry["label"];
 export type ImageInput = string | Blob | Uint8Array;
 
 export interface Options {
-  /** `http://127.0.0.1:8000` unless told. */
+  /** `http://127.0.0.1:8000` by default. */
   baseUrl?: string;
   apiKey?: string;
   /** Tries after the first, on 429, 503 and broken connections. */
@@ -36,7 +36,7 @@ export interface Options {
 }
 
 export interface ScoreOptions {
-  /** Raw score at or above which an image is anomalous; the bank's calibration unless told. */
+  /** Raw score at or above which an image is anomalous; the bank's calibration by default. */
   threshold?: number;
   /** Instead: share of good images that may be flagged. */
   target_fpr?: number;
@@ -156,7 +156,7 @@ export class MradClient {
     return response.status === 200 ? ((await response.json()) as Removed) : null;
   }
 
-  /** Choose a bank's thresholds anew on the images that its memory holds; `progress` is told how far. */
+  /** Choose a bank's thresholds again on the images that its memory holds; `progress` is told how far. */
   async calibrateBank(
     name: string,
     options: { rule?: "f1" | "fpr"; target_fpr?: number; progress?: (job: CalibrationJob) => void } = {},

@@ -181,7 +181,7 @@ export interface components {
                 number,
                 number
             ] | null;
-            /** @description images of the memory that were judged anew, each left out */
+            /** @description images of the memory that were judged again, each left out */
             judged: number;
             /** @description how many of those are judged otherwise than before */
             flipped: number;

@@ -24,7 +24,7 @@ from mrad.types import NORMAL, FloatArray
 from mrad_indexer.known import SAME_IMAGE
 
 ALIKE = 0.999
-"""Cosine of class features from which two images may be one picture, perhaps saved anew."""
+"""Cosine of class features from which two images may be one picture, perhaps saved again."""
 PATCHES = 0.95
 """Cosine that every patch must have then: measured with `mrad-mini`, a picture recompressed or resized
 has 0.98 or more, and one that differs by a small defect 0.4 or less where that is."""
@@ -104,18 +104,18 @@ def _check(one: Part, other: Part) -> None:
     if a.identity != b.identity:
         raise EncoderMismatchError(
             f"{one.name} was built by {a.identity}, {other.name} by {b.identity}: their keys do not "
-            "compare. Build one of them anew from its images with the other's encoder (mrad build "
+            "compare. Build one of them again from its images with the other's encoder (mrad build "
             "--encoder, --pretrained, --image-size)"
         )
     if a.layout != b.layout:
         raise MergeError(
             f"{one.name} and {other.name} look at pictures in two ways (tiles, region of interest, "
-            "parts), and a query can be looked at in one: build one of them anew as the other was"
+            "parts), and a query can be looked at in one: build one of them again as the other was"
         )
     if a.patch_keys != b.patch_keys:
         raise MergeError(
             f"{one.name} keeps patch keys by `{a.patch_keys}`, {other.name} by `{b.patch_keys}`: one "
-            "would outnumber the other. Build one of them anew with the other's --patch-keys"
+            "would outnumber the other. Build one of them again with the other's --patch-keys"
         )
     depths, others = a.profile.depths, b.profile.depths
     odd = sorted(kind for kind in depths.keys() & others.keys() if depths[kind] != others[kind])
@@ -123,7 +123,7 @@ def _check(one: Part, other: Part) -> None:
         what = ", ".join(odd) or "pictures"
         raise MergeError(
             f"{one.name} and {other.name} were read at two bit depths ({what}), and a query can be read "
-            "at one: build one of them anew with the other's --bit-depth"
+            "at one: build one of them again with the other's --bit-depth"
         )
 
 

@@ -112,7 +112,7 @@ def build(
         return Built(found, noted(found, "skipped"), 0, 0, noted(found, "doubtful"), already=True)
     hint = (
         "Its shards cannot be mixed with this build's: run it as it was, use --restart to begin "
-        "anew, or choose another --out"
+        "again, or choose another --out"
     )
     # Opening the journal takes its lock: until then nothing of another build's is touched.
     with Journal(work / JOURNAL, plan.asked, hint=hint, restart=restart) as journal:
@@ -140,7 +140,7 @@ def build(
 
 
 def keep_whole_shards(work: Path, journal: Journal, shards: int) -> int:
-    """Forget the shards from which an image is missing, so that it is read anew; images in the others."""
+    """Forget the shards from which an image is missing, so that it is read again; images in the others."""
     kept = 0
     for number in range(shards):
         row = journal.row(str(number)) if str(number) in journal else None
@@ -312,7 +312,7 @@ def _mostly_skipped(skipped: list[Skipped], kept: int, plan: Plan, options: Buil
     ((code, _),) = Counter(item.code for item in skipped).most_common(1)
     remedy = "mend them, or take them out of the folder"
     if code == LayoutError.code:
-        remedy = "draw the region or the parts anew"
+        remedy = "draw the region or the parts again"
         if options.layout.align is not None:
             remedy = (
                 'align with a picture that shows more of what they share ("align": "picture.png" in '

@@ -334,7 +334,7 @@ def summarise(built: Built, dataset: Dataset, encoder: Encoder, out: Path) -> No
     if heads["default"] is None:
         warn(f"this memory cannot score yet: {heads['why']}")
         return
-    say("head ", (heads["default"], "bold"), f" is asked unless told: {heads['why']}")
+    say("head ", (heads["default"], "bold"), f" answers by default: {heads['why']}")
     say(worth(bank, heads["default"]))
     say("next: ", (next_step(bank, out), "bold"))
 

@@ -222,7 +222,7 @@ def whole_of(bank: MemoryBank, head: str, asked: tuple[float, float, str]) -> Ca
         if held != value:
             raise CalibrationError(
                 f"the memory is calibrated with {name} {held}, not {value}, and a product is judged with "
-                f"the same: give --{name} {held}, or calibrate all products anew"
+                f"the same: give --{name} {held}, or calibrate all products again"
             )
     return found
 

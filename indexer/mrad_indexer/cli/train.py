@@ -139,7 +139,7 @@ def train_command(
         typer.echo(f"{stage}: {epochs} epochs in {seconds:.1f} s, last mean loss {last:.4f}")
     if result.history.epochs:
         typer.echo(
-            f"an epoch took {result.epoch_seconds():.2f} s over cached features; encoding anew "
+            f"an epoch took {result.epoch_seconds():.2f} s over cached features; encoding again "
             f"would add {result.encode_seconds:.1f} s to each ({result.speedup():.0f} times slower)"
         )
 

@@ -43,7 +43,7 @@ def sheets_of(
 ) -> tuple[Sheet, ...]:
     """Up to four rows: misses, false alarms, clearest finds, quietest good images of one object.
 
-    Maps are computed anew for the few images shown, so that an evaluation keeps none. All maps of
+    Maps are computed again for the few images shown, so that an evaluation keeps none. All maps of
     one object share one colour scale (`result.low` to `result.high`).
     """
     bad = sorted((s for s in result.scores if s.anomalous), key=lambda s: s.score)

@@ -181,7 +181,7 @@ def _calibration(bank: MemoryBank, head: str, checkpoint: Path | None) -> Calibr
     if known != given:
         raise CalibrationError(
             f"head {head!r} was calibrated with the checkpoint {known or '(none)'}, this run uses "
-            f"{given or '(none)'}; calibrate anew, or give the same checkpoint"
+            f"{given or '(none)'}; calibrate again, or give the same checkpoint"
         )
     return calibration
 

@@ -42,7 +42,7 @@ class Trained:
         return sum(self.history.seconds.values()) / sum(self.history.epochs.values())
 
     def speedup(self) -> float:
-        """How many times faster an epoch is than one that encodes every image anew."""
+        """How many times faster an epoch is than one that encodes every image again."""
         cached = self.epoch_seconds()
         return (self.encode_seconds + cached) / cached
 

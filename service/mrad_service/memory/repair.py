@@ -36,7 +36,7 @@ def repair(bank: Path, *, dry_run: bool = False) -> Repair:
     """Make `bank` and what it learned whole again, from every file and row that still is.
 
     Raises `BankLockedError` while a server has the memory, and `BankCorruptError` where a file of the
-    bank itself is damaged: that can only be restored from a copy, or built anew.
+    bank itself is damaged: that can only be restored from a copy, or built again.
     """
     folder, found = LivingFolder(bank), Repair()
     if lost := reseal(folder.bank, dry_run=dry_run):

@@ -197,7 +197,7 @@ class DurableMemory:
         return self._closed
 
     def retire(self) -> None:
-        """`close`, so that a bank that was built anew in this folder can take over.
+        """`close`, so that a bank that was built again in this folder can take over.
 
         Raises `BaseChangedError` if anything was learned here; it goes on learning then, and all of
         it is found again once the old bank is back in its place.
@@ -205,7 +205,7 @@ class DurableMemory:
         with self._writing:
             if self._state.sequence:
                 raise BaseChangedError(self.folder.rebuilt())
-            self._broken = "the bank was built anew and takes over; try again"
+            self._broken = "the bank was built again and takes over; try again"
         self.close()
 
     def close(self) -> None:

@@ -44,7 +44,7 @@ class Key:
 
 
 class KeyFile:
-    """The file; read anew whenever it changes, so that a revoked key is refused at once."""
+    """The file; read again whenever it changes, so that a revoked key is refused at once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

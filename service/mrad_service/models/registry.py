@@ -63,7 +63,7 @@ class Banks:
         return self._active
 
     def known(self) -> dict[str, BankSpec]:
-        """Every bank that can be activated, by name. The folder of banks is read anew."""
+        """Every bank that can be activated, by name. The folder of banks is read again."""
         settings = self._settings
         specs: dict[str, BankSpec] = {}
         plain = {"head": settings.head, "checkpoint": settings.checkpoint}
@@ -115,7 +115,7 @@ class Banks:
         if found.memory.closed:  # another name of the same folder took a rebuilt bank up
             bank = found.model.name
             raise BankNotLoadedError(
-                f"bank {bank!r} was built anew; POST /v1/banks/{bank}/activate takes it up"
+                f"bank {bank!r} was built again; POST /v1/banks/{bank}/activate takes it up"
             )
         return found.memory
 
@@ -173,7 +173,7 @@ class Banks:
         return loaded
 
     def _reload(self, name: str, spec: BankSpec, found: Loaded) -> Loaded:
-        """`bank.json` changed: new thresholds, or a bank that was built anew."""
+        """`bank.json` changed: new thresholds, or a bank that was built again."""
         memory = found.memory
         writes = memory is not None and not memory.closed
         if memory is not None and writes and memory.holds():

@@ -193,7 +193,7 @@ function saveRegion() {
     + "its own region: it holds what was outside, too, and its threshold was measured so.";
 }
 
-/** Judge the current image anew, of a region alone or of all of it. */
+/** Judge the current image again, of a region alone or of all of it. */
 function judgeRegion(corners) {
   const { field } = view;
   if (!current || (corners && !field)) return;

@@ -82,7 +82,7 @@ function unjudged(item) {
 /** What to do about an image's problem. */
 export function advice(problem) {
   const known = {
-    doubtful_image: "This server refuses pictures that may be misread; the message says what to set or save anew.",
+    doubtful_image: "This server refuses pictures that may be misread; the message says what to set or save again.",
     invalid_image: "Open it in an image viewer to see whether it is whole, and save it again as PNG or JPEG.",
     image_too_large: "Scale it down; the map is coarser than the image anyway.",
     body_too_large: "Scale the image down, or save it as JPEG.",
@@ -303,7 +303,7 @@ function effects(effect) {
   if (effect.why) found.push(hint(`${effect.why}.`));
   if (!effect.flipped) {
     const judged = effect.judged === 1 ? "1 image" : `${effect.judged} images`;
-    return [...found, hint(`No other verdict changed: ${judged} of the memory judged anew.`)];
+    return [...found, hint(`No other verdict changed: ${judged} of the memory judged again.`)];
   }
   const verdicts = effect.flipped === 1 ? "1 other verdict" : `${effect.flipped} other verdicts`;
   const list = el("ul", { className: "flips" }, ...effect.flips.map(flipped));

@@ -66,7 +66,7 @@ export class View {
     this.zoom = { scale, left: within(left, width), top: within(top, height) };
   }
 
-  /** Paint again what has moved, once a frame; nothing is measured anew. */
+  /** Paint again what has moved, once a frame; nothing is measured again. */
   repaint() {
     this.#waiting ||= requestAnimationFrame(() => {
       this.#waiting = 0;
@@ -110,7 +110,7 @@ export class View {
     $("caption").textContent = words;
   }
 
-  /** The heat, drawn anew only when map or colours have changed. */
+  /** The heat, drawn again only when map or colours have changed. */
   heat() {
     const now = this.range.join();
     if (this.#heatOf !== now) {

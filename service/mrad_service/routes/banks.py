@@ -86,7 +86,7 @@ def calibrate_bank(
         ),
     ] = None,
 ) -> CalibrationJob:
-    """Choose thresholds anew on the images that the memory holds, each left out. 202 at once.
+    """Choose thresholds again on the images that the memory holds, each left out. 202 at once.
 
     The same asked again while it runs gives the job that runs; anything else is refused (409) until it is done.
     Scoring goes on; the thresholds come into force together, and are on disk, when `state` is `done`.

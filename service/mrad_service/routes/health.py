@@ -15,7 +15,7 @@ from mrad_service.routes.score import runtime_of
 def health_router(*, metrics: bool) -> APIRouter:
     """No key is asked for: orchestrators have none."""
     router = APIRouter(tags=["health"])
-    router.get("/health/live", responses={503: {"description": "broken until started anew"}})(live)
+    router.get("/health/live", responses={503: {"description": "broken until started again"}})(live)
     router.get("/health/ready", responses={503: {"description": "not yet, or stopping"}})(ready)
     if metrics:
         router.get("/metrics", response_class=Response)(figures)

@@ -38,7 +38,7 @@ THIN = (
 EMPTY = "the mask is empty: the image is learned as defective as a whole, and no part of it"
 GOOD_ONLY = """head nn compares with good images alone: this picture is recognised when it is shown \
 again, and no other score moves where ten good images or more say what is usual; \
-head combined uses it: mrad calibrate BANK --head combined, and serve it anew"""
+head combined uses it: mrad calibrate BANK --head combined, and serve it again"""
 NOT_HELD = """the memory holds no patches, or as many as it may, so this picture is not recognised when \
 it is shown again"""
 UNNAMED = """the memory holds several products, and this lesson names none (object_name): requests \

@@ -59,7 +59,7 @@ def product_name(text: str) -> str:
 
 
 Product = Annotated[str, Form(max_length=200), AfterValidator(product_name)]
-BankName = Annotated[str | None, Query(description="the bank; the active one unless told")]
+BankName = Annotated[str | None, Query(description="the bank; the active one by default")]
 
 
 def memory_router() -> APIRouter:

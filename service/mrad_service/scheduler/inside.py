@@ -40,7 +40,7 @@ class Inside:
             if self._draining:
                 raise DrainingError("the server is stopping; ask another one")
             if not self.health.usable:
-                raise DeviceLostError(f"{self.health.why}; the server has to be started anew")
+                raise DeviceLostError(f"{self.health.why}; the server has to be started again")
             ahead = self._queue.ahead_of(job.waiting)
             self._admission.admit(job.who, job.waiting, self._inside, ahead, self._rate())
             now = time.monotonic()

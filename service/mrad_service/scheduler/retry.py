@@ -72,5 +72,5 @@ def _known_error(error: Exception, device: torch.device) -> MRADError:
     if isinstance(error, MRADError):
         return error
     if reason := why_lost(device):
-        return DeviceLostError(f"{device} fails for good: {reason}; start the server anew")
+        return DeviceLostError(f"{device} fails for good: {reason}; start the server again")
     return DeviceError(f"the device failed: {error!r}")

@@ -73,7 +73,7 @@ class LessonEffect(BaseModel):
         description="the share of good images to come that are expected at or above the threshold"
     )
     false_alarms_range: tuple[float, float] | None = Field(description="its 95 % interval")
-    judged: int = Field(description="images of the memory that were judged anew, each left out")
+    judged: int = Field(description="images of the memory that were judged again, each left out")
     flipped: int = Field(description="how many of those are judged otherwise than before")
     flips: list[Flip] = Field(description="the first 50 of them")
 

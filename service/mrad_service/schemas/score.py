@@ -72,7 +72,7 @@ class ScoreOptions(BaseModel):
 
     threshold: float | None = Field(
         None,
-        description="Raw score, 0 to 1, at or above which an image is anomalous; the bank's unless told.",
+        description="Raw score, 0 to 1, at or above which an image is anomalous; the bank's by default.",
     )
     target_fpr: float | None = Field(
         None, ge=0, le=1, description="Instead: share of good images that may be flagged."
@@ -89,11 +89,11 @@ class ScoreOptions(BaseModel):
         max_length=4 * len(FIELDS),
         description=f"Only these parts of a result: {', '.join(FIELDS)}. In a form: comma-separated.",
     )
-    bank: str | None = Field(None, description="A loaded bank; the active one unless told.")
+    bank: str | None = Field(None, description="A loaded bank; the active one by default.")
     object: str | None = Field(
         None,
         max_length=200,
-        description="Product: judged by what the memory holds of it alone; by all of it unless told.",
+        description="Product: judged by what the memory holds of it alone; by all of it by default.",
     )
     roi: AreaBody | None = Field(
         None,
@@ -110,7 +110,7 @@ class ScoreOptions(BaseModel):
         gt=0,
         le=1,
         description="Where the bank cuts images: look at all of one coarsely, then closely at this share "
-        "of its tiles, the most anomalous ones; as the bank says unless told. Nothing is judged in the "
+        "of its tiles, the most anomalous ones; as the bank says by default. Nothing is judged in the "
         "others, and `warnings` says how many they are.",
     )
     full_map: bool = Field(
@@ -124,7 +124,7 @@ class ScoreOptions(BaseModel):
         description="Bits that count in images that do not state their depth (12 of a 16-bit PNG).",
     )
     strict_input: bool | None = Field(
-        None, description="Refuse images with warnings; as the server is set unless told."
+        None, description="Refuse images with warnings; as the server is set by default."
     )
 
     @field_validator(

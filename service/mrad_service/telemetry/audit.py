@@ -23,7 +23,7 @@ WATCHED = ("/v1/memory", "/v1/banks")
 class Audit:
     """To the log, and to a file of JSON lines where one is set. Thread-safe.
 
-    The file is opened anew when another lies under its name (logrotate), and on `reload`.
+    The file is opened again when another lies under its name (logrotate), and on `reload`.
     """
 
     def __init__(self, path: Path | None, closed: bool = True) -> None:

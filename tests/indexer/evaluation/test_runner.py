@@ -296,7 +296,7 @@ def test_calibrate_command_writes_into_the_bank_its_thresholds_and_nothing_else(
     before = MemoryBank.load(tmp_path / "bank")
 
     def everything() -> dict[str, bytes]:
-        """But the manifest, which holds the thresholds, and what is worked out anew where it is gone."""
+        """But the manifest, which holds the thresholds, and what is worked out again where it is gone."""
         kept = (tmp_path / "bank/bank.json", tmp_path / "bank/derived")
         found = (p for p in tmp_path.rglob("*") if p.is_file() and not {p, p.parent} & {*kept})
         return {p.relative_to(tmp_path).as_posix(): p.read_bytes() for p in found}

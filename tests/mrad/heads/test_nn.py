@@ -63,8 +63,8 @@ def test_distances_follow_a_memory_that_learns_and_forgets(
         good_bank.remove(good_bank.entries[2].entry_id),
         good_bank.remove(good_bank.entries[0].entry_id).remove(good_bank.entries[7].entry_id),
     ):
-        followed, anew = detector.with_bank(changed).head, Detector(mini_encoder, changed).head
-        one, other = followed._left_out, anew._left_out
+        followed, again = detector.with_bank(changed).head, Detector(mini_encoder, changed).head
+        one, other = followed._left_out, again._left_out
         np.testing.assert_allclose(one.cosine, other.cosine, atol=1e-5)
         back = detector.with_bank(changed).with_bank(good_bank).head._left_out
         np.testing.assert_allclose(back.cosine, detector.head._left_out.cosine, atol=1e-5)

@@ -47,7 +47,7 @@ class Job:
         restart: bool = False,
         about: Mapping[str, object] | None = None,
     ) -> Summary:
-        """Score what the journal lacks, then write tables and page anew.
+        """Score what the journal lacks, then write tables and page again.
 
         Args:
             transport: opened and closed here, around the run.

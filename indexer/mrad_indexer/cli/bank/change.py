@@ -1,4 +1,4 @@
-"""`mrad bank merge`, `split`, `remove`: memories joined and parted, each written anew."""
+"""`mrad bank merge`, `split`, `remove`: memories joined and parted, each written again."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def say_merged(merged: Merged) -> None:
     if merged.without_patches:
         warn(
             f"{', '.join(merged.without_patches)} kept no patches of good images (built before 0.2.0, or "
-            "imported), so heads nn and combined do not compare with them: build them anew"
+            "imported), so heads nn and combined do not compare with them: build them again"
         )
     _list(
         [pair for pair in merged.doubles if pair.contradict],
@@ -149,7 +149,7 @@ def say_what_it_serves(bank: MemoryBank, out: Path, *, calibrated: bool) -> None
     if heads["default"] is None:
         warn(f"{out} cannot score yet: {heads['why']}")
         return
-    say("head ", (heads["default"], "bold"), f" is asked unless told: {heads['why']}")
+    say("head ", (heads["default"], "bold"), f" answers by default: {heads['why']}")
     if len(bank.objects) > 1 and heads["default"] in ("nn", "combined"):
         say("--object NAME, or `object` in a request, judges by one product's images alone")
     if calibrated:

@@ -187,7 +187,7 @@ def show(facts: dict[str, Any], every: bool) -> None:
     if facts["problem"]:
         say(("cannot score yet", "yellow"), f" {facts['problem']}")
     else:
-        say(("head ", ""), (heads["default"], "bold"), f" unless told: {heads['why']}")
+        say(("head ", ""), (heads["default"], "bold"), f" by default: {heads['why']}")
         if facts["bound"]:
             say(facts["bound"], style="yellow")
         for why, names in _by_reason(heads["unfit"]).items():

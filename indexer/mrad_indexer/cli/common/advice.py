@@ -24,7 +24,7 @@ SHOWN = 3
 
 
 def heads_of(bank: MemoryBank) -> dict[str, Any]:
-    """The head that is asked unless told, why, and which heads cannot serve, with what would do."""
+    """The head that answers by default, why, and which heads cannot serve, with what would do."""
     from mrad.errors import MRADError
     from mrad.heads.choose import default_head, problem
 

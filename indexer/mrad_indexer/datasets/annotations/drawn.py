@@ -87,7 +87,7 @@ class Drawing:
         self.thin += thin
 
     def of(self, image: Path, ignore: BoolArray | None = None) -> Annotated:
-        """All of them; without a mask where one is lost, for what it marks would be learnt as good."""
+        """All of them; without a mask where one is lost, for what it marks would count as good."""
         known = bool(self.names) and not self.lost
         return Annotated(
             image, bool(self.names), self.mask if known else None, tuple(self.names),
