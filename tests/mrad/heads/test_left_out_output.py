@@ -132,8 +132,8 @@ def test_sums_are_kept_with_the_bank_and_measured_again_where_damaged(
         one, other = (getattr(d.head.base.left_out_output(views), name) for d in (first, again))
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     learned = first.bank.remove(first.bank.entries[0].entry_id)
-    again = Detector(mini_encoder, learned, "combined").head._output
-    torch.testing.assert_close(again.with_bank(learned).head._output.patch, again.patch)
+    fresh = Detector(mini_encoder, learned, "combined").head._output
+    torch.testing.assert_close(again.with_bank(learned).head._output.patch, fresh.patch)
     data = bytearray(kept.read_bytes())
     data[-5] ^= 1
     kept.write_bytes(data)
