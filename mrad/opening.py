@@ -24,7 +24,7 @@ class Decoded:
     pixels: Tensor | None
     """float32 [3, S, S], from `Encoder.prepare`; None where the image is cut into tiles."""
     image: Image.Image | Strips
-    """The upright RGB input; one that is read when a tile asks, where it is very large."""
+    """The upright input, L or RGB; one that is read when a tile asks, where it is very large."""
     places: Places
     """What of it is looked at."""
     warnings: tuple[str, ...] = ()

@@ -116,7 +116,8 @@ def _batch(
         mask_at(record, item.size, side, item.orientation) for record, item in zip(records, decoded)
     ]
     images = [
-        np.asarray(item.image.resize((side, side), Image.Resampling.BICUBIC)) for item in decoded
+        np.asarray(item.image.resize((side, side), Image.Resampling.BICUBIC).convert("RGB"))
+        for item in decoded
     ]
     maps = np.stack(
         [

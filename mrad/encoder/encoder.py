@@ -24,7 +24,7 @@ from mrad.encoder.tower import Tower, TowerParts, neighbourhood_average, pack
 from mrad.encoder.uploads import Uploads, gather
 from mrad.errors import EncoderError, NonFiniteError, UnsupportedEncoderError
 from mrad.images.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess
-from mrad.images.reader import load_image
+from mrad.images.reader import read_image
 from mrad.types import ImageInput, Place
 
 logger = logging.getLogger(__name__)
@@ -277,10 +277,12 @@ class Encoder:
         """Decode, preprocess and encode a batch. Raises `ImageError` for an unreadable image."""
         if not images:
             raise EncoderError("no images to encode")
-        return self.encode_prepared([self.prepare(load_image(image)) for image in images], raw=raw)
+        return self.encode_prepared(
+            [self.prepare(read_image(image).image) for image in images], raw=raw
+        )
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """An upright RGB image -> pixels float32 [3, S, S], where they will be read; any thread.
+        """An upright image, L or RGB -> pixels float32 [3, S, S], where they will be read; any thread.
 
         Raises `ForkedProcessError`.
         """

@@ -25,7 +25,7 @@ class Cut(Protocol):
 
     @property
     def image(self) -> Image.Image | Strips:
-        """Upright RGB."""
+        """Upright, L or RGB."""
         ...
 
     @property

@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mrad.images.preprocess import Preprocess
+from mrad.images.preprocess import Preprocess, planes
 
 LARGEST = 1 << 24
 """Pixels above which Pillow resizes: on the device an image takes 24 bytes a pixel for a moment."""
 
 
 class Uploads:
-    """RGB images -> pixels on the device. For the threads that decode; thread-safe.
+    """Images -> pixels on the device. For the threads that decode; thread-safe.
 
     A call returns when its own image has arrived, whatever else the device is doing; several threads
     keep it fed.
@@ -27,13 +27,12 @@ class Uploads:
         self.stream = torch.cuda.Stream(device)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """RGB of any size -> float32 [3, S, S] on the device."""
+        """L or RGB of any size -> float32 [3, S, S] on the device."""
         with torch.inference_mode(), torch.cuda.stream(self.stream):
             if image.width * image.height > LARGEST:
                 pixels = self._sent(self.preprocess(image))
             else:
-                raw = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-                pixels = self.preprocess.resize(self._sent(raw))
+                pixels = self.preprocess.resize(self._sent(planes(np.array(image))))
             self.stream.record_event().synchronize()
         return pixels
 

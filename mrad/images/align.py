@@ -51,9 +51,7 @@ class Move:
 
     def upright(self, image: Image.Image) -> Image.Image:
         """A picture in the reference's frame; what it does not show there has its mean colour."""
-        mean = tuple(
-            int(level) for level in np.asarray(image.resize((1, 1), Image.Resampling.BOX))[0, 0]
-        )
+        mean = tuple(np.asarray(image.resize((1, 1), Image.Resampling.BOX)).flatten().tolist())
         return _warped(image, self.matrix, Image.Resampling.BICUBIC, mean)
 
     def upright_mask(self, mask: Mask) -> Mask:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageChops
@@ -16,26 +17,23 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class Preprocess:
-    """RGB image -> normalised float32 [3, S, S]: bicubic with antialiasing, whatever the aspect."""
+    """Image, L or RGB -> normalised float32 [3, S, S]: bicubic with antialiasing, whatever the aspect."""
 
     image_size: int
     mean: tuple[float, ...] = OPENAI_MEAN
     std: tuple[float, ...] = OPENAI_STD
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """`image`: RGB of any size. Returns float32 [3, S, S] on the CPU."""
+        """`image`: L or RGB of any size. Returns float32 [3, S, S] on the CPU."""
         side = (self.image_size, self.image_size)
-        if is_grey(image):  # a third of the work, the same numbers
+        if image.mode != "L" and is_grey(image):  # a third of the work, the same numbers
             image = image.getchannel(0)
-        resized = np.asarray(image.resize(side, Image.Resampling.BICUBIC))
+        resized = planes(np.array(image.resize(side, Image.Resampling.BICUBIC)))
         # In order first, then as floats: a third of the time, the same numbers.
-        levels = torch.from_numpy(resized.copy())
-        if levels.ndim == 2:
-            return self._normalised(levels.float().repeat(3, 1, 1))
-        return self._normalised(levels.permute(2, 0, 1).contiguous().float())
+        return self._normalised(resized.contiguous().float())
 
     def resize(self, image: Tensor) -> Tensor:
-        """The same on whatever device `image`, uint8 [3, H, W], is on: float32 [3, S, S] there.
+        """The same on whatever device `image`, uint8 [1 or 3, H, W], is on: float32 [3, S, S] there.
 
         As in Pillow, one direction comes first and is rounded to whole levels, then the other. Its
         weights are fixed-point, so a value next to a half may round the other way: at most two
@@ -53,10 +51,16 @@ class Preprocess:
         return self._normalised(values[0])
 
     def _normalised(self, levels: Tensor) -> Tensor:
-        """Levels 0..255, float32 [3, S, S], overwritten."""
+        """Levels 0..255, float32 [1 or 3, S, S], overwritten -> [3, S, S]."""
         mean = torch.tensor(self.mean, device=levels.device).view(3, 1, 1)
         std = torch.tensor(self.std, device=levels.device).view(3, 1, 1)
-        return levels.div_(255).sub_(mean).div_(std).contiguous()
+        return levels.div_(255).sub(mean).div_(std).contiguous()
+
+
+def planes(pixels: npt.NDArray[np.uint8]) -> Tensor:
+    """Pixels [H, W] or [H, W, 3] as a tensor [1 or 3, H, W] of the same memory."""
+    found = torch.from_numpy(pixels)
+    return found[None] if found.ndim == 2 else found.permute(2, 0, 1)
 
 
 def is_grey(image: Image.Image) -> bool:

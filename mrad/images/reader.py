@@ -1,4 +1,4 @@
-"""The one way to a picture: a file, bytes, an array or a picture of Pillow's -> upright RGB.
+"""The one way to a picture: a file, bytes, an array or a picture of Pillow's -> upright, 8 bit, grey or RGB.
 
 Every picture that this project opens comes through here (a test over the code forbids other opens).
 """
@@ -20,7 +20,7 @@ from mrad.errors import ImageError, ImageTooLargeError, MissingPackageError
 from mrad.images.decoding.common import from_pillow, orientation_of, read_common
 from mrad.images.decoding.depth import Assumed, Stated
 from mrad.images.decoding.profile import profile_note
-from mrad.images.decoding.raster import Raster, check_size, to_rgb
+from mrad.images.decoding.raster import Raster, check_size, to_grey_or_rgb
 from mrad.images.decoding.switch import SWITCH
 from mrad.images.formats import PILLOW, describe, kind_of
 from mrad.images.options import DEFAULT_MAX_PIXELS, ReadOptions
@@ -42,7 +42,7 @@ class Picture:
     """A picture, and what was taken for granted on the way to it."""
 
     image: Image.Image
-    """Upright, RGB."""
+    """Upright; RGB, or L where there is no colour: a third of the work for all who look at it."""
     warnings: tuple[str, ...] = ()
     """`code: what was assumed or is odd, and what to do`; codes are stable (docs/images.md)."""
     orientation: int = 1
@@ -72,7 +72,7 @@ class Picture:
 def read_image(source: ImageInput, *, options: ReadOptions | None = None) -> Picture:
     """Decode anything image-like, by the rules of docs/images.md.
 
-    Upright by its orientation tag; grey, palettes, inks and 16 bit become RGB of 8 bit; of several
+    Upright by its orientation tag; palettes and inks become RGB, 16 bit become 8; of several
     pages the first of the largest that is not blank is read; transparency that varies is laid over
     white. Arrays: [H, W], [H, W, 1|3|4]; uint8, uint16, bool or float in [0, 1].
 
@@ -85,7 +85,8 @@ def read_image(source: ImageInput, *, options: ReadOptions | None = None) -> Pic
 
 def load_image(image: ImageInput, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
     """`read_image` without what it has to say: upright RGB."""
-    return read_image(image, options=ReadOptions(max_pixels)).image
+    found = read_image(image, options=ReadOptions(max_pixels)).image
+    return found if found.mode == "RGB" else found.convert("RGB")
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -254,8 +255,9 @@ def _array(array: np.ndarray, options: ReadOptions) -> Raster:
 
 
 def _picture(raster: Raster, options: ReadOptions, source: ImageInput) -> Picture:
-    image, notes, assumed = to_rgb(raster, options)
-    if image is source or type(image) is not Image.Image:  # the caller may go on with its own
+    image, notes, assumed = to_grey_or_rgb(raster, options)
+    own = image is not source and not image.readonly  # pixels of an array are still the array's
+    if not own or type(image) is not Image.Image:  # the caller may go on with its own
         image = image.copy()
     if image.width < 1 or image.height < 1:
         raise ImageError(f"{options.name} has no pixels")

@@ -57,17 +57,17 @@ class Strips:
         return self.size[1]
 
     def crop(self, box: Box) -> Image.Image:
-        """A part of it, RGB. Raises `ImageError` where that is damaged."""
+        """A part of it, L or RGB. Raises `ImageError` where that is damaged."""
         left, top, right, bottom = box
         part = np.ascontiguousarray(self._rows(top, bottom)[:, left:right])
-        return Image.fromarray(part).convert("RGB")
+        return Image.fromarray(part)
 
     def resize(self, size: tuple[int, int], *_: Any, **__: Any) -> Image.Image:
-        """A small copy, RGB: of the pixels at even steps, one in each place."""
+        """A small copy, L or RGB: of the pixels at even steps, one in each place."""
         rows = ((np.arange(size[1]) + 0.5) * self.height / size[1]).astype(int)
         columns = ((np.arange(size[0]) + 0.5) * self.width / size[0]).astype(int)
         found = [self._rows(row, row + 1)[0, columns] for row in rows.tolist()]
-        return Image.fromarray(np.stack(found)).convert("RGB")
+        return Image.fromarray(np.stack(found))
 
     def convert(self, mode: str) -> Image.Image:
         """All of it, whatever that takes."""

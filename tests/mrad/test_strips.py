@@ -17,7 +17,7 @@ from mrad.errors import ImageError, ImageTooLargeError
 from mrad.images import strips
 from mrad.images.layout import Layout
 from mrad.images.options import ReadOptions
-from mrad.images.reader import load_image
+from mrad.images.reader import read_image
 from mrad.images.strips import Strips, open_strips
 from mrad.images.tiles import Tiling
 
@@ -53,7 +53,7 @@ def test_rows_of_a_tiff_are_those_of_the_whole(levels, how, grey, tmp_path):
     path = written(tmp_path / "a.tif", levels, **how)
     found = open_strips(path, ReadOptions())
     assert isinstance(found, Strips)
-    whole = load_image(path)
+    whole = read_image(path).image
     assert found.size == whole.size == (90, 700)
     for box in (
         (0, 0, 90, 40),

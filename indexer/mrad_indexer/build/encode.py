@@ -62,7 +62,7 @@ class DecodedRecord:
 
     record: Record
     image: Image.Image
-    """Upright RGB; one pixel where `pixels` are all that is needed."""
+    """Upright, L or RGB; one pixel where `pixels` are all that is needed."""
     pixels: Tensor | None
     """float32 [3, S, S] of an image that is looked at whole."""
     places: Places
@@ -343,7 +343,7 @@ def from_bytes(data: bytes, name: str = "the shard") -> Shard:
 
 
 def thumbnail_of(image: Image.Image) -> bytes:
-    """A small JPEG of an upright RGB image."""
+    """A small JPEG of an upright image."""
     scale = min(1.0, THUMBNAIL / max(image.size))
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     # Averages of whole pixels first: a fifth of the time of Pillow's own `thumbnail`.

@@ -16,7 +16,7 @@ import numpy as np
 
 from mrad.errors import DataError, ImageError, MaskError
 from mrad.images.masks import read_any_size
-from mrad.images.reader import read_image
+from mrad.images.reader import load_image
 from mrad_indexer.datasets.walk import is_image
 
 ENDINGS = ("", "_mask", "_label", "_gt", "_segmentation", "_groundtruth", "-mask", "_seg")
@@ -114,7 +114,7 @@ def _twins(files: Sequence[Path]) -> set[Path]:
 def looks_like_mask(file: Path) -> bool:
     """Whether a picture has a few colours alone, or is of two levels but for soft edges; photographs are not."""
     try:
-        levels = np.asarray(read_image(file).image).astype(np.uint32)
+        levels = np.asarray(load_image(file)).astype(np.uint32)
     except ImageError:
         return False
     colours = (levels[..., 0] << 16) | (levels[..., 1] << 8) | levels[..., 2]

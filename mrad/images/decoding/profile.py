@@ -17,13 +17,13 @@ DISPLAY = 2.2
 
 
 def profile_note(image: Image.Image, profile: bytes | float | None) -> list[str]:
-    """What to say of an RGB picture.
+    """What to say of a picture, L or RGB.
 
     `profile`: an ICC profile, or the exponent of PNG's gAMA; None: the file has none.
     """
     if not profile:
         return []
-    small = image.resize((SIDE, SIDE), Image.Resampling.NEAREST)
+    small = image.resize((SIDE, SIDE), Image.Resampling.NEAREST).convert("RGB")
     levels = np.asarray(small, dtype=np.float64)
     if isinstance(profile, bytes):
         meant = _by_profile(small, profile)

@@ -65,10 +65,10 @@ def truncated(what: str, options: ReadOptions) -> str:
     return f"truncated: {what}"
 
 
-def to_rgb(
+def to_grey_or_rgb(
     raster: Raster, options: ReadOptions
 ) -> tuple[Image.Image, tuple[str, ...], Assumed | None]:
-    """Upright RGB, the warnings on the way, and what depth was assumed."""
+    """Upright L or RGB of 8 bit, the warnings on the way, and what depth was assumed."""
     warnings, assumed = list(raster.warnings), None
     if isinstance(raster.samples, Image.Image):
         image = raster.samples
@@ -81,7 +81,7 @@ def to_rgb(
         warnings += notes
     if raster.pages > 1:
         warnings.append(_pages(raster))
-    image = image if image.mode == "RGB" else image.convert("RGB")
+    image = image if image.mode in ("L", "RGB") else image.convert("RGB")
     return upright(image, raster.orientation), tuple(warnings), assumed
 
 

@@ -336,7 +336,7 @@ def digest_of(image: bytes, mask: bytes | None) -> str:
 
 
 def thumbnail_of(image: Image.Image) -> bytes:
-    """A small JPEG of an upright RGB image."""
+    """A small JPEG of an upright image."""
     small, buffer = image.copy(), io.BytesIO()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     small.save(buffer, "JPEG", quality=80)

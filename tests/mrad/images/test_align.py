@@ -162,3 +162,11 @@ def test_the_file_says_what_pictures_are_aligned_with(tmp_path, reference):
         read_alignment(path)
     with pytest.raises(LayoutError, match="reference picture"):
         Layout().with_regions(None, (), True)
+
+
+def test_a_grey_picture_is_turned_as_one_of_three_channels_is(reference):
+    grey = moved(plate(), (5, 3), -25.0).convert("L")
+    colour = grey.convert("RGB")
+    assert reference.find(grey) == reference.find(colour)
+    upright = [reference.find(grey).upright(one).convert("RGB") for one in (grey, colour)]
+    assert np.array_equal(*map(np.asarray, upright))

@@ -37,7 +37,7 @@ def corpus() -> Iterator[Path]:
 
 def ours(path: Path) -> tuple[np.ndarray, bool]:
     read = read_image(path)
-    return np.asarray(read.image), bool(read.warnings)
+    return np.asarray(read.image.convert("RGB")), bool(read.warnings)
 
 
 def pillows(path: Path) -> np.ndarray:

@@ -184,7 +184,7 @@ WARNED: dict[str, tuple[str, Array, Callable[[], bytes]]] = {
 
 def apart(data: bytes, wanted: Array) -> int:
     wanted = np.dstack([wanted] * 3) if wanted.ndim == 2 else wanted
-    return int(np.abs(np.asarray(read_image(data).image).astype(int) - wanted).max())
+    return int(np.abs(np.asarray(read_image(data).image.convert("RGB")).astype(int) - wanted).max())
 
 
 @pytest.mark.parametrize("name", [*GREYS, *RGBS])

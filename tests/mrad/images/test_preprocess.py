@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mrad.images.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess, is_grey
+from mrad.images.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess, is_grey, planes
 from mrad.images.reader import load_image
 
 
@@ -32,6 +32,12 @@ def test_a_grey_image_has_the_numbers_of_its_three_channels():
     pixels = Preprocess(28, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))(grey)
     assert torch.equal(pixels, torch.from_numpy(resized.copy()).float() / 255)
     assert pixels.is_contiguous()
+    one = Image.fromarray(levels)
+    preprocess = Preprocess(28)
+    assert torch.equal(preprocess(one), preprocess(grey))
+    on_device = preprocess.resize(planes(levels)), preprocess.resize(planes(np.array(grey)))
+    assert torch.equal(*on_device)
+    assert on_device[0].is_contiguous()
     nearly = grey.copy()
     nearly.putpixel((69, 49), (0, 255, 0))  # far from the middle row
     assert is_grey(grey)

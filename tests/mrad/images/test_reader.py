@@ -33,8 +33,20 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def pixels_of(image: Image.Image) -> np.ndarray:
-    assert image.mode == "RGB"
-    return np.asarray(image)
+    assert image.mode in ("L", "RGB")
+    return np.asarray(image.convert("RGB"))
+
+
+def test_grey_stays_grey_and_is_no_longer_the_callers():
+    levels = np.arange(54, dtype=np.uint8).reshape(6, 9)
+    for source in (levels, Image.fromarray(levels), encoded(Image.fromarray(levels))):
+        found = read_image(source).image
+        assert found.mode == "L"
+        assert load_image(source).mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(found), levels)
+    found, wanted = read_image(levels).image, levels.copy()
+    levels[:] = 0
+    np.testing.assert_array_equal(np.asarray(found), wanted)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP", "JPEG2000"])

@@ -10,7 +10,7 @@ import pytest
 
 from mrad.errors import ImageError
 from mrad.images.guard import code_of
-from mrad.images.reader import read_image
+from mrad.images.reader import load_image, read_image
 
 LEVELS = np.linspace(0, 4095, 64 * 48).astype(np.uint16).reshape(48, 64)
 
@@ -37,7 +37,7 @@ def dicom(values: np.ndarray = LEVELS, **facts: object) -> bytes:
 
 
 def grey(data: bytes) -> np.ndarray:
-    return np.asarray(read_image(data).image)[..., 0].astype(int)
+    return np.asarray(load_image(data))[..., 0].astype(int)
 
 
 def test_bits_windows_and_inversion():
