@@ -56,7 +56,8 @@ class BodyLimits:
                 await refusal(scope, receive, answer)
                 return
             if body.packed:
-                scope = {**scope, "headers": _unpacked(scope["headers"])}
+                # In place: a copy would keep the route from what is outside, which counts by it.
+                scope["headers"] = _unpacked(scope["headers"])
             await self.app(scope, body.receive, answer)
         finally:
             self._room.give(body.held + answer.held)

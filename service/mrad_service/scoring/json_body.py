@@ -45,4 +45,9 @@ class JsonBody:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(pairs) > MEMBERS:
         raise ValueError(f"an object has more than {MEMBERS} members")
-    return dict(pairs)
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:  # one of the two would be lost in silence
+            raise InvalidRequestError(f"an object of the JSON says {name!r} twice")
+        found[name] = value
+    return found

@@ -199,6 +199,8 @@ class FormReader:
                 )
             if len(self._fields) >= MAX_FIELDS:
                 raise InvalidRequestError("too many form fields")
+            if self._field in self._fields:
+                raise InvalidRequestError(f"the form says {self._field!r} twice")
             return
         if len(self._images) >= self._settings.max_images:
             raise TooManyImagesError(f"more than {self._settings.max_images} images in one request")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import io
 import json
@@ -124,6 +125,22 @@ def test_a_compressed_form_is_read(client, png) -> None:
     headers = {"Content-Type": request.headers["content-type"], "Content-Encoding": "gzip"}
     answer = client.post("/v1/score", content=packed, headers=headers)
     assert answer.json()["results"][0]["status"] == "ok"
+    counted = client.get("/metrics").text
+    assert 'mrad_requests_total{code="200",route="/v1/score"} 1.0' in counted
+    assert "unmatched" not in counted
+
+
+@pytest.mark.parametrize(("first", "second"), [("0.9", "0.1"), ("0.1", "0.1")])
+def test_an_option_that_is_said_twice_is_refused(client, png, first, second) -> None:
+    """One of the two would be lost in silence, and the verdict with it."""
+    image = base64.b64encode(png(1)).decode()
+    text = f'{{"images": ["{image}"], "threshold": {first}, "threshold": {second}}}'
+    pairs = {"threshold": [first, second]}
+    form = client.build_request("POST", "/v1/score", files={"images": png(1)}, data=pairs)
+    kind = {"Content-Type": "application/json"}
+    for answer in (client.post("/v1/score", content=text, headers=kind), client.send(form)):
+        assert answer.status_code == 422
+        assert "'threshold' twice" in answer.json()["detail"]
 
 
 def test_routes_without_images_take_no_large_body(client) -> None:
