@@ -28,6 +28,8 @@ TARGET = 0.05
 """False-alarm rate that is asked for where nobody says one."""
 FEWEST = 2
 """Independent images of a class for it to say anything: one cannot be judged without itself."""
+MOST_MARKED = 0.5
+"""Share of the good pixels above which the best F1 marks next to everything: maps tell nothing there."""
 PIXELS_KEPT = 1_000
 """Of each class, per image, to choose a pixel threshold from."""
 PER_IMAGE = (
@@ -129,7 +131,7 @@ def calibrate(
         scored: two independent good images at least; near-duplicates count once. Fewer than two
             defective ones say nothing: the good ones are asked alone.
         rule: `f1`, the best on these images, or `fpr`, a wanted rate of false alarms; None: `f1` where
-            there are defects. Without masks the pixel threshold is by `fpr`.
+            there are defects. The pixel threshold is by `fpr` without masks, and where maps do not tell them.
         target_fpr: that rate: the share of good images to come that may be flagged.
         method: of probabilities, `platt` or `isotonic`.
         draws: of the bootstrap.
@@ -211,11 +213,11 @@ def thresholds_of(
         image = best_f1(points, truth, draws, seed)
     else:
         image = by_false_alarms(alone, target_fpr, bad)
-    pixel: Threshold | None
+    pixel: Threshold | None = None
     if by_f1 and pixels is not None and bool(pixels.truth.any()):
         pixel = best_f1(pixels, truth, min(draws, 200), seed)
-    else:
-        pixel = None if peaks is None else by_false_alarms(peaks, target_fpr)
+    if pixel is None or pixel.fpr > MOST_MARKED:
+        pixel = pixel if peaks is None else by_false_alarms(peaks, target_fpr)
     return Cuts(image, pixel, alone, peaks)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from mrad_indexer.calibration.apart import apart
-from mrad_indexer.calibration.calibrate import judge_lessons, score_without_self
+from mrad_indexer.calibration.calibrate import judge_held, score_without_self, without_a_file
 from mrad_indexer.cli.calibrate import say_apart, show
 from mrad_indexer.cli.common import console
 from mrad_indexer.datasets import read_dataset
@@ -179,6 +180,35 @@ def test_defects_without_masks_give_probabilities_and_a_pixel_threshold_by_false
     assert got.probability(0.6) > 0.5
 
 
+def test_maps_that_tell_nothing_give_no_threshold_that_marks_everything(tiny_detector, capsys):
+    """The best F1 of a defect that no map shows is that of marking all pixels."""
+    scored = fake_scores(40, 20, gap=0.02)
+    for values, truth in zip(scored.pixels, scored.pixel_truth):
+        values -= 0.4 * truth
+    got = calibrate(tiny_detector, scored, draws=10)
+    assert (got.image.rule, got.pixel.rule) == ("f1", "fpr")
+    assert got.pixel.value > 0.5
+    assert got.map_range() is not None
+    show(got)
+    assert "the pixel threshold is by false alarms" in " ".join(capsys.readouterr().out.split())
+
+
+def test_images_of_a_memory_whose_file_is_gone_are_judged_by_what_it_holds(
+    tiny_encoder, surface, tmp_path
+):
+    """As of a restored export, whose lessons are entries like any."""
+    bank = MemoryBank.from_samples(tiny_encoder, [r.sample() for r in surface.records])
+    bank.save(tmp_path / "bank")
+    bank = MemoryBank.load(tmp_path / "bank")
+    assert bank.settled == len(bank.entries)
+    assert without_a_file(bank, surface) == []
+    files = replace(surface, records=surface.records[:5])
+    assert without_a_file(bank, files) == [5, 6, 7]
+    scored = score_without_self(detector := Detector(tiny_encoder, bank), files)
+    assert judge_held(detector, scored, [5, 6, 7]) == 3
+    assert sorted(scored.own_row) == list(range(8))
+
+
 def test_a_burst_counts_once(tiny_detector):
     scored = fake_scores(12, 0)
     one = torch.nn.functional.normalize(torch.randn(8, generator=torch.manual_seed(0)), dim=0)
@@ -276,7 +306,7 @@ def test_lessons_are_judged_beside_the_images_of_the_build(
     detector = Detector(tiny_encoder, bank, head)
     scored = score_without_self(detector, surface)
     pixels = len(scored.pixels)
-    assert judge_lessons(detector, scored) == 2
+    assert judge_held(detector, scored, without_a_file(bank, surface)) == 2
     assert sorted(scored.own_row) == list(range(10))
     assert scored.anomalous[-2:] == [False, True]
     own = dict(zip(*(getattr(score_own(detector), name) for name in ("own_row", "score"))))

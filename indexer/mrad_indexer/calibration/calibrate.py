@@ -11,6 +11,7 @@ from mrad.detector import Decoded, Detector
 from mrad.errors import ImageError, MaskError
 from mrad.images.guard import code_of
 from mrad.maps import at_shape
+from mrad.memory.bank import MemoryBank
 from mrad.thresholds.calibrate import PIXELS_KEPT, Scored
 from mrad.thresholds.near_duplicates import sketches
 from mrad.thresholds.own import score_own
@@ -48,16 +49,26 @@ def score_without_self(
     return scored
 
 
-def judge_lessons(detector: Detector, scored: Scored, seed: int = 0) -> int:
-    """Add the images that the memory was taught since it was built, from what it holds of them.
+def without_a_file(bank: MemoryBank, files: Dataset) -> list[int]:
+    """Rows of the images that the memory holds and its files do not bring: taught, or gone since."""
+    there = {(record.object_name, record.source) for record in files.records}
+    return [
+        row
+        for row, entry in enumerate(bank.entries)
+        if row >= bank.settled or (entry.object_name, entry.source) not in there
+    ]
 
-    Each left out, as the others. Returns how many there were to judge; those that are not held whole are
-    left out. Raises `CalibrationError` where the head cannot judge stored images.
+
+def judge_held(detector: Detector, scored: Scored, rows: Sequence[int], seed: int = 0) -> int:
+    """Add images of the memory from what it holds of them, each left out, as the others.
+
+    Returns how many there were to judge; those that are not held whole are left out. Raises
+    `CalibrationError` where the head cannot judge stored images.
     """
-    own = score_own(detector, thorough=True, seed=seed)
-    rows = [i for i, row in enumerate(own.own_row) if row >= detector.bank.settled]
-    scored.join(own.some(rows))
-    return len(rows)
+    own, wanted = score_own(detector, thorough=True, seed=seed), set(rows)
+    chosen = [i for i, row in enumerate(own.own_row) if row in wanted]
+    scored.join(own.some(chosen))
+    return len(chosen)
 
 
 def _open(detector: Detector, records: Sequence[Record], scored: Scored) -> list[Opened]:

@@ -95,7 +95,7 @@ def calibrate_command(
     from mrad.thresholds.calibrate import TARGET, calibrate
     from mrad.thresholds.objects import keeping_objects, with_object
     from mrad.thresholds.own import anchored, score_own
-    from mrad_indexer.calibration.calibrate import score_without_self
+    from mrad_indexer.calibration.calibrate import score_without_self, without_a_file
     from mrad_indexer.datasets import read_dataset
     from mrad_indexer.loading import (
         HeadChoice,
@@ -112,8 +112,9 @@ def calibrate_command(
         rule = "fpr"
     memory = MemoryBank.load(bank)
     say(f"memory {bank.name}: {memory.composition}")
+    files = None
     if data is None:
-        dataset = own_images(memory)
+        dataset = files = own_images(memory)
     else:
         dataset = read_dataset(data, layout=layout, mask_orientation=mask_orientation)
     dataset = choose(dataset, split, only)
@@ -136,6 +137,7 @@ def calibrate_command(
             retrieval=retrieval,
             reading=options.reading(bit_depth, strict_input, allow_truncated, max_pixels),
         )
+    rows = [] if files is None else without_a_file(part, files)
     with progress() as bar:
         task = bar.add_task("images", total=len(dataset), note="")
         scored = score_without_self(
@@ -145,8 +147,8 @@ def calibrate_command(
             seed=seed,
             progress=lambda done: bar.update(task, completed=done),
         )
-    if data is None and memory.changes is not None and part.settled < len(part.entries):
-        _join_lessons(detector, scored, seed)
+    if rows:
+        _join_held(detector, scored, rows, seed)
     calibration = calibrate(
         detector,
         scored,
@@ -185,22 +187,23 @@ def calibrate_command(
         say(f"written into {bank / 'bank.json' if changes is None else changes.folder}")
 
 
-def _join_lessons(detector: Detector, scored: Scored, seed: int) -> None:
-    """What the memory learned since it was built is judged too; what is not is said."""
+def _join_held(detector: Detector, scored: Scored, rows: list[int], seed: int) -> None:
+    """What the memory holds and no file brings, as what it was taught, is judged too; what is not is said."""
     from mrad.errors import CalibrationError
-    from mrad_indexer.calibration.calibrate import judge_lessons
+    from mrad_indexer.calibration.calibrate import judge_held
 
-    lessons = len(detector.bank.entries) - detector.bank.settled
+    those = f"{counted(len(rows), 'image')} taught since the build, or without its file,"
     try:
-        judged = judge_lessons(detector, scored, seed)
+        judged = judge_held(detector, scored, rows, seed)
     except CalibrationError as error:
-        note(f"{counted(lessons, 'image')} that it learned since not judged: {error}")
+        note(f"{those} not judged: {error}")
         return
-    say(f"{counted(judged, 'image')} that it learned since judged by what it holds of them")
-    if judged < lessons:
-        note(
-            f"{counted(lessons - judged, 'image')} that it learned since not held whole, so not judged"
+    if judged:
+        say(
+            f"{counted(judged, 'image')} taught since the build, or without its file, judged by what the memory holds"
         )
+    if judged < len(rows):
+        note(f"{counted(len(rows) - judged, 'image')} of these not held whole, so not judged")
 
 
 def whole_of(bank: MemoryBank, head: str, asked: tuple[float, float, str]) -> Calibration:
@@ -255,6 +258,10 @@ def show(calibration: Calibration) -> None:
         )
     if calibration.pixel is None:
         note("no maps of good images, so no pixel threshold")
+    elif (calibration.image.rule, calibration.pixel.rule) == ("f1", "fpr"):
+        note(
+            "the pixel threshold is by false alarms: no mask is known, or maps do not tell what masks mark"
+        )
     if calibration.weakness:
         note(
             f"{calibration.weakness}. More images, masks, a stronger encoder or a trained head may help "
