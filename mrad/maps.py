@@ -94,7 +94,8 @@ def _largest(values: Tensor, count: int) -> Tensor:
     """As `values.topk(count).values`, to the digit: what a sample says is too small is not put in order."""
     sample = values[::SAMPLED]
     cut = sample.topk(min(len(sample), 2 * count // SAMPLED + 8)).values[-1]
-    kept = values[~(values < cut)]
+    every = values.numpy()  # whose choice takes a sixth of the time
+    kept = torch.from_numpy(every[~(every < float(cut))])
     return (kept if len(kept) >= count else values).topk(count).values
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mrad.encoder.cuda import Graphs, compile_blocks
 from mrad.encoder.device import Owner, resolve_device
 from mrad.encoder.identity import PLAIN, TIMM, EncoderIdentity, EncoderName
-from mrad.encoder.kernels import has_bf16
+from mrad.encoder.kernels import all_finite, has_bf16
 from mrad.encoder.plain.tower import PlainTower
 from mrad.encoder.tower import Tower, TowerParts, neighbourhood_average, pack
 from mrad.encoder.uploads import Uploads, gather
@@ -306,7 +306,7 @@ class Encoder:
             raise EncoderError(f"pixels must be [B, 3, {side}, {side}], not {list(pixels.shape)}")
         class_feature, patch_raw = self.run(pixels.to(self.device, non_blocking=True))
         patch = neighbourhood_average(patch_raw, self.grid)
-        if not (torch.isfinite(class_feature).all() and torch.isfinite(patch).all()):
+        if not (all_finite(class_feature) and all_finite(patch)):
             raise NonFiniteError(f"{self.identity} produced NaN or infinity; check its weights")
         return Features(class_feature, patch, patch_raw if raw else None)
 

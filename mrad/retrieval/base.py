@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mrad.encoder.kernels import all_finite
 from mrad.errors import DimensionError, NonFiniteError
 from mrad.memory.level import LevelMemory
 from mrad.types import ANOMALOUS, FloatArray
@@ -60,7 +61,7 @@ def checked(queries: Tensor, dim: int, device: torch.device) -> Tensor:
     if queries.ndim != 2 or queries.shape[1] != dim:
         raise DimensionError(f"queries are {list(queries.shape)}, keys are {dim} wide")
     queries = queries.to(device, torch.float32)
-    if not torch.isfinite(queries).all():
+    if not all_finite(queries):
         raise NonFiniteError("a query holds NaN or infinity")
     return queries
 

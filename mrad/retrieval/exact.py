@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mrad.encoder.kernels import product
 from mrad.errors import DimensionError, EmptyLevelError, NonFiniteError
 from mrad.retrieval.base import BLOCK, checked, log_sum_and_peak, probability_of
 from mrad.retrieval.nearest import nearest
@@ -90,7 +91,7 @@ class ExactRetriever:
         peak = queries.new_full((len(queries),), -torch.inf)
         for start in range(first, end, self.block):
             part = slice(start, min(start + self.block, end))
-            scores = queries @ self.keys[part].T
+            scores = product(queries, self.keys[part])
             if exclude is not None:
                 scores.masked_fill_(self.entry[part][None] == exclude[:, None], -torch.inf)
             summed, largest = log_sum_and_peak(scores)

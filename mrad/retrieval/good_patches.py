@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mrad.encoder.kernels import product
 from mrad.memory.level import LevelMemory
 from mrad.retrieval.nearest import nearest
 from mrad.retrieval.patch_index import MANY, PatchIndex
@@ -154,7 +155,7 @@ class GoodPatches:
             part = slice(start, start + BLOCK)
             if banned is not None and not self.keys.is_cuda and bool(banned[part].all()):
                 continue  # a card would have to be waited for, which costs more than the product
-            cosine = queries @ self.keys[part].T
+            cosine = product(queries, self.keys[part])
             if banned is not None:
                 cosine.masked_fill_(banned[part], -torch.inf)
             value, place = cosine.max(dim=1)

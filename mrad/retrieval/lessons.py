@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mrad.encoder.kernels import product
 from mrad.memory.bank import MemoryBank
 from mrad.memory.level import LevelMemory
 from mrad.retrieval.base import (
@@ -111,7 +112,7 @@ class Keys(NamedTuple):
             keys, entry = self.keys[part].to(queries.device), self.entry[part].to(queries.device)
             for start in range(0, len(queries), BLOCK):
                 rows = slice(start, start + BLOCK)
-                cosine = queries[rows] @ keys.T
+                cosine = product(queries[rows], keys)
                 if exclude is not None:
                     own = entry[None] == exclude[rows].to(entry.device)[:, None]
                     cosine.masked_fill_(own, -torch.inf)

@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mrad.encoder.kernels import product
+
 logger = logging.getLogger(__name__)
 SearchParameters: Any = faiss.SearchParametersIVF
 Selector: Any = faiss.IDSelectorBitmap
@@ -128,7 +130,7 @@ class PatchIndex:
     @torch.inference_mode()
     def nearest(self, queries: Tensor, cells: int) -> tuple[Tensor, Tensor]:
         """Cosine and key of each query [M, W]; the first `cells` are one image's, and so on."""
-        along = queries @ self.axes
+        along = product(queries, self.axes.T)
         cosine, key = self._search(queries, along, self.probes, self.short)
         width = cells if len(queries) % cells == 0 else len(queries)
         most = max(1, round(DECISIVE * width))
@@ -148,7 +150,7 @@ class PatchIndex:
         chosen = np.packbits(keys.numpy(), bitorder="little")
         among = Selector(chosen)
         return self._search(
-            queries, queries @ self.axes, AGAIN * self.probes, 2 * self.short, among
+            queries, product(queries, self.axes.T), AGAIN * self.probes, 2 * self.short, among
         )
 
     def _search(

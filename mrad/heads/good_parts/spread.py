@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mrad.encoder.kernels import product
 from mrad.heads.good_parts import cache
 from mrad.heads.good_parts.classes import APART, FOLDS
 from mrad.heads.good_parts.left_out import LeftOutDistances, Query
@@ -67,7 +68,7 @@ class PatchSums:
         typical = float(covariance.diagonal().mean().clamp_min(LEAST_VARIANCE))
         even = torch.eye(len(mean), dtype=torch.float64)
         root = torch.linalg.cholesky(covariance + max(LEAST_RIDGE, images**-2) * typical * even)
-        factor = torch.linalg.solve_triangular(root, even, upper=False).T
+        factor = torch.linalg.solve_triangular(root, even, upper=False)
         centre = self.centre.double().cpu() + mean
         return PatchSpread(centre.float().to(device), factor.float().contiguous().to(device))
 
@@ -79,16 +80,16 @@ class PatchSpread:
     mean: Tensor
     """[W]."""
     factor: Tensor
-    """[W, W]: times it, good patches vary by 1 in every direction."""
+    """[W, W], lower triangular: of what it makes of good patches, every number varies by 1."""
 
     def distance(self, patches: Tensor) -> Tensor:
         """Mahalanobis distance [...] of patches [..., W] from the mean."""
-        found: Tensor = torch.linalg.vector_norm((patches - self.mean) @ self.factor, dim=-1)
+        found: Tensor = torch.linalg.vector_norm(product(patches - self.mean, self.factor), dim=-1)
         return found
 
     def apart(self, patches: Tensor, keys: Tensor) -> Tensor:
         """Distance [n] of patches [n, W] from keys [n, W], as `distance` measures, times `APART`."""
-        found: Tensor = torch.linalg.vector_norm((patches - keys) @ self.factor, dim=-1)
+        found: Tensor = torch.linalg.vector_norm(product(patches - keys, self.factor), dim=-1)
         return APART * found
 
 
