@@ -32,8 +32,8 @@ export async function score(file, region = null, product = "") {
   form.append("fields", "score,calibrated_score,class_score,verdict,threshold,probability,p_value,map,evidence,peak_box,recognised,parts,tiles");
   if (region) form.append("roi", JSON.stringify(region));
   if (product) form.append("object", product);
-  const result = (await json("POST", "v1/score", form)).results[0];
-  if (result.status === "ok") return result;
+  const { results: [result], bank: by } = await json("POST", "v1/score", form);
+  if (result.status === "ok") return { ...result, bank: by };
   const { status = 422, code = "unknown", detail, title } = result.problem ?? {};
   throw new Problem(status, code, detail ?? title ?? "the image was not judged");
 }

@@ -19,6 +19,8 @@ let current = null;
 let opened = null; // the item whose picture is in the view
 let thresholdTouched = false;
 let returning = 0; // the timer that looks whether the server is back
+let known = {}; // what answers by, of all products ("") and of those asked for: whether it has changed
+let asking = false;
 
 const product = new Product(() => rejudge());
 const look = new Look(view, () => view.repaint(), judgeRegion);
@@ -27,15 +29,15 @@ const teacher = new Teacher({
   queue,
   current: () => current,
   refresh: (item) => refresh(item),
-  learned: () => learned(),
+  taught: (item) => outdate("before the last lesson", item),
+  learned: (pending) => learned(pending),
   product: () => product.name,
 });
 
 async function connect() {
   try {
-    await readBank();
     hideBanner();
-    teacher.allow(bank.writable);
+    await readBank();
     queue.resume();
     if (current) await refresh(current);
   } catch (problem) {
@@ -46,11 +48,37 @@ async function connect() {
 /** The memory, or what it holds of the chosen product. */
 async function readBank() {
   const whole = await askBank();
-  product.fill(whole.objects);
+  teacher.allow(whole.writable);
+  const gone = product.fill(whole.objects);
   queue.product = product.name;
   bank = product.name ? await askBank(product.name) : whole;
+  if (changed({ "": whole, [product.name]: bank })) outdate("before the memory changed");
+  if (gone && queue.items.length) {
+    banner(`The memory holds no “${gone}” any more: all of it judges now.`, false);
+    outdate("by other images of the memory");
+  }
   const whose = product.name && ` of ${product.name}`;
   $("bank").textContent = `${bank.name} · ${count(bank.entries, "image")}${whose} in the memory`;
+}
+
+/** Whether what answers is another than when it was last asked about: taught elsewhere, calibrated, another bank. */
+function changed(now) {
+  let other = false;
+  for (const [name, { name: of, head, entries, threshold, pixel_threshold: pixel }] of Object.entries(now)) {
+    const state = JSON.stringify([of, head, entries, threshold, pixel]);
+    other ||= name in known && known[name] !== state;
+    known[name] = state;
+  }
+  return other;
+}
+
+/** Ask whether the memory was changed elsewhere: in another tab, by a program, at a restart. */
+async function follow() {
+  const stands = !$("banner").hidden && !$("banner-act").hidden; // it goes on after that
+  if (asking || !bank || stands) return;
+  asking = true;
+  await readBank().then(() => current && refresh(current)).catch(() => null); // a request says what is wrong
+  asking = false;
 }
 
 /** Another product was chosen: what was judged by others' images is judged again, the image in view at once. */
@@ -63,18 +91,24 @@ async function rejudge() {
     return;
   }
   thresholdTouched = false;
-  outdate((item) => item.product !== product.name, "by other images of the memory");
-  if (current?.stale) queue.again([current]);
+  outdate("by other images of the memory");
 }
 
-/** Verdicts that do not hold any more, and why. */
-function outdate(which, why) {
+/** No verdict of before holds any more, and why; the image in view is judged again at once, unless it is `asked` about already. */
+function outdate(why, asked = null) {
+  queue.epoch += 1;
+  queue.why = why;
   for (const item of queue.items) {
-    if (item.state !== "done" || !which(item)) continue;
+    if (item.state !== "done") continue; // what runs is outdated when it comes
     item.stale = why;
     showRow(item, item === current, open);
   }
-  show($("score-again"), queue.items.some((item) => item.stale));
+  offerAgain();
+  if (current?.stale && current !== asked) queue.again([current]);
+}
+
+function offerAgain() {
+  show($("score-again"), queue.items.some((item) => item.stale && item.state === "done" && item !== current));
 }
 
 /** Nothing goes on until a person has done something. */
@@ -121,11 +155,14 @@ function askKey(why) {
   if (!$("key-dialog").open) $("key-dialog").showModal();
 }
 
-function take(files) {
-  if (!files.length) {
-    banner("There was no image in that.", false);
-    return;
-  }
+function take(files, left = []) {
+  if ($("banner-act").hidden) hideBanner();
+  if (left.length) {
+    const names = left.slice(0, 3).join(", ") + (left.length > 3 ? ", …" : "");
+    const text = `${count(left.length, "file")} left out, as no image by name: ${names}.`;
+    if ($("banner").hidden) banner(files.length ? text : `There was no image in that. ${text}`, false);
+  } else if (!files.length) banner("There was no image in that.", false);
+  if (!files.length) return;
   $("main").classList.remove("empty");
   const added = queue.add(files);
   announce(`${count(added.length, "image")} added`);
@@ -231,10 +268,11 @@ function sayThreshold() {
   $("threshold-out").textContent = digits(view.threshold) + (own ? " (calibrated)" : "");
 }
 
-/** The memory has changed: what was judged before may be judged otherwise now. */
-async function learned() {
-  outdate((item) => item !== current, "before the last lesson");
+/** What a lesson has made of the memory; `pending`: thresholds come later, so it is asked about some times more. */
+async function learned(pending) {
+  known = {};
   await readBank().catch(() => null); // what was known of it stays
+  if (pending) [5, 15, 45, 120].forEach((seconds) => setTimeout(follow, 1000 * seconds));
 }
 
 function showProgress() {
@@ -277,7 +315,6 @@ function listenToControls() {
   $("shared").addEventListener("change", () => current && refresh(current));
   $("score-again").addEventListener("click", () => {
     queue.again(queue.items.filter((item) => item.stale));
-    show($("score-again"), false);
   });
   $("banner-act").addEventListener("click", () => connect());
   $("key-open").addEventListener("click", () => askKey(null));
@@ -291,7 +328,13 @@ function listenToControls() {
 queue.addEventListener("change", ({ detail: item }) => {
   showRow(item, item === current, open);
   showProgress();
+  offerAgain();
   if (item.state !== "running") refresh(item);
+  if (item.state !== "done") return;
+  if (item.stale && item === current) queue.again([item]); // the memory has changed while it was judged
+  const { bank: by, threshold } = item.result;
+  const same = by === bank?.name && (threshold ?? null) === (bank.threshold ?? null);
+  if (!item.stale && !same) follow();
 });
 queue.addEventListener("blocked", ({ detail }) => stopped(detail));
 queue.addEventListener("busy", ({ detail: seconds }) => {
@@ -299,6 +342,9 @@ queue.addEventListener("busy", ({ detail: seconds }) => {
   banner(text, false);
   setTimeout(() => $("banner-text").textContent === text && hideBanner(), seconds * 1000);
 });
+
+window.addEventListener("focus", follow);
+document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && follow());
 
 listen(take);
 listenToControls();

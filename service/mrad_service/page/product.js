@@ -17,12 +17,14 @@ export class Product {
     return sessionStorage.getItem(HELD) ?? "";
   }
 
-  /** The products that the memory holds now; one alone needs no choice, and one that is gone is none. */
+  /** The products that the memory holds now; one alone needs no choice. @returns the chosen one if it is gone, else "" */
   fill(names) {
-    if (!names.includes(this.name)) sessionStorage.removeItem(HELD);
+    const gone = names.includes(this.name) ? "" : this.name;
+    if (gone) sessionStorage.removeItem(HELD);
     const options = [new Option("All products", ""), ...names.map((name) => new Option(name, name))];
     $("object").replaceChildren(...options);
     $("object").value = this.name;
     show($("object-box"), names.length > 1 || this.name !== "");
+    return gone;
   }
 }

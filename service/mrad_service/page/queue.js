@@ -28,6 +28,10 @@ export class Item {
     this.product = "";
     /** Why its verdict does not hold any more, as "before the last lesson"; "" while it does. */
     this.stale = "";
+    /** The queue's `epoch` when it was asked about. */
+    this.epoch = 0;
+    /** How often it was asked about: the last answer counts, in whatever order they come. */
+    this.asked = 0;
   }
 
   /** The map, at the size it is drawn; null when it has to be asked for again. */
@@ -44,6 +48,9 @@ export class Queue extends EventTarget {
   items = [];
   /** Of whose images alone images are judged from now on; "" for all. */
   product = "";
+  /** How often the memory has changed, and how: answers to earlier questions are outdated. */
+  epoch = 0;
+  why = "";
   #running = 0;
   #blocked = false;
   #waitUntil = 0;
@@ -101,24 +108,28 @@ export class Queue extends EventTarget {
 
   async #judge(item) {
     this.#set(item, "running");
+    const { product, epoch } = this;
+    const asked = ++item.asked;
     try {
-      const { product } = this;
       const result = await score(item.file, item.region, product);
+      if (asked !== item.asked) return;
       if (product !== this.product) { // another was chosen meanwhile
         this.#set(item, "waiting");
         return;
       }
       item.png = fromBase64(result.map.data);
       item.range = rangeOf(await item.field());
+      if (asked !== item.asked) return;
       delete result.map;
       item.result = result;
       item.problem = null;
       item.product = product;
-      item.stale = "";
+      item.epoch = epoch;
+      item.stale = epoch === this.epoch ? "" : this.why;
       this.#set(item, "done");
       this.#forgetOldMaps(item);
     } catch (problem) {
-      this.#failed(item, problem);
+      if (asked === item.asked) this.#failed(item, problem);
     }
   }
 

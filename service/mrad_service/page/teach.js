@@ -14,12 +14,13 @@ const WORDS = {
   away: "The server cannot be reached. Nothing was taught; try again.",
 };
 
-/** The teaching card. `page` gives view, queue, current(), refresh(item), learned(), product(). */
+/** The teaching card. `page` gives view, queue, current(), refresh(item), taught(item), learned(pending), product(). */
 export class Teacher {
   #lessons = [];
   #page;
   #brush;
   #writable = true;
+  #sending = false;
   #attempt = null; // kept over retries of one lesson, so that it is learned once
 
   constructor(page) {
@@ -56,7 +57,7 @@ export class Teacher {
 
   /** An item has come into view, or has changed. */
   open(item) {
-    const ready = item.state === "done";
+    const ready = item.state === "done" && !this.#sending;
     $("fine").disabled = $("defect").disabled = !ready;
     $("defect").setAttribute("aria-expanded", String(!$("teach-mark").hidden));
   }
@@ -87,8 +88,10 @@ export class Teacher {
       : "Marked places are learned as a defect, the rest of the image as good.";
   }
 
-  #say(text) {
-    $("teach-note").textContent = text;
+  /** `item`: of what it is said, where another may be in view by now. */
+  #say(text, item = null) {
+    const whose = item && item !== this.#page.current() ? `${item.name}: ` : "";
+    $("teach-note").textContent = whose + text;
   }
 
   async #send(label) {
@@ -102,14 +105,14 @@ export class Teacher {
       const options = { mask, defect, product: this.#page.product(), attempt: this.#attempt };
       const { entry, note, warnings = [], effect } = await teach(item.file, label, options);
       this.#lessons.unshift({ item, label, defect, entryId: entry.entry_id, busy: false });
-      this.cancel();
+      if (item === this.#page.current()) this.cancel();
       const learned = label === "normal" ? "Learned as fine" : "Learned as a defect";
       await this.#compare(item, learned, effect);
       const doubts = warnings.map((text) => text.replace(/^[a-z_]+: /, ""));
       if (note) doubts.unshift(note);
-      if (doubts.length) this.#say(`${learned}, but ${doubts.join("; ")}.`);
+      if (doubts.length) this.#say(`${learned}, but ${doubts.join("; ")}.`, item);
     } catch (problem) {
-      this.#failed(problem);
+      this.#failed(problem, item);
     } finally {
       this.#busy(false);
     }
@@ -129,7 +132,7 @@ export class Teacher {
       this.#lessons = this.#lessons.filter((other) => other !== lesson);
       await this.#compare(lesson.item, "Forgotten", effect);
     } catch (problem) {
-      this.#failed(problem);
+      this.#failed(problem, lesson.item);
     }
     lesson.busy = false;
     this.#list();
@@ -137,12 +140,14 @@ export class Teacher {
 
   /** Judge again, and show before beside after if the image is still looked at. */
   async #compare(item, title, effect) {
-    const { view, queue, current, refresh, learned } = this.#page;
+    const { view, queue, current, refresh, taught, learned } = this.#page;
     const before = item.result;
     const fieldBefore = await item.field();
     this.#list();
+    taught(item);
     await queue.now(item);
-    await learned();
+    await learned(effect?.thresholds === "pending");
+    if (item !== current()) this.#say(`${title}.`, item);
     if (item !== current() || item.state !== "done") return;
     await refresh(item);
     const fields = [fieldBefore, view.field];
@@ -158,14 +163,16 @@ export class Teacher {
   }
 
   #busy(on) {
+    this.#sending = on;
     for (const id of ["fine", "defect", "cancel"]) $(id).disabled = on;
     $("teach-mark").querySelector("[type=submit]").disabled = on;
+    if (!on) this.open(this.#page.current());
   }
 
-  #failed(problem) {
+  #failed(problem, item) {
     if (!(problem instanceof Problem)) console.error(problem);
     if (problem.status === 429) {
-      this.#say(`The server is busy. Try again in ${Math.ceil(problem.retryAfter ?? 2)} s.`);
-    } else this.#say(WORDS[problem.code] ?? problem.message);
+      this.#say(`The server is busy. Try again in ${Math.ceil(problem.retryAfter ?? 2)} s.`, item);
+    } else this.#say(WORDS[problem.code] ?? problem.message, item);
   }
 }
