@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import pickle
 import subprocess
 import sys
@@ -174,3 +175,30 @@ def test_samples_of_the_tiny_set_differ_between_the_paths(marked, tiny_encoder, 
         for encoder in (marked, tiny_encoder)
     )
     assert abs(one - other).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    "told", [None, "MALLOC_ARENA_MAX", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"]
+)
+def test_freed_memory_is_kept_unless_the_environment_says_otherwise(monkeypatch, told):
+    asked: list[tuple[int, int]] = []
+    library = SimpleNamespace(mallopt=lambda *pair: asked.append(pair))
+    monkeypatch.setattr(module.ctypes, "CDLL", lambda name: library)
+    for name in list(os.environ):
+        if name.startswith(("MALLOC_", "GLIBC_")):
+            monkeypatch.delenv(name)
+    if told:
+        monkeypatch.setenv(told, "1")
+    module.keep_freed_memory.cache_clear()
+    for _ in range(2):
+        module.resolve_device("cpu")
+    module.keep_freed_memory.cache_clear()
+    trim, mmap = (module.TRIM_THRESHOLD, module.KEPT), (module.MMAP_THRESHOLD, module.SINGLE)
+    assert asked == ([] if told else [trim, mmap])
+
+
+def test_without_glibc_memory_is_left_as_it_is(monkeypatch):
+    monkeypatch.setattr(module.ctypes, "CDLL", lambda name: SimpleNamespace())
+    module.keep_freed_memory.cache_clear()
+    assert module.resolve_device("cpu").type == "cpu"
+    module.keep_freed_memory.cache_clear()
