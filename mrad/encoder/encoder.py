@@ -289,6 +289,13 @@ class Encoder:
         self.owner.check()
         return self.preprocess(image) if self.uploads is None else self.uploads(image)
 
+    def prepare_several(self, images: Sequence[Image.Image]) -> list[Tensor]:
+        """As `prepare` of each, in less time where they are grey and of one size."""
+        if self.uploads is not None:
+            return [self.prepare(image) for image in images]
+        self.owner.check()
+        return self.preprocess.several(images)
+
     def encode_prepared(self, pixels: Sequence[Tensor], *, raw: bool = True) -> Features:
         """Encode a batch of what `prepare` gave."""
         return self.encode_pixels(gather(pixels, self.device), raw=raw)

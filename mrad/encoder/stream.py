@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import chain, islice
@@ -42,7 +42,11 @@ class Cut(Protocol):
 C = TypeVar("C", bound=Cut)
 
 
-Batch: TypeAlias = "tuple[list[tuple[C, Tile]], list[Future[Tensor] | Tensor], bool]"
+TOGETHER = 4
+"""Tiles that are prepared at once."""
+Pixels: TypeAlias = "tuple[Future[list[Tensor]], int] | Tensor"
+"""Of one tile: which of those prepared together; or as they are."""
+Batch: TypeAlias = "tuple[list[tuple[C, Tile]], list[Pixels], bool]"
 """Tiles with their pictures, their pixels, and whether no other batch has tiles of the same group."""
 
 
@@ -97,7 +101,7 @@ def _batches(
 ) -> Generator[Batch[C], None, None]:
     """Batches of tiles whose pixels are prepared in threads, one batch ahead."""
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        waiting: deque[tuple[C, Tile, Future[Tensor] | Tensor]] = deque()
+        waiting: deque[tuple[C, Tile, Pixels]] = deque()
         alone = True
         try:
             for picture in chain(pictures, [None]):
@@ -107,15 +111,15 @@ def _batches(
                         yield _taken(waiting, batch_size, alone)
                     alone = True
                     continue
-                for tile in picture.places.tiles:
-                    waiting.append((picture, tile, _prepared(pool, encoder, picture, tile)))
+                for tile, pixels in _prepared(pool, encoder, picture):
+                    waiting.append((picture, tile, pixels))
                     if len(waiting) == 2 * batch_size:
                         alone = False
                         yield _taken(waiting, batch_size, alone)
         finally:
             for _, _, pixels in waiting:
-                if isinstance(pixels, Future):
-                    pixels.cancel()
+                if not isinstance(pixels, Tensor):
+                    pixels[0].cancel()
 
 
 def prepare_tile(encoder: Encoder, image: Image.Image | Strips, tile: Tile) -> Tensor:
@@ -123,21 +127,34 @@ def prepare_tile(encoder: Encoder, image: Image.Image | Strips, tile: Tile) -> T
     return encoder.prepare(image.crop(tile.box))
 
 
+def prepare_tiles(
+    encoder: Encoder, image: Image.Image | Strips, tiles: Sequence[Tile]
+) -> list[Tensor]:
+    """The same of several."""
+    return encoder.prepare_several([image.crop(tile.box) for tile in tiles])
+
+
 def _prepared(
-    pool: ThreadPoolExecutor, encoder: Encoder, picture: C, tile: Tile
-) -> Future[Tensor] | Tensor:
-    ready = picture.pixels if picture.places.whole else None
-    return pool.submit(prepare_tile, encoder, picture.image, tile) if ready is None else ready
+    pool: ThreadPoolExecutor, encoder: Encoder, picture: C
+) -> Iterator[tuple[Tile, Pixels]]:
+    """Tiles of a picture with their pixels; none is prepared much before it is asked for."""
+    ready, tiles = picture.pixels if picture.places.whole else None, picture.places.tiles
+    if ready is not None:
+        yield tiles[0], ready
+        return
+    for first in range(0, len(tiles), TOGETHER):
+        part = tiles[first : first + TOGETHER]
+        pixels = pool.submit(prepare_tiles, encoder, picture.image, part)
+        yield from ((tile, (pixels, place)) for place, tile in enumerate(part))
 
 
-def _taken(
-    waiting: deque[tuple[C, Tile, Future[Tensor] | Tensor]], batch_size: int, alone: bool
-) -> Batch[C]:
+def _taken(waiting: deque[tuple[C, Tile, Pixels]], batch_size: int, alone: bool) -> Batch[C]:
     batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
     return [(picture, tile) for picture, tile, _ in batch], [pixels for *_, pixels in batch], alone
 
 
-def _encoded(encoder: Encoder, pixels: Sequence[Future[Tensor] | Tensor], threads: int) -> Features:
+def _encoded(encoder: Encoder, pixels: Sequence[Pixels], threads: int) -> Features:
     if threads != torch.get_num_threads():  # a thread's own number
         torch.set_num_threads(threads)
-    return encoder.encode_prepared([p.result() if isinstance(p, Future) else p for p in pixels])
+    ready = [p if isinstance(p, Tensor) else p[0].result()[p[1]] for p in pixels]
+    return encoder.encode_prepared(ready)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,19 @@ class Preprocess:
         # In order first, then as floats: a third of the time, the same numbers.
         return self._normalised(resized.contiguous().float())
 
+    def several(self, images: Sequence[Image.Image]) -> list[Tensor]:
+        """As one by one, but grey ones of one size are channels of one image: three quarters of the time."""
+        mode = {3: "RGB", 4: "CMYK"}.get(len(images))
+        if (
+            mode is None
+            or len({(one.mode, one.size) for one in images}) > 1
+            or images[0].mode != "L"
+        ):
+            return [self(one) for one in images]
+        side = (self.image_size, self.image_size)
+        resized = Image.merge(mode, images).resize(side, Image.Resampling.BICUBIC)
+        return list(self._normalised(planes(np.array(resized)).contiguous().float()[:, None]))
+
     def resize(self, image: Tensor) -> Tensor:
         """The same on whatever device `image`, uint8 [1 or 3, H, W], is on: float32 [3, S, S] there.
 
@@ -51,14 +65,14 @@ class Preprocess:
         return self._normalised(values[0])
 
     def _normalised(self, levels: Tensor) -> Tensor:
-        """Levels 0..255, float32 [1 or 3, S, S], overwritten -> [3, S, S]."""
+        """Levels 0..255, float32 [..., 1 or 3, S, S], overwritten -> [..., 3, S, S]."""
         mean = torch.tensor(self.mean, device=levels.device).view(3, 1, 1)
         std = torch.tensor(self.std, device=levels.device).view(3, 1, 1)
         return levels.div_(255).sub(mean).div_(std).contiguous()
 
 
 def planes(pixels: npt.NDArray[np.uint8]) -> Tensor:
-    """Pixels [H, W] or [H, W, 3] as a tensor [1 or 3, H, W] of the same memory."""
+    """Pixels [H, W] or [H, W, C] as a tensor [1 or C, H, W] of the same memory."""
     found = torch.from_numpy(pixels)
     return found[None] if found.ndim == 2 else found.permute(2, 0, 1)
 

@@ -44,6 +44,18 @@ def test_a_grey_image_has_the_numbers_of_its_three_channels():
     assert not is_grey(nearly)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("size", [(50, 70), (70, 50), (20, 90), (28, 28), (16, 16)])
+def test_several_images_are_prepared_as_each_alone(count, size):
+    rng, preprocess = np.random.default_rng(count), Preprocess(28)
+    grey = [Image.fromarray(rng.integers(0, 255, size, np.uint8)) for _ in range(count)]
+    colour = [Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)) for _ in range(count)]
+    for images in (grey, colour, [*grey[:-1], colour[0]], [*grey[:-1], grey[0].resize((9, 9))]):
+        for one, image in zip(preprocess.several(images), images, strict=True):
+            assert torch.equal(one, preprocess(image))
+            assert one.is_contiguous()
+
+
 @pytest.mark.parametrize("side", [96, 264])
 def test_resizing_tensors_is_pillows_resizing_within_two_levels(demo_images: Path, side: int):
     files = sorted((demo_images / "query").glob("*/*.*"))[:3]
