@@ -367,8 +367,9 @@ def _translated(path: Path) -> Iterator[None]:
         if name is None or name.startswith(UNREADABLE):  # None: text that is no UTF-8
             raise LogCorruptError(f"{path} is damaged: {error}") from error
         # After a failed write or sync nobody knows what the disk holds; a full disk is said before.
+        cure = "; make room on that disk and try again" if name.startswith("SQLITE_FULL") else ""
         raise LogWriteError(
-            f"{path} cannot be used: {error} ({name})", final=not name.startswith(PASSING)
+            f"{path} cannot be used: {error} ({name}){cure}", final=not name.startswith(PASSING)
         ) from error
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise LogCorruptError(

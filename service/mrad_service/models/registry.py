@@ -111,7 +111,10 @@ class Banks:
         """Its living memory. Raises `ReadOnlyError` too."""
         found = self.get(name)
         if found.memory is None:
-            raise ReadOnlyError("this server is read-only: its memory is not taught here")
+            raise ReadOnlyError(
+                "this server is read-only: its memory is not taught, listed or exported here; ask the "
+                "server that learns"
+            )
         if found.memory.closed:  # another name of the same folder took a rebuilt bank up
             bank = found.model.name
             raise BankNotLoadedError(
