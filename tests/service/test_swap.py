@@ -141,6 +141,8 @@ def test_a_read_only_server_is_not_taught(connect, png) -> None:
     client = connect(writable=False)
     taught = client.post("/v1/memory/entries", files={"image": png(1)}, data={"label": "normal"})
     assert (taught.status_code, taught.json()["code"]) == (403, "read_only")
+    listed = client.get("/v1/memory/entries")
+    assert (listed.status_code, "listed or exported" in listed.json()["detail"]) == (403, True)
     assert client.get("/v1/bank").json()["digest"]
 
 
