@@ -66,7 +66,7 @@ def test_a_full_disk_fails_the_writer_and_later_writes_go_on(base: Path, lesson)
     with DurableMemory.open(base) as memory:
         memory.add(*lesson(1))
         memory._database._connection.execute("PRAGMA max_page_count = 8")
-        with pytest.raises(LogWriteError, match="full.*make room"):
+        with pytest.raises(LogWriteError, match="make room"):
             memory.add(*lesson(2), thumbnail=os.urandom(50_000))
         assert len(memory.bank.entries) == 5
         memory._database._connection.execute("PRAGMA max_page_count = 1000000")
