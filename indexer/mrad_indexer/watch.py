@@ -21,7 +21,7 @@ from pathlib import Path
 from mrad_client.batch.journal import Journal, Row
 from mrad_client.batch.pictures import Places
 from mrad_client.batch.runner import Judged
-from mrad_client.batch.sources import Item, images_below, is_image, not_taken
+from mrad_client.batch.sources import Item, images_below, is_hidden, is_image, not_taken
 from watchfiles import Change, watch
 
 from mrad.errors import DataError
@@ -32,6 +32,9 @@ TICK = 0.1
 """Seconds between looks at files that are still being written."""
 PATIENCE = 5.0
 """Seconds for which a file that is no whole image may still become one."""
+KINDS = {"normal": "ok", "anomalous": "ng"}
+ERROR = "error"
+"""Where images are moved to by verdict, and those without one."""
 RESCAN = 60.0
 """Seconds between looks at the whole folder, for events that a file system swallowed."""
 
@@ -49,6 +52,13 @@ class WatchOptions:
     poll: float | None = None
     """Seconds between looks, for network folders that send no events; None: events."""
     batch_size: int = 8
+
+    @property
+    def own(self) -> list[Path]:
+        """Folders that the watch itself writes pictures into."""
+        kinds = () if self.move_to is None else (*KINDS.values(), ERROR)
+        moved = [self.move_to / kind for kind in kinds if self.move_to is not None]
+        return [path.resolve() for path in (self.out / "overlays", *moved)]
 
 
 @dataclass
@@ -87,14 +97,17 @@ def watch_folder(
 ) -> None:
     """Judge what lies in `folder` and what arrives, until `stop` is set.
 
-    Raises `DataError` when the folder is missing, or when verdicts would be needed to move images
-    and there is no threshold; `JournalError` when another process watches into the same `out`.
+    Raises `DataError` when the folder is missing or takes what the watch writes, or when verdicts
+    would be needed to move images and there is no threshold; `JournalError` when another process
+    watches into the same `out`.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder")
     if options.move_to is not None and judge.threshold is None:
         raise DataError("to move images by verdict, calibrate the memory or give a --threshold")
-    folder = folder.absolute()
+    folder = folder.resolve()  # as its own folders are, which may lie in it
+    if any(folder.is_relative_to(place) for place in options.own):
+        raise DataError(f"{folder} takes what this watch writes: give another folder or --out")
     asked = judge.asked() | {"overlays": options.overlays}
     with (
         Journal(options.out / "verdicts.jsonl", asked, follow=True) as journal,
@@ -150,20 +163,24 @@ class _Worker:
     report: Callable[[Row], None]
     doubtful: dict[str, tuple[str, float]] = field(default_factory=dict)
     """Name -> stamp and first time at which it was no whole image."""
+    own: list[Path] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.own = self.options.own
 
     def mine(self, paths: Iterable[Path]) -> Iterator[Path]:
         """Images that are not our own output, where that lies inside the folder."""
         for path in paths:
-            if is_image(path) and not self._is_ours(path):
+            if is_image(path) and not is_hidden(path, self.folder) and not self._is_ours(path):
                 yield path
 
     def report_not_taken(self) -> None:
         """A row for each file that may be a picture and gets no verdict, so that it is noticed."""
         rows = []
-        for path, why in not_taken(self.folder):
+        for path, why in not_taken(self.folder, self.own):
             item = Item(path.relative_to(self.folder).as_posix(), path)
-            stamp = item.stamp()
-            if self._is_ours(path) or self.journal.has(item.name, stamp):
+            stamp = "" if path.is_dir() else item.stamp()
+            if self.journal.has(item.name, stamp):
                 continue
             rows.append(Judged.failed("not_taken", f"{path}: {why}").row(item, stamp))
         self.journal.append(rows)
@@ -171,15 +188,12 @@ class _Worker:
             self.report(row)
 
     def _is_ours(self, path: Path) -> bool:
-        own = [self.options.out.absolute()]
-        if self.options.move_to is not None:
-            own.append(self.options.move_to.absolute())
-        return any(path.is_relative_to(place) for place in own)
+        return any(path.is_relative_to(place) for place in self.own)
 
     def unfinished(self) -> list[Path]:
         """Images in the folder that are not judged, or judged but not moved yet."""
         found = []
-        for path in self.mine(images_below(self.folder)):
+        for path in images_below(self.folder, self.own):
             item = Item(path.relative_to(self.folder).as_posix(), path)
             if self.options.move_to is not None or not self.journal.has(item.name, item.stamp()):
                 found.append(path)
@@ -203,8 +217,9 @@ class _Worker:
                     whole.append((item, stamp, answer))
             self._record(whole)
         if self.options.move_to is not None:
-            for item, stamp in items:
-                if self.journal.has(item.name, stamp):
+            for item, _ in items:
+                # The picture that was judged, and none that came since.
+                if self.journal.has(item.name, item.stamp()):
                     self._move(item, self.journal.row(item.name), self.options.move_to)
         return later
 
@@ -234,7 +249,7 @@ class _Worker:
             self.report(row)
 
     def _move(self, item: Item, row: Row, root: Path) -> None:
-        kind = {"normal": "ok", "anomalous": "ng"}.get(row.get("verdict") or "", "error")
+        kind = KINDS.get(row.get("verdict") or "", ERROR)
         target = root / kind / item.name
         target.parent.mkdir(parents=True, exist_ok=True)
         number = 1

@@ -160,6 +160,42 @@ def test_moving_needs_a_threshold_and_a_folder(tmp_path, inbox, judge):
     move(tmp_path / "gone.png", tmp_path / "x.png")  # someone took it: nothing to do
 
 
+def test_sorted_within_the_folder_itself(tmp_path, inbox, judge):
+    """ok/, ng/ and error/ of the watched folder are not watched, the folder is."""
+    (inbox / ".trash").mkdir()
+    shutil.copy(inbox / "0.png", inbox / ".trash" / "0.png")
+    out = inbox / "verdicts"
+    with watching(inbox, judge, WatchOptions(out, settle=0.1, move_to=inbox)):
+        until(lambda: not list(inbox.glob("*.png")))
+        time.sleep(0.5)
+    assert sorted(row["name"] for row in verdicts(out)) == [".trash/0.png", "0.png", "1.png"]
+    moved = [path.name for kind in ("ok", "ng") for path in (inbox / kind).glob("*")]
+    assert sorted(moved) == ["0.png", "1.png"]
+    again = WatchOptions(tmp_path / "other", move_to=inbox)
+    with pytest.raises(DataError, match="what this watch writes"):
+        watch_folder(inbox / "ng", judge, again, stop=threading.Event())
+
+
+def test_a_later_picture_is_not_moved_by_the_verdict_of_an_earlier(
+    tmp_path, inbox, judge, monkeypatch
+):
+    """The camera writes the name again while the verdict is being recorded."""
+    plain, sort = watch._Worker._record, tmp_path / "sorted"
+    arrived = []
+
+    def late(self, judged):
+        plain(self, judged)
+        if not arrived:
+            arrived.append(shutil.copy(inbox / "1.png", inbox / "0.png"))
+
+    monkeypatch.setattr(watch._Worker, "_record", late)
+    options = WatchOptions(tmp_path / "out", settle=0.1, move_to=sort)
+    with watching(inbox, judge, options):
+        until(lambda: not list(inbox.glob("*.png")))
+    assert [row["name"] for row in verdicts(tmp_path / "out")].count("0.png") == 2
+    assert len(list(sort.rglob("*.png"))) == 2
+
+
 def test_across_file_systems_a_move_copies_first(tmp_path, monkeypatch):
     import errno
 

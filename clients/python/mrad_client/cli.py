@@ -70,7 +70,7 @@ def score(
         check_suffix(path)
     places = Places(maps, overlays)
     job = Job(
-        items=find_items(source),
+        items=find_items(source, places.folders),
         journal=out[0].with_name(out[0].name + ".journal"),
         asked={
             "threshold": threshold,
@@ -104,7 +104,7 @@ def score(
     found = job.do(opened(), console, restart=restart)
     written = (*out, *(path for path in (maps, overlays, summary) if path is not None))
     closing(found, written, console, console)
-    say_not_taken(source, console)
+    say_not_taken(source, console, places.folders)
     if found.errors:
         raise typer.Exit(1)
 

@@ -6,6 +6,7 @@ import csv
 import heapq
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -341,6 +342,37 @@ def test_a_link_to_nothing_and_a_pipe_are_named(tmp_path: Path) -> None:
         (tmp_path / "b.png", "a link to nothing"),
         (tmp_path / "c.png", "no file but a pipe or device"),
     ]
+
+
+def test_what_a_run_drew_and_what_is_hidden_is_nobodys_picture(tmp_path: Path) -> None:
+    """A second run would judge the heat maps of the first; hidden folders hold thumbnails and waste."""
+    for name in (
+        "a.png", ".trash/b.png", "scores/overlays/a.png.jpg", "maps/c.png", "heat/a.png.jpg"
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "scores" / "results.journal").write_bytes(b"")
+    own = [tmp_path / "heat"]
+    assert [item.name for item in find_items([str(tmp_path)], own)] == ["a.png", "maps/c.png"]
+    assert not_taken(tmp_path, own) == [
+        (tmp_path / ".trash/b.png", "hidden: its name, or its folder's, begins with a dot"),
+        (tmp_path / "scores/overlays", "heat maps that a run wrote"),
+    ]
+    asked_for = find_items([str(tmp_path / "scores" / "overlays"), str(tmp_path / "heat")], own)
+    assert len(asked_for) == 2
+
+
+def test_another_file_of_one_name_size_and_time_is_another(tmp_path: Path) -> None:
+    """A camera's pictures are of one size, and a copy keeps the time: this one has not been judged."""
+    stamps = []
+    for folder in ("monday", "tuesday"):
+        path = tmp_path / folder / "0001.bmp"
+        path.parent.mkdir()
+        path.write_bytes(folder[:6].encode())
+        os.utime(path, (1e9, 1e9))
+        stamps.append(find_items([str(path.parent)])[0].stamp())
+        time.sleep(0.02)  # file systems count in steps
+    assert stamps[0] != stamps[1]
 
 
 @pytest.mark.parametrize(

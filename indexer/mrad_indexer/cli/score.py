@@ -100,7 +100,13 @@ def score_command(
     from mrad_indexer.scoring.judge import Judge
     from mrad_indexer.scoring.local import LocalTransport
 
-    items = find_items(sources)
+    places = Places(
+        maps=None if maps is Maps.none else out / "maps",
+        overlays=out / "overlays" if overlays else None,
+        base=out,
+    )
+    own = [out / "overlays", out / "maps"]
+    items = find_items(sources, own)
     choice = HeadChoice.parse(head)
     with measuring():
         judge = Judge.load(
@@ -123,11 +129,6 @@ def score_command(
     if judge.calibration is not None and judge.calibration.weakness:
         say(f"do not trust the verdicts: {judge.calibration.weakness}", style="yellow", to=errors)
     wanted = [Format.csv] if formats is None else formats
-    places = Places(
-        maps=None if maps is Maps.none else out / "maps",
-        overlays=out / "overlays" if overlays else None,
-        base=out,
-    )
     with LocalTransport(judge, maps.value, batch_size) as transport:
         job = Job(
             items=items,
@@ -142,7 +143,7 @@ def score_command(
         summary = job.do(nullcontext(transport), errors, restart=restart, about=about)
     show(summary, judge)
     closing(summary, [*job.tables, out / "summary.html"], console, errors)
-    say_not_taken(sources, errors)
+    say_not_taken(sources, errors, own)
     if summary.errors:
         raise typer.Exit(1)
 

@@ -14,7 +14,7 @@ from mrad.files import utf8
 from mrad.images.masks import Mask, Orientation, read_mask
 from mrad.images.reader import read_image, read_orientation
 from mrad.types import BoolArray, Sample
-from mrad_indexer.datasets.walk import LeftOut, is_image, walk
+from mrad_indexer.datasets.walk import LeftOut, is_hidden, is_image, walk
 
 GOOD_NAMES = frozenset({"good", "ok", "normal"})
 LABELS = {
@@ -156,11 +156,7 @@ def images_below(folder: Path) -> list[Path]:
     """Images in `folder` and below, by path; linked folders are followed."""
     if not folder.is_dir():
         return []
-    return sorted(
-        path
-        for path in walk(folder)
-        if is_image(path) and not any(p.startswith(".") for p in path.relative_to(folder).parts)
-    )
+    return sorted(path for path in walk(folder) if is_image(path) and not is_hidden(path, folder))
 
 
 def folders_in(folder: Path) -> list[Path]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mrad_client.batch.sources import NO_PICTURES, walk
+from mrad_client.batch.sources import HEAT_MAPS, NO_PICTURES, drawn_below, is_hidden, walk
 
 from mrad.images.formats import SUFFIXES, kind_of
 
@@ -38,13 +38,14 @@ def left_out(root: Path, taken: set[Path]) -> tuple[LeftOut, ...]:
 
 def _left_out(root: Path, taken: set[Path]) -> Iterator[LeftOut]:
     named = {name for path in taken for name in (path.stem, path.name)}
+    yield from (LeftOut(path, HEAT_MAPS) for path in drawn_below(root))
     for path in walk(root):
         if path.suffix.lower() in ANNOTATIONS and path.stem in named:
             yield LeftOut(path, "an annotation, which is not read here: see mrad data convert")
             continue
         if path in taken or path.parent in taken:  # a folder of one image's masks is taken whole
             continue
-        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+        hidden = is_hidden(path, root)
         if path.suffix.lower() in SUFFIXES:
             if not hidden:
                 yield LeftOut(path, "no place in this layout")

@@ -11,7 +11,7 @@ from mrad_indexer.datasets.pairing import ENDINGS, pair
 
 from mrad.errors import DataError
 from tests.cases import CASES
-from tests.indexer.datasets.trees import picture
+from tests.indexer.datasets.trees import picture, plain_folder
 
 REPORTS = CASES / "reports"
 
@@ -78,6 +78,22 @@ def test_what_is_not_taken_is_named(tmp_path):
     assert set(found) == {"99.png", ".hidden.png", "5.picture", "1.png"}
     assert "hidden" in found[".hidden.png"]
     assert "suffix .picture" in found["5.picture"]
+
+
+def test_heat_maps_of_a_run_are_neither_good_parts_nor_a_kind_of_defect(tmp_path):
+    """`mrad score photos` writes scores/ where one stands: perhaps among the parts."""
+    root = tmp_path / "parts"
+    plain_folder(root)
+    known = len(read_dataset(root).records)
+    for place in (root, root / "good"):
+        shutil.copytree(root / "good", place / "scores" / "overlays", dirs_exist_ok=True)
+        (place / "scores" / "results.journal").touch()
+    read = read_dataset(root)
+    assert len(read.records) == known
+    assert {item.path for item in read.left_out} == {
+        root / "scores" / "overlays",
+        root / "good" / "scores" / "overlays",
+    }
 
 
 def test_linked_folders_are_read_once(tmp_path):

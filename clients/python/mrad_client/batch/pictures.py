@@ -44,6 +44,11 @@ class Places:
     base: Path = Path()
 
     @property
+    def folders(self) -> list[Path]:
+        """Those that take pictures."""
+        return [folder for folder in (self.maps, self.overlays) if folder is not None]
+
+    @property
     def wanted(self) -> bool:
         """Whether there is anything to draw."""
         return self.maps is not None or self.overlays is not None

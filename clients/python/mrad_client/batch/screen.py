@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from rich.console import Console
@@ -67,9 +67,10 @@ def closing(summary: Summary, written: Iterable[Path], console: Console, errors:
     say(console, f"written: {', '.join(str(path) for path in written)}")
 
 
-def say_not_taken(sources: Iterable[str], console: Console) -> None:
+def say_not_taken(sources: Iterable[str], console: Console, own: Collection[Path] = ()) -> None:
     """Files of the folders among the sources that get no verdict: none goes unnoticed."""
-    left = [item for source in sources if Path(source).is_dir() for item in not_taken(Path(source))]
+    folders = [Path(source) for source in sources if Path(source).is_dir()]
+    left = [item for folder in folders for item in not_taken(folder, own)]
     if not left:
         return
     say(console, f"not taken: {counted(len(left), 'file')}", "yellow")

@@ -8,7 +8,7 @@ import glob
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,10 @@ NO_PICTURES = frozenset(
 """Files that nobody expects a verdict on, and those that are still being copied."""
 MANIFESTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".txt")
 COLUMN = "image"
+WRITTEN = ("overlays", "maps")
+RECORDS = (".journal", "verdicts.jsonl")
+"""Folders of drawn pictures, and how the record of the run beside them ends."""
+HEAT_MAPS = "heat maps that a run wrote"
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,16 @@ class Item:
     path: Path
 
     def stamp(self) -> str:
-        """Changes when the file does; empty when it cannot be read."""
+        """Changes when the file does; empty when it cannot be read.
+
+        Copies keep the time of the last write, and pictures of one camera are of one size: only the
+        time at which the file came here tells two of one name apart.
+        """
         try:
             facts = self.path.stat()
         except (OSError, ValueError):  # ValueError: a NUL in a manifest's path
             return ""
-        return f"{facts.st_size}:{facts.st_mtime_ns}"
+        return f"{facts.st_size}:{facts.st_mtime_ns}:{facts.st_ctime_ns}"
 
 
 def is_image(path: Path) -> bool:
@@ -56,59 +64,96 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def images_below(folder: Path) -> list[Path]:
-    """Images in `folder` and below, by path; none when it does not exist."""
+def images_below(folder: Path, own: Collection[Path] = ()) -> list[Path]:
+    """Images in `folder` and visible folders below, by path; none when it does not exist.
+
+    `own`: folders that take the run's pictures, which are left out.
+    """
     if not folder.is_dir():
         return []
-    return sorted(path for path in walk(folder) if is_image(path) and path.is_file())
+    return sorted(
+        path
+        for path in walk(folder, own)
+        if is_image(path) and not is_hidden(path, folder) and path.is_file()
+    )
 
 
-def walk(folder: Path) -> Iterator[Path]:
-    """Every file below, by path. Linked folders are followed, each folder once."""
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Whether its name, or that of a folder between, begins with a dot."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def walk(folder: Path, own: Collection[Path] = ()) -> Iterator[Path]:
+    """Every file below, by path. Linked folders are followed, each folder once; those that a run
+    drew its heat maps into are left out, as are those of `own`."""
+    for _, files, _ in _places(folder, own):
+        yield from files
+
+
+def _places(folder: Path, own: Collection[Path]) -> Iterator[tuple[Path, list[Path], list[Path]]]:
+    """Each folder, its files, and the heat maps' folders in it that are left out, those of `own` aside."""
     seen: set[tuple[int, int]] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+    mine = {path.resolve() for path in own}
+    for name, folders, files in os.walk(folder, followlinks=True):
+        place = Path(name)
         try:
-            facts = Path(place).stat()
+            facts = place.stat()
         except OSError:  # it has gone meanwhile
             continue
         if (facts.st_dev, facts.st_ino) in seen:
             folders.clear()
             continue
         seen.add((facts.st_dev, facts.st_ino))
-        folders.sort()
-        yield from (Path(place) / name for name in sorted(files))
+        drawn = WRITTEN if any(file.endswith(RECORDS) for file in files) else ()
+        if mine:
+            folders[:] = [one for one in folders if (place / one).resolve() not in mine]
+        left = [place / one for one in sorted(folders) if one in drawn]
+        folders[:] = sorted(one for one in folders if one not in drawn)
+        yield place, [place / file for file in sorted(files)], left
 
 
-def not_taken(folder: Path) -> list[tuple[Path, str]]:
-    """Files below a folder that may be pictures and are not taken, and why."""
+def drawn_below(folder: Path) -> list[Path]:
+    """Folders of heat maps that some run wrote: nobody's pictures."""
+    return [path for _, _, left in _places(folder, ()) for path in left]
+
+
+def not_taken(folder: Path, own: Collection[Path] = ()) -> list[tuple[Path, str]]:
+    """What lies below a folder, may be a picture and is not taken, and why."""
     found = []
-    for path in walk(folder):
-        known = path.suffix.lower() in SUFFIXES
-        if not path.is_file():
-            if is_image(path):
-                broken = path.is_symlink() and not path.exists()
-                found.append(
-                    (path, "a link to nothing" if broken else "no file but a pipe or device")
-                )
-        elif path.name.startswith("."):
-            if known and not path.name.startswith("._"):
-                found.append((path, "hidden: its name begins with a dot"))
-        elif not known and path.suffix.lower() not in NO_PICTURES:
-            found.append((path, f"the suffix {path.suffix or '(none)'} is not one of a picture"))
+    for _, files, left in _places(folder, own):
+        found += [(path, HEAT_MAPS) for path in left]
+        found += [(path, why) for path in files if (why := _why_not(path, folder))]
     return sorted(found)
 
 
-def find_items(sources: Sequence[str]) -> list[Item]:
+def _why_not(path: Path, folder: Path) -> str:
+    """Empty for files that are taken, and for those that nobody expects a verdict on."""
+    known = path.suffix.lower() in SUFFIXES
+    if not path.is_file():
+        if not is_image(path):
+            return ""
+        broken = path.is_symlink() and not path.exists()
+        return "a link to nothing" if broken else "no file but a pipe or device"
+    if is_hidden(path, folder):
+        hidden = known and not path.name.startswith("._")
+        return "hidden: its name, or its folder's, begins with a dot" if hidden else ""
+    if known or path.suffix.lower() in NO_PICTURES:
+        return ""
+    return f"the suffix {path.suffix or '(none)'} is not one of a picture"
+
+
+def find_items(sources: Sequence[str], own: Collection[Path] = ()) -> list[Item]:
     """The files of images, folders (searched through), glob patterns and manifests, in order.
 
     Manifests: .csv or .tsv with a column `image`, .jsonl with a field `image`, .txt with a path a
     line; relative paths start at the manifest. A source that exists is never read as a pattern, and
     brackets in an existing folder's name stand for themselves. Two files that would share a name go
-    by their whole path. Raises `InputError` for a source without an image.
+    by their whole path. `own`: folders that take the run's pictures, which no folder is searched
+    for. Raises `InputError` for a source without an image.
     """
     found: dict[Path, Item] = {}
     for source in sources:
-        items = list(_items(source))
+        items = list(_items(source, own))
         if not items:
             raise InputError(
                 f"{source}: no image found. Give an image, a folder, a quoted pattern such as "
@@ -126,10 +171,10 @@ def find_items(sources: Sequence[str]) -> list[Item]:
     ]
 
 
-def _items(source: str) -> Iterator[Item]:
+def _items(source: str, own: Collection[Path]) -> Iterator[Item]:
     path = Path(source)
     if path.is_dir():
-        for file in images_below(path):
+        for file in images_below(path, own):
             yield Item(file.relative_to(path).as_posix(), file)
     elif path.is_file() and path.suffix.lower() in MANIFESTS:
         for name in _manifest(path):
