@@ -79,7 +79,9 @@ class NNHead:
         self.views = Views.of(bank.local, cells)
         self.groups = groups_of(bank, self.views, cells)
         before, device = getattr(self, "good_patches", None), self.encoder.device
-        self.good_patches = GoodPatches(bank.local, self.views, self.groups, device, before)
+        self.good_patches = GoodPatches(
+            bank.local, self.views, self.groups, device, before, bank.settled
+        )
         # What is usual is said by the images that the bank was built of: a lesson moves no scale.
         count = settled_entries(bank, self.views)
         self.settled = self.views.rows < count
@@ -138,8 +140,11 @@ class NNHead:
         if place is not None and known is None:
             measured.write(place)
         self._left_out, self._usual = measured, usual or measured
-        if measured.several:
-            self.good_patches.elsewhere = measured.cosine.flatten()[self.good_patches.rows]
+        if self._usual.several:
+            first = self.settled.repeat_interleave(cells)[self.good_patches.rows]
+            self.good_patches.elsewhere = self._usual.cosine.flatten()[
+                self.good_patches.rows[first]
+            ]
         group = self.groups[self.views.rows]
         whole = self.classes.left_out(self._wholes, group)
         built = 1 - self._usual.cosine
@@ -164,7 +169,8 @@ class NNHead:
         known, place = self._left_out_spread, spread_stored_at(self.bank)
         if known is None and place is not None:
             known = LeftOutSpread.read(place)
-        usual = usual_views(measured, self.views.good & self.settled)
+        groups = self.groups[self.views.rows]
+        usual = usual_views(measured, self.views.good & self.settled, groups)
         known = known if known is not None and known.usual == usual else None
         self.spread = GoodSpread(self.good_patches, self.views, self.settled, known)
         if not self.spread.enough:

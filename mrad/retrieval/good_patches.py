@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mrad.encoder.kernels import product
+from mrad.encoder.kernels import filled_product
 from mrad.memory.level import LevelMemory
+from mrad.retrieval import patch_index
 from mrad.retrieval.nearest import nearest
-from mrad.retrieval.patch_index import MANY, PatchIndex
+from mrad.retrieval.patch_index import PatchIndex
 from mrad.types import NORMAL
 
 BLOCK = 8_192
@@ -64,6 +65,7 @@ class GoodPatches:
         groups: Tensor,
         device: torch.device | str,
         before: GoodPatches | None = None,
+        settled: int | None = None,
     ) -> None:
         """
         Args:
@@ -71,7 +73,8 @@ class GoodPatches:
             views: those images.
             groups: int64 [entries]: images of one group are left out together.
             device: where the keys lie and are asked.
-            before: of an earlier state of the memory; its index is used again.
+            before: of another state of the memory; its index is used again where it holds.
+            settled: so many first entries are of the build; None: all.
         """
         kept = (views.normal & views.good[:, None]).flatten()
         self.rows = kept.nonzero()[:, 0]
@@ -86,12 +89,15 @@ class GoodPatches:
         if before is not None:
             self._before = before._index or before._before
         self._index: PatchIndex | None = None
+        self._settled = len(self) if settled is None else int((self.entry < settled).sum())
         self.elsewhere: Tensor | None = None
-        """Cosine [n] of each key to the nearest of another group, once that was measured."""
+        """Cosine of each of the first keys to the nearest of another group among them, once measured."""
         self._only: Tensor | None = None
         self.only: tuple[int, ...] | None = None
         """Entry rows whose keys are asked; None: all."""
-        self._exact = self.keys.is_cuda or len(self) < MANY or len(torch.unique(self.group)) < 2
+        self._exact = (
+            self.keys.is_cuda or len(self) < patch_index.MANY or len(torch.unique(self.group)) < 2
+        )
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -137,33 +143,58 @@ class GoodPatches:
         """The index by which the keys are asked, made when first needed; None where search is exact."""
         with self._lock:
             if self._index is None and not self._exact:
-                self._index = PatchIndex.build(self.keys, self.group, self._before, self.elsewhere)
-                self._exact, self._before = self._index is None, None
-        return self._index
+                self._index = PatchIndex.build(
+                    self.keys, self.group, self.entry, self._settled, self._before, self.elsewhere
+                )
+                self._before = None
+        return self._index if self._index is not None and self._index.usable else None
 
     @torch.inference_mode()
     def by_blocks(
         self, queries: Tensor, exclude: int = -1, keys: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """As `nearest`, exactly."""
-        best = torch.full((len(queries),), -1.0, device=self.keys.device)
-        found = torch.full((len(queries),), -1, dtype=torch.int64, device=self.keys.device)
+        """As `nearest`, exactly; of keys that are as near, the first."""
         banned = None if exclude < 0 else self.group == self.groups[exclude]
         if keys is not None:
             banned = ~keys if banned is None else banned | ~keys
-        for start in range(0, len(self), BLOCK):
-            part = slice(start, start + BLOCK)
-            if banned is not None and not self.keys.is_cuda and bool(banned[part].all()):
-                continue  # a card would have to be waited for, which costs more than the product
-            cosine = product(queries, self.keys[part])
+        if banned is not None and not self.keys.is_cuda:  # a card would have to be waited for
+            asked = (~banned).nonzero()[:, 0]
+            if 2 * len(asked) < len(self):
+                return self._nearest_of(queries, asked, None)
+        return self._nearest_of(queries, None, banned)
+
+    @torch.inference_mode()
+    def each_without(self, queries: Tensor, exclude: Tensor) -> tuple[Tensor, Tensor]:
+        """As `nearest`, exactly, each query [M, W] without the group of an entry of its own.
+
+        `exclude`: int64 [M], entry rows.
+        """
+        own = self.groups[exclude.to(self.groups.device)][:, None]
+        keys = None if self._only is None else self._only.nonzero()[:, 0]
+        return self._nearest_of(queries, keys, own)
+
+    def _nearest_of(
+        self, queries: Tensor, keys: Tensor | None, banned: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The nearest key of each query, a block of keys at a time.
+
+        Args:
+            queries: [M, W].
+            keys: int64 [m], their numbers, rising; None: all.
+            banned: bool [n], keys that are not asked; or int64 [M, 1], the group that each query does not ask.
+        """
+        best = torch.full((len(queries),), -1.0, device=self.keys.device)
+        found = torch.full((len(queries),), -1, dtype=torch.int64, device=self.keys.device)
+        for start in range(0, len(self) if keys is None else len(keys), BLOCK):
+            part = slice(start, start + BLOCK) if keys is None else keys[start : start + BLOCK]
+            cosine = filled_product(queries, self.keys[part])
             if banned is not None:
-                cosine.masked_fill_(banned[part], -torch.inf)
+                own = banned[part] if banned.ndim == 1 else banned == self.group[part]
+                cosine.masked_fill_(own, -torch.inf)
             value, place = cosine.max(dim=1)
+            place = place + start if keys is None else keys[start + place]
             closer = value > best
-            best, found = (
-                torch.where(closer, value, best),
-                torch.where(closer, place + start, found),
-            )
+            best, found = torch.where(closer, value, best), torch.where(closer, place, found)
         return best, found
 
     @torch.inference_mode()

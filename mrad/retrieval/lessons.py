@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mrad.encoder.kernels import product
+from mrad.encoder.kernels import filled_product
 from mrad.memory.bank import MemoryBank
 from mrad.memory.level import LevelMemory
 from mrad.retrieval.base import (
@@ -45,6 +45,8 @@ LEAST = 1e-6
 """What two distances differ by at least: less is rounding."""
 CODED = 1e-3
 """What cosines to keys as an index holds them, in half precision, may be too large by."""
+STEP = 2.0**-30
+"""See `in_steps`."""
 BLOCK = 2_048
 """Queries, and keys, at a time: a product of theirs takes 16 MiB, its float64 sums twice that."""
 
@@ -112,7 +114,7 @@ class Keys(NamedTuple):
             keys, entry = self.keys[part].to(queries.device), self.entry[part].to(queries.device)
             for start in range(0, len(queries), BLOCK):
                 rows = slice(start, start + BLOCK)
-                cosine = product(queries[rows], keys)
+                cosine = filled_product(queries[rows], keys)
                 if exclude is not None:
                     own = entry[None] == exclude[rows].to(entry.device)[:, None]
                     cosine.masked_fill_(own, -torch.inf)
@@ -140,10 +142,19 @@ class Keys(NamedTuple):
         total = queries.new_zeros(len(queries), 2, dtype=torch.float64)
         counted = torch.zeros_like(total)
         for rows, cosine, labels in self.cosines(queries, exclude):
-            weight = weights(cosine, nearest[rows])
+            weight = in_steps(weights(cosine, nearest[rows]))
             counted[rows] += per_class(weight, labels)
-            total[rows] += per_class(weight.mul_(cosine.sub_(1).exp_()), labels)
+            total[rows] += per_class(in_steps(weight * cosine.sub_(1).exp_()), labels)
         return total, counted
+
+
+def in_steps(values: Tensor) -> Tensor:
+    """Float32 values up to 1, in whole `STEP`s: float64 adds up millions of them without rounding.
+
+    So a sum does not depend on the order in which keys came, nor on keys that went. What is not taught,
+    exp(cosine - 1), needs none of it: it is above 1/8, where float32 has no finer steps.
+    """
+    return values.div_(STEP).round_().mul_(STEP)
 
 
 def per_class(values: Tensor, labels: npt.NDArray[np.uint8]) -> Tensor:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import faiss
@@ -64,36 +64,56 @@ class PatchIndex:
     """Keys of those cells whose cosine is taken in full."""
     recall: float
     """Of the nearest key, on stored patches without their own image."""
-    trained: int
-    """Keys that made the cells."""
+    groups: Tensor
+    """int64 [m], of the first keys, which made the cells."""
 
     @classmethod
     def build(
         cls,
         keys: Tensor,
         group: Tensor,
+        entry: Tensor,
+        settled: int,
         before: PatchIndex | None = None,
         elsewhere: Tensor | None = None,
-    ) -> PatchIndex | None:
-        """An index, or None where no number of cells finds enough.
+    ) -> PatchIndex:
+        """An index; where no number of cells finds enough, one that is not `usable`.
+
+        It follows from the memory as it is, whatever way that took: lessons come after the keys of the
+        build, and cells are made of these alone (`trained_on`).
 
         Args:
             keys: [n, W], L2-normalised.
             group: int64 [n]; keys of one group are of the same part.
-            before: of an earlier state of the memory; its cells are kept while it is of about the same size.
-            elsewhere: cosine [n] of each key to the nearest of another group; None: not known yet.
+            entry: int64 [n], rising, of each key.
+            settled: so many first keys are of the build.
+            before: of another state of the memory; its cells serve again where the same keys made them, and
+                what they hold where only lessons were added.
+            elsewhere: cosine of each of the keys that make the cells to the nearest of another group
+                among them; None, or of another length: not known.
         """
-        if (
-            before is not None
-            and before.keys.shape[1] == keys.shape[1]
-            and 0.5 < len(keys) / before.trained < 2
-        ):
-            index: Any = faiss.clone_index(before.faiss)
+        count = trained_on(len(keys), settled)
+        first, groups = keys[:count], group[:count]
+        if before is None or not before._made_of(first, groups):
+            before = cls._trained(first, groups, elsewhere)
+        held = len(before.keys)
+        if not before.usable or held == len(keys) == count:
+            return replace(before, keys=keys)
+        index: Any = faiss.clone_index(before.faiss)
+        if held > len(keys) or not torch.equal(before.keys, keys[:held]):
             index.reset()
-            index.add((keys @ before.axes).numpy())
-            return cls(
-                index, keys, before.axes, before.probes, before.short, before.recall, before.trained
-            )
+            index.add((first @ before.axes).numpy())
+            held = count
+        # An entry at a time, as they are taught: a key that lies between two cells may go to the other one
+        # when it is added together with others.
+        for size in entry[held:].unique_consecutive(return_counts=True)[1].tolist():
+            index.add((keys[held : held + size] @ before.axes).numpy())
+            held += size
+        return replace(before, faiss=index, keys=keys)
+
+    @classmethod
+    def _trained(cls, keys: Tensor, group: Tensor, elsewhere: Tensor | None) -> PatchIndex:
+        """Of keys that all make the cells; `elsewhere`: see `build`."""
         count = 2 ** round(math.log2(2 * len(keys) ** 0.5))
         axes = _directions(keys[:: max(1, len(keys) // (POINTS * count))])
         along = (keys @ axes).numpy()
@@ -110,22 +130,35 @@ class PatchIndex:
         index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, POINTS
         index.train(along)
         index.add(along)
-        made = cls(index, keys, axes, 0, 0, 0.0, len(keys))
+        made = cls(index, keys, axes, 0, 0, 0.0, group)
+        if len(torch.unique(group)) < 2:  # recall cannot be measured
+            return made
         asked = _sample(group)
+        known = elsewhere is not None and len(elsewhere) == len(keys)
         exact = torch.cat(
-            [_exact(keys, group, r) if elsewhere is None else elsewhere[r] for r in asked]
+            [elsewhere[r] if known else _exact(keys, group, r) for r in asked]  # type: ignore[index]
         )
         for made.probes, made.short in itertools.product(PROBES, SHORTS):
             found = torch.cat([made._without_own(rows, group) for rows in asked])
             made.recall = float((found >= exact - 1e-5).double().mean())
-            if made.recall >= WANTED:
+            if made.usable:
                 logger.info(
                     "nearest of %d good patches: %d of %d cells, %d of %d directions, recall %.3f",
                     len(keys), made.probes, count, axes.shape[1], len(axes), made.recall,
                 )  # fmt: skip
                 return made
         logger.info("nearest of %d good patches: exact, cells find too few", len(keys))
-        return None
+        return made
+
+    @property
+    def usable(self) -> bool:
+        """Whether cells find enough; else search is exact."""
+        return self.recall >= WANTED
+
+    def _made_of(self, keys: Tensor, group: Tensor) -> bool:
+        """Whether these keys made the cells."""
+        count = len(self.groups)
+        return torch.equal(self.groups, group) and torch.equal(self.keys[:count], keys)
 
     @torch.inference_mode()
     def nearest(self, queries: Tensor, cells: int) -> tuple[Tensor, Tensor]:
@@ -180,6 +213,15 @@ class PatchIndex:
         others = faiss.IDSelectorNot(faiss.IDSelectorBatch(own))
         asked = self.keys[rows]
         return self._search(asked, asked @ self.axes, self.probes, self.short, others)[0]
+
+
+def trained_on(count: int, settled: int) -> int:
+    """How many of so many first keys make the cells: those of the build, so that a lesson makes none anew.
+
+    Where the build has fewer than `MANY`, or lessons outnumber it: so many, times 2, 4, 8 ...
+    """
+    first = max(settled, MANY)
+    return first << max(0, (count // first).bit_length() - 1)
 
 
 def _directions(keys: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mrad.memory.level import LevelMemory
-from mrad.retrieval import good_patches
+from mrad.retrieval import patch_index
 from mrad.retrieval.good_patches import GoodPatches, Views
 from mrad.retrieval.patch_index import DECISIVE, PROBES, SHORTS, PatchIndex
 
@@ -25,7 +25,9 @@ def patches(parts: int, seed: int) -> Tensor:
     )
 
 
-def memory(keys: Tensor, before: GoodPatches | None = None) -> GoodPatches:
+def memory(
+    keys: Tensor, before: GoodPatches | None = None, settled: int | None = None
+) -> GoodPatches:
     count = len(keys)
     local = LevelMemory(
         keys.numpy(),
@@ -35,12 +37,12 @@ def memory(keys: Tensor, before: GoodPatches | None = None) -> GoodPatches:
         np.ones(count, np.int32),
     )
     groups = torch.arange(count // CELLS)
-    return GoodPatches(local, Views.of(local, CELLS), groups, "cpu", before)
+    return GoodPatches(local, Views.of(local, CELLS), groups, "cpu", before, settled)
 
 
 @pytest.fixture
 def many(monkeypatch: pytest.MonkeyPatch) -> GoodPatches:
-    monkeypatch.setattr(good_patches, "MANY", 1_000)
+    monkeypatch.setattr(patch_index, "MANY", 1_000)
     return memory(patches(PARTS, 1))
 
 
@@ -83,23 +85,61 @@ def test_some_of_the_keys_are_searched_by_cells_too(many) -> None:
     assert bool((key == -1).all())
 
 
-def test_cells_are_kept_while_the_memory_learns_and_made_anew_when_it_has_doubled(many) -> None:
+def test_cells_are_those_of_the_build_until_lessons_outnumber_it(many) -> None:
     first = many.index()
-    learned = memory(torch.cat([many.keys, patches(2, 3)]), many)
+    keys = torch.cat([patches(PARTS, 1), patches(2, 3)])
+    learned = memory(keys, many, PARTS)
     followed = learned.index()
-    assert followed.trained == first.trained
+    assert followed.axes is first.axes, "nothing is made again"
+    assert len(followed.groups) == len(many)
     assert followed.faiss.ntotal == len(learned)
     assert first.faiss.ntotal == len(many), "whoever still asks the old memory is not disturbed"
     new = learned.keys[-CELLS:]
     assert (learned.nearest(new)[1] >= len(many)).all(), "new patches are found"
-    grown = memory(patches(3 * PARTS, 1), learned)
-    assert grown.index().trained == len(grown)
+    for state in (learned, memory(keys, None, PARTS)):
+        torch.testing.assert_close(state.nearest(new)[0], learned.nearest(new)[0], rtol=0, atol=0)
+    grown = memory(patches(3 * PARTS, 1), learned, PARTS)
+    assert len(grown.index().groups) == 2 * len(many)
+
+
+@pytest.mark.parametrize(
+    ("count", "settled", "made_of"),
+    [
+        (9_000, 9_000, 9_000),
+        (17_999, 9_000, 9_000),
+        (18_000, 9_000, 18_000),
+        (8_200, 100, 8_192),
+        (40_000, 0, 32_768),
+    ],
+)
+def test_how_many_keys_make_the_cells(count: int, settled: int, made_of: int) -> None:
+    assert patch_index.trained_on(count, settled) == made_of
+
+
+def test_keys_that_no_cells_suit_are_not_tried_again_at_each_lesson(monkeypatch) -> None:
+    monkeypatch.setattr(patch_index, "MANY", 1_000)
+    monkeypatch.setattr(patch_index, "WANTED", 1.1)
+    hard = memory(patches(PARTS, 1))
+    assert hard.index() is None
+    monkeypatch.setattr(PatchIndex, "_trained", None)  # whoever trains fails
+    keys = torch.cat([patches(PARTS, 1), patches(1, 3)])
+    learned = memory(keys, hard, PARTS)
+    assert learned.index() is None
+    assert memory(torch.cat([keys, patches(1, 4)]), learned, PARTS).index() is None
+
+
+def test_parts_of_one_group_alone_are_searched_exactly(monkeypatch) -> None:
+    """As the tiles of one picture: none can be left out, so recall is not known."""
+    monkeypatch.setattr(patch_index, "MANY", 1_000)
+    one = torch.zeros(PARTS * CELLS).long()
+    index = PatchIndex.build(patches(PARTS, 1), one, one, PARTS * CELLS)
+    assert not index.usable
 
 
 def test_few_keys_and_keys_that_no_cells_suit_are_searched_exactly(monkeypatch) -> None:
     few = memory(patches(4, 1))
     assert few.index() is None
-    monkeypatch.setattr(good_patches, "MANY", 1_000)
+    monkeypatch.setattr(patch_index, "MANY", 1_000)
     monkeypatch.setattr("mrad.retrieval.patch_index.WANTED", 1.1)
     hard = memory(patches(PARTS, 1))
     assert hard.index() is None
@@ -110,7 +150,7 @@ def test_few_keys_and_keys_that_no_cells_suit_are_searched_exactly(monkeypatch) 
 def test_cells_know_the_directions_that_the_keys_vary_along_and_the_cosine_is_taken_in_full(
     monkeypatch,
 ) -> None:
-    monkeypatch.setattr(good_patches, "MANY", 1_000)
+    monkeypatch.setattr(patch_index, "MANY", 1_000)
     wide = torch.randn(WIDTH, 3 * WIDTH, generator=torch.Generator().manual_seed(4))
     faint = torch.Generator().manual_seed(5)
     keys = patches(PARTS, 1) @ wide
@@ -131,7 +171,7 @@ def test_cells_know_the_directions_that_the_keys_vary_along_and_the_cosine_is_ta
 
 def test_near_ties_want_more_keys_in_full(monkeypatch) -> None:
     """Parts that are alike, as a wide tower sees them: what the few directions leave out orders them."""
-    monkeypatch.setattr(good_patches, "MANY", 1_000)
+    monkeypatch.setattr(patch_index, "MANY", 1_000)
     plan = torch.randn(CELLS, 256, generator=torch.Generator().manual_seed(0))
     noise = torch.Generator().manual_seed(1)
     alike = plan + 0.03 * torch.randn(PARTS, CELLS, 256, generator=noise)

@@ -20,7 +20,7 @@ from mrad.heads.good_parts import cache
 from mrad.memory.bank import MemoryBank
 from mrad.retrieval.good_patches import GoodPatches, Views, within_itself
 
-VERSION = 2
+VERSION = 3
 Query = Callable[[int], Tensor]
 """View -> its patches [N, W], L2-normalised, on the encoder's device."""
 Progress = Callable[[int, int], None]
@@ -102,39 +102,49 @@ class LeftOutDistances:
             before = set(known.entries if known.asked is None else known.asked)
             new = torch.tensor([entry not in before for entry in entries])
             fresh = new[good_patches.entry.cpu()]
-        fresh = fresh.to(good_patches.keys.device)
+        fresh, learned = fresh.to(good_patches.keys.device), bool(fresh.any())
+        gone = torch.zeros(len(pairs), cells, dtype=torch.bool)
         for view, pair in enumerate(pairs):
             place = old.get(pair)
             if known is not None and place is not None and known.groups[place] == groups[view]:
                 made.cosine[view] = known.cosine[place]
                 made.nearest[view] = moved[known.nearest[place].long()]
-                gone = made.nearest[view] == -2
-                if bool(gone.any()):
-                    made._measure(view, gone, views, good_patches, query)
-                if several and bool(fresh.any()):
+                gone[view] = made.nearest[view] == -2
+                if several and learned:
                     cosine, key = good_patches.nearest(query(view), int(views.rows[view]), fresh)
                     closer = cosine.cpu() > made.cosine[view]
                     made.cosine[view, closer] = cosine.cpu()[closer]
                     made.nearest[view, closer] = _entries_of(key, good_patches)[closer]
             else:
-                made._measure(view, None, views, good_patches, query)
+                made._measure(view, views, good_patches, query)
             if (tell := _progress.get()) is not None:
                 tell(view + 1, len(pairs))
+        if bool(gone.any()):
+            made._measure_again(gone, views, good_patches, query)
         return made
 
-    def _measure(
-        self, view: int, cells: Tensor | None, views: Views, good_patches: GoodPatches, query: Query
-    ) -> None:
-        """Against all good patches; `cells` bool [N]: only these patches of it."""
-        asked = slice(None) if cells is None else cells
+    def _measure(self, view: int, views: Views, good_patches: GoodPatches, query: Query) -> None:
+        """Against all good patches."""
         patches = query(view)
         if not self.several and bool(views.good[view]):
             self.cosine[view] = within_itself(patches, round(len(patches) ** 0.5)).cpu()
             self.nearest[view] = -1
             return
-        cosine, key = good_patches.nearest(patches[asked], int(views.rows[view]))
-        self.cosine[view, asked] = cosine.cpu()
-        self.nearest[view, asked] = _entries_of(key, good_patches)
+        cosine, key = good_patches.nearest(patches, int(views.rows[view]))
+        self.cosine[view] = cosine.cpu()
+        self.nearest[view] = _entries_of(key, good_patches)
+
+    def _measure_again(
+        self, cells: Tensor, views: Views, good_patches: GoodPatches, query: Query
+    ) -> None:
+        """The same for some patches alone, bool [V, N], as many together as an image has."""
+        for places in cells.nonzero().split(cells.shape[1]):
+            asked = torch.cat(
+                [query(view)[_cells_of(places, view)] for view in places[:, 0].unique().tolist()]
+            )
+            cosine, key = good_patches.each_without(asked, views.rows[places[:, 0]])
+            self.cosine[places[:, 0], places[:, 1]] = cosine.cpu()
+            self.nearest[places[:, 0], places[:, 1]] = _entries_of(key, good_patches)
 
     def write(self, path: Path) -> None:
         """Keep it at `path`, or say in the log why not."""
@@ -150,6 +160,11 @@ class LeftOutDistances:
 def stored_at(bank: MemoryBank) -> Path | None:
     """Where a bank that lies on disk keeps its distances; None for one in memory, or that learned."""
     return cache.place(bank, "left-out", VERSION, [bank.local])
+
+
+def _cells_of(places: Tensor, view: int) -> Tensor:
+    """Patches, int64 [m], that pairs `places` [M, 2] name of a view."""
+    return places[places[:, 0] == view, 1]
 
 
 def _entries_of(keys: Tensor, good_patches: GoodPatches) -> Tensor:

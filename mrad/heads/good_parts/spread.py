@@ -21,7 +21,7 @@ from mrad.heads.good_parts.left_out import LeftOutDistances, Query
 from mrad.memory.bank import MemoryBank
 from mrad.retrieval.good_patches import BLOCK, GoodPatches, Views
 
-VERSION = 2
+VERSION = 3
 
 ENOUGH = 3
 """Good images from which a spread is known when one of them is left out."""
@@ -197,8 +197,9 @@ class LeftOutSpread:
     """Entry and tile of each of the V views."""
     groups: tuple[tuple[str, ...], ...]
     """Entries that each view was not measured by."""
-    usual: tuple[tuple[str, int], ...]
-    """The views that say what is usual."""
+    usual: tuple[tuple[str, int, int], ...]
+    """The views that say what is usual, each with the number of its group among theirs: a lesson may show that
+    two of them are near-duplicates, and which are left out together changes."""
     sums: PatchSums
     values: Tensor
     """float32 [V, N]."""
@@ -211,7 +212,7 @@ class LeftOutSpread:
         measured: LeftOutDistances,
         views: Views,
         query: Query,
-        usual: tuple[tuple[str, int], ...],
+        usual: tuple[tuple[str, int, int], ...],
         known: LeftOutSpread | None,
     ) -> LeftOutSpread:
         """Of the views of `measured`.
@@ -261,9 +262,16 @@ class LeftOutSpread:
         return None if fields is None else cls(**fields)
 
 
-def usual_views(measured: LeftOutDistances, usual: Tensor) -> tuple[tuple[str, int], ...]:
-    """Entry and tile of the views that `usual` bool [V] marks."""
-    return tuple(pair for pair, used in zip(measured.views, usual.tolist()) if used)
+def usual_views(
+    measured: LeftOutDistances, usual: Tensor, group: Tensor
+) -> tuple[tuple[str, int, int], ...]:
+    """Entry, tile and number of the group of the views that `usual` bool [V] marks.
+
+    `group`: int64 [V], of images that are left out together.
+    """
+    own = group[usual].unique(return_inverse=True)[1].tolist()
+    marked = [pair for pair, used in zip(measured.views, usual.tolist()) if used]
+    return tuple((entry, tile, number) for (entry, tile), number in zip(marked, own))
 
 
 def stored_at(bank: MemoryBank) -> Path | None:

@@ -28,7 +28,7 @@ from mrad.retrieval.lessons import Keys, built_entries, judging, per_class
 
 BATCH = 8
 """Images at a time."""
-VERSION = 3
+VERSION = 4
 KEPT = ("total", "taught", "nearest")
 """Tensors of `Sums`."""
 Stored = Callable[[Sequence[int]], Features]
