@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from mrad.encoder.identity import EncoderName
 from mrad.errors import EmptyLevelError, MRADError, NoGoodPartsError
 from mrad.memory.bank import MemoryBank
 from mrad.memory.entry import REGIONS
+from mrad.memory.level import LEVELS
 from mrad.types import ANOMALOUS, NORMAL
 
 AUTO = "auto"
@@ -77,6 +79,9 @@ def default_head(bank: MemoryBank, checkpoint: str | Path | None = None) -> Choi
     memory knows. `combined` too where only whole images are known to be defective, so that `tf` has no
     map, where masks say nothing, and where every defect is another product's; `nn` where the memory
     holds good images alone. A checkpoint is asked itself. Raises what keeps every head from it.
+
+    What was taught since the build has no say, while the head that suits the build serves: a server goes on
+    with its head when it learns, and the memory must be judged by the same one when it is opened again.
     """
     if checkpoint is not None:
         from mrad.heads.checkpoint import load_checkpoint
@@ -90,6 +95,14 @@ def default_head(bank: MemoryBank, checkpoint: str | Path | None = None) -> Choi
     ]
     if len(plain) == 1 and problem(bank, plain[0]) is None:
         return Choice(plain[0], "the bank is calibrated for it")
+    if bank.settled < len(bank.entries):
+        try:
+            found = default_head(_as_built(bank))
+        except MRADError:  # the build alone serves none
+            pass
+        else:
+            if problem(bank, found.head) is None:
+                return found
     if not len(bank.image):
         raise EmptyLevelError("the memory holds no image; add good ones, ten are a good beginning")
     no_good_parts, compares = problem(bank, "nn"), problem(bank, "tf") is None
@@ -108,6 +121,15 @@ def default_head(bank: MemoryBank, checkpoint: str | Path | None = None) -> Choi
     if (good := _own_good_parts(bank)) >= ENOUGH:
         return Choice("combined", f"defects, and {good} good images of one product")
     return Choice("tf", BOTH)
+
+
+def _as_built(bank: MemoryBank) -> MemoryBank:
+    """What is left of what it was built of; nothing is copied."""
+    levels: dict[str, Any] = {
+        name: level.take(slice(None, int((level.entry < bank.settled).sum())))
+        for name, level in zip(LEVELS, (bank.image, bank.patch, bank.local))
+    }
+    return replace(bank, entries=bank.entries[: bank.settled], **levels)
 
 
 def _own_good_parts(bank: MemoryBank) -> int:

@@ -189,3 +189,22 @@ def test_the_pictures_are_such_that_a_lesson_shows_two_of_the_build_to_be_near_d
     after = detector.with_bank(bank.add(bridge.entry, bridge.keys)).head
     assert len(after.groups.unique()) == len(bank.entries) - 1
     assert NEAR_DUPLICATE > 0.99
+
+
+def test_the_head_is_chosen_by_the_build_so_that_a_restart_does_not_change_it(
+    tiny_encoder: Encoder,
+) -> None:
+    pictures = Pictures(tiny_encoder)
+    bank = pictures.bank(8, 0)
+    detector = Detector(tiny_encoder, bank)
+    assert detector.head.name == "nn"
+    for number in range(3):
+        lesson = pictures.lesson(200 + number, True)
+        bank = bank.add(lesson.entry, lesson.keys)
+        detector = detector.with_bank(bank)
+    assert detector.head.name == Detector(tiny_encoder, bank).head.name == "nn"
+    for entry in bank.entries[:8]:  # nothing of the build is left: the lessons alone decide
+        bank = bank.remove(entry.entry_id)
+    lesson = pictures.lesson(300)
+    bank = bank.add(lesson.entry, lesson.keys)
+    assert Detector(tiny_encoder, bank).head.name in HEADS
