@@ -35,8 +35,9 @@ class Repair:
 def repair(bank: Path, *, dry_run: bool = False) -> Repair:
     """Make `bank` and what it learned whole again, from every file and row that still is.
 
-    Raises `BankLockedError` while a server has the memory, and `BankCorruptError` where a file of the
-    bank itself is damaged: that can only be restored from a copy, or built again.
+    Raises `BankLockedError` while a server has the memory, `BankCorruptError` where a file of the bank
+    itself is damaged: that can only be restored from a copy, or built again; and `BaseChangedError` where
+    it was rebuilt, so that what was learned is of another.
     """
     folder, found = LivingFolder(bank), Repair()
     if lost := reseal(folder.bank, dry_run=dry_run):
@@ -70,11 +71,14 @@ def _repair_changes(
         try:
             with contextlib.closing(Database.open(_copied(folder, work / "as-it-is"))) as copy:
                 saved = copy.read(thorough=True)
+                folder.check_base(saved)
                 found.entries += len(saved.lessons) - len(saved.removed)
                 return
         except (LogCorruptError, LogWriteError):
             saved, lost = salvage(folder, work)
             found.lost += lost
+    if saved.base:
+        folder.check_base(saved)
     found.entries += len(saved.lessons) - len(saved.removed)
     if dry_run:
         return

@@ -15,7 +15,7 @@ from mrad_service.memory import DurableMemory
 from mrad_service.memory.repair import repair
 from typer.testing import CliRunner
 
-from mrad.errors import BankCorruptError, LogCorruptError, MRADError
+from mrad.errors import BankCorruptError, BaseChangedError, LogCorruptError, MRADError
 from mrad.memory.bank import MemoryBank
 from mrad.memory.store import save_calibration
 
@@ -227,6 +227,15 @@ def test_repair_where_nothing_is_wrong_changes_nothing(taught: Path) -> None:
     assert (found.lost, found.set_aside) == ([], None)
     assert found.entries == 4 + 5 - 2
     assert state_of(taught) == before
+
+
+def test_repair_refuses_what_was_learned_on_another_bank(taught: Path) -> None:
+    """It said that nothing was wrong, and the server refused to start."""
+    bank = MemoryBank.load(taught, living=False)
+    bank.remove(bank.entries[0].entry_id).save(taught, replace=True)
+    for dry_run in (True, False):
+        with pytest.raises(BaseChangedError, match="rebuilt"):
+            repair(taught, dry_run=dry_run)
 
 
 def test_repair_drops_thresholds_that_fail_their_checksum_and_refuses_more(taught: Path) -> None:
