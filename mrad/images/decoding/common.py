@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from mrad.images.decoding.jpeg import jpeg_bits, read_jpeg, read_wide_jpeg
 from mrad.images.decoding.netpbm import read_plain
 from mrad.images.decoding.raster import Raster, check_size, truncated
 from mrad.images.decoding.runs import LONG_RUN, zero_run, zero_tail
+from mrad.images.decoding.several import pictures
 from mrad.images.decoding.switch import SWITCH
 from mrad.images.formats import PILLOW
 from mrad.images.options import ReadOptions
@@ -32,6 +34,12 @@ def read_common(kind: str, data: bytes, options: ReadOptions, *, indices: bool =
 
     `indices`: a palette's picture as indices, its colours beside.
     """
+    raster = _first(kind, data, options, indices)
+    count = pictures(kind, data)
+    return raster if count == 1 else replace(raster, pages=raster.pages + count - 1)
+
+
+def _first(kind: str, data: bytes, options: ReadOptions, indices: bool) -> Raster:
     if kind == "pnm" and (plain := read_plain(data, options)) is not None:
         return plain
     notes = _damage(kind, data, options)
@@ -43,7 +51,7 @@ def read_common(kind: str, data: bytes, options: ReadOptions, *, indices: bool =
     check_size(opened.size, options)
     if kind == "png" and data[24] == 16:
         wide = _png_wide(data, opened).with_warnings(*notes)
-        return Raster(**{**vars(wide), "profile": _profile(opened)})
+        return replace(wide, profile=_profile(opened), pages=int(getattr(opened, "n_frames", 1)))
     if kind == "jpeg":
         raster = read_jpeg(data, opened, orientation_of(opened), options)
         return Raster(**{**vars(raster), "profile": _profile(opened)})
