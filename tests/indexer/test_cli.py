@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,9 @@ from typer.testing import CliRunner
 
 from mrad import MemoryBank
 from mrad.errors import BankNotFoundError, MissingPackageError, MRADError
+from mrad.lock import WriterLock
+from mrad.memory.living import LivingFolder, writing
+from mrad.memory.operations import Put
 from mrad.retrieval.choose import make_retriever
 
 COMMANDS = (
@@ -201,6 +205,40 @@ def test_calibrate_finds_the_banks_own_images(mrad, board_bank, tmp_path):
     assert done.exit_code == 0, done.output
     assert "8 good and 8 defective" in done.stdout
     assert "skipped good/broken.png" in done.stdout
+
+
+def test_calibrate_judges_what_a_memory_holds_where_its_images_are_gone(
+    mrad, boards, tiny_options, tmp_path
+):
+    """As on another machine, or after `bank merge` of memories of which nobody knows the images."""
+    images, bank = tmp_path / "images", tmp_path / "bank"
+    shutil.copytree(boards, images)
+    assert mrad("build", images, "--out", bank, *tiny_options).exit_code == 0
+    there = mrad("calibrate", bank, "--draws", 5, "--dry-run")
+    shutil.rmtree(images)
+    done = mrad("calibrate", bank, "--draws", 5)
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.output.split())
+    assert "until then its images are judged by what it holds of them" in said
+    assert "8 good and 8 defective" in said
+    assert (
+        re.search(r"image +\d\.\d{3}", done.output)[0]
+        == re.search(r"image +\d\.\d{3}", there.output)[0]
+    )
+    assert mrad("calibrate", bank, "--only", "boards").exit_code == 2
+
+
+def test_calibrate_says_at_once_that_a_server_has_the_memory(mrad, board_bank, tmp_path):
+    bank = tmp_path / "bank"
+    shutil.copytree(board_bank, bank)
+    with writing(bank) as (database, _):
+        database.commit([Put("some/value", b"1")])
+    lock = WriterLock(LivingFolder(bank).lock)
+    done = mrad("calibrate", bank)
+    lock.release()
+    assert done.exit_code == 2
+    assert "has a writer already" in done.output
+    assert "replaces" not in done.output
 
 
 def test_weights(mrad, tmp_path, monkeypatch, tiny_clip):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mrad.detector import Detector
     from mrad.memory.bank import MemoryBank
     from mrad.thresholds.calibrate import Scored
+    from mrad_indexer.datasets import Dataset
 
 SMALL = 90
 """Good images from which leaving one out made no difference on ELPV."""
@@ -90,21 +91,15 @@ def calibrate_command(
     """
     from mrad.calibration import Calibration
     from mrad.errors import CalibrationError
+    from mrad.lock import WriterLock
     from mrad.memory.bank import MemoryBank
-    from mrad.memory.living import save_calibration
+    from mrad.memory.living import LivingFolder, save_calibration
     from mrad.thresholds.calibrate import TARGET, calibrate
     from mrad.thresholds.objects import keeping_objects, with_object
     from mrad.thresholds.own import anchored, score_own
     from mrad_indexer.calibration.calibrate import score_without_self, without_a_file
     from mrad_indexer.datasets import read_dataset
-    from mrad_indexer.loading import (
-        HeadChoice,
-        choose,
-        detector_of,
-        encoder_of,
-        of_product,
-        own_images,
-    )
+    from mrad_indexer.loading import HeadChoice, choose, detector_of, encoder_of, of_product
 
     if rule not in ("auto", "f1", "fpr"):
         raise typer.BadParameter("choose auto, f1 or fpr", param_hint="--rule")
@@ -112,19 +107,24 @@ def calibrate_command(
         rule = "fpr"
     memory = MemoryBank.load(bank)
     say(f"memory {bank.name}: {memory.composition}")
+    if memory.changes is not None and not dry_run:
+        WriterLock(
+            LivingFolder(bank).lock
+        ).release()  # a server has it: said before the work, not after
     files = None
     if data is None:
-        dataset = files = own_images(memory)
+        dataset = files = own_files(memory, some=split != "all" or bool(only))
     else:
         dataset = read_dataset(data, layout=layout, mask_orientation=mask_orientation)
-    dataset = choose(dataset, split, only)
+    if files is None or files.records:
+        dataset = choose(dataset, split, only)
     choice = HeadChoice.parse(head)
     whole: Calibration | None = None
     part = memory
     if product is not None:
         part = memory.of_object(product)
         say(f"of {product!r} alone: {part.composition}")
-        dataset = of_product(dataset, product)
+        dataset = of_product(dataset, product) if dataset.records else dataset
         whole = whole_of(memory, choice.of(memory).name, (fusion, sigma, retrieval))
         choice = choice.of(memory, part)
     with measuring():
@@ -157,7 +157,7 @@ def calibrate_command(
         method=method,
         draws=draws,
         seed=seed,
-        source=dataset.root.name,
+        source=dataset.root.name if dataset.records else "the memory itself",
         checkpoint=choice.checkpoint.name if choice.checkpoint else "",
     )
     with contextlib.suppress(CalibrationError):  # a memory without patches has nothing to follow by
@@ -187,12 +187,27 @@ def calibrate_command(
         say(f"written into {bank / 'bank.json' if changes is None else changes.folder}")
 
 
+def own_files(memory: MemoryBank, some: bool) -> Dataset:
+    """The images that it was built of; none where they are gone. Raises `DataError` where it needs them, or `some` are wanted."""
+    from mrad.errors import DataError
+    from mrad_indexer.datasets import Dataset
+    from mrad_indexer.loading import own_images
+
+    try:
+        return own_images(memory)
+    except DataError as error:
+        if some or not len(memory.local):
+            raise
+        note(f"{error}; until then its images are judged by what it holds of them")
+        return Dataset("memory", Path(), ())
+
+
 def _join_held(detector: Detector, scored: Scored, rows: list[int], seed: int) -> None:
     """What the memory holds and no file brings, as what it was taught, is judged too; what is not is said."""
     from mrad.errors import CalibrationError
     from mrad_indexer.calibration.calibrate import judge_held
 
-    those = f"{counted(len(rows), 'image')} taught since the build, or without its file,"
+    those = f"{counted(len(rows), 'image')} taught since the build, or without a file,"
     try:
         judged = judge_held(detector, scored, rows, seed)
     except CalibrationError as error:
@@ -200,7 +215,7 @@ def _join_held(detector: Detector, scored: Scored, rows: list[int], seed: int) -
         return
     if judged:
         say(
-            f"{counted(judged, 'image')} taught since the build, or without its file, judged by what the memory holds"
+            f"{counted(judged, 'image')} taught since the build, or without a file, judged by what the memory holds"
         )
     if judged < len(rows):
         note(f"{counted(len(rows) - judged, 'image')} of these not held whole, so not judged")
