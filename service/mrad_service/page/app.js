@@ -96,6 +96,7 @@ async function rejudge() {
 
 /** No verdict of before holds any more, and why; the image in view is judged again at once, unless it is `asked` about already. */
 function outdate(why, asked = null) {
+  if (!asked) show($("changed"), false); // it compares with a verdict of before
   queue.epoch += 1;
   queue.why = why;
   for (const item of queue.items) {

@@ -261,7 +261,7 @@ export function showLessons(lessons, undo) {
 }
 
 /** Before and after, side by side, in the same colours. */
-export function showChange({ title, before, after, pictures, effect }) {
+export function showChange({ title, before, after, pictures, effect, product }) {
   const box = $("changed");
   box.hidden = false;
   const onScale = [before, after].every((result) => result.calibrated_score != null);
@@ -285,13 +285,18 @@ export function showChange({ title, before, after, pictures, effect }) {
   });
   const by = way === "unchanged" ? "" : ` by ${Math.abs(difference).toFixed(places)}`;
   const line = el("p", {}, `The score is ${way}${by}.`);
-  box.replaceChildren(el("h3", {}, title), el("div", { className: "pair" }, ...sides), line, ...effects(effect), close);
+  box.replaceChildren(el("h3", {}, title), el("div", { className: "pair" }, ...sides), line, ...effects(effect, product), close);
 }
 
-/** What a lesson did beyond the image that was taught. */
-function effects(effect) {
+/** What a lesson did beyond the image that was taught; the server tells it of all products together. */
+function effects(effect, product) {
   if (!effect) return [];
   const hint = (text) => el("p", { className: "hint" }, text);
+  const all = product ? [hint(`By all products together, not by ${product} alone:`)] : [];
+  return [...all, ...effectOfAll(effect, hint)];
+}
+
+function effectOfAll(effect, hint) {
   if (effect.thresholds === "pending") {
     return [hint("The limits are still being brought up to date: verdicts may change once more.")];
   }

@@ -154,7 +154,7 @@ export class Teacher {
     const pictures = fields.map(
       (field) => field && small(view.bitmap, field, view.range, view.opacity),
     );
-    showChange({ title, before, after: item.result, pictures, effect });
+    showChange({ title, before, after: item.result, pictures, effect, product: this.#page.product() });
     this.#say(title + ".");
   }
 

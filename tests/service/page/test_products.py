@@ -76,6 +76,13 @@ def test_the_chosen_product_judges_and_learns_alone(
     page["fine"].click()
     page.sees("bank", "7 images of nuts in the memory")
     page.settled()
+    page.sees("changed", "By all products together, not by nuts alone:")
+    Select(page["object"]).select_by_visible_text("caps")
+    page.sees("bank", "6 images of caps in the memory")
+    page.settled()
+    assert not page["changed"].is_displayed(), "its verdict is not the one that is shown"
+    Select(page["object"]).select_by_visible_text("nuts")
+    page.sees("bank", "7 images of nuts in the memory")
     taught = asked(page.url, "v1/memory/entries?limit=100")["entries"]
     assert [e["object_name"] for e in taught if e["source"] == first.name] == ["nuts"]
 
