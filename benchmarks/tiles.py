@@ -147,8 +147,10 @@ def mosaics(encoder: Encoder, boards: Boards, pictures: int) -> Table:
 def times(encoder: Encoder, boards: Boards, sizes: Sequence[tuple[int, int]], runs: int) -> Table:
     """Seconds of a core by the picture's size, and of the encoder alone on the same tiles, in turn."""
     rows = []
-    for across, down in sizes:
+    for across, down, colour in [*((*size, False) for size in sizes), (*sizes[-1], True)]:
         ((picture, _), *_) = boards.panels(across, down, 1)
+        size = picture.size / 1e6
+        picture = np.dstack([picture, 255 - picture, picture]) if colour else picture
         for head in HEADS:
             detector, taken, rates = Detector(encoder, boards.bank, head), [], []
             for _ in range(runs):
@@ -156,10 +158,10 @@ def times(encoder: Encoder, boards: Boards, sizes: Sequence[tuple[int, int]], ru
                 detector.predict([picture], map_pixels=MAP)
                 taken.append(time.process_time() - start)
                 rates.append(bare / taken[-1])
-            size, seconds = picture.size / 1e6, median(taken)
+            seconds = median(taken)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             rows.append([
-                f"{size:.1f} MP", head, f"{seconds:.2f} s", f"{1000 * seconds / size:.0f} ms",
+                f"{size:.1f} MP{', colour' if colour else ''}", head, f"{seconds:.2f} s", f"{1000 * seconds / size:.0f} ms",
                 f"{100 * median(rates):.0f} %", f"{peak:.0f} MB",
             ])  # fmt: skip
     return Table(
@@ -168,7 +170,7 @@ def times(encoder: Encoder, boards: Boards, sizes: Sequence[tuple[int, int]], ru
         rows,
         [
             hardware(),
-            f"Tiles of {BOARD} px, 25 % overlap. Seconds of processor time, all cores together: median of {runs}. The bare "
+            f"Tiles of {BOARD} px, 25 % overlap; panels are grey but for the last. Seconds of processor time, all cores together: median of {runs}. The bare "
             "rate is that of the encoder on the same tiles, prepared before, in turn. Cutting and judging run in threads of "
             "their own: with another core they cost no time.",
         ],
@@ -216,7 +218,7 @@ def run(quick: bool) -> list[Table]:
     boards = Boards.of(encoder)
     pictures = 2 if quick else len(boards.pairs)
     # First: what else is measured here needs more memory.
-    timed = times(encoder, boards, TIMED[: 1 if quick else None], 1 if quick else 3)
+    timed = times(encoder, boards, TIMED[: 1 if quick else None], 1 if quick else 5)
     panels = mosaics(encoder, boards, pictures)
     rows, notes = [], []
     for name, side in (("bsdata", 460), ("magnetic_tile", 200)):
