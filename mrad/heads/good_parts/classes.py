@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,50 @@ SHRINK = 0.2
 APART = 2**0.5
 """Two good images are so many times as far from each other as from their mean. What is nearer than that to
 a lesson looks as it does; by distance alone, one of many lessons would calm any defect a little."""
+
+
+class ClassSpread:
+    """How good images lie, by which others are measured. The covariance is shrunk to an even spread."""
+
+    def __init__(self, keys: Tensor, taught: Tensor) -> None:
+        """`keys` float64 [n, E]: those that say what is usual; `taught` [m, E]: the others."""
+        self._mean = keys.mean(dim=0)
+        self._centres = torch.cat([self._mean[None], taught])
+        centred = keys - self._mean
+        count, width = centred.shape
+        share = (1 - SHRINK) / max(count - 1, 1)
+        even = SHRINK * centred.square().sum() / max(count - 1, 1) / width
+        self._even = even.clamp_min(1e-12)
+        # Woodbury: an n x n system instead of an E x E one, where there are fewer images.
+        self._few = count < width
+        if self._few:
+            inner = centred @ centred.T
+            inner += self._even / share * torch.eye(count, dtype=torch.float64)
+            self._factor, self._base = torch.linalg.cholesky(inner), centred
+        else:
+            covariance = share * centred.T @ centred
+            covariance += self._even * torch.eye(width, dtype=torch.float64)
+            self._factor = torch.linalg.cholesky(covariance)
+            self._base = torch.eye(width, dtype=torch.float64)
+        self._there = self._placed(self._centres)
+
+    def _placed(self, values: Tensor) -> Tensor:
+        placed = self._base @ (values - self._mean).T
+        found: Tensor = torch.linalg.solve_triangular(self._factor, placed, upper=False).T
+        return found
+
+    def distance(self, queries: Tensor) -> Tensor:
+        """Mahalanobis distance of queries [M, E] from the mean, float64 [M].
+
+        Or, where that is less, `APART` times that from one that does not say what is usual: so it calms
+        what is like it, and nothing else.
+        """
+        square = torch.cdist(self._placed(queries), self._there).square()
+        if self._few:
+            square = (torch.cdist(queries, self._centres).square() - square) / self._even
+        square[:, 1:] *= APART**2
+        root: Tensor = square.amin(dim=1).clamp_min(0).sqrt()
+        return root
 
 
 class GoodClasses:
@@ -45,38 +91,19 @@ class GoodClasses:
         return 1 - (queries.double() @ keys.T).amax(dim=1)
 
     def spread(self, queries: Tensor, exclude: Tensor | None = None) -> Tensor:
-        """Mahalanobis distance from the good images, float64 [M].
+        """Mahalanobis distance from the good images, float64 [M] (`ClassSpread`).
 
-        From their mean; or, where that is less, `APART` times that from one that does not say what is
-        usual: so it calms what is like it, and nothing else. The covariance is shrunk to an even spread.
         `exclude` bool [n]: good images left out.
         """
-        kept = torch.ones_like(self.usual) if exclude is None else ~exclude
-        keys, taught = self.keys[self.usual & kept], self.keys[~self.usual & kept]
-        mean = keys.mean(dim=0)
-        centres = torch.cat([mean[None], taught])
-        centred, asked = keys - mean, queries.double()
-        count, width = centred.shape
-        share = (1 - SHRINK) / max(count - 1, 1)
-        even = SHRINK * centred.square().sum() / max(count - 1, 1) / width
-        even = even.clamp_min(1e-12)
-        # Woodbury: an n x n system instead of an E x E one, where there are fewer images.
-        if count < width:
-            inner = centred @ centred.T + even / share * torch.eye(count, dtype=torch.float64)
-            factor, base = torch.linalg.cholesky(inner), centred
-        else:
-            covariance = share * centred.T @ centred + even * torch.eye(width, dtype=torch.float64)
-            factor, base = torch.linalg.cholesky(covariance), torch.eye(width, dtype=torch.float64)
-        one, other = (
-            torch.linalg.solve_triangular(factor, base @ values.T, upper=False).T
-            for values in (asked - mean, centres - mean)
-        )
-        square = torch.cdist(one, other).square()
-        if count < width:
-            square = (torch.cdist(asked, centres).square() - square) / even
-        square[:, 1:] *= APART**2
-        root: Tensor = square.amin(dim=1).clamp_min(0).sqrt()
-        return root
+        found = self._whole if exclude is None else self._without(exclude)
+        return found.distance(queries.double())
+
+    @cached_property
+    def _whole(self) -> ClassSpread:
+        return self._without(torch.zeros_like(self.usual))
+
+    def _without(self, exclude: Tensor) -> ClassSpread:
+        return ClassSpread(self.keys[self.usual & ~exclude], self.keys[~self.usual & ~exclude])
 
     def left_out(self, queries: Tensor, group: Tensor) -> Tensor:
         """`distance` of queries [M, E], none of which is compared with its own group [M].

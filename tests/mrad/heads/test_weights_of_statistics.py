@@ -69,3 +69,16 @@ def test_class_features_are_judged_by_how_they_vary_or_by_the_nearest_of_too_few
     one = GoodClasses(keys[:1], torch.zeros(1))
     assert one.left_out(keys[:1], torch.zeros(1)).isnan().all()
     assert one.distance(keys[:1], torch.tensor([True])).tolist() == [2.0]
+
+
+@pytest.mark.parametrize("images", [6, 40])
+def test_how_all_good_images_vary_is_worked_out_once(monkeypatch, images):
+    solved, cholesky = [], torch.linalg.cholesky
+    monkeypatch.setattr(torch.linalg, "cholesky", lambda x: solved.append(len(x)) or cholesky(x))
+    keys, asked = torch.randn(images, 16), torch.randn(3, 16)
+    good = GoodClasses(keys, torch.arange(images))
+    first = good.distance(asked)
+    assert torch.equal(good.distance(asked), first)
+    assert solved == [min(images, 16)]
+    assert not torch.equal(good.distance(asked, torch.arange(images) == 2), first)
+    assert len(solved) == 2
