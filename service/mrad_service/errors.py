@@ -114,9 +114,15 @@ class DeviceLostError(ServiceError):
 
 
 class DeviceError(ServiceError):
-    """The device or the head failed; the log has the cause."""
+    """The device failed; the log has the cause."""
 
     code = "device_failed"
+
+
+class InternalError(ServiceError):
+    """The program failed, as by a fault in a head; the log has the cause."""
+
+    code = "internal_error"
 
 
 class UnknownBankError(ServiceError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -146,6 +146,13 @@ def headers_of(error: MRADError) -> dict[str, str]:
     if error.code == "unauthenticated":
         headers["WWW-Authenticate"] = 'Bearer realm="mrad"'
     return headers
+
+
+def log_failures(names: Sequence[str], outcomes: Sequence[object]) -> None:
+    """Log what failed by no fault of the images, with the traceback; one spoils its own result alone."""
+    for name, outcome in zip(names, outcomes):
+        if isinstance(outcome, MRADError) and status_of(outcome) == 500:
+            log.error("an image failed", image=name, code=outcome.code, exc_info=outcome)
 
 
 def respond(error: MRADError, scope: Scope) -> JSONResponse:

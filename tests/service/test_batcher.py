@@ -226,6 +226,7 @@ def test_what_breaks_the_device_breaks_alone(start) -> None:
     batcher.submit(job)
     outcomes = job.future.result(20)
     assert isinstance(outcomes[5], DeviceError)
+    assert outcomes[5].__cause__ is not None, "the log shows where"
     assert sum(isinstance(outcome, MRADError) for outcome in outcomes) == 1
 
 

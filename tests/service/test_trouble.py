@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
 import time
@@ -11,9 +12,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import structlog
 import torch
 from fastapi.testclient import TestClient
 from mrad_service.scheduler import retry
+from structlog.testing import capture_logs
 
 from mrad import Encoder
 
@@ -68,10 +71,48 @@ def test_a_device_that_breaks_is_told_without_its_insides(connect, png, choke, m
     client = connect()
     choke["fits"] = 1000
     encoder = client.app.state.runtime.model().detectors[0].encoder
-    monkeypatch.setattr(encoder, "encode_pixels", lambda pixels: 1 / 0)
+
+    def broken(*given: Any, **options: Any) -> Any:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling cublasSgemm")
+
+    monkeypatch.setattr(encoder, "encode_pixels", broken)
     answer = post(client, png(1))
     assert (answer.status_code, answer.json()["code"]) == (500, "device_failed")
-    assert "ZeroDivision" not in answer.text
+    assert "CUBLAS" not in answer.text
+
+
+def test_a_fault_of_the_program_is_none_of_the_device_and_is_logged_with_the_request(
+    connect, png, choke, monkeypatch
+) -> None:
+    client = connect()
+    detector = client.app.state.runtime.model().detectors[0]
+    head, number = type(detector.head), itertools.count()
+    judge = head.__call__
+
+    def faulty(*given: Any, **options: Any) -> Any:
+        if len(given[1]) > 1 or next(number) % 2:
+            raise KeyError("no such cell")
+        return judge(*given, **options)
+
+    def asked(*files: bytes) -> tuple[httpx.Response, dict[str, Any]]:
+        with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
+            answer = post(client, *files, headers={"X-Request-ID": "a-request-of-ours"})
+        (told,) = (one for one in logs if one.get("exc_info"))
+        return answer, told
+
+    monkeypatch.setattr(head, "__call__", faulty)
+    one = asked(png(1), png(2))
+    number = itertools.count(1)
+    for answer, told in (one, asked(png(1))):
+        assert told["request_id"] == "a-request-of-ours"
+        assert isinstance(told["exc_info"].__cause__, KeyError)
+        assert told["code"] == "internal_error"
+        assert "no such cell" not in answer.text
+    statuses = [result["status"] for result in one[0].json()["results"]]
+    assert statuses == ["ok", "error"]
+    assert one[0].json()["results"][1]["problem"]["code"] == "internal_error"
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
+    assert client.get("/health/ready").status_code == 200
 
 
 def test_a_device_that_fails_for_good_fails_liveness(

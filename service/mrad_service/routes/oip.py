@@ -170,7 +170,7 @@ async def infer(request: Request, name: str, version: str = VERSION) -> Response
     for index, outcome in enumerate(outcomes):
         runtime.metrics.judged(outcome.code if isinstance(outcome, MRADError) else "ok")
         if isinstance(outcome, MRADError):
-            raise type(outcome)(f"image {index}: {outcome}")
+            raise type(outcome)(f"image {index}: {outcome}") from outcome
     doubtful = {i: o["warnings"].decode() for i, o in enumerate(outcomes) if o["warnings"] != b"[]"}
     columns = {output: [outcome[output] for outcome in outcomes] for output in outputs}
     text, header = await run_in_threadpool(partial(write, inference, model.name, columns, doubtful))

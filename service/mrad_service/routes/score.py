@@ -15,6 +15,7 @@ from mrad.images.options import ReadOptions
 from mrad.types import Prediction
 from mrad_service.middleware.access import require
 from mrad_service.models.loading import Model
+from mrad_service.problems import log_failures
 from mrad_service.runtime import Runtime
 from mrad_service.scheduler.queue import Job
 from mrad_service.schemas.score import (
@@ -84,6 +85,7 @@ async def score(request: Request) -> Response:
     failure = whole_failure(outcomes)
     if failure is not None:
         raise failure
+    log_failures(sent.names, outcomes)
     results = [
         result_of(index, name, outcome)
         for index, (name, outcome) in enumerate(zip(sent.names, outcomes))

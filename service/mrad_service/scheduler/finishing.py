@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import structlog
-
 from mrad.encoder.encoder import Features
 from mrad.errors import MRADError
 from mrad.tiled import FULL
 from mrad.types import Prediction
+from mrad_service.errors import InternalError
 from mrad_service.scheduler.batch import Group
 from mrad_service.scheduler.queue import BLANK, Item, Outcome
 from mrad_service.scheduler.retry import in_halves
 from mrad_service.scheduler.tiles import TileItem
-
-log = structlog.get_logger(__name__)
 
 
 def finish_images(
@@ -78,8 +75,9 @@ def outcome_of(item: Item, prediction: object) -> Outcome:
     except MRADError as error:
         return error
     except Exception as error:
-        log.exception("a result could not be written")
-        return MRADError(f"the result could not be written: {error!r}")
+        failed = InternalError(f"the result could not be written: {error!r}")
+        failed.__cause__ = error
+        return failed
 
 
 def _chosen(group: Group, rows: Sequence[int]) -> Features:

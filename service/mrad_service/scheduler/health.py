@@ -6,6 +6,12 @@ import threading
 
 import torch
 
+OF_DEVICE = (
+    "cuda", "cudnn", "cublas", "cusolver", "cusparse", "nccl", "nvrtc", "hip error", "miopen", "rocblas",
+    "accelerator", "device-side assert", "execute a primitive", "create a primitive",
+)  # fmt: skip
+"""In the messages of drivers, their libraries and oneDNN."""
+
 
 class Health:
     """What is broken for good, for liveness and for whoever gives out work. Thread-safe."""
@@ -68,6 +74,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         "out of memory" in text or "can't allocate memory" in text
     )
+
+
+def is_of_device(error: BaseException) -> bool:
+    """Whether a device, its driver or its libraries failed, and not the program."""
+    if isinstance(error, torch.AcceleratorError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in OF_DEVICE)
 
 
 def free_memory() -> None:

@@ -9,8 +9,13 @@ import structlog
 import torch
 
 from mrad.errors import MRADError
-from mrad_service.errors import DeviceError, DeviceLostError, DeviceMemoryError
-from mrad_service.scheduler.health import free_memory, is_out_of_memory, why_lost
+from mrad_service.errors import DeviceError, DeviceLostError, DeviceMemoryError, InternalError
+from mrad_service.scheduler.health import (
+    free_memory,
+    is_of_device,
+    is_out_of_memory,
+    why_lost,
+)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -22,8 +27,8 @@ def in_halves(
 ) -> Iterator[tuple[Sequence[T], R | MRADError]]:
     """`run(items)`; if that fails, the same for each half. At one item the error stands.
 
-    Yields the parts in order, each with its result, or with `DeviceMemoryError`, `DeviceError` or
-    the method's own error; all of them at once with `DeviceLostError` where `device` fails for good.
+    Yields the parts in order, each with its result, or with `DeviceMemoryError`, `DeviceError`,
+    `InternalError` or the method's own error; all of them at once with `DeviceLostError` where `device` fails for good.
     """
     problem: MRADError | None = None
     try:
@@ -32,7 +37,7 @@ def in_halves(
         problem = _known_error(error, device)
         final = len(items) == 1 or isinstance(problem, DeviceLostError)
         if final:
-            log.error("an image failed on the device", code=problem.code, exc_info=error)
+            log.error("an image failed", code=problem.code, detail=repr(error))
     if problem is None:
         yield items, result
         return
@@ -59,7 +64,7 @@ def once_more(run: Callable[[], R], device: torch.device) -> R | MRADError:
         except Exception as error:
             problem = _known_error(error, device)
             if last or not isinstance(problem, DeviceMemoryError):
-                log.error("an image could not be prepared", code=problem.code, exc_info=error)
+                log.error("an image could not be prepared", code=problem.code, detail=repr(error))
                 break
         free_memory()
     assert problem is not None
@@ -73,4 +78,10 @@ def _known_error(error: Exception, device: torch.device) -> MRADError:
         return error
     if reason := why_lost(device):
         return DeviceLostError(f"{device} fails for good: {reason}; start the server again")
-    return DeviceError(f"the device failed: {error!r}")
+    found: MRADError = (
+        DeviceError(f"the device failed: {error!r}")
+        if is_of_device(error)
+        else InternalError(f"an image could not be judged: {error!r}")
+    )
+    found.__cause__ = error  # whoever answers logs it, beside the request's id
+    return found
