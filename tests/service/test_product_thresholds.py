@@ -79,7 +79,7 @@ def test_a_products_own_rule_outlives_lessons(
         worker.submit(going.wait, 20)  # so that the job waits
         asked = {"object": "nuts", "target_fpr": 0.25}
         begun = client.post(address, params=asked)
-        for other in ({}, {"object": "caps"}, asked | {"target_fpr": 0.2}, asked | {"rule": "fpr"}):
+        for other in ({}, {"object": "caps"}, asked | {"target_fpr": 0.2}, {"rule": "f1"}):
             refused = client.post(address, params=other)
             assert refused.status_code == 409, other
             assert refused.json()["code"] == "calibrating"
@@ -98,3 +98,14 @@ def test_a_products_own_rule_outlives_lessons(
         assert after["threshold"] == job["threshold"] == held().image_threshold
         now = Calibration.of(MemoryBank.load(path), "nn")
         assert now.image == whole.image, "that of all stays"
+
+
+def test_a_rate_alone_asks_for_the_rule_that_keeps_it(connect: Callable[..., TestClient]) -> None:
+    """A memory with defects took the best F1, and the rate was lost in silence."""
+    client = connect()
+    address = "/v1/banks/tiny/calibrate"
+    both = client.post(address, params={"rule": "f1", "target_fpr": 0.3})
+    assert (both.status_code, "knows no target_fpr" in both.json()["detail"]) == (422, True)
+    assert client.post(address, params={"target_fpr": 0.3}).status_code == 202
+    job = client.app.state.runtime.banks.following("tiny").job  # type: ignore[attr-defined]
+    assert job.asked == ("fpr", 0.3, None)

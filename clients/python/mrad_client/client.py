@@ -76,7 +76,7 @@ class Client:
 
         Args:
             name: the bank, loaded.
-            rule: `f1`, or `fpr` for a rate of false alarms; None: by what the memory holds.
+            rule: `f1`, or `fpr` for a rate of false alarms; None: `fpr` with a rate, else by the memory.
             target_fpr: that rate; the server's default for None.
             progress: called now and then with the job: `done` of `images`.
 

@@ -103,6 +103,10 @@ def calibrate_command(
 
     if rule not in ("auto", "f1", "fpr"):
         raise typer.BadParameter("choose auto, f1 or fpr", param_hint="--rule")
+    if rule == "f1" and fpr is not None:
+        raise typer.BadParameter(
+            "--rule f1 knows no rate: leave one of the two out", param_hint="--fpr"
+        )
     if rule == "auto" and fpr is not None:
         rule = "fpr"
     memory = MemoryBank.load(bank)

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from mrad.calibration import Rule
 from mrad.memory.level import LevelMemory
 from mrad.thresholds.calibrate import TARGET
+from mrad_service.errors import InvalidRequestError
 from mrad_service.middleware.access import known_query, no_body, require
 from mrad_service.models.following import Calibrating
 from mrad_service.models.loading import Model
@@ -72,11 +73,19 @@ def calibrate_bank(
     name: str,
     rule: Annotated[
         Rule | None,
-        Query(description="`f1`, or `fpr` for a rate of false alarms; by what the memory holds"),
+        Query(
+            description="`f1`, or `fpr` for a rate of false alarms; `fpr` where `target_fpr` is given, else "
+            "by what the memory holds"
+        ),
     ] = None,
     target_fpr: Annotated[
-        float, Query(gt=0, lt=1, description="share of good images to come that may be flagged")
-    ] = TARGET,
+        float | None,
+        Query(
+            gt=0,
+            lt=1,
+            description=f"share of good images to come that may be flagged; {TARGET} by default",
+        ),
+    ] = None,
     object_name: Annotated[
         str | None,
         Query(
@@ -91,7 +100,12 @@ def calibrate_bank(
     The same asked again while it runs gives the job that runs; anything else is refused (409) until it is done.
     Scoring goes on; the thresholds come into force together, and are on disk, when `state` is `done`.
     """
-    job = runtime_of(request).banks.following(name).calibrate(rule, target_fpr, object_name)
+    if rule == "f1" and target_fpr is not None:
+        raise InvalidRequestError("rule=f1 knows no target_fpr: leave one of the two out")
+    if target_fpr is not None:
+        rule = "fpr"
+    wanted = TARGET if target_fpr is None else target_fpr
+    job = runtime_of(request).banks.following(name).calibrate(rule, wanted, object_name)
     return job_of(name, job)
 
 
