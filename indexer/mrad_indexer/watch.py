@@ -13,6 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -35,6 +36,7 @@ PATIENCE = 5.0
 KINDS = {"normal": "ok", "anomalous": "ng"}
 ERROR = "error"
 """Where images are moved to by verdict, and those without one."""
+GONE = "has gone (moved away, unmounted?): the watch goes on once it is back"
 RESCAN = 60.0
 """Seconds between looks at the whole folder, for events that a file system swallowed."""
 
@@ -117,6 +119,10 @@ def watch_folder(
         arrivals = Arrivals(options.settle)
         scanned = float("-inf")
         for changes in _changes(folder, options.poll, stop):
+            if changes is None:
+                scanned = float("-inf")
+                report(Judged.failed("folder_gone", f"{folder} {GONE}").row(Item(".", folder), ""))
+                continue
             arrivals.add(worker.mine(_files(changes)))
             now = time.monotonic()
             if now - scanned >= RESCAN:  # the first time after the watch began: nothing slips
@@ -128,20 +134,42 @@ def watch_folder(
 
 def _changes(
     folder: Path, poll: float | None, stop: threading.Event
-) -> Iterator[set[tuple[Change, str]]]:
-    """What changed, or nothing every `TICK`; ends when `stop` is set."""
-    yield from watch(
-        folder,
-        stop_event=stop,
-        yield_on_timeout=True,
-        rust_timeout=int(TICK * 1000),
-        debounce=int(TICK * 1000),
-        step=int(TICK * 500),
-        watch_filter=None,
-        raise_interrupt=False,
-        force_polling=poll is not None,
-        poll_delay_ms=int((poll or 1) * 1000),
-    )
+) -> Iterator[set[tuple[Change, str]] | None]:
+    """What changed, or nothing every `TICK`; None when the folder has gone, which sends no event.
+
+    Ends when `stop` is set. A folder that comes in its place is watched in turn.
+    """
+    while not stop.is_set():
+        known = _identity(folder)
+        if known is None:
+            stop.wait(TICK)
+            continue
+        with suppress(FileNotFoundError):  # gone since a moment ago
+            for changes in watch(
+                folder,
+                stop_event=stop,
+                yield_on_timeout=True,
+                rust_timeout=int(TICK * 1000),
+                debounce=int(TICK * 1000),
+                step=int(TICK * 500),
+                watch_filter=None,
+                raise_interrupt=False,
+                force_polling=poll is not None,
+                poll_delay_ms=int((poll or 1) * 1000),
+            ):
+                if _identity(folder) != known:
+                    yield None
+                    break
+                yield changes
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """The same for a path only as long as it is the same folder; None without one."""
+    try:
+        facts = folder.stat()
+    except OSError:
+        return None
+    return (facts.st_dev, facts.st_ino)
 
 
 def _files(changes: set[tuple[Change, str]]) -> Iterator[Path]:

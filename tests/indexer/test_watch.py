@@ -55,13 +55,13 @@ def inbox(tmp_path, make_image):
 
 
 @contextlib.contextmanager
-def watching(folder, judge, options):
+def watching(folder, judge, options, report=lambda row: None):
     """The watch in a thread; an error of it is raised here."""
     stop, failed = threading.Event(), []
 
     def run():
         try:
-            watch_folder(folder, judge, options, stop=stop)
+            watch_folder(folder, judge, options, stop=stop, report=report)
         except Exception as error:
             failed.append(error)
 
@@ -194,6 +194,23 @@ def test_a_later_picture_is_not_moved_by_the_verdict_of_an_earlier(
         until(lambda: not list(inbox.glob("*.png")))
     assert [row["name"] for row in verdicts(tmp_path / "out")].count("0.png") == 2
     assert len(list(sort.rglob("*.png"))) == 2
+
+
+@pytest.mark.parametrize("poll", [None, 0.1])
+def test_a_folder_that_goes_and_comes_back(tmp_path, inbox, judge, poll):
+    """No event tells of it: a share unmounted, a folder put aside by another program."""
+    out, rows = tmp_path / "out", []
+    options = WatchOptions(out, settle=0.1, poll=poll)
+    with watching(inbox, judge, options, rows.append):
+        until(lambda: len(verdicts(out)) == 2)
+        inbox.rename(tmp_path / "aside")
+        until(lambda: any(row.get("code") == "folder_gone" for row in rows))
+        inbox.mkdir()
+        shutil.copy(tmp_path / "aside" / "1.png", inbox / "2.png")
+        until(lambda: len(verdicts(out)) == 3)
+        shutil.copy(tmp_path / "aside" / "1.png", inbox / "3.png")
+        until(lambda: len(verdicts(out)) == 4)
+    assert [row["status"] for row in verdicts(out)] == ["ok"] * 4
 
 
 def test_across_file_systems_a_move_copies_first(tmp_path, monkeypatch):

@@ -111,8 +111,8 @@ def build(
         _discard(work)
         return Built(found, noted(found, "skipped"), 0, 0, noted(found, "doubtful"), already=True)
     hint = (
-        "Its shards cannot be mixed with this build's: run it as it was, use --restart to begin "
-        "again, or choose another --out"
+        "Its shards cannot be mixed with this build's (data: images, masks and labels): run it as "
+        "it was, use --restart to begin again, or choose another --out"
     )
     # Opening the journal takes its lock: until then nothing of another build's is touched.
     with Journal(work / JOURNAL, plan.asked, hint=hint, restart=restart) as journal:

@@ -61,7 +61,11 @@ class LocalTransport:
         try:
             return self.judge.detector.decode(path)
         except ImageError as error:
-            return Judged.failed(error.code, str(error))
+            cause = error.__cause__
+            unread = (
+                isinstance(cause, OSError) and cause.errno is not None
+            )  # the disk's, the network's
+            return Judged.failed(error.code, str(error), final=not unread)
 
     def _judged(self, decoded: Decoded, prediction: Prediction) -> Judged:
         prediction = self.judge.as_taught(prediction)

@@ -93,7 +93,7 @@ def _read(path: Path) -> bytes | Judged:
     try:
         return upload(path)[1]
     except UnreadableFileError as error:
-        return Judged.failed(error.code, str(error))
+        return Judged.failed(error.code, str(error), final=False)
 
 
 def _map(found: Map) -> tuple[bytes, str]:

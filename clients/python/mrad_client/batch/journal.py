@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +21,7 @@ except ImportError:  # Windows: two jobs on one journal are then the user's to a
     fcntl = None  # type: ignore[assignment]
 
 FORMAT = 1
+DIGEST = re.compile(r"[0-9a-f]{64}")
 Row = dict[str, Any]
 
 
@@ -141,7 +143,9 @@ class Journal:
 
     def _refuse(self, before: Row, asked: Row) -> None:
         names = [name for name in sorted({*before, *asked}) if before.get(name) != asked.get(name)]
-        was = ", ".join(f"{name} {before.get(name)} → {asked.get(name)}" for name in names)
+        was = ", ".join(
+            f"{name} {_short(before.get(name))} → {_short(asked.get(name))}" for name in names
+        )
         raise JournalError(f"{self.path} was begun otherwise ({was}). {self.hint}".rstrip())
 
     def _write(self, rows: Iterable[Row]) -> None:
@@ -153,6 +157,11 @@ class Journal:
             self._end += len(line)
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def _short(value: Any) -> Any:
+    """A digest's beginning tells as much as all of it."""
+    return value[:8] if isinstance(value, str) and DIGEST.fullmatch(value) else value
 
 
 def _line(row: Row) -> bytes:

@@ -48,11 +48,13 @@ class Judged:
     """`status`; with `ok` the scores, with `error` a `code` and an `error`."""
     pictures: Mapping[str, Draw] = field(default_factory=dict)
     """`map` and `overlay`, drawn when asked for."""
+    final: bool = True
+    """Whether the same file would be judged so again; if not, a run that is started again asks again."""
 
     @classmethod
-    def failed(cls, code: str, text: str) -> Judged:
+    def failed(cls, code: str, text: str, *, final: bool = True) -> Judged:
         """A file that could not be judged, and why."""
-        return cls({"status": "error", "code": code, "error": text})
+        return cls({"status": "error", "code": code, "error": text}, final=final)
 
     def row(self, item: Item, stamp: str) -> Row:
         """For the journal, without the places of pictures."""
@@ -163,7 +165,8 @@ class _Run:
     def _rows(self, items: list[Item], stamps: list[str], answers: Sequence[Judged]) -> list[Row]:
         """With the pictures written: a row never names one that is not there."""
         return [
-            answer.row(item, stamp) | self.places.save(item.name, answer.pictures)
+            answer.row(item, stamp if answer.final else "")
+            | self.places.save(item.name, answer.pictures)
             for item, stamp, answer in zip(items, stamps, answers)
         ]
 
@@ -188,7 +191,8 @@ class _Run:
             self.waiting.append(Chunk(chunk.items, chunk.failures + 1))
         else:
             failed = Judged.failed(getattr(error, "code", "error"), str(error))
-            self._keep([failed.row(chunk.items[0], stamps[0])])
+            final = not isinstance(error, ServerError)  # another day the server may do better
+            self._keep([failed.row(chunk.items[0], stamps[0] if final else "")])
 
     def _keep(self, rows: list[Row]) -> None:
         self.journal.append(rows)

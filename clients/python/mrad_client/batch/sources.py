@@ -9,6 +9,7 @@ import io
 import json
 import os
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -228,7 +229,8 @@ def _text(path: Path) -> str:
 
 
 def _image_of(path: Path, number: int, text: str) -> str:
-    try:
-        return str(json.loads(text)[COLUMN])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}, line {number}: no JSON object with `{COLUMN}`") from error
+    with suppress(ValueError, KeyError, TypeError):
+        name = json.loads(text)[COLUMN]
+        if name and isinstance(name, str):
+            return name
+    raise InputError(f"{path}, line {number}: no JSON object with a path in `{COLUMN}`")
