@@ -186,7 +186,12 @@ def test_brackets_of_an_existing_folder_stand_for_themselves(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("name", "text", "said"),
-    [("m.csv", "file\na", "no column"), ("m.jsonl", "{}\n", "line 1"), ("m.txt", "", "no image")],
+    [
+        ("m.csv", "file\na", "no column"),
+        ("m.jsonl", "{}\n", "line 1"),
+        ("m.jsonl", '{"image": null}\n', "line 1"),
+        ("m.txt", "", "no image"),
+    ],
 )
 def test_sources_that_cannot_be_read(tmp_path: Path, name: str, text: str, said: str) -> None:
     (tmp_path / name).write_text(text)
