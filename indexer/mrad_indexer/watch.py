@@ -117,17 +117,20 @@ def watch_folder(
     ):
         worker = _Worker(folder, transport, options, journal, report)
         arrivals = Arrivals(options.settle)
-        scanned = float("-inf")
+        pause = RESCAN if options.poll is None else options.poll
+        scanned = told = float("-inf")
         for changes in _changes(folder, options.poll, stop):
             if changes is None:
-                scanned = float("-inf")
+                scanned = told = float("-inf")
                 report(Judged.failed("folder_gone", f"{folder} {GONE}").row(Item(".", folder), ""))
                 continue
             arrivals.add(worker.mine(_files(changes)))
             now = time.monotonic()
-            if now - scanned >= RESCAN:  # the first time after the watch began: nothing slips
+            if now - scanned >= pause:  # the first time after the watch began: nothing slips
                 scanned = now
                 arrivals.add(worker.unfinished())
+            if now - told >= RESCAN:
+                told = now
                 worker.report_not_taken()
             arrivals.add(worker.handle(list(arrivals.rested(folder, now)), now))
 
@@ -145,22 +148,35 @@ def _changes(
             stop.wait(TICK)
             continue
         with suppress(FileNotFoundError):  # gone since a moment ago
-            for changes in watch(
-                folder,
-                stop_event=stop,
-                yield_on_timeout=True,
-                rust_timeout=int(TICK * 1000),
-                debounce=int(TICK * 1000),
-                step=int(TICK * 500),
-                watch_filter=None,
-                raise_interrupt=False,
-                force_polling=poll is not None,
-                poll_delay_ms=int((poll or 1) * 1000),
-            ):
+            for changes in _events(folder, poll, stop):
                 if _identity(folder) != known:
                     yield None
                     break
                 yield changes
+
+
+def _events(
+    folder: Path, poll: float | None, stop: threading.Event
+) -> Iterator[set[tuple[Change, str]]]:
+    """What changed, or nothing every `TICK`; ends when `stop` is set.
+
+    Nothing at all where there are no events (`poll`), and the whole folder is looked at again instead:
+    watchfiles' own polling compares times in whole seconds, and would miss a name that is used again at once.
+    """
+    if poll is not None:
+        while not stop.wait(TICK):
+            yield set()
+        return
+    yield from watch(
+        folder,
+        stop_event=stop,
+        yield_on_timeout=True,
+        rust_timeout=int(TICK * 1000),
+        debounce=int(TICK * 1000),
+        step=int(TICK * 500),
+        watch_filter=None,
+        raise_interrupt=False,
+    )
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import threading
@@ -74,6 +75,23 @@ def watching(folder, judge, options, report=lambda row: None):
         thread.join(300)
     assert not thread.is_alive()
     assert not failed
+
+
+def test_a_name_that_is_used_again_within_a_second_is_noticed_by_polling(
+    tmp_path, inbox, judge, make_image, monkeypatch
+):
+    """Times of one whole second, as a poller that keeps no fractions sees them; the size tells."""
+    monkeypatch.setattr(watch, "RESCAN", 1e9)
+    out, second = tmp_path / "out", 1_700_000_000
+    image = inbox / "0.png"
+    os.utime(image, ns=(second * 10**9, second * 10**9))
+    with watching(inbox, judge, WatchOptions(out, settle=0.1, poll=0.1)):
+        until(lambda: len(verdicts(out)) == 2)
+        new = tmp_path / "new.png"
+        make_image(8, (44, 32))[0].save(new)
+        os.utime(new, ns=(second * 10**9 + 5, second * 10**9 + 5))
+        new.rename(image)
+        until(lambda: len(verdicts(out)) == 3)
 
 
 @pytest.mark.parametrize("poll", [None, 0.1])
