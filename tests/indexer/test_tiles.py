@@ -189,6 +189,20 @@ def test_auto_says_what_it_chose_and_without_tiles_what_is_lost(mosaics, tmp_pat
     assert "mrad build --tile auto" in checked
 
 
+def test_pictures_of_several_sizes_in_tiles_are_warned_of(tmp_path, make_image):
+    for number, size in enumerate([(300, 200), (300, 200), (200, 300), (120, 80)]):
+        (tmp_path / "good").mkdir(exist_ok=True)
+        make_image(number, size)[0].save(tmp_path / "good" / f"{number}.png")
+    said = run("build", tmp_path / "good", "--out", tmp_path / "bank", "--tile", "100")
+    said = " ".join(said.split())
+    assert "pictures differ in size: 300 x 200 (2), 200 x 300 (1), 120 x 80 (1)." in said
+    whole = run("build", tmp_path / "good", "--out", tmp_path / "plain")
+    assert "differ in size" not in whole, "each is scaled to the encoder's input"
+    (tmp_path / "good" / "3.png").unlink()
+    turned = run("build", tmp_path / "good", "--out", tmp_path / "turned", "--tile", "100")
+    assert "differ in size" not in turned
+
+
 def test_data_check_says_how_much_is_squeezed_away(tmp_path, make_image):
     (tmp_path / "good").mkdir()
     (tmp_path / "defect").mkdir()

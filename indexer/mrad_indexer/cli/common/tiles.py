@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mrad.images.guard import SCALED
 from mrad.words import counted
 from mrad_indexer.cli.common.console import say, warn
 
 if TYPE_CHECKING:
     from mrad.encoder.encoder import Encoder
     from mrad.images.layout import Layout
+    from mrad.images.tiles import Size
     from mrad_indexer.cutting import Extent
 
 SHARD = 64
 """Tiles in a shard, about."""
+SIZES = 4
+"""Sizes that are named, the most frequent first."""
 
 
 def describe(layout: Layout) -> str:
@@ -48,6 +54,8 @@ def say_layout(layout: Layout, extent: Extent, encoder: Encoder, asked: str | No
             f"{describe(layout)}: {counted(count, 'tile')} in a picture of {width} x {height}, each shrunk "
             f"{layout.tiling.side / encoder.image_size:.1f} x to {encoder.image_size} px",
         )
+        if differ := of_several_scales(layout, extent.sizes):
+            warn(differ)
         return
     if not layout.plain:
         say(describe(layout))
@@ -65,6 +73,26 @@ def say_layout(layout: Layout, extent: Extent, encoder: Encoder, asked: str | No
             f"{lost_by_squeezing(width, height)}; --tile auto would cut them into tiles of "
             f"{better.side} px"
         )
+
+
+def of_several_scales(layout: Layout, sizes: Sequence[Size]) -> str:
+    """That pictures which are cut into tiles differ in size; empty where they hardly do.
+
+    As a picture is warned of that differs from the memory's (`other_scale`): by the shorter side.
+    """
+    shorter = [min(size) for size in sizes]
+    if layout.tiling is None or layout.roi or layout.parts or max(shorter) <= layout.tiling.side:
+        return ""
+    if max(shorter) <= SCALED * min(shorter):
+        return ""
+    kinds = Counter(sizes).most_common()
+    shown = ", ".join(f"{width} x {height} ({count})" for (width, height), count in kinds[:SIZES])
+    others = sum(count for _, count in kinds[SIZES:])
+    return (
+        f"pictures differ in size: {shown}{f' and others ({others})' if others else ''}. Tiles are cut by "
+        "pixels, so where these show one product at several scales, details look larger in some than in "
+        "others: bring them to one scale, or build a memory of each"
+    )
 
 
 def lost_by_squeezing(width: int, height: int) -> str:
