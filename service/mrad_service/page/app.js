@@ -29,7 +29,10 @@ const teacher = new Teacher({
   queue,
   current: () => current,
   refresh: (item) => refresh(item),
-  taught: (item) => outdate("before the last lesson", item),
+  taught: (item) => {
+    known = {}; // what has changed now is this lesson's
+    outdate("before the last lesson", item);
+  },
   learned: (pending) => learned(pending),
   product: () => product.name,
 });
