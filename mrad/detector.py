@@ -92,7 +92,7 @@ class Detector:
         self.head.attach(bank, retrieval)
         self.reading = reading or ReadOptions()
         _ = bank.layout  # what cannot be read shows now
-        self._taught = TaughtPictures.of(bank, encoder.grid**2, encoder.device)
+        self._taught = TaughtPictures.of(bank, encoder)
         self._layout: Layout | None = None
         self._finder = Finder(bank, self.head, retrieval, encoder)
         self._usual: dict[Place | None, float] | None = None
@@ -105,7 +105,7 @@ class Detector:
         other.bank, other.head, other._usual = bank, copy.copy(self.head), None
         other.head.attach(bank, self.retrieval)
         other._finder = Finder(bank, other.head, self.retrieval, self.encoder)
-        other._taught = TaughtPictures.of(bank, self.encoder.grid**2, self.encoder.device)
+        other._taught = TaughtPictures.of(bank, self.encoder)
         return other
 
     def with_facts_of(self, bank: MemoryBank) -> Detector:

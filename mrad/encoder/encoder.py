@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ class Features:
     """[B, N, W] before the average; None where it was not wanted."""
     places: tuple[Place | None, ...] | None = None
     """Where each lies in its picture: tiles of one do; None: each is a whole picture."""
+    pixels: tuple[Tensor, ...] | None = None
+    """What was encoded, float32 [3, S, S] each, as prepared; None where nobody kept it."""
 
     def class_query(self) -> Tensor:
         """[B, E], L2-normalised."""
@@ -71,21 +74,29 @@ class Features:
     def __getitem__(self, index: slice) -> Features:
         raw = None if self.patch_raw is None else self.patch_raw[index]
         places = None if self.places is None else self.places[index]
-        return Features(self.class_feature[index], self.patch[index], raw, places)
+        pixels = None if self.pixels is None else self.pixels[index]
+        return Features(self.class_feature[index], self.patch[index], raw, places, pixels)
 
     def to(self, device: torch.device | str) -> Features:
         """The same features on another device."""
         raw = None if self.patch_raw is None else self.patch_raw.to(device)
-        return Features(self.class_feature.to(device), self.patch.to(device), raw, self.places)
+        return replace(
+            self,
+            class_feature=self.class_feature.to(device),
+            patch=self.patch.to(device),
+            patch_raw=raw,
+        )
 
     @staticmethod
     def cat(parts: Sequence[Features]) -> Features:
-        """Join batches. `patch_raw` is kept only when every part has it."""
+        """Join batches. `patch_raw` and `pixels` are kept only when every part has them."""
         raws = [part.patch_raw for part in parts if part.patch_raw is not None]
+        pixels = [part.pixels for part in parts if part.pixels is not None]
         return Features(
             torch.cat([part.class_feature for part in parts]),
             torch.cat([part.patch for part in parts]),
             torch.cat(raws) if parts and len(raws) == len(parts) else None,
+            pixels=tuple(chain.from_iterable(pixels)) if len(pixels) == len(parts) else None,
         )
 
 
@@ -315,7 +326,8 @@ class Encoder:
         patch = neighbourhood_average(patch_raw, self.grid)
         if not (all_finite(class_feature) and all_finite(patch)):
             raise NonFiniteError(f"{self.identity} produced NaN or infinity; check its weights")
-        return Features(class_feature, patch, patch_raw if raw else None)
+        kept = patch_raw if raw else None
+        return Features(class_feature, patch, kept, pixels=tuple(pixels))
 
     def project_patch(self, patch: Tensor) -> Tensor:
         """Patch features [..., W] -> joint space [..., E], W where the tower has none; linear, so it

@@ -64,6 +64,14 @@ class Preprocess:
             values = values.add_(0.5).floor_().clamp_(0, 255)
         return self._normalised(values[0])
 
+    def levels(self, pixels: Tensor) -> npt.NDArray[np.uint8]:
+        """Inverse: what was resized, uint8 [S, S, C], of float32 [3, S, S]; C is 1 for a grey picture, else 3."""
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        values = pixels.detach().cpu().permute(1, 2, 0) * std + mean
+        levels = (values * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+        grey = bool((levels == levels[..., :1]).all())
+        return np.ascontiguousarray(levels[..., :1] if grey else levels)
+
     def _normalised(self, levels: Tensor) -> Tensor:
         """Levels 0..255, float32 [..., 1 or 3, S, S], overwritten -> [..., 3, S, S]."""
         mean = torch.tensor(self.mean, device=levels.device).view(3, 1, 1)

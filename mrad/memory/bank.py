@@ -23,7 +23,7 @@ from mrad.errors import (
 from mrad.images.guard import InputProfile
 from mrad.images.layout import PLAIN, Layout, Places
 from mrad.images.options import ReadOptions
-from mrad.memory.contents import SETTLED, Contents
+from mrad.memory.contents import SETTLED, Contents, add_picture
 from mrad.memory.entry import REGIONS, Entry, Key, PatchKeys
 from mrad.memory.level import LEVELS, LevelMemory
 from mrad.types import WHOLE, Box, Place, Sample
@@ -105,6 +105,7 @@ class MemoryBank(Contents):
             layout=layout,
             reading=reading,
             seen=seen,
+            lessons=False,
         )
         with closing(encoded):
             for done, (entry, entry_keys) in enumerate(encoded, start=1):
@@ -159,6 +160,9 @@ class MemoryBank(Contents):
         """A bank with one more entry. Calibration stays, for the operator to renew."""
         if not self.keeps_local:
             keys = [key for key in keys if key.level != "local"]
+        pictures = dict(self.pictures)
+        if self.keeps_local:
+            add_picture(pictures, keys)
         dims = self.image.dim, self.patch.dim
         addition = MemoryBank.from_keys(self.identity, [entry], keys, dims=dims)
         levels = {}
@@ -171,6 +175,7 @@ class MemoryBank(Contents):
             **levels,
             entries=(*self.entries, entry),
             thumbnails=self.thumbnails | ({entry.entry_id: thumbnail} if thumbnail else {}),
+            pictures=pictures,
             metadata={**self.metadata, SETTLED: self.settled},
             digest=None,
             changes=None,
@@ -184,6 +189,7 @@ class MemoryBank(Contents):
             entries=self.entries[:row] + self.entries[row + 1 :],
             **{name: getattr(self, name).without_row(row) for name in LEVELS},
             thumbnails={key: jpeg for key, jpeg in self.thumbnails.items() if key != entry_id},
+            pictures={key: one for key, one in self.pictures.items() if key != entry_id},
             metadata={**self.metadata, SETTLED: self.settled - (row < self.settled)},
             digest=None,
             changes=None,
@@ -203,6 +209,7 @@ class MemoryBank(Contents):
             **{name: getattr(self, name).of_entries(kept) for name in LEVELS},
             calibration=None,
             thumbnails={i: self.thumbnails[i] for i in ids if i in self.thumbnails},
+            pictures={i: self.pictures[i] for i in ids if i in self.pictures},
             metadata=self.metadata | taught,
             digest=None,
             changes=None,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mrad.encoder.identity import EncoderIdentity
-from mrad.memory.entry import Entry
+from mrad.memory.entry import Entry, Key
 from mrad.memory.level import LevelMemory, empty_level
 
 SETTLED = "settled"
@@ -15,6 +16,8 @@ SETTLED = "settled"
 missing. The others were taught later: they are neighbours, and move no scale."""
 LOCAL_KEYS = 131_072
 """Single patches that a memory holds at most."""
+PICTURES = 1 << 26
+"""Bytes of lessons' pictures that it holds at most: those of the newest."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Contents:
     """Thresholds and probabilities, one object per head's name (mrad.calibration)."""
     thumbnails: dict[str, bytes] = field(default_factory=dict)
     """entry_id -> JPEG."""
+    pictures: dict[str, bytes] = field(default_factory=dict)
+    """entry_id -> what of a lesson was encoded, uint8 [S, S, C] (`Key.picture`)."""
     digest: str | None = None
     """SHA-256 of `bank.json`, once the bank lies on disk; of that and of all changes, with them."""
     changes: Changes | None = None
@@ -60,3 +65,13 @@ class Contents:
         """Whether new images bring their patches: not to a memory whose earlier images have none, or
         that holds as many as it should. `nn` would then compare with the new images alone."""
         return 0 < len(self.local) < LOCAL_KEYS or not len(self.entries)
+
+
+def add_picture(pictures: dict[str, bytes], keys: Sequence[Key]) -> None:
+    """Add what was encoded of a lesson, where its keys bring it; the oldest make room."""
+    pictures.update({key.entry_id: key.picture for key in keys if key.picture})
+    held = sum(map(len, pictures.values()))
+    for entry_id in list(pictures):
+        if held <= PICTURES:
+            break
+        held -= len(pictures.pop(entry_id))

@@ -75,3 +75,5 @@ class Key(NamedTuple):
     vector: FloatArray
     tile: int = 0
     """Number of the tile of its image that it describes (`mrad.images.tiles.Tiling.plan`)."""
+    picture: bytes = b""
+    """Of the image key of a lesson: what was encoded, uint8 [S, S, C], to know it again where it moved."""

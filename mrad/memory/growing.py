@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mrad.memory.contents import SETTLED, Changes, Contents
+from mrad.memory.contents import SETTLED, Changes, Contents, add_picture
 from mrad.memory.entry import Entry, Key
 from mrad.memory.level import COLUMNS, LEVELS, LevelMemory
 from mrad.types import ANOMALOUS, NORMAL, Level
@@ -98,6 +98,7 @@ class GrowingBank(Generic[C]):
         self.rows = {entry.entry_id: row for row, entry in enumerate(self._entries)}
         """entry_id -> row."""
         self.thumbnails = dict(bank.thumbnails)
+        self.pictures = dict(bank.pictures)
         self._dropped: list[int] = []
 
     @property
@@ -117,6 +118,8 @@ class GrowingBank(Generic[C]):
         for name, level in self._levels.items():
             if name != "local" or self._keeps_local:
                 level.append([key for key in keys if key.level == name], row)
+        if self._keeps_local:
+            add_picture(self.pictures, keys)
         if thumbnail is not None:
             self.thumbnails[entry.entry_id] = thumbnail
 
@@ -126,9 +129,10 @@ class GrowingBank(Generic[C]):
         self._dropped.append(row)
         self._removed += row < self._built
         self.thumbnails.pop(entry_id, None)
+        self.pictures.pop(entry_id, None)
 
     def view(self) -> C:
-        """The bank as it is now. Its thumbnails are the store's own mapping: ask, don't iterate."""
+        """The bank as it is now. Its thumbnails and pictures are the store's own: ask, don't iterate."""
         self._sweep()
         levels: dict[str, Any] = {name: level.view() for name, level in self._levels.items()}
         changes = None
@@ -140,6 +144,7 @@ class GrowingBank(Generic[C]):
             entries=tuple(self._entries),
             **levels,
             thumbnails=self.thumbnails,
+            pictures=self.pictures,
             metadata=self.metadata | ({SETTLED: self._settled} if self.sequence else {}),
             calibration=self.calibration,
             changes=changes,

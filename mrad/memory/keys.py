@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -42,6 +42,8 @@ class Piece:
     """Its anomalous pixels, [h, w]."""
     counts: BoolArray | None = None
     """Which of its pixels are of interest, [h, w]; None for all."""
+    whole: bool = False
+    """Whether it is the picture itself, uncut."""
 
 
 def pieces_of(places: Places, anomalous: bool, mask: Mask | BoolArray | None) -> list[Piece]:
@@ -70,9 +72,10 @@ def pieces_of(places: Places, anomalous: bool, mask: Mask | BoolArray | None) ->
                 clear = ~ignore[top:bottom, left:right]
                 counts = clear if counts is None else counts & clear
             if not anomalous:
-                found.append(Piece(tile.number, False, None, counts))
+                found.append(Piece(tile.number, False, None, counts, places.whole))
             elif mask is None or labelled is None:
-                found.append(Piece(tile.number, True if alone else None, mask, counts))
+                label = True if alone else None
+                found.append(Piece(tile.number, label, mask, counts, places.whole))
             else:
                 left, top, right, bottom = tile.box
                 seen = labelled[top:bottom, left:right]
@@ -126,8 +129,18 @@ def keys_of(
     piece: Piece,
     patch_keys: PatchKeys = REGIONS,
 ) -> list[Key]:
-    """The keys of `levels_of`, one by one, as a single lesson is handed on."""
-    return _listed([levels_of(encoder, features, index, entry.label, piece, patch_keys)], entry)
+    """The keys of `levels_of`, one by one, as a single lesson is handed on, with the picture itself."""
+    keys = _listed([levels_of(encoder, features, index, entry.label, piece, patch_keys)], entry)
+    whole = piece.whole and features.pixels is not None
+    return _pictured(keys, encoder, features.pixels[index] if whole and features.pixels else None)
+
+
+def _pictured(keys: list[Key], encoder: Encoder, pixels: Tensor | None) -> list[Key]:
+    """The keys of a lesson that is looked at whole, with what was encoded, float32 [3, S, S]."""
+    if pixels is None:
+        return keys
+    picture = encoder.preprocess.levels(pixels).tobytes()
+    return [key._replace(picture=picture) if key.level == "image" else key for key in keys]
 
 
 def _listed(tiles: Iterable[Levels], entry: Entry) -> list[Key]:
@@ -222,7 +235,7 @@ class Labelled:
     places: Places
     pieces: list[Piece]
     pixels: Tensor | None = None
-    """float32 [3, S, S] where the picture is one tile and was prepared already."""
+    """float32 [3, S, S] where the picture is one tile and was prepared already, or is encoded."""
 
 
 def encode_labelled(
@@ -243,6 +256,8 @@ def encode_labelled(
                 label, piece = picture.entry.label, picture.pieces[len(tiles)]
                 tiles.append(levels_of(encoder, features, index, label, piece, patch_keys))
                 if len(tiles) == len(picture.pieces):
+                    if picture.places.whole and features.pixels is not None:
+                        picture = replace(picture, pixels=features.pixels[index])
                     yield picture, tiles
                     tiles = []
 
@@ -257,6 +272,7 @@ def encode_samples(
     layout: Layout = PLAIN,
     reading: ReadOptions | None = None,
     seen: Callable[[Picture], None] = lambda picture: None,
+    lessons: bool = True,
 ) -> Generator[tuple[Entry, list[Key]], None, None]:
     """Entries and keys of labelled samples, a batch at a time, in order.
 
@@ -267,6 +283,7 @@ def encode_samples(
         layout: tiles and regions of every image.
         reading: how pictures are read.
         seen: called with each picture as it was read.
+        lessons: whether they are for a memory that stands, which keeps pictures of what it is taught.
 
     Raises `ImageError`, `MaskError`, `DataError`; `LayoutError` where a region of `layout` does not fit a
     picture, or that cannot be aligned.
@@ -290,4 +307,5 @@ def encode_samples(
     encoded = encode_labelled(encoder, labelled(), batch_size=batch_size, patch_keys=patch_keys)
     with closing(encoded):
         for picture, tiles in encoded:
-            yield picture.entry, _listed(tiles, picture.entry)
+            keys = _listed(tiles, picture.entry)
+            yield picture.entry, _pictured(keys, encoder, picture.pixels if lessons else None)

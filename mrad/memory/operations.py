@@ -53,21 +53,27 @@ class Request:
 
 
 def pack_keys(keys: Sequence[Key]) -> tuple[str, bytes]:
-    """Facts of the keys as JSON, their vectors as float32, little endian, one after the other."""
+    """Facts of the keys as JSON; their vectors as float32, little endian, one after the other, then pictures."""
     facts = [
-        [key.level, key.label, key.region, key.size, key.tile, len(key.vector)] for key in keys
+        [key.level, key.label, key.region, key.size, key.tile, len(key.vector)]
+        + ([len(key.picture)] if key.picture else [])
+        for key in keys
     ]
     vectors = (np.ascontiguousarray(key.vector, dtype="<f4").tobytes() for key in keys)
-    return json.dumps(facts, separators=(",", ":")), b"".join(vectors)
+    pictures = (key.picture for key in keys)
+    return json.dumps(facts, separators=(",", ":")), b"".join([*vectors, *pictures])
 
 
 def unpack_keys(entry_id: str, facts: str, vectors: bytes) -> tuple[Key, ...]:
     """The keys that `pack_keys` packed. Raises `ValueError`, `TypeError` for anything else."""
-    keys, offset = [], 0
-    for level, label, region, size, tile, dim in json.loads(facts):
+    keys, offset, listed = [], 0, json.loads(facts)
+    place = sum(4 * dim for *_, dim in (key[:6] for key in listed))
+    for level, label, region, size, tile, dim, *length in listed:
         vector = np.frombuffer(vectors, "<f4", dim, offset).astype(np.float32, copy=False)
-        keys.append(Key(level, label, entry_id, region, size, vector, tile))
-        offset += 4 * dim
+        picture = vectors[place : place + sum(length)]
+        keys.append(Key(level, label, entry_id, region, size, vector, tile, picture))
+        offset, place = offset + 4 * dim, place + sum(length)
+    offset = place
     if offset != len(vectors):
         raise ValueError(f"{len(vectors)} bytes of vectors, {offset} are listed")
     return tuple(keys)

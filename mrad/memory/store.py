@@ -7,6 +7,7 @@ local.faiss       from version 2: every patch of labelled images, flat
 entries.parquet   a row per key: level, label, entry, region, size, tile (from version 2), source, added
                   when and by whom
 thumbnails.parquet   optional: entry_id, JPEG
+pictures.parquet     optional: entry_id, what was encoded of a lesson: uint8 [S, S, C]
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ from mrad.memory.contents import Contents
 from mrad.memory.level import LEVELS, LevelMemory
 from mrad.memory.tables import (
     Rows,
+    read_images,
     read_rows,
-    read_thumbnails,
     write_entries,
-    write_thumbnails,
+    write_images,
 )
 from mrad.types import FloatArray
 
@@ -55,7 +56,8 @@ MAPPED_FROM = 1 << 30
 ALWAYS = LEVELS[:2]
 """Those that banks of every format have."""
 ENTRIES = "entries.parquet"
-THUMBNAILS = "thumbnails.parquet"
+IMAGES = {"thumbnails": "jpeg", "pictures": "levels"}
+"""Of entries, each in a file of its own, `thumbnails.parquet`: name of the column."""
 FLAT = Struct("<4siqqq?iQ")
 """What stands before the vectors of a flat FAISS index: kind, width, vectors, two numbers that are not
 used, whether it is trained, metric, numbers that follow."""
@@ -72,8 +74,9 @@ def save_bank(bank: C, path: Path, *, replace: bool = False) -> C:
                 f"{name}.faiss": partial(_write_index, level) for name, level in levels.items()
             }
             files[ENTRIES] = partial(write_entries, bank.entries, levels)
-            if bank.thumbnails:
-                files[THUMBNAILS] = partial(write_thumbnails, bank.thumbnails)
+            for name, column in IMAGES.items():
+                if images := getattr(bank, name):
+                    files[f"{name}.parquet"] = partial(write_images, images, column)
             with ThreadPoolExecutor() as pool:  # writing and hashing release the GIL
                 names = sorted(files)
                 facts = pool.map(lambda name: _written(folder / name, files[name]), names)
@@ -264,7 +267,11 @@ def _verify(path: Path, name: str, facts: Any, *, digest: bool) -> None:
 
 def _parse(path: Path, manifest: dict[str, Any]) -> Contents:
     rows = read_rows(path / ENTRIES)
-    thumbnails = read_thumbnails(path / THUMBNAILS) if THUMBNAILS in manifest["files"] else {}
+    images: dict[str, Any] = {
+        name: read_images(path / f"{name}.parquet", column)
+        for name, column in IMAGES.items()
+        if f"{name}.parquet" in manifest["files"]
+    }
     held = [name for name in LEVELS if f"{name}.faiss" in manifest["files"]]
     levels: dict[str, Any] = {name: _read_level(path, name, rows, manifest) for name in held}
     return Contents(
@@ -273,7 +280,7 @@ def _parse(path: Path, manifest: dict[str, Any]) -> Contents:
         **levels,
         metadata=manifest.get("metadata") or {},
         calibration=manifest.get("calibration"),
-        thumbnails=thumbnails,
+        **images,
         digest=hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest(),
     )
 

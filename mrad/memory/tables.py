@@ -88,11 +88,11 @@ def _counts(parts: Sequence[npt.NDArray[np.int32]], bare: int) -> pa.Array:
     return numeric(np.concatenate([*parts, np.zeros(bare, np.int32)]).astype(np.int32))
 
 
-def write_thumbnails(thumbnails: Mapping[str, bytes], file: Path) -> None:
-    """Entry's id and JPEG, a row each."""
-    jpegs = list(thumbnails.values())
-    chunks = [_pieces(jpegs[i : i + CHUNK], pa.binary()) for i in range(0, len(jpegs), CHUNK)]
-    columns = {"entry_id": texts(list(thumbnails)), "jpeg": pa.chunked_array(chunks, pa.binary())}
+def write_images(images: Mapping[str, bytes], name: str, file: Path) -> None:
+    """Entry's id and image, a row each; `name`: of its column."""
+    values = list(images.values())
+    chunks = [_pieces(values[i : i + CHUNK], pa.binary()) for i in range(0, len(values), CHUNK)]
+    columns = {"entry_id": texts(list(images)), name: pa.chunked_array(chunks, pa.binary())}
     pq.write_table(pa.table(columns), file)
 
 
@@ -144,11 +144,11 @@ def read_rows(file: Path) -> Rows:
         return Rows(opened.read(columns=SCHEMA.names))
 
 
-def read_thumbnails(file: Path) -> dict[str, bytes]:
-    """JPEGs by entry's id."""
+def read_images(file: Path, name: str) -> dict[str, bytes]:
+    """Inverse of `write_images`."""
     with pq.ParquetFile(file) as opened:
         table = opened.read()
-    return dict(zip(table["entry_id"].to_pylist(), table["jpeg"].to_pylist()))
+    return dict(zip(table["entry_id"].to_pylist(), table[name].to_pylist()))
 
 
 def numbers(column: Column) -> npt.NDArray[Any]:

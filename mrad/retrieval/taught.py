@@ -20,10 +20,9 @@ as a mask. A box, or the whole picture, is mostly good material, and photographs
 differ by 0.03 from one another, there as elsewhere: so what is marked must be twice as near as in any good
 picture of the memory.
 
-A move of two pixels that is undone in the picture's own pixels leaves 0.0041 at most inside (four images of
-each set), and up to 0.070 in the patches of the edge, which show what came into view. Undone after the picture
-was scaled for the encoder it leaves 0.18 on boards of black and white. So a moved good picture would have to be
-encoded again for each move that is tried; it is judged by its score instead.
+A move that is undone after the picture was scaled for the encoder leaves 0.18 on boards of black and white,
+and more in patches that show what came into view: features do not tell a moved picture from a small new
+defect. Its pixels do (`mrad.retrieval.moved`), for pictures that are not cut into tiles.
 """
 
 from __future__ import annotations
@@ -38,9 +37,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mrad.encoder.encoder import Features
+from mrad.encoder.encoder import Encoder, Features
 from mrad.images.layout import cell_box
+from mrad.images.preprocess import Preprocess
 from mrad.memory.bank import MemoryBank
+from mrad.retrieval.moved import same_moved
 from mrad.types import NORMAL, WHOLE, Box, Place, Recognised
 
 SAME = 0.0125
@@ -53,6 +54,8 @@ GATE = 0.95
 """Cosine of the class features from which patches are looked at."""
 NEAREST = 16
 """Taught pictures whose patches are looked at, at most: the most alike as a whole."""
+MOVES = 2
+"""Of those, the pictures whose pixels are compared, at most."""
 STEP = 16
 """Of so many patches one is looked at first."""
 MARKED = "anomalous"
@@ -74,10 +77,14 @@ class TaughtPictures:
     """[V], where in its picture it lies."""
     classes: Tensor
     """[V, E], class features, L2-normalised, on the encoder's device."""
+    pictures: tuple[bytes, ...] = ()
+    """[V], what was encoded; empty where it was cut, or taught before this was kept."""
+    preprocess: Preprocess | None = None
 
     @classmethod
-    def of(cls, bank: MemoryBank, cells: int, device: torch.device | str) -> TaughtPictures:
-        """Of a memory whose images have so many patches; nearly nothing is computed."""
+    def of(cls, bank: MemoryBank, encoder: Encoder) -> TaughtPictures:
+        """Of a memory of what `encoder` gives; nearly nothing is computed."""
+        cells = encoder.grid**2
         image, every = bank.image, slice(None, None, cells)
         entry, tile = bank.local.entry[every], bank.local.tile[every].astype(np.int64)
         views = np.flatnonzero(entry >= bank.settled)
@@ -89,9 +96,12 @@ class TaughtPictures:
         place = order[np.searchsorted(known[order], wanted).clip(max=len(known) - 1)]
         found = known[place] == wanted
         views = views[found]
-        keys = torch.from_numpy(image.keys[place[found]]).to(device)
-        places = bank.places(zip(entry[views].tolist(), tile[views].tolist()))
-        return cls(bank, cells, views, entry[views], places, keys)
+        keys = torch.from_numpy(image.keys[place[found]]).to(encoder.device)
+        rows = entry[views]
+        places = bank.places(zip(rows.tolist(), tile[views].tolist()))
+        held = bank.pictures if bank.layout.plain else {}
+        pictures = tuple(held.get(bank.entries[row].entry_id, b"") for row in rows.tolist())
+        return cls(bank, cells, views, rows, places, keys, pictures, encoder.preprocess)
 
     @classmethod
     def none(cls, bank: MemoryBank) -> TaughtPictures:
@@ -123,9 +133,30 @@ class TaughtPictures:
             if not close:
                 continue
             patches = F.normalize(features.patch_raw[place], dim=1)
+            unknown = []
             for view in close:
                 if (cosine := self._shows(patches, view)) is not None:
                     found[place][int(self.rows[view])] = cosine
+                elif self.pictures[view]:
+                    unknown.append(view)
+            if unknown and features.pixels is not None:
+                found[place] |= self._moved(patches, features.pixels[place], unknown)
+        return found
+
+    def _moved(self, patches: Tensor, pixels: Tensor, views: Sequence[int]) -> dict[int, float]:
+        """The entries of those views that show the same, moved; of several, the most alike are looked at."""
+        some = np.arange(0, self.cells, STEP)
+        apart = {view: float(self._apart(patches, view, some).mean()) for view in views}
+        close = [view for view in views if apart[view] <= 2 * LIKE]
+        close.sort(key=lambda view: (apart[view], -view))
+        if not close or self.preprocess is None:
+            return {}
+        shown = self.preprocess.levels(pixels)
+        found = {}
+        for view in close[:MOVES]:
+            levels = np.frombuffer(self.pictures[view], np.uint8).reshape(*shown.shape[:2], -1)
+            if same_moved(levels, shown):
+                found[int(self.rows[view])] = 1 - apart[view]
         return found
 
     def recognised(

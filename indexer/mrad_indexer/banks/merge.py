@@ -137,6 +137,7 @@ def _joined(bank: MemoryBank, other: MemoryBank) -> MemoryBank:
         bank,
         entries=(*bank.entries, *other.entries),
         thumbnails={**dict(bank.thumbnails.items()), **dict(other.thumbnails.items())},
+        pictures={**bank.pictures, **other.pictures},
         **levels,
     )
 

@@ -112,8 +112,9 @@ class MemoryState:
         return self.bank.view()
 
     def snapshot(self) -> MemoryBank:
-        """A view whose thumbnails stay as they are too."""
-        return replace(self.bank.view(), thumbnails=dict(self.bank.thumbnails))
+        """A view whose thumbnails and pictures stay as they are too."""
+        view = self.bank.view()
+        return replace(view, thumbnails=dict(view.thumbnails), pictures=dict(view.pictures))
 
     def page(self, cursor: str | None, limit: int, label: int | None) -> Page:
         """See `DurableMemory.list`."""
