@@ -340,3 +340,15 @@ def test_a_full_disk_and_a_place_that_may_not_be_written_are_one_line(
     assert result.exit_code == 2
     assert "error " in result.output
     assert "Traceback" not in result.output
+
+
+def test_a_low_limit_of_addresses_is_told(monkeypatch):
+    """PyTorch ends such a process by std::bad_alloc."""
+    import resource
+
+    from mrad_indexer.cli.main import short_of_addresses
+
+    for limit, told in ((3 << 30, True), (16 << 30, False), (resource.RLIM_INFINITY, False)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, limit))
+        assert bool(short_of_addresses()) == told
+        assert not told or "3.0 GiB of addresses (ulimit -v)" in short_of_addresses()

@@ -17,7 +17,7 @@ import typer.main
 from typer.core import TyperCommand
 
 from mrad.errors import MRADError
-from mrad_indexer.cli.common.console import MRADGroup
+from mrad_indexer.cli.common.console import MRADGroup, warn
 
 # Read when torch is loaded. Threads that wait for each other by spinning take the cores from whatever
 # else runs: beside another process, images took twice as long. Without any spinning, an image alone
@@ -31,6 +31,8 @@ if "OMP_WAIT_POLICY" not in os.environ:
 # second: a fifth of what `mrad bank inspect` takes.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
 
+ADDRESSES = 8 << 30
+"""Bytes. With 6 GB a score came through, with 5 not; more cores ask for more."""
 GROUP = "mrad.commands"
 MARKUP: Final = "markdown"
 """Of help texts: in rich's own, a default in brackets would vanish as an unknown tag."""
@@ -110,6 +112,25 @@ def about(
     First steps: `mrad demo` shows it on bundled images; `mrad build` makes a memory of yours;
     `mrad calibrate` chooses a threshold; `mrad score` judges new images.
     """
+    if short := short_of_addresses():
+        warn(short)
+
+
+def short_of_addresses() -> str:
+    """What a low limit of addresses does; empty without one. PyTorch would end the process, or packages
+    would seem to be missing, and nothing would say why."""
+    if sys.platform == "win32":
+        return ""
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY or limit >= ADDRESSES:
+        return ""
+    return (
+        f"this process may use {limit / 2**30:.1f} GiB of addresses (ulimit -v), and PyTorch asks for more than it "
+        f"fills: below {ADDRESSES >> 30} GiB it may fail or end without a word. To bound memory limit what is filled: "
+        "docker run --memory, or systemd's MemoryMax"
+    )
 
 
 @cache
