@@ -11,6 +11,7 @@ from typing import Annotated
 from mrad_client.errors import MRADClientError
 
 try:
+    import anyio
     import typer
     from rich.console import Console
 
@@ -20,6 +21,7 @@ try:
     from mrad_client.batch.job import Job
     from mrad_client.batch.screen import closing, say, say_not_taken
     from mrad_client.batch.tables import check_suffix
+    from mrad_client.types import Bank
 except ImportError as error:  # pragma: no cover - seen in the test of the bare wheel
     sys.exit(
         f"mrad-client's commands need {error.name}, which is not installed. From a checkout of the "
@@ -69,10 +71,18 @@ def score(
     for path in out:
         check_suffix(path)
     places = Places(maps, overlays)
+
+    async def memory() -> Bank:
+        async with AsyncClient(server, retry=Retry(attempts=1)) as client:
+            return await client.bank(product)
+
+    items = find_items(source, places.folders)
+    bank = anyio.run(memory)  # wrong address, key or version: before the first image
     job = Job(
-        items=find_items(source, places.folders),
+        items=items,
         journal=out[0].with_name(out[0].name + ".journal"),
         asked={
+            "memory": bank.name,
             "threshold": threshold,
             "target_fpr": target_fpr,
             **({} if product is None else {"object": product}),
@@ -88,9 +98,6 @@ def score(
     @asynccontextmanager
     async def opened() -> AsyncIterator[HTTPTransport]:
         async with AsyncClient(server, retry=Retry(attempts=1)) as client:
-            bank = await client.bank(
-                product
-            )  # wrong address, key or version: before the first image
             yield HTTPTransport(
                 client,
                 threshold,

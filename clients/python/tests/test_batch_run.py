@@ -164,13 +164,14 @@ class SlowServer:
 
     def __init__(self, seconds: float) -> None:
         self.scored: collections.Counter[bytes] = collections.Counter()
+        self.memory, self.threshold = "bank", 0.5
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                self.answer({"name": "bank"})
+                self.answer({"name": outer.memory})
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
@@ -184,7 +185,8 @@ class SlowServer:
                 time.sleep(seconds)
                 outer.scored.update(images)
                 self.answer({"results": [
-                    {"index": i, "name": "", "status": "ok", "score": data[0] / 255}
+                    {"index": i, "name": "", "status": "ok", "score": data[0] / 255,
+                     "threshold": outer.threshold}
                     for i, data in enumerate(images)
                 ]})  # fmt: skip
 
@@ -246,6 +248,31 @@ def test_killed_again_and_again_nothing_is_lost_and_nothing_acknowledged_is_scor
     assert all(r["score"] == pytest.approx(int(r["name"][:3]) / 255) for r in table)
     again = sum(server.scored.values()) - 200
     assert again <= kills * 2 * 2, "more was scored again than can have been in flight at the kills"
+
+
+def test_rows_of_another_memory_are_not_mixed_in_silence(photos: Path, tmp_path: Path) -> None:
+    """The server was restarted with another bank, or its memory has learned meanwhile."""
+    server = SlowServer(seconds=0)
+    command = [sys.executable, "-m", "mrad_client.cli", "score", str(photos)]
+    command += ["--out", str(tmp_path / "r.csv"), "--server", server.url]
+
+    def run() -> tuple[int, str]:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return done.returncode, " ".join(done.stderr.split())
+
+    status, said = run()
+    assert status == 0
+    assert "thresholds" not in said
+    (photos / "new.png").write_bytes(bytes([7]) + os.urandom(8))
+    server.threshold = 0.6
+    status, said = run()
+    assert status == 0
+    assert "judged by 2 thresholds, 0.50000 to 0.60000" in said
+    server.memory = "other"
+    status, said = run()
+    assert status == 2
+    assert "memory bank → other" in said
+    assert "--restart" in said
 
 
 def test_the_command_end_to_end(photos: Path, tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ def closing(summary: Summary, written: Iterable[Path], console: Console, errors:
     """
     verdicts = ", ".join(f"{count:,} {name}" for name, count in sorted(summary.verdicts.items()))
     say(console, f"{counted(summary.total, 'image')}: {verdicts or 'none scored'}")
+    if summary.mixed:
+        say(console, summary.mixed, "yellow")
     for code, count in summary.errors.most_common():
         say(console, f"{counted(count, 'error')}: {code}", "yellow")
     for code, count in summary.warnings.most_common():

@@ -47,6 +47,8 @@ class Summary:
     calibrated: array[float] = field(default_factory=lambda: array("d"))
     """As many as `scores`, or the run has scores of two kinds and the raw ones are shown."""
     threshold: float | None = None
+    thresholds: set[float] = field(default_factory=set)
+    """More than one where a server's memory changed under the run."""
     worst: list[tuple[float, int, Row]] = field(default_factory=list)
 
     @classmethod
@@ -76,6 +78,8 @@ class Summary:
         if row.get("calibrated_score") is not None:
             self.calibrated.append(row["calibrated_score"])
         self.threshold = row.get("threshold")
+        if self.threshold is not None:
+            self.thresholds.add(self.threshold)
         push = heapq.heappush if len(self.worst) < SHOWN else heapq.heappushpop
         push(self.worst, (score, -self.total, row))
 
@@ -87,7 +91,13 @@ class Summary:
             base: the folder from which rows name their overlays, which are put into it, small.
             about: facts of the run.
         """
-        counts = {"images": self.total, **self.verdicts, "errors": self.errors.total()}
+        counts: dict[str, object] = {
+            "images": self.total,
+            **self.verdicts,
+            "errors": self.errors.total(),
+        }
+        if self.mixed:
+            counts["warning"] = self.mixed
         counts |= {f"warned: {code}": count for code, count in self.warnings.most_common()}
         facts = "".join(
             f"<tr><th>{escape(str(name))}<td>{escape(on_one_line(str(value)))}"
@@ -117,6 +127,16 @@ class Summary:
             if self.errors.total() > SHOWN:
                 parts.append(f"<p>The first {SHOWN} are shown; the table of results has all.")
         return "\n".join(parts)
+
+    @property
+    def mixed(self) -> str:
+        """What to say of images that were not judged alike; empty where all were."""
+        if len(self.thresholds) < 2:
+            return ""
+        return (
+            f"judged by {len(self.thresholds)} thresholds, {min(self.thresholds):.5f} to "
+            f"{max(self.thresholds):.5f}: the memory changed meanwhile; --restart judges all alike"
+        )
 
     def bins(self) -> tuple[list[int], float, float]:
         """Counts of `BINS` equal steps, and where the first begins and the last ends.
