@@ -271,6 +271,8 @@ class _Worker:
         if answer.columns["status"] == "ok":
             self.doubtful.pop(item.name, None)
             return False
+        if not stamp:  # taken away since it came to rest: the next look drops it
+            return True
         if self.doubtful.get(item.name, ("", 0.0))[0] != stamp:
             self.doubtful[item.name] = (stamp, now)
         if now - self.doubtful[item.name][1] < PATIENCE:

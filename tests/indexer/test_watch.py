@@ -231,6 +231,21 @@ def test_a_folder_that_goes_and_comes_back(tmp_path, inbox, judge, poll):
     assert [row["status"] for row in verdicts(out)] == ["ok"] * 4
 
 
+def test_a_file_that_is_taken_away_in_between_ends_nothing(tmp_path, inbox, judge, monkeypatch):
+    """Renamed by another program after it came to rest, before it was read."""
+    plain, out = watch._Worker.handle, tmp_path / "out"
+
+    def late(self, items, now):
+        if (inbox / "0.png").exists() and any(item.name == "0.png" for item, _ in items):
+            (inbox / "0.png").rename(inbox / "renamed.png")
+        return plain(self, items, now)
+
+    monkeypatch.setattr(watch._Worker, "handle", late)
+    with watching(inbox, judge, WatchOptions(out, settle=0.1)):
+        until(lambda: len(verdicts(out)) == 2)
+    assert {row["name"] for row in verdicts(out)} == {"1.png", "renamed.png"}
+
+
 def test_across_file_systems_a_move_copies_first(tmp_path, monkeypatch):
     import errno
 
