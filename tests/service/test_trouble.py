@@ -15,6 +15,7 @@ import pytest
 import structlog
 import torch
 from fastapi.testclient import TestClient
+from mrad_service import problems
 from mrad_service.scheduler import retry
 from structlog.testing import capture_logs
 
@@ -100,6 +101,8 @@ def test_a_fault_of_the_program_is_none_of_the_device_and_is_logged_with_the_req
         (told,) = (one for one in logs if one.get("exc_info"))
         return answer, told
 
+    # A logger that was used before holds on to the settings of that time.
+    monkeypatch.setattr(problems, "log", structlog.get_logger())
     monkeypatch.setattr(head, "__call__", faulty)
     one = asked(png(1), png(2))
     number = itertools.count(1)

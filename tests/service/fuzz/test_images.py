@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import math
 import threading
@@ -20,7 +22,10 @@ MIB = 1 << 20
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """Bytes of this process in memory, without those that glibc keeps for later (`keep_freed_memory`)."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmRSS"):
             return int(line.split()[1]) * 1024
@@ -55,9 +60,7 @@ def fuzz(client, mutant, cases: int) -> None:
         ok, bad = score_many(client, [mutant(rng) for _ in range(min(AT_ONCE, cases - first))])
         judged, refused = judged + ok, refused + bad
         if early == 0 and first >= cases // 5:
-            gc.collect()
             early, threads = resident(), threading.active_count()
-    gc.collect()
     grown = (resident() - early) / MIB
     print(
         f"{cases} mutated images: {judged} judged, {refused} refused, none failed; memory "
