@@ -23,10 +23,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 LANES = 4
 """Batches at once, at most: each needs the memory of one."""
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
 """As glibc numbers them (malloc.h)."""
-KEPT, SINGLE = 256 << 20, 32 << 20
-"""Bytes that are free at the end of a heap up to which it is kept; the largest block that lies in one."""
+KEPT, SINGLE = 64 << 20, 32 << 20
+"""Bytes that are free at the end of a heap up to which they are kept; the largest block that lies in one."""
 OVERRIDE = "NVIDIA_TF32_OVERRIDE"
 """Set to 1, it makes cuBLAS and cuDNN use TF32 whatever a program asks for."""
 
@@ -60,8 +60,8 @@ def keep_freed_memory() -> None:
     """Have glibc keep what a batch has freed, for the next one; other libraries are left as they are.
 
     Else it may give some back after each batch, by how blocks happen to lie, and the kernel hands it out again
-    page by page: up to 13 MB a tile, a seventh of its time. An environment that says how memory is to be handled
-    is followed.
+    page by page: up to 13 MB a tile, a seventh of its time. There is a heap for each core, not eight, which would
+    each keep their own. An environment that says how memory is to be handled is followed.
     """
     told = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
     with contextlib.suppress(AttributeError, OSError, TypeError):  # no glibc
@@ -69,6 +69,7 @@ def keep_freed_memory() -> None:
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(TRIM_THRESHOLD, KEPT)
             mallopt(MMAP_THRESHOLD, SINGLE)
+            mallopt(ARENA_MAX, os.cpu_count() or 1)
 
 
 def exact_float32(exact: bool = True) -> None:

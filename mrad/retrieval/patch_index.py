@@ -216,7 +216,7 @@ class PatchIndex:
 
 
 def trained_on(count: int, settled: int) -> int:
-    """How many of so many first keys make the cells: those of the build, so that a lesson makes none anew.
+    """How many of so many first keys make the cells: those of the build, so that no lesson makes them again.
 
     Where the build has fewer than `MANY`, or lessons outnumber it: so many, times 2, 4, 8 ...
     """
