@@ -111,9 +111,10 @@ def test_a_fault_of_the_program_is_none_of_the_device_and_is_logged_with_the_req
         assert isinstance(told["exc_info"].__cause__, KeyError)
         assert told["code"] == "internal_error"
         assert "no such cell" not in answer.text
-    statuses = [result["status"] for result in one[0].json()["results"]]
-    assert statuses == ["ok", "error"]
-    assert one[0].json()["results"][1]["problem"]["code"] == "internal_error"
+    # Either may be judged first, where they were no batch together.
+    failed, judged = sorted(one[0].json()["results"], key=lambda result: str(result["status"]))
+    assert (failed["status"], judged["status"]) == ("error", "ok")
+    assert failed["problem"]["code"] == "internal_error"
     assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
     assert client.get("/health/ready").status_code == 200
 
