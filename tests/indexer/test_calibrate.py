@@ -193,14 +193,9 @@ def test_maps_that_tell_nothing_give_no_threshold_that_marks_everything(tiny_det
     assert "the pixel threshold is by false alarms" in " ".join(capsys.readouterr().out.split())
 
 
-def test_images_of_a_memory_whose_file_is_gone_are_judged_by_what_it_holds(
-    tiny_encoder, surface, tmp_path
-):
-    """As of a restored export, whose lessons are entries like any."""
-    bank = MemoryBank.from_samples(tiny_encoder, [r.sample() for r in surface.records])
-    bank.save(tmp_path / "bank")
-    bank = MemoryBank.load(tmp_path / "bank")
-    assert bank.settled == len(bank.entries)
+def test_what_a_restored_export_holds_without_a_file_is_judged(tiny_encoder, surface, tmp_path):
+    MemoryBank.from_samples(tiny_encoder, [r.sample() for r in surface.records]).save(tmp_path / "b")
+    bank = MemoryBank.load(tmp_path / "b")
     assert without_a_file(bank, surface) == []
     files = replace(surface, records=surface.records[:5])
     assert without_a_file(bank, files) == [5, 6, 7]
