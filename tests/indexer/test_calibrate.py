@@ -194,12 +194,12 @@ def test_maps_that_tell_nothing_give_no_threshold_that_marks_everything(tiny_det
 
 
 def test_what_a_restored_export_holds_without_a_file_is_judged(tiny_encoder, surface, tmp_path):
-    MemoryBank.from_samples(tiny_encoder, [r.sample() for r in surface.records]).save(tmp_path / "b")
+    samples = [record.sample() for record in surface.records]
+    MemoryBank.from_samples(tiny_encoder, samples).save(tmp_path / "b")
     bank = MemoryBank.load(tmp_path / "b")
-    assert without_a_file(bank, surface) == []
-    files = replace(surface, records=surface.records[:5])
-    assert without_a_file(bank, files) == [5, 6, 7]
-    scored = score_without_self(detector := Detector(tiny_encoder, bank), files)
+    files, detector = replace(surface, records=surface.records[:5]), Detector(tiny_encoder, bank)
+    assert (without_a_file(bank, surface), without_a_file(bank, files)) == ([], [5, 6, 7])
+    scored = score_without_self(detector, files)
     assert judge_held(detector, scored, [5, 6, 7]) == 3
     assert sorted(scored.own_row) == list(range(8))
 
