@@ -131,8 +131,8 @@ def keys_of(
 ) -> list[Key]:
     """The keys of `levels_of`, one by one, as a single lesson is handed on, with the picture itself."""
     keys = _listed([levels_of(encoder, features, index, entry.label, piece, patch_keys)], entry)
-    whole = piece.whole and features.pixels is not None
-    return _pictured(keys, encoder, features.pixels[index] if whole and features.pixels else None)
+    pixels = features.pixels if piece.whole else None
+    return _pictured(keys, encoder, None if pixels is None else pixels[index])
 
 
 def _pictured(keys: list[Key], encoder: Encoder, pixels: Tensor | None) -> list[Key]:

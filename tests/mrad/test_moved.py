@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,26 +22,16 @@ from mrad.memory.operations import pack_keys, unpack_keys
 from mrad.retrieval.moved import Picture, same_moved
 from mrad.thresholds.taught import as_taught
 from mrad.types import ANOMALOUS, NORMAL
+from tests.mrad.boards import bank_of_boards, opened, recompressed
 
 EDGE = 8
 """Pixels cut off on each side, so that real content comes into view."""
-
-
-def board(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")
 
 
 def at(image: Image.Image, right: int, down: int) -> Image.Image:
     """What a camera sees of a larger scene that lies so far to the right and down."""
     left, top = EDGE - right, EDGE - down
     return image.crop((left, top, left + image.width - 2 * EDGE, top + image.height - 2 * EDGE))
-
-
-def recompressed(image: Image.Image) -> Image.Image:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return Image.open(buffer).convert("RGB")
 
 
 def shown(image: Image.Image) -> list[Image.Image]:
@@ -53,19 +42,12 @@ def shown(image: Image.Image) -> list[Image.Image]:
 
 @pytest.fixture(scope="module")
 def bank(mini_encoder: Encoder, demo_images: Path) -> MemoryBank:
-    """Six good boards and four defective ones."""
-    folder = demo_images / "memory"
-    samples = [Sample(path, False) for path in sorted((folder / "good").glob("*.png"))[:6]]
-    samples += [
-        Sample(path, True, folder / "masks" / path.name)
-        for path in sorted((folder / "defect").glob("*.png"))[:4]
-    ]
-    return MemoryBank.from_samples(mini_encoder, samples)
+    return bank_of_boards(mini_encoder, demo_images)
 
 
 @pytest.fixture(scope="module")
 def scene(demo_images: Path) -> Image.Image:
-    return board(sorted((demo_images / "query" / "good").glob("*.png"))[0])
+    return opened(sorted((demo_images / "query" / "good").glob("*.png"))[0])
 
 
 def taught(bank: MemoryBank, encoder: Encoder, *samples: Sample) -> MemoryBank:
@@ -104,7 +86,7 @@ def test_with_a_small_new_defect_it_is_not(
 ) -> None:
     rng = np.random.default_rng(4)
     for path in sorted((demo_images / "query" / "good").glob("*.png")):
-        scene = board(path)
+        scene = opened(path)
         now = taught(bank, mini_encoder, Sample(at(scene, 0, 0), False))
         side = max(4, round(size * min(scene.size)))
         x, y = (int(v) for v in rng.integers(2 * EDGE, min(scene.size) - side - 2 * EDGE, 2))

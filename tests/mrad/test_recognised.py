@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from mrad.retrieval.taught import SAME
 from mrad.thresholds.own import score_own
 from mrad.thresholds.taught import as_taught
 from mrad.types import ANOMALOUS, NORMAL, WHOLE, Prediction, Recognised
+from tests.mrad.boards import bank_of_boards, opened, recompressed
 
 HEADS = ("tf", "nn", "combined")
 TOO_LOW, TOO_HIGH = 0.0, 1.0
@@ -32,26 +32,12 @@ TOO_LOW, TOO_HIGH = 0.0, 1.0
 
 def doubles(image: Image.Image) -> list[Image.Image]:
     """The same picture recompressed, and brightened."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return [Image.open(buffer).convert("RGB"), ImageEnhance.Brightness(image).enhance(1.03)]
-
-
-def opened(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")
+    return [recompressed(image), ImageEnhance.Brightness(image).enhance(1.03)]
 
 
 @pytest.fixture(scope="module")
 def bank(mini_encoder: Encoder, demo_images: Path) -> MemoryBank:
-    """Six good and four defective boards."""
-    folder = demo_images / "memory"
-    samples = [Sample(path, False) for path in sorted((folder / "good").glob("*.png"))[:6]]
-    samples += [
-        Sample(path, True, folder / "masks" / path.name)
-        for path in sorted((folder / "defect").glob("*.png"))[:4]
-    ]
-    return MemoryBank.from_samples(mini_encoder, samples)
+    return bank_of_boards(mini_encoder, demo_images)
 
 
 def taught(bank: MemoryBank, encoder: Encoder, *samples: Sample) -> MemoryBank:

@@ -107,7 +107,7 @@ def test_a_file_that_makes_the_server_fail_does_not_stop_the_run(
     rows = batch(photos, server, tmp_path / "j")
     assert [row["name"] for row in rows if row["status"] == "error"] == ["003.png"]
     again = batch(photos, ok_results, tmp_path / "j")
-    assert {row["status"] for row in again} == {"ok"}, "mended, the server is asked again"
+    assert {row["status"] for row in again} == {"ok"}, "a server that works again is asked again"
 
 
 def test_a_manifests_missing_file_is_a_row(photos: Path, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def score_command(
     from mrad_client.batch.job import Job
     from mrad_client.batch.pictures import Places
     from mrad_client.batch.screen import closing, say_not_taken
-    from mrad_client.batch.sources import find_items
+    from mrad_client.batch.sources import WRITTEN, find_items
 
     from mrad.images.regions import read_alignment, read_parts, read_roi
     from mrad_indexer.cutting import size_of
@@ -105,7 +105,7 @@ def score_command(
         overlays=out / "overlays" if overlays else None,
         base=out,
     )
-    own = [out / "overlays", out / "maps"]
+    own = [out / name for name in WRITTEN]
     items = find_items(sources, own)
     choice = HeadChoice.parse(head)
     with measuring():
